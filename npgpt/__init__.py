@@ -1,0 +1,50 @@
+"""GPT-2 in pure NumPy: to read, to run, and to check other implementations against.
+
+    model = npgpt.load("gpt2")
+    logits = model([464, 3290])
+    for piece in model.generate("It is a truth", max_tokens=40, temperature=0): print(piece, end="")
+
+Names are imported when they are first used, so that the command line can set the number of threads before NumPy
+reads it, and `npgpt --help` does not wait for NumPy.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .cache import KVCache as KVCache
+    from .config import PUBLISHED as PUBLISHED
+    from .config import Config as Config
+    from .errors import NpgptError as NpgptError
+    from .language_model import LanguageModel as LanguageModel
+    from .loading import load as load
+    from .loading import save as save
+    from .model import forward as forward
+    from .parameters import Parameters as Parameters
+    from .sampling import Sampling as Sampling
+    from .tokenizer import Tokenizer as Tokenizer
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "KVCache": "cache",
+    "PUBLISHED": "config",
+    "Config": "config",
+    "NpgptError": "errors",
+    "LanguageModel": "language_model",
+    "load": "loading",
+    "save": "loading",
+    "forward": "model",
+    "Parameters": "parameters",
+    "Sampling": "sampling",
+    "Tokenizer": "tokenizer",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'npgpt' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

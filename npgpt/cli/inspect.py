@@ -1,0 +1,90 @@
+"""npgpt inspect: what a checkpoint is, and what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from .options import add_n_head
+
+if TYPE_CHECKING:
+    from ..inspection import Inspection
+
+
+def add(verbs: argparse._SubParsersAction[Any]) -> None:
+    """Declare the verb."""
+    parser = verbs.add_parser(
+        "inspect",
+        help="a model's configuration, parameters and file",
+        description="Print a model's configuration with its head split, its parameters by part, and its file.",
+        epilog="example: npgpt inspect weights/gpt2",
+    )
+    parser.add_argument("model", nargs="?", help="folder, file, or name such as gpt2 (default: the embedded austen)")
+    add_n_head(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Inspect; see the help."""
+    from ..inspection import inspect
+
+    for line in report(inspect(options.model, n_head=options.n_head)):
+        print(line)
+    return 0
+
+
+def report(found: Inspection) -> list[str]:
+    """The lines that are printed."""
+    config, total = found.config, sum(found.counts.values())
+    title = f"{found.name}: GPT-2 of {total:,} parameters, " + (
+        f"the published {found.published_name}" if found.published_name else "no published size"
+    )
+    heads = f"{config.n_embd} = {config.n_head} heads × {config.head_width}"
+    inner = "" if config.n_inner is None else f" (n_inner; {config.inner_width / config.n_embd:g} × n_embd)"
+    head = "wte itself (tied)" if config.tie_word_embeddings else "lm_head, its own (untied)"
+    configuration = {
+        "n_layer": f"{config.n_layer} blocks",
+        "n_head": heads,
+        "n_positions": f"{config.n_positions} tokens of context",
+        "vocab_size": f"{config.vocab_size} ids; text: {found.vocabulary}",
+        "mlp": f"{config.n_embd} → {config.inner_width} → {config.n_embd}{inner}, {config.activation_function}",
+        "layer norm": f"epsilon {config.layer_norm_epsilon:g}",
+        "output head": head,
+    }
+    if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
+        configuration["attention"] = (
+            f"scale_attn_weights {config.scale_attn_weights}, "
+            f"scale_attn_by_inverse_layer_idx {config.scale_attn_by_inverse_layer_idx}"
+        )
+    if found.unknown_keys:
+        configuration["unknown keys"] = ", ".join(found.unknown_keys) + " (in config.json; not used)"
+    parts = {part: f"{count:>13,}  {count / total:6.1%}" for part, count in found.counts.items()}
+    file = {
+        "path": str(found.path),
+        "size": f"{found.size:,} bytes",
+        "sha256": found.sha256,
+        "tensors": ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items()) + _at_load(found),
+        "values": _values(found),
+    }
+    return [title, *_table("configuration", configuration), *_table("parameters", parts), *_table("file", file)]
+
+
+def _table(heading: str, rows: Mapping[str, str]) -> list[str]:
+    return ["", heading, *(f"  {key:<15} {value}" for key, value in rows.items())]
+
+
+def _at_load(found: Inspection) -> str:
+    """What loading in float32 does to the tensors."""
+    if found.misaligned:
+        return f"; {len(found.misaligned)} lie on no multiple of their size and are copied at load"
+    if set(found.dtypes) != {"F32"}:
+        return "; converted to float32 at load"
+    return "; used where they lie, not copied"
+
+
+def _values(found: Inspection) -> str:
+    if not found.non_finite:
+        return "all finite"
+    faults = [f"{name} has {nan} NaN and {inf} infinite" for name, (nan, inf) in found.non_finite.items()]
+    return "NOT FINITE: " + "; ".join(faults)

@@ -1,0 +1,63 @@
+"""Options and input that several verbs share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from ..errors import NpgptError
+
+THREAD_VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "OMP_NUM_THREADS",
+)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """--model and --n-head."""
+    parser.add_argument(
+        "--model", metavar="M", help="folder, file, or name such as gpt2 (default: the embedded austen)"
+    )
+    add_n_head(parser)
+
+
+def add_n_head(parser: argparse.ArgumentParser) -> None:
+    """--n-head."""
+    parser.add_argument(
+        "--n-head", type=int, metavar="N", help="number of heads, where the model states none or a wrong one"
+    )
+
+
+def set_threads(threads: int | None) -> None:
+    """Tell the BLAS under NumPy how many threads to use, which it reads once, as NumPy is imported.
+
+    Raises NpgptError for a number below 1, and where NumPy is there already.
+    """
+    if threads is None:
+        return
+    if threads < 1:
+        raise NpgptError(f"--threads must be at least 1, not {threads}")
+    if "numpy" in sys.modules:
+        raise NpgptError("--threads comes too late: NumPy is already imported in this process")
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+
+
+def read_text(argument: str) -> str:
+    """The argument itself, or all of standard input for '-'. Raises NpgptError where that is not UTF-8."""
+    if argument != "-":
+        return argument
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise NpgptError(
+            f"standard input is not UTF-8: byte 0x{error.object[error.start]:02X} at {error.start}"
+        ) from None
+
+
+def note(message: str) -> None:
+    """One line on stderr beside the output proper."""
+    print(f"npgpt: {message}", file=sys.stderr)

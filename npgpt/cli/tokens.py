@@ -1,0 +1,50 @@
+"""npgpt tokens: a text's ids and pieces."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from .options import note, read_text
+
+
+def add(verbs: argparse._SubParsersAction[Any]) -> None:
+    """Declare the verb."""
+    parser = verbs.add_parser(
+        "tokens",
+        help="a text's token ids and pieces",
+        description="Print each token's id and piece. --model gpt2 is GPT-2's vocabulary, weights or no weights.",
+        epilog='example: npgpt tokens --model gpt2 "Hello, world"',
+    )
+    parser.add_argument("text", help="the text, or - for standard input")
+    parser.add_argument(
+        "--model", metavar="M", help="folder, file, or name such as gpt2 (default: the embedded austen)"
+    )
+    parser.add_argument("--special", action="store_true", help="read <|endoftext|> in the text as the special token")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print tokens; see the help."""
+    from ..loading import load_tokenizer
+
+    tokenizer = load_tokenizer(options.model)
+    ids = tokenizer.encode(read_text(options.text), special=options.special)
+    pieces = [_shown(tokenizer.piece(token_id)) for token_id in ids]
+    if options.json:
+        print(json.dumps({"ids": ids, "pieces": pieces, "vocabulary": tokenizer.source}, ensure_ascii=False))
+        return 0
+    note(f"{len(ids)} tokens of {tokenizer.source} ({tokenizer.n_vocab} ids)")
+    for token_id, piece in zip(ids, pieces, strict=True):
+        print(f"{token_id:>5}  {piece}")
+    return 0
+
+
+def _shown(piece: bytes) -> str:
+    """A piece in quotes, so that spaces show; bytes that are no whole UTF-8 as such, b'\\xe2'."""
+    try:
+        return repr(piece.decode("utf-8"))
+    except UnicodeDecodeError:
+        return repr(piece)

@@ -1,0 +1,256 @@
+"""What a GPT-2 is made of, the published sizes, and every reason why a configuration is wrong."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import NpgptError
+
+ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu")  # the first two name the same formula
+REQUIRED = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+LARGEST_SIZE = 2**31 - 1
+
+
+def _check_size(key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise NpgptError(f"{key} must be a whole number, not {value!r}")
+    if not 1 <= value <= LARGEST_SIZE:
+        raise NpgptError(f"{key} must be from 1 to {LARGEST_SIZE}, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The shape of one GPT-2, under Hugging Face's names; a value that cannot be is refused at once.
+
+    n_layer counts the blocks, one above the other; n_head counts the heads side by side in each block and
+    has to divide n_embd. All sizes are counts, layer_norm_epsilon is added to a variance.
+
+    Raises NpgptError for a wrong type, sign or range, and where n_embd does not divide by n_head.
+    """
+
+    vocab_size: int
+    n_positions: int
+    n_embd: int
+    n_layer: int
+    n_head: int
+    n_inner: int | None = None  # width inside the MLP; None is 4 * n_embd
+    activation_function: str = "gelu_new"  # the tanh form; "gelu" is the exact erf form
+    layer_norm_epsilon: float = 1e-5
+    tie_word_embeddings: bool = True  # the output head is wte
+    scale_attn_weights: bool = True  # scores / √head_width
+    scale_attn_by_inverse_layer_idx: bool = False  # scores / (layer + 1) as well
+
+    def __post_init__(self) -> None:
+        for key in REQUIRED:
+            _check_size(key, getattr(self, key))
+        if self.n_inner is not None:
+            _check_size("n_inner", self.n_inner)
+        for key in ("tie_word_embeddings", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
+            if not isinstance(getattr(self, key), bool):
+                raise NpgptError(f"{key} must be true or false, not {getattr(self, key)!r}")
+        if self.activation_function not in ACTIVATIONS:
+            raise NpgptError(
+                f"activation_function {self.activation_function!r} is not one that GPT-2 uses: "
+                "gelu_new (tanh form, GPT-2's own), gelu_pytorch_tanh (the same), gelu (erf form)"
+            )
+        epsilon = self.layer_norm_epsilon
+        if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:
+            raise NpgptError(f"layer_norm_epsilon must be a number from 0 to below 1, not {epsilon!r}")
+        if self.n_embd % self.n_head:
+            raise NpgptError(_why_heads_do_not_divide(self))
+
+    @property
+    def head_width(self) -> int:
+        """D, the width of one head: n_embd / n_head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def inner_width(self) -> int:
+        """F, the width inside the MLP: n_inner, or 4 * n_embd where that is not given."""
+        return self.n_inner if self.n_inner is not None else 4 * self.n_embd
+
+    def attention_scale(self, layer: int) -> float:
+        """What the scores of block `layer` (from 0) are multiplied by: 1 / √head_width, unless switched otherwise."""
+        scale = 1 / math.sqrt(self.head_width) if self.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+    def published_name(self) -> str | None:
+        """The published model of this shape, whatever n_head says (no weight's shape depends on it), or None."""
+        for name, size in PUBLISHED.items():
+            same = all(
+                getattr(self, key) == getattr(size, key) for key in ("n_layer", "n_embd", "n_positions", "inner_width")
+            )
+            if same and self.vocab_size in GPT2_VOCAB_SIZES:
+                return name
+        return None
+
+    def check_token_ids(self, token_ids: ArrayLike, past: int = 0) -> NDArray[np.integer[Any]]:
+        """Token ids as rows [B, T], each fit for this model after `past` positions already in a cache.
+
+        token_ids: integers [T] or [B, T]. Raises NpgptError where they are of another type or rank, empty, below 0
+        or past the vocabulary (NumPy would take −1 for the last row), or do not fit into n_positions.
+        """
+        try:
+            ids = np.asarray(token_ids)
+        except ValueError:
+            raise NpgptError(
+                "token ids must form one row or rows of equal length; these rows differ in length"
+            ) from None
+        if ids.size == 0:
+            raise NpgptError(
+                "there are no token ids: a prompt has at least one (an empty text starts from <|endoftext|>)"
+            )
+        if not np.issubdtype(ids.dtype, np.integer):
+            raise NpgptError(f"token ids must be integers, not {ids.dtype}")
+        if ids.ndim not in (1, 2):
+            raise NpgptError(f"token ids must be one row [T] or rows [B, T], not of shape {list(ids.shape)}")
+        if ids.min() < 0 or ids.max() >= self.vocab_size:
+            where = tuple(int(i) for i in np.argwhere((ids < 0) | (ids >= self.vocab_size))[0])
+            raise NpgptError(
+                f"token id {ids[where]} at position {list(where)} is out of range: "
+                f"vocab_size is {self.vocab_size}, so ids run from 0 to {self.vocab_size - 1}"
+            )
+        if past + ids.shape[-1] > self.n_positions:
+            cached = f" after {past} in the cache" if past else ""
+            raise NpgptError(
+                f"{ids.shape[-1]} tokens{cached} do not fit into the context of {self.n_positions} (n_positions)"
+            )
+        return np.atleast_2d(ids)
+
+
+GPT2_VOCAB_SIZES = (50257, 50304)  # OpenAI's 50000 merges + 256 bytes + <|endoftext|>; nanoGPT pads to a multiple of 64
+
+
+def _published(n_layer: int, n_head: int, n_embd: int) -> Config:
+    return Config(vocab_size=50257, n_positions=1024, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+
+
+# Every head is 64 wide. Radford et al. 2019, table 2, whose parameter counts are too low and were corrected later.
+PUBLISHED = {
+    "gpt2": _published(n_layer=12, n_head=12, n_embd=768),  # 124M
+    "gpt2-medium": _published(n_layer=24, n_head=16, n_embd=1024),  # 355M
+    "gpt2-large": _published(n_layer=36, n_head=20, n_embd=1280),  # 774M
+    "gpt2-xl": _published(n_layer=48, n_head=25, n_embd=1600),  # 1558M
+    "distilgpt2": _published(n_layer=6, n_head=12, n_embd=768),  # 82M, Hugging Face's half of gpt2
+}
+
+
+def _why_heads_do_not_divide(config: Config) -> str:
+    """One line: the keys, the division, the likely cause and the way out."""
+    n_embd, n_head = config.n_embd, config.n_head
+    quotient = f"{n_embd} / {n_head} = {n_embd / n_head:.2f}"
+    message = f"n_embd = {n_embd} does not divide by n_head = {n_head}: {quotient} is no whole head width"
+    for name, size in PUBLISHED.items():
+        if size.n_embd == n_embd and size.n_layer == n_head:
+            return (
+                f"{message}; {n_head} is the n_layer of {name} (its blocks, one above the other), "
+                f"its n_head is {size.n_head}: {n_embd} = {size.n_head} × {size.head_width}"
+            )
+    if n_embd % config.n_layer == 0:
+        return (
+            f"{message}; n_layer = {config.n_layer} would divide it "
+            f"({n_embd} = {config.n_layer} × {n_embd // config.n_layer}): are n_layer and n_head swapped?"
+        )
+    small = [d for d in range(1, math.isqrt(n_embd) + 1) if n_embd % d == 0]
+    nearest = min(small + [n_embd // d for d in small], key=lambda d: (abs(d - n_head), d))
+    return f"{message}; the nearest n_head that divides it is {nearest}: {n_embd} = {nearest} × {n_embd // nearest}"
+
+
+# Other spellings of the same keys: Hugging Face's attribute map, OpenAI's hparams.json, LLMs-from-scratch, nanoGPT.
+SPELLINGS = {
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+    "max_position_embeddings": "n_positions",
+    "n_ctx": "n_positions",
+    "n_vocab": "vocab_size",
+    "emb_dim": "n_embd",
+    "n_heads": "n_head",
+    "n_layers": "n_layer",
+    "context_length": "n_positions",
+    "block_size": "n_positions",
+}
+
+# Keys that concern training, text generation, other heads' classes or half precision: right to have, of no effect here.
+UNUSED = frozenset(
+    """
+    model_type architectures transformers_version torch_dtype dtype _name_or_path name_or_path use_cache bos_token_id
+    eos_token_id pad_token_id sep_token_id decoder_start_token_id bias qkv_bias dropout drop_rate drop_rate_emb
+    drop_rate_attn drop_rate_shortcut resid_pdrop embd_pdrop attn_pdrop initializer_range gradient_checkpointing
+    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+    reorder_and_upcast_attn task_specific_params output_past output_attentions output_hidden_states return_dict
+    torchscript use_bfloat16 tf_legacy_loss tie_encoder_decoder is_decoder is_encoder_decoder
+    cross_attention_hidden_size add_cross_attention pruned_heads chunk_size_feed_forward finetuning_task id2label
+    label2id num_labels problem_type prefix tokenizer_class do_sample early_stopping num_beams num_beam_groups
+    diversity_penalty max_length min_length temperature top_k top_p typical_p repetition_penalty length_penalty
+    no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids num_return_sequences output_scores
+    return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
+    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens attn_implementation _attn_implementation
+    _attn_implementation_autoset _num_labels
+    """.split()
+)
+
+
+def read_fields(mapping: Mapping[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
+    """Config's fields out of a config.json, an LLMs-from-scratch dictionary or nanoGPT's model_args.
+
+    Returns (fields, unknown): fields as found, perhaps not all of Config's; unknown are the keys that nobody knows.
+    source names the mapping in errors. Raises NpgptError for another architecture and for one field given twice
+    with different values.
+    """
+    _refuse_other_architectures(mapping, source)
+    found: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
+    unknown: list[str] = []
+    names = {field.name for field in fields(Config)}
+    for key, value in mapping.items():
+        name = SPELLINGS.get(key, key)
+        if name not in names:
+            if key not in UNUSED:
+                unknown.append(key)
+        elif name in found and found[name] != value:
+            raise NpgptError(f"{source} contradicts itself: {spelt[name]} is {found[name]!r} and {key} is {value!r}")
+        else:
+            found[name], spelt[name] = value, key
+    if "block_size" in mapping and "embd_pdrop" not in mapping:
+        found.setdefault(
+            "activation_function", "gelu"
+        )  # nanoGPT's exact form; minGPT, with embd_pdrop, has the tanh form
+    if "emb_dim" in mapping:
+        found.setdefault("tie_word_embeddings", False)  # LLMs-from-scratch's out_head is a parameter of its own
+    return found, unknown
+
+
+def _refuse_other_architectures(mapping: Mapping[str, Any], source: str) -> None:
+    model_type = mapping.get("model_type", "gpt2")
+    nano = "block_size" in mapping  # minGPT's model_type names a size ("gpt2-xl", "gpt-nano") or is null
+    if model_type != "gpt2" and not nano:
+        raise NpgptError(f"{source}: model_type is {model_type!r}, and npgpt runs 'gpt2' alone")
+    for key in ("add_cross_attention", "is_encoder_decoder", "pruned_heads", "quantization_config"):
+        if mapping.get(key):
+            raise NpgptError(f"{source}: {key} is {mapping[key]!r}; npgpt runs GPT-2 as published, without it")
+
+
+def from_dict(mapping: Mapping[str, Any], source: str = "the configuration") -> Config:
+    """A Config from any of the key styles of read_fields.
+
+    Raises NpgptError where a size is missing, wrong, or the architecture is another one.
+    """
+    found, _ = read_fields(mapping, source)
+    missing = [key for key in REQUIRED if key not in found]
+    if missing:
+        raise NpgptError(f"{source} lacks {', '.join(missing)}")
+    return Config(**found)
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The contents of a config.json that Hugging Face's transformers reads as the same model."""
+    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]} | {
+        field.name: getattr(config, field.name) for field in fields(config)
+    }

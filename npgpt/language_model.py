@@ -1,0 +1,108 @@
+"""The user's handle: configuration, parameters and tokenizer held together, called and continued."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from numpy.typing import ArrayLike
+
+from .cache import KVCache
+from .config import Config
+from .errors import NpgptError
+from .generation import Step, generate
+from .model import forward
+from .parameters import Array, Parameters, Record
+from .sampling import Sampling
+from .tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A GPT-2 that is ready to run. vocabulary is its tokenizer, or the reason why it has none."""
+
+    name: str
+    config: Config
+    parameters: Parameters = field(repr=False)
+    vocabulary: Tokenizer | str = field(repr=False)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back. Raises NpgptError, with the reason, where the model has no vocabulary."""
+        if isinstance(self.vocabulary, str):
+            raise NpgptError(f"{self.name} has no text: {self.vocabulary}")
+        return self.vocabulary
+
+    def __call__(
+        self,
+        token_ids: ArrayLike,
+        cache: KVCache | None = None,
+        record: Record | None = None,
+        *,
+        last_only: bool = False,
+    ) -> Array:
+        """Logits [B, T, V] of token_ids [T] or [B, T], in the parameters' dtype; see npgpt.forward."""
+        return forward(self.parameters, self.config, token_ids, cache, record, last_only=last_only)
+
+    def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
+        """The ids of a prompt; an empty one starts from <|endoftext|>, as after every text the model was trained on.
+
+        Raises NpgptError where the model has no text, or no <|endoftext|> to start from.
+        """
+        ids = self.tokenizer.encode(text, special=special)
+        if not ids:
+            if self.tokenizer.end_of_text is None:
+                raise NpgptError(f"the prompt is empty, and {self.name} has no <|endoftext|> to start from")
+            ids = [self.tokenizer.end_of_text]
+        return ids
+
+    def generate(
+        self,
+        prompt: str | ArrayLike,
+        *,
+        max_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> Iterator[str]:
+        """Yield the text that follows a prompt (a text or ids [T]), piece by piece as it becomes certain.
+
+        temperature 0 is greedy; the same seed gives the same text; a stop string ends it and is not yielded, nor is
+        <|endoftext|>, which ends it unless ignore_eos. Raises NpgptError at once for an argument out of range, a prompt
+        longer than the context, and a model without text.
+        """
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        ids = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
+        stops = [stop] if isinstance(stop, str) else stop
+        steps = self.steps(ids, max_tokens=max_tokens, sampling=sampling, seed=seed, stop=stops, ignore_eos=ignore_eos)
+        return (step.text for step in steps if step.text)
+
+    def steps(
+        self,
+        prompt: ArrayLike,
+        *,
+        max_tokens: int,
+        sampling: Sampling,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> Iterator[Step]:
+        """Continue prompt ids [T] token by token, with ids, text and why it ended; a model without text runs too.
+
+        See npgpt.generation.generate.
+        """
+        return generate(
+            self.parameters,
+            self.config,
+            prompt,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            seed=seed,
+            tokenizer=None if isinstance(self.vocabulary, str) else self.vocabulary,
+            stop=stop,
+            ignore_eos=ignore_eos,
+        )

@@ -1,0 +1,195 @@
+"""A name or a path becomes a LanguageModel: configuration, parameters and tokenizer, checked against one another."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from . import config as configuration
+from . import parameters, tokenizer
+from .checkpoints import huggingface, safetensors
+from .checkpoints.atomic import writing
+from .config import PUBLISHED, Config
+from .errors import NpgptError
+from .finding import GPT2_RANKS, WEIGHTS_FILE, Location, find
+from .language_model import LanguageModel
+from .parameters import Shape
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's files, opened and found consistent; hardly a weight has been read yet."""
+
+    location: Location
+    config: Config
+    unknown_keys: list[str]  # keys of config.json that nobody knows
+    file: safetensors.SafetensorsFile
+    names: dict[str, str]  # canonical name -> name in the file
+
+
+def load(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    dtype: DTypeLike = "float32",
+    n_head: int | None = None,
+    config: Config | None = None,
+) -> LanguageModel:
+    """Load a model by name or path; without one, the embedded model.
+
+    dtype: float32, or float64 as the ground truth that others are measured against. n_head: states what a checkpoint
+    leaves open, or overrides it. config: takes the place of the checkpoint's whole configuration. float32 weights are
+    used where they lie in the mapped file, others are converted. Raises NpgptError for whatever does not fit.
+    """
+    try:
+        name = str(np.dtype(dtype))
+    except TypeError:
+        name = str(dtype)
+    if name not in ("float32", "float64"):
+        raise NpgptError(f"a model runs in float32 or float64, not {name}")
+    checkpoint = open_checkpoint(find(model), n_head=n_head, config=config)
+    vocabulary = tokenizer.find(checkpoint.location.folder, checkpoint.config.vocab_size, GPT2_RANKS)
+    arrays = {canonical: checkpoint.file.load(stored, name) for canonical, stored in checkpoint.names.items()}
+    weights = parameters.from_arrays(checkpoint.config, arrays)
+    return LanguageModel(checkpoint.location.name, checkpoint.config, weights, vocabulary)
+
+
+def open_checkpoint(location: Location, *, n_head: int | None = None, config: Config | None = None) -> Checkpoint:
+    """Read configuration and header and compare them: names, shapes, the number of heads, the tied head.
+
+    Raises NpgptError with all that is wrong.
+    """
+    if config is not None and n_head is not None:
+        raise NpgptError("give n_head or a whole config, not both")
+    file = safetensors.read(location.weights)
+    names = huggingface.canonical_names(file.tensors)
+    shapes = {name: file.tensors[stored].shape for name, stored in names.items()}
+    path = location.folder / CONFIG_FILE
+    stated = _read_json(path) if config is None and path.is_file() else None
+    unknown: list[str] = []
+    if config is None:
+        source = str(location.weights if stated is None else path)
+        found, unknown = configuration.read_fields(stated or {}, source)
+        config = _complete(found, shapes, n_head, source)
+    if "lm_head.weight" in shapes and shapes["lm_head.weight"] == shapes.get("wte.weight"):
+        tied = _same_bytes(file, names["lm_head.weight"], names["wte.weight"])
+        if config.tie_word_embeddings and stated is not None and not tied:
+            raise NpgptError(
+                f"{location.weights}: lm_head.weight differs from wte.weight, but {path} ties them (the default); "
+                'set "tie_word_embeddings": false there to use the head'
+            )
+        config = dataclasses.replace(config, tie_word_embeddings=tied)
+        if tied:
+            del names["lm_head.weight"], shapes["lm_head.weight"]
+    parameters.check_shapes(config, shapes, str(location.weights))
+    return Checkpoint(location, config, unknown, file, names)
+
+
+def _complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape], n_head: int | None, source: str) -> Config:
+    """A Config from what is stated and what the shapes tell.
+
+    No shape depends on n_head, so that is taken from the argument, else from what is stated, else from the published
+    model of this shape. A stated n_head that contradicts a published shape is refused: it is the mistake that loads
+    without complaint and writes nonsense. The argument may contradict, since somebody may have trained such a model.
+    """
+    fields = _sizes(shapes) | dict(stated)
+    missing = [key for key in configuration.REQUIRED if key not in fields and key != "n_head"]
+    if missing:
+        raise NpgptError(f"{source} lacks {', '.join(missing)}, and the weights' names and shapes do not tell")
+    published = Config(**fields | {"n_head": 1}).published_name()
+    size = PUBLISHED[published] if published else None
+    if n_head is not None:
+        fields["n_head"] = n_head
+    elif "n_head" not in fields:
+        if size is None:
+            raise NpgptError(
+                f"{source} states no n_head, and no shape tells it: give it (--n-head N, or load(…, n_head=N)); "
+                f"it divides n_embd = {fields['n_embd']}"
+            )
+        fields["n_head"] = size.n_head
+    config = Config(**fields)
+    if size is not None and n_head is None and config.n_head != size.n_head:
+        swapped = f" ({config.n_head} is its n_layer)" if config.n_head == size.n_layer else ""
+        raise NpgptError(
+            f"{source} says n_head = {config.n_head}, but the weights have the shapes of {published}, whose n_head is "
+            f"{size.n_head}{swapped}: {size.n_embd} = {size.n_head} × {size.head_width}; "
+            f"correct it, or insist with --n-head {config.n_head} (load(…, n_head={config.n_head}))"
+        )
+    return config
+
+
+def _sizes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """What the shapes tell of a configuration; nothing where a tensor is missing or has another rank."""
+    sizes: dict[str, Any] = {}
+    if len(wte := shapes.get("wte.weight", ())) == 2:
+        sizes["vocab_size"], sizes["n_embd"] = wte
+    if len(wpe := shapes.get("wpe.weight", ())) == 2:
+        sizes["n_positions"] = wpe[0]
+    if len(c_fc := shapes.get("h.0.mlp.c_fc.weight", ())) == 2 and c_fc[1] != 4 * c_fc[0]:
+        sizes["n_inner"] = c_fc[1]
+    if n_layer := parameters.count_blocks(shapes):
+        sizes["n_layer"] = n_layer
+    return sizes
+
+
+def _same_bytes(file: safetensors.SafetensorsFile, one: str, other: str) -> bool:
+    return np.array_equal(file.stored(one).view(np.uint8), file.stored(other).view(np.uint8))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        mapping = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise NpgptError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(mapping, dict):
+        raise NpgptError(f"{path} must hold a JSON object, not {type(mapping).__name__}")
+    return mapping
+
+
+def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
+    """Write model.safetensors, config.json and a vocabulary of the model's own into a new or empty folder.
+
+    The folder then loads here and in transformers alike. Each file appears whole or not at all. Raises NpgptError for
+    a folder that holds anything, OSError where it cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise NpgptError(f"{folder} is not empty: save into a new folder")
+    if isinstance(model.vocabulary, tokenizer.Tokenizer) and GPT2_RANKS not in model.vocabulary.files:
+        for file in model.vocabulary.files:
+            _write(folder / file.name, file.read_bytes())
+    _write(folder / CONFIG_FILE, json.dumps(configuration.to_dict(model.config), indent=2).encode() + b"\n")
+    safetensors.write(folder / WEIGHTS_FILE, parameters.to_arrays(model.parameters))
+
+
+def _write(path: Path, content: bytes) -> None:
+    with writing(path) as file:
+        file.write(content)
+
+
+def load_tokenizer(model: str | os.PathLike[str] | None = None) -> tokenizer.Tokenizer:
+    """A model's tokenizer without its weights; GPT-2's own for a published name whose weights are not here.
+
+    Raises NpgptError, with the reason, where the model has no vocabulary.
+    """
+    try:
+        location = find(model)
+    except NpgptError:
+        if model not in PUBLISHED:
+            raise
+        return tokenizer.from_ranks(GPT2_RANKS, PUBLISHED[str(model)].vocab_size)
+    checkpoint = open_checkpoint(location)
+    vocabulary = tokenizer.find(location.folder, checkpoint.config.vocab_size, GPT2_RANKS)
+    if isinstance(vocabulary, str):
+        raise NpgptError(f"{location.name} has no text: {vocabulary}")
+    return vocabulary

@@ -1,0 +1,55 @@
+"""Models for the tests: odd shapes, and weights in which no parameter is zero or one by default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from npgpt import parameters
+from npgpt.config import Config
+from npgpt.parameters import Array, Parameters
+
+
+def small(**fields: Any) -> Config:
+    """3 heads × 7, 2 blocks, 40 ids, 24 positions, but for the fields given."""
+    return Config(**{"vocab_size": 40, "n_positions": 24, "n_embd": 21, "n_layer": 2, "n_head": 3} | fields)
+
+
+SHAPES = {
+    "3 heads x 7": small(),
+    "1 head": small(n_embd=10, n_head=1, n_layer=1),
+    "8 heads x 1": small(n_embd=8, n_head=8, n_layer=3),
+    "untied": small(n_embd=12, n_head=2, tie_word_embeddings=False),
+    "n_inner": small(n_inner=17),
+    "unscaled": small(scale_attn_weights=False),
+    "scaled by layer": small(n_layer=3, scale_attn_by_inverse_layer_idx=True),
+    "erf": small(activation_function="gelu"),
+    "epsilon": small(layer_norm_epsilon=1e-3),
+}
+
+
+def random_arrays(config: Config, seed: int = 0, dtype: str = "float64") -> dict[str, Array]:
+    """Weights under which activations stay near 1, attention is far from uniform, and every bias matters."""
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, Array] = {}
+    for name, shape in parameters.schema(config).items():
+        values = rng.standard_normal(shape)
+        if len(shape) == 2 and name not in ("wte.weight", "wpe.weight"):
+            values /= np.sqrt(shape[0] if name != "lm_head.weight" else shape[1])
+        elif ".ln_" in name or name.startswith("ln_f"):
+            values = 0.3 * values + name.endswith("weight")
+        else:
+            values *= 0.5
+        arrays[name] = values.astype(np.float32).astype(dtype)  # float32 values, so that both dtypes hold the same model
+    return arrays
+
+
+def random_parameters(config: Config, seed: int = 0, dtype: str = "float64") -> Parameters:
+    """The same as a structure."""
+    return parameters.from_arrays(config, random_arrays(config, seed, dtype))
+
+
+def random_ids(config: Config, shape: tuple[int, ...], seed: int = 0) -> np.typing.NDArray[np.int64]:
+    """Ids of the whole vocabulary."""
+    return np.random.default_rng(seed).integers(0, config.vocab_size, shape)

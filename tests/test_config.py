@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from npgpt import config as configuration
+from npgpt.config import PUBLISHED, Config
+from npgpt.errors import NpgptError
+from tests.models import small
+
+# As published with the 124M weights on the hub.
+HUB_GPT2 = {
+    "activation_function": "gelu_new",
+    "architectures": ["GPT2LMHeadModel"],
+    "attn_pdrop": 0.1,
+    "bos_token_id": 50256,
+    "embd_pdrop": 0.1,
+    "eos_token_id": 50256,
+    "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "gpt2",
+    "n_ctx": 1024,
+    "n_embd": 768,
+    "n_head": 12,
+    "n_layer": 12,
+    "n_positions": 1024,
+    "resid_pdrop": 0.1,
+    "summary_activation": None,
+    "summary_first_dropout": 0.1,
+    "summary_proj_to_labels": True,
+    "summary_type": "cls_index",
+    "summary_use_proj": True,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    "vocab_size": 50257,
+}
+
+
+def one_line(error: pytest.ExceptionInfo[NpgptError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_published_table() -> None:
+    heads = {name: (c.n_layer, c.n_head, c.n_embd, c.head_width) for name, c in PUBLISHED.items()}
+    assert heads == {
+        "gpt2": (12, 12, 768, 64),
+        "gpt2-medium": (24, 16, 1024, 64),
+        "gpt2-large": (36, 20, 1280, 64),
+        "gpt2-xl": (48, 25, 1600, 64),
+        "distilgpt2": (6, 12, 768, 64),
+    }
+
+
+def test_gpt2_xl_with_its_layers_given_as_heads() -> None:
+    with pytest.raises(NpgptError) as error:
+        Config(vocab_size=50257, n_positions=1024, n_embd=1600, n_layer=25, n_head=48)
+    assert one_line(error) == (
+        "n_embd = 1600 does not divide by n_head = 48: 1600 / 48 = 33.33 is no whole head width; "
+        "48 is the n_layer of gpt2-xl (its blocks, one above the other), its n_head is 25: 1600 = 25 × 64"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "hint"),
+    [
+        ({"n_embd": 1024, "n_layer": 16, "n_head": 24}, "24 is the n_layer of gpt2-medium"),
+        ({"n_embd": 1280, "n_layer": 20, "n_head": 36}, "its n_head is 20: 1280 = 20 × 64"),
+        ({"n_embd": 100, "n_layer": 10, "n_head": 7}, "n_layer = 10 would divide it (100 = 10 × 10)"),
+        ({"n_embd": 100, "n_layer": 3, "n_head": 11}, "the nearest n_head that divides it is 10: 100 = 10 × 10"),
+        ({"n_embd": 2**31 - 1, "n_layer": 3, "n_head": 2**30}, "that divides it is 1:"),
+    ],
+)
+def test_other_divisions_that_fail_name_the_likely_cause(fields: dict[str, int], hint: str) -> None:
+    with pytest.raises(NpgptError) as error:
+        small(**fields)
+    assert hint in one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *[(field, value) for field in configuration.REQUIRED for value in (0, -1, 1.0, "12", True, None, 2**31)],
+        *[("n_inner", value) for value in (0, -3, 2.5, True, "64")],
+        *[("layer_norm_epsilon", value) for value in (-1e-5, 1, "1e-5", True, None, float("nan"), float("inf"))],
+        *[("activation_function", value) for value in ("relu", "quick_gelu", "gelu_fast", None, 3)],
+        *[("tie_word_embeddings", value) for value in (1, None, "true")],
+        *[("scale_attn_weights", value) for value in (0, None)],
+        *[("scale_attn_by_inverse_layer_idx", value) for value in (0, "false")],
+    ],
+)
+def test_every_field_is_checked(field: str, value: Any) -> None:
+    with pytest.raises(NpgptError, match=field):
+        small(**{field: value})
+
+
+def test_sizes_are_never_positional() -> None:
+    with pytest.raises(TypeError):
+        Config(50257, 1024, 768, 12, 12)  # type: ignore[misc]
+
+
+def test_hub_config_gives_the_published_model_and_no_unknown_key() -> None:
+    assert configuration.from_dict(HUB_GPT2) == PUBLISHED["gpt2"]
+    assert configuration.read_fields(HUB_GPT2, "config.json")[1] == []
+
+
+def test_llms_from_scratch_keys() -> None:
+    book = {"vocab_size": 50257, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 12}
+    config = configuration.from_dict(book | {"drop_rate": 0.1, "qkv_bias": False})
+    assert (config.n_positions, config.n_embd, config.n_head, config.n_layer) == (256, 768, 12, 12)
+    assert config.activation_function == "gelu_new"
+    assert not config.tie_word_embeddings  # out_head is a parameter of its own
+
+
+def test_nanogpt_keys_bring_the_exact_activation() -> None:
+    model_args = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "bias": False, "vocab_size": 65}
+    config = configuration.from_dict(model_args | {"dropout": 0.2})
+    assert (config.n_positions, config.activation_function, config.tie_word_embeddings) == (256, "gelu", True)
+
+
+def test_mingpt_keys_keep_the_tanh_form() -> None:
+    config = configuration.from_dict(
+        {"model_type": "gpt-nano", "n_layer": 3, "n_head": 3, "n_embd": 48, "block_size": 6, "vocab_size": 3}
+        | {"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1}
+    )
+    assert (config.n_positions, config.activation_function) == (6, "gelu_new")
+
+
+def test_openai_hparams() -> None:
+    hparams = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}
+    assert configuration.from_dict(hparams) == PUBLISHED["gpt2"]
+
+
+def test_to_dict_and_back() -> None:
+    for config in (*PUBLISHED.values(), small(n_inner=5, activation_function="gelu", tie_word_embeddings=False)):
+        assert configuration.from_dict(configuration.to_dict(config)) == config
+
+
+def test_unknown_keys_are_reported() -> None:
+    assert configuration.read_fields(HUB_GPT2 | {"rope_theta": 10000}, "config.json")[1] == ["rope_theta"]
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ({"model_type": "gpt_neo"}, "gpt_neo"),
+        ({"model_type": "llama"}, "llama"),
+        ({"add_cross_attention": True}, "add_cross_attention"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"activation_function": "relu"}, "relu"),
+        ({"n_ctx": 512}, "n_ctx"),
+        ({"hidden_size": 1024}, "hidden_size"),
+    ],
+)
+def test_other_models_and_contradictions_are_refused_by_name(extra: dict[str, Any], named: str) -> None:
+    with pytest.raises(NpgptError, match=named):
+        configuration.from_dict(HUB_GPT2 | extra, "config.json")
+
+
+def test_missing_sizes_are_listed() -> None:
+    with pytest.raises(NpgptError, match="mine lacks vocab_size, n_layer"):
+        configuration.from_dict({"n_positions": 8, "n_embd": 8, "n_head": 2}, "mine")
+
+
+def test_the_scale_of_attention() -> None:
+    assert PUBLISHED["gpt2"].attention_scale(5) == 0.125
+    assert small(scale_attn_weights=False).attention_scale(1) == 1.0
+    assert small(n_embd=12, scale_attn_by_inverse_layer_idx=True).attention_scale(2) == 1 / 2 / 3
+
+
+@pytest.mark.parametrize("ids", [[1, 2], (1, 2), [[1, 2], [3, 4]], np.array([39], np.uint8), np.array([[0]], np.int16)])
+def test_token_ids_become_rows(ids: Any) -> None:
+    rows = small().check_token_ids(ids)
+    assert rows.ndim == 2
+    np.testing.assert_array_equal(rows.ravel(), np.ravel(ids))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([0, 1, -1], r"token id -1 at position \[2\] is out of range: vocab_size is 40, so ids run from 0 to 39"),
+        ([[0, 1], [40, 1]], r"token id 40 at position \[1, 0\]"),
+        ([], "no token ids"),
+        ([[]], "no token ids"),
+        ([1.0, 2.0], "must be integers, not float64"),
+        ([True], "must be integers, not bool"),
+        (["a"], "must be integers"),
+        ([None], "must be integers, not object"),
+        ([2**70], "must be integers, not object"),
+        ([[1, 2], [3]], "rows of equal length"),
+        (3, "not of shape"),
+        ([[[1]]], r"not of shape \[1, 1, 1\]"),
+        (list(range(25)), r"25 tokens do not fit into the context of 24 \(n_positions\)"),
+    ],
+)
+def test_token_ids_that_numpy_would_take_in_silence(ids: Any, message: str) -> None:
+    with pytest.raises(NpgptError, match=message) as error:
+        small().check_token_ids(ids)
+    one_line(error)
+
+
+def test_tokens_in_a_cache_count_towards_the_context() -> None:
+    assert small().check_token_ids([1] * 4, past=20).shape == (1, 4)
+    with pytest.raises(NpgptError, match="5 tokens after 20 in the cache do not fit into the context of 24"):
+        small().check_token_ids([1] * 5, past=20)

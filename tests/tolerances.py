@@ -1,0 +1,55 @@
+"""How far rounding alone can carry two correct results apart.
+
+Every rounding changes a value by a factor 1 + d with |d| ≤ u, where u is half the spacing at 1 (2⁻²⁴ in float32,
+2⁻⁵³ in float64). Higham and Mary, "A New Approach to Probabilistic Rounding Error Analysis" (SIAM J. Sci. Comput. 41,
+2019): roundings behave like independent draws of mean zero, so that n of them in a row leave an error of about u √n
+and not the worst case's u n. A sum of n products has 2 n roundings at most on the way to any result, whatever
+the order of summation; counting n for a sum and 1 for an elementwise step, the roundings between the ids and a
+logit are
+
+    N = n_layer (3 C + D + S + F + 40) + 40 + C
+
+(c_attn, c_proj and c_fc sum over C; scores over D; values over S; mlp.c_proj over F; 40 covers two normalisations, the
+softmax, the activation and the additions). Normalisation undoes growth from block to block, so errors add up like
+independent terms: their root mean square is about u √N times the tensor's own. The factor 4 covers the 2 of the
+products and as much again for what one block passes on of another's error. Two implementations each have such an
+error; the reference here is always float64, whose share is nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from npgpt.config import Config
+
+
+def rounding_bound(config: Config, tokens: int, dtype: DTypeLike) -> float:
+    """The relative root-mean-square error that rounding explains in any intermediate of a model."""
+    u = float(np.finfo(dtype).eps) / 2
+    C, D, F = config.n_embd, config.head_width, config.inner_width
+    roundings = config.n_layer * (3 * C + D + tokens + F + 40) + 40 + C
+    return 4 * u * math.sqrt(roundings)
+
+
+def relative_error(theirs: ArrayLike, reference: ArrayLike) -> float:
+    """Root mean square of the difference, over the reference's; equal infinities are no difference."""
+    a, b = np.asarray(theirs, np.float64), np.asarray(reference, np.float64)
+    assert a.shape == b.shape, f"shapes differ: {a.shape} and {b.shape}"
+    finite = ~(np.isinf(b) & (a == b))
+    assert np.isfinite(a[finite]).all()
+    return float(_rms(a[finite] - b[finite]) / _rms(b[finite]))
+
+
+def largest_difference(theirs: ArrayLike, reference: ArrayLike) -> float:
+    """The largest difference, over the largest absolute value of the reference: the tensor's scale."""
+    a, b = np.asarray(theirs, np.float64), np.asarray(reference, np.float64)
+    assert a.shape == b.shape, f"shapes differ: {a.shape} and {b.shape}"
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def _rms(x: np.typing.NDArray[Any]) -> float:
+    return math.sqrt(float(np.mean(np.square(x)))) if x.size else 1.0
