@@ -32,10 +32,12 @@ class Location:
 def find(model: str | os.PathLike[str] | None = None) -> Location:
     """A path to a folder or file, the name of an embedded model, or a published name (gpt2, org/name); None: embedded.
 
-    Names are looked for in ./weights/, in the folder that NPGPT_WEIGHTS names, among the embedded models and in the
-    user's Hugging Face cache, in this order. Raises NpgptError where nothing is found, naming every place looked in.
+    Published names are looked for in ./weights/, in the folder that NPGPT_WEIGHTS names, beside the embedded model and
+    in the user's Hugging Face cache, in this order. Raises NpgptError where nothing is found, with all places.
     """
-    name = os.fspath(model) if model is not None else EMBEDDED
+    if model is None:
+        return Location(EMBEDDED, EMBEDDED_WEIGHTS / EMBEDDED / WEIGHTS_FILE, EMBEDDED_WEIGHTS / EMBEDDED)
+    name = os.fspath(model)
     if not name:
         raise NpgptError("the model's name is empty: give a folder, a file, or a name such as gpt2")
     path = Path(name).expanduser()
@@ -66,6 +68,8 @@ def _is_name(name: str) -> bool:
 
 def _places(name: str) -> list[Path]:
     """The folders where a model of this name may lie, in order of preference."""
+    if name == EMBEDDED:
+        return [EMBEDDED_WEIGHTS / EMBEDDED]
     short = name.split("/")[-1]
     folders = [Path("weights") / short]
     if own := os.environ.get("NPGPT_WEIGHTS"):

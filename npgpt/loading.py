@@ -165,10 +165,13 @@ def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise NpgptError(f"{folder} is not empty: save into a new folder")
-    if isinstance(model.vocabulary, tokenizer.Tokenizer) and GPT2_RANKS not in model.vocabulary.files:
-        for file in model.vocabulary.files:
+    end_of_text = None
+    if isinstance(model.vocabulary, tokenizer.Tokenizer):
+        end_of_text = model.vocabulary.end_of_text
+        for file in set(model.vocabulary.files) - {GPT2_RANKS}:
             _write(folder / file.name, file.read_bytes())
-    _write(folder / CONFIG_FILE, json.dumps(configuration.to_dict(model.config), indent=2).encode() + b"\n")
+    stated = configuration.to_dict(model.config) | {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
+    _write(folder / CONFIG_FILE, json.dumps(stated, indent=2).encode() + b"\n")
     safetensors.write(folder / WEIGHTS_FILE, parameters.to_arrays(model.parameters))
 
 

@@ -41,7 +41,9 @@ def random_arrays(config: Config, seed: int = 0, dtype: str = "float64") -> dict
             values = 0.3 * values + name.endswith("weight")
         else:
             values *= 0.5
-        arrays[name] = values.astype(np.float32).astype(dtype)  # float32 values, so that both dtypes hold the same model
+        arrays[name] = values.astype(np.float32).astype(
+            dtype
+        )  # float32 values, so that both dtypes hold the same model
     return arrays
 
 

@@ -97,7 +97,7 @@ def test_every_field_is_checked(field: str, value: Any) -> None:
 
 def test_sizes_are_never_positional() -> None:
     with pytest.raises(TypeError):
-        Config(50257, 1024, 768, 12, 12)  # type: ignore[misc]
+        Config(50257, 1024, 768, 12, 12)  # type: ignore[call-arg]
 
 
 def test_hub_config_gives_the_published_model_and_no_unknown_key() -> None:

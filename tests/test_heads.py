@@ -27,8 +27,8 @@ def numbered(shape: tuple[int, ...], dtype: str = "float64") -> Array:
 
 
 def check_split(x: Array, n_head: int) -> None:
-    """Identity both ways, and each element where it must land: the round trip alone would pass without the transpose."""
-    (B, T, C), D = x.shape, x.shape[2] // n_head
+    """Identity both ways, and each element where it must land: a round trip alone would pass without the transpose."""
+    B, T, D = *x.shape[:2], x.shape[2] // n_head
     heads = split_heads(x, n_head)
     assert heads.shape == (B, n_head, T, D)
     assert heads.dtype == x.dtype

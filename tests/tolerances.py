@@ -1,19 +1,23 @@
-"""How far rounding alone can carry two correct results apart.
+"""How far rounding alone can carry a correct result from the true one.
 
 Every rounding changes a value by a factor 1 + d with |d| ≤ u, where u is half the spacing at 1 (2⁻²⁴ in float32,
 2⁻⁵³ in float64). Higham and Mary, "A New Approach to Probabilistic Rounding Error Analysis" (SIAM J. Sci. Comput. 41,
-2019): roundings behave like independent draws of mean zero, so that n of them in a row leave an error of about u √n
-and not the worst case's u n. A sum of n products has 2 n roundings at most on the way to any result, whatever
-the order of summation; counting n for a sum and 1 for an elementwise step, the roundings between the ids and a
-logit are
+2019): roundings behave like independent draws of mean zero, so that n of them leave an error of about u √n, not the
+worst case's u n. A sum of n products rounds n products and n partial sums; with terms of mixed sign a partial sum of i
+terms is √i large, so even naive summation from first to last leaves u √(n / 2 + 1) of the result, and BLAS, with its
+many partial sums side by side, less. Counting n for a sum of n products and 1 for an elementwise step, there lie
 
     N = n_layer (3 C + D + S + F + 40) + 40 + C
 
-(c_attn, c_proj and c_fc sum over C; scores over D; values over S; mlp.c_proj over F; 40 covers two normalisations, the
-softmax, the activation and the additions). Normalisation undoes growth from block to block, so errors add up like
-independent terms: their root mean square is about u √N times the tensor's own. The factor 4 covers the 2 of the
-products and as much again for what one block passes on of another's error. Two implementations each have such an
-error; the reference here is always float64, whose share is nothing.
+roundings between the ids and a logit (c_attn, c_proj and c_fc sum over C; scores over D; values over S; mlp.c_proj over
+F; 40 covers two normalisations, the softmax, the activation and the additions). Each block adds its error to the
+stream that normalisation keeps in scale, so errors of different blocks add up like independent terms, and
+
+    u √N
+
+bounds the root mean square of the error, relative to the tensor's own, with at least the factor √2 of every sum to
+spare for what a block makes of an earlier block's error. The reference here is always float64, whose own error is
+nothing beside float32's; two float32 results may be apart by twice as much.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ def rounding_bound(config: Config, tokens: int, dtype: DTypeLike) -> float:
     u = float(np.finfo(dtype).eps) / 2
     C, D, F = config.n_embd, config.head_width, config.inner_width
     roundings = config.n_layer * (3 * C + D + tokens + F + 40) + 40 + C
-    return 4 * u * math.sqrt(roundings)
+    return u * math.sqrt(roundings)
 
 
 def relative_error(theirs: ArrayLike, reference: ArrayLike) -> float:

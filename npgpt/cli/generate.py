@@ -63,7 +63,6 @@ def run(options: argparse.Namespace) -> int:
     model = load(options.model, dtype=options.dtype, n_head=options.n_head)
     has_text = not isinstance(model.vocabulary, str)
     prompt_ids = _prompt_ids(options, model)
-    prompt = model.tokenizer.decode(prompt_ids) if has_text else _shown(prompt_ids)
     steps = model.steps(
         prompt_ids,
         max_tokens=options.max_tokens,
@@ -72,6 +71,7 @@ def run(options: argparse.Namespace) -> int:
         stop=options.stop,
         ignore_eos=options.ignore_eos,
     )
+    prompt = model.tokenizer.decode(prompt_ids) if has_text else _shown(prompt_ids)
     started = time.perf_counter()
     text, token_ids, times = "", [], []
     if not options.json:

@@ -1,0 +1,87 @@
+"""npgpt and LLMs-from-scratch's GPTModel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from npgpt import config as configuration
+from npgpt import parameters
+from npgpt.config import PUBLISHED, Config
+from npgpt.errors import NpgptError
+from npgpt.model import forward
+from tests.models import SHAPES, random_arrays, random_ids, small
+from tests.tolerances import largest_difference, relative_error, rounding_bound
+
+pytestmark = pytest.mark.parity
+torch = pytest.importorskip("torch", reason="extra parity is not installed")
+ch04 = pytest.importorskip("llms_from_scratch.ch04", reason="llms-from-scratch 1.0.19 is not installed")
+peers = pytest.importorskip("tests.parity.peers", reason="extra parity is not installed")
+
+Report = Callable[[str, str, float], None]
+BOOKS = ["3 heads x 7", "1 head", "8 heads x 1", "untied"]  # what its configuration can express
+
+
+class Float64GELU(torch.nn.Module):  # type: ignore[misc,name-defined]
+    """Theirs holds √(2/π) in float32 even in a float64 model; this is the same formula in the model's dtype."""
+
+    def forward(self, x: Any) -> Any:
+        return torch.nn.functional.gelu(x, approximate="tanh")
+
+
+def logits(config: Config, dtype: str, replace_gelu: bool = False) -> tuple[Any, Any]:
+    """Theirs and ours."""
+    arrays, ids = random_arrays(config, dtype=dtype), random_ids(config, (2, min(40, config.n_positions)))
+    model = peers.llms_from_scratch_model(config, arrays)
+    if replace_gelu:
+        for block in model.trf_blocks:
+            assert isinstance(block.ff.layers[1], ch04.GELU)
+            block.ff.layers[1] = Float64GELU()
+    return peers.llms_from_scratch_logits(model, ids), forward(parameters.from_arrays(config, arrays), config, ids)
+
+
+@pytest.mark.parametrize("shape", BOOKS)
+def test_float64_with_its_gelu_in_float64(shape: str, difference: Report) -> None:
+    theirs, ours = logits(SHAPES[shape], "float64", replace_gelu=True)
+    assert theirs.dtype == np.float64
+    error = largest_difference(theirs, ours)
+    difference("llms-from-scratch, float64, GELU replaced", "logits", error)
+    assert error < 1e-10
+
+
+@pytest.mark.parametrize("shape", BOOKS)
+def test_float64_as_shipped(shape: str, difference: Report) -> None:
+    error = largest_difference(*logits(SHAPES[shape], "float64"))
+    difference("llms-from-scratch, float64, as shipped", "logits", error)
+    assert 1e-10 < error < 1e-7  # the float32 constant shows, and only that
+
+
+@pytest.mark.parametrize("shape", BOOKS)
+def test_float32(shape: str, difference: Report) -> None:
+    config = SHAPES[shape]
+    (theirs, ours), (_, truth) = logits(config, "float32"), logits(config, "float64")
+    bound = rounding_bound(config, 24, "float32")
+    assert relative_error(theirs, truth) < bound
+    assert relative_error(ours, truth) < bound
+    difference("llms-from-scratch, float32", "logits", largest_difference(theirs, ours))
+
+
+def test_the_books_own_size(difference: Report) -> None:
+    """GPT_CONFIG_124M: gpt2's, with a context of 256 to save memory in training."""
+    book = {"vocab_size": 50257, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 12}
+    config = configuration.from_dict(book | {"drop_rate": 0.1, "qkv_bias": True})
+    theirs, ours = logits(config, "float32")
+    error = relative_error(theirs, ours)
+    difference("llms-from-scratch, float32, 124M", "logits", largest_difference(theirs, ours))
+    assert error < 2 * rounding_bound(config, 40, "float32")
+
+
+def test_its_divisibility_check_and_ours_agree() -> None:
+    size = PUBLISHED["gpt2-xl"]
+    with pytest.raises(AssertionError, match="d_out must be divisible by"):
+        ch04.MultiHeadAttention(size.n_embd, size.n_embd, 1024, 0.0, num_heads=48)
+    with pytest.raises(NpgptError, match=r"1600 / 48 = 33\.33"):
+        small(n_embd=1600, n_layer=25, n_head=48)

@@ -1,0 +1,306 @@
+"""The command line as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt import cli
+from npgpt import config as configuration
+from npgpt.checkpoints import safetensors
+from tests.models import random_arrays, small
+from tests.test_loading import CARD_GREEDY, CARD_IDS, CARD_PROMPT
+
+COMMAND = [sys.executable, "-m", "npgpt"]
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str, cwd: Path | None = None, stdin: bytes = b"", **environment: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    variables = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"} | environment
+    done = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, cwd=cwd, env=os.environ | variables)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def refused(*arguments: str, **options: Any) -> str:
+    """The one line of an error."""
+    code, out, error = run(*arguments, **options)
+    assert (code, out) == (2, ""), (out, error)
+    assert error.startswith("npgpt: error: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 40 ids that has no vocabulary."""
+    folder = tmp_path_factory.mktemp("bare")
+    safetensors.write(folder / "model.safetensors", random_arrays(small(), dtype="float32"))
+    (folder / "config.json").write_text(json.dumps(configuration.to_dict(small())))
+    return folder
+
+
+def test_generate_prints_what_the_card_says(tmp_path: Path) -> None:
+    code, out, error = run("generate", CARD_PROMPT, "--temperature", "0", "--max-tokens", "40", cwd=tmp_path)
+    assert (code, out, error) == (0, CARD_GREEDY + "\n", "")
+
+
+def test_same_seed_same_text() -> None:
+    first, second = (run("generate", CARD_PROMPT, "--seed", "1", "--max-tokens", "20") for _ in range(2))
+    assert first == second
+    assert first[0] == 0
+
+
+def test_generate_json() -> None:
+    arguments = ["--json", "--temperature", "0", "--max-tokens", "5", "--dtype", "float64", "--threads", "1"]
+    code, out, _ = run("generate", CARD_PROMPT, *arguments, "--seed", "9")
+    report = json.loads(out)
+    assert code == 0
+    assert report["prompt_ids"] == CARD_IDS
+    assert report["prompt"] + report["text"] == CARD_GREEDY[: len(report["prompt"] + report["text"])]
+    assert (len(report["token_ids"]), report["finish"], report["seed"], report["dtype"]) == (5, "length", 9, "float64")
+    assert report["tokens_per_second"] > 0
+    assert report["seconds_to_first_token"] > 0
+
+
+def test_verbose_tells_counts_times_and_the_seed() -> None:
+    code, _, error = run("generate", CARD_PROMPT, "-v", "--max-tokens", "3", "--seed", "4")
+    assert code == 0
+    assert error.startswith("npgpt: 12 prompt tokens, 3 generated (length), seed 4; 0.")
+    assert error.endswith(" tokens/s\n")
+
+
+def test_prompt_from_standard_input_is_taken_as_it_is() -> None:
+    code, out, _ = run("generate", "-", "--json", "--max-tokens", "1", stdin=b"It is a truth\n")
+    assert code == 0
+    assert json.loads(out)["prompt"] == "It is a truth\n"
+
+
+def test_an_empty_prompt_and_the_special_token() -> None:
+    code, out, _ = run("generate", "--json", "--max-tokens", "1")
+    assert (code, json.loads(out)["prompt_ids"]) == (0, [4095])
+    _, out, _ = run("generate", "<|endoftext|>", "--special", "--json", "--max-tokens", "1")
+    assert json.loads(out)["prompt_ids"] == [4095]
+    _, out, _ = run("generate", "<|endoftext|>", "--json", "--max-tokens", "1")
+    assert 4095 not in json.loads(out)["prompt_ids"]
+
+
+def test_stop() -> None:
+    code, out, _ = run("generate", CARD_PROMPT, "--temperature", "0", "--stop", "not here", "--stop", " much in")
+    assert (code, out) == (0, CARD_GREEDY[: CARD_GREEDY.index(" much in")] + "\n")
+
+
+def test_the_contexts_end_is_said() -> None:
+    code, _, error = run("generate", " the" * 250, "--temperature", "0", "--max-tokens", "50")
+    assert (code, error) == (0, "npgpt: the context of 256 tokens is full\n")
+
+
+def test_a_prompt_longer_than_the_context() -> None:
+    error = refused("generate", " the" * 300)
+    assert "the prompt has 300 tokens, the context holds 256; --keep-last cuts its head" in error
+    code, out, error = run("generate", " the" * 300 + " end", "--keep-last", "--max-tokens", "6", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert (len(report["prompt_ids"]), len(report["token_ids"])) == (250, 6)
+    assert report["prompt"].endswith(" the end")
+    assert error == "npgpt: the prompt's first 51 of 301 tokens are cut, to leave room for 6\n"
+
+
+def test_a_model_without_text_runs_on_ids(bare: Path) -> None:
+    code, out, _ = run("generate", "--model", str(bare), "--ids", "1,2,3", "--max-tokens", "4", "--temperature", "0")
+    ids = [int(word) for word in out.split()]
+    assert code == 0
+    assert (ids[:3], len(ids)) == ([1, 2, 3], 7)
+    error = refused("generate", "--model", str(bare), "hello")
+    assert "its 40 ids are not GPT-2's 50257" in error
+
+
+def test_tokens() -> None:
+    code, out, error = run("tokens", "--model", "gpt2", "Hello, wörld 🤯")
+    assert code == 0
+    assert out.splitlines()[:4] == ["15496  'Hello'", "   11  ','", "  266  ' w'", "30570  'ör'"]
+    assert "b' \\xf0\\x9f'" in out
+    assert "50257 ids" in error
+    code, out, _ = run("tokens", CARD_PROMPT, "--json")
+    report = json.loads(out)
+    assert report["ids"] == CARD_IDS
+    assert "".join(report["pieces"][:2]) == "'It'' is'"
+
+
+def test_tokens_reads_standard_input() -> None:
+    assert run("tokens", "-", "--model", "gpt2", stdin=b"hello")[1] == "31373  'hello'\n"
+
+
+def test_inspect() -> None:
+    code, out, error = run("inspect")
+    assert (code, error) == (0, "")
+    for text in (
+        "austen: GPT-2 of 3,505,152 parameters, no published size",
+        "192 = 6 heads × 32",
+        "6 blocks",
+        "786,432   22.4%",
+        "eb46f3475b614bc0f1f3e11eb525ff15d30107b9afe3dc677c03cc11463e8595",
+        "7,016,832 bytes",
+        "76 F16; converted to float32 at load",
+        "all finite",
+    ):
+        assert text in out
+
+
+def test_inspect_names_what_is_wrong(tmp_path: Path) -> None:
+    arrays = random_arrays(small(), dtype="float32")
+    arrays["wpe.weight"][0, 0] = np.nan
+    safetensors.write(tmp_path / "model.safetensors", arrays)
+    (tmp_path / "config.json").write_text(json.dumps(configuration.to_dict(small(n_inner=84)) | {"rope": 1}))
+    code, out, _ = run("inspect", str(tmp_path))
+    assert code == 0
+    assert "NOT FINITE: wpe.weight has 1 NaN and 0 infinite" in out
+    assert "rope (in config.json; not used)" in out
+    assert "21 = 3 heads × 7" in out
+    assert "used where they lie, not copied" in out
+
+
+@pytest.mark.parametrize("verb", ["generate", "tokens", "inspect"])
+def test_help_has_an_example_and_fits_a_screen(verb: str) -> None:
+    code, out, _ = run(verb, "--help", COLUMNS="100")
+    assert code == 0
+    assert f"example: npgpt {verb}" in out
+    assert len(out.splitlines()) <= 50
+
+
+def test_version_and_help() -> None:
+    assert run("--version") == (0, f"npgpt {npgpt.__version__}\n", "")
+    code, out, _ = run("--help")
+    assert (code, "example: npgpt generate" in out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "VERB"),
+        (["nonsense"], "invalid choice"),
+        (["generate", "a", "--max-tokens", "x"], "--max-tokens"),
+        (["generate", "a", "--max-tokens", "-1"], "max_tokens must be 0 or more, not -1"),
+        (["generate", "a", "--temperature", "-1"], "temperature must be 0 (greedy) or above, not -1.0"),
+        (["generate", "a", "--temperature", "nan"], "not nan"),
+        (["generate", "a", "--top-k", "0"], "top-k keeps at least 1 token, not 0"),
+        (["generate", "a", "--top-p", "2"], "not 2.0"),
+        (["generate", "a", "--min-p", "-1"], "not -1.0"),
+        (["generate", "a", "--seed", "-5"], "a seed must be 0 or more, not -5"),
+        (["generate", "a", "--stop", ""], "stop string must not be empty"),
+        (["generate", "a", "--threads", "0"], "--threads must be at least 1, not 0"),
+        (["generate", "a", "--dtype", "float16"], "float16"),
+        (["generate", "a", "--ids", "1"], "not both"),
+        (["generate", "--ids", "1,x"], "'1,x'"),
+        (["generate", "--ids", "1,5000"], "token id 5000 at position [1] is out of range"),
+        (["generate", "--ids", "1,-1"], "token id -1"),
+        (["generate", "--ids", "99999999999999999999"], "integers"),
+        (["generate", "a", "--model", "no/such/model/here"], "there is no file or folder"),
+        (["generate", "a", "--n-head", "7"], "192 / 7 = 27.43"),
+        (["inspect", "/etc/hostname"], "/etc/hostname"),
+        (["tokens", "a", "--model", ""], "name is empty"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
+    assert message in refused(*arguments)
+
+
+def test_a_published_model_that_is_not_here(tmp_path: Path) -> None:
+    error = refused("generate", "a", "--model", "gpt2", cwd=tmp_path, HF_HUB_CACHE=str(tmp_path), NPGPT_WEIGHTS="")
+    assert "no model 'gpt2' here" in error
+    assert "put model.safetensors and config.json into weights/gpt2/" in error
+
+
+def test_the_swap_of_depth_and_heads(tmp_path: Path) -> None:
+    config = configuration.to_dict(npgpt.PUBLISHED["gpt2-xl"]) | {"n_layer": 25, "n_head": 48}
+    safetensors.write(tmp_path / "model.safetensors", random_arrays(small(), dtype="float32"))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    error = refused("inspect", str(tmp_path))
+    assert "48 is the n_layer of gpt2-xl" in error
+    assert "its n_head is 25: 1600 = 25 × 64" in error
+
+
+def test_input_that_is_not_utf8() -> None:
+    assert "not UTF-8: byte 0xFF at 2" in refused("generate", "-", stdin=b"ab\xff")
+    done = subprocess.run(
+        [*COMMAND, "tokens", b"ab\xff"], capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 2
+    assert b"lone surrogate" in done.stderr
+
+
+def test_a_terminal_without_the_characters() -> None:
+    code, out, _ = run("tokens", "é€", "--model", "gpt2", PYTHONIOENCODING="ascii")
+    assert (code, out) == (0, " 2634  '?'\n26391  '?'\n")
+
+
+def test_an_unreadable_file(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    assert "no model.safetensors" in refused("inspect", str(tmp_path))
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    assert process.stdout.read(20)
+    return process
+
+
+ENDLESS = ("generate", CARD_PROMPT, "--dtype", "float64", "--max-tokens", "244", "--ignore-eos", "--threads", "1")
+
+
+def test_ctrl_c_ends_with_130() -> None:
+    for _ in range(5):  # the model may be done before the signal comes; then another try
+        process = start(*ENDLESS)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        assert error == b""
+        if process.returncode != 0:
+            break
+    assert process.returncode == 130
+
+
+def test_a_closed_pipe_is_quiet() -> None:
+    process = start(*ENDLESS)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    error = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=60), error) == (141, b"")
+
+
+def test_text_is_streamed() -> None:
+    """The first pieces are there while the process still runs."""
+    process = start(*ENDLESS)
+    running = process.poll() is None
+    process.kill()
+    process.communicate()
+    assert running
+
+
+def test_threads_are_set_before_numpy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In this process NumPy is there already, so that the number could have no effect: an error, not silence."""
+    assert "numpy" in sys.modules
+    assert cli.main(["generate", "a", "--threads", "2"]) == 2
+    assert "NumPy is already imported" in capsys.readouterr().err
+    code = (
+        "import os; from npgpt.cli.options import set_threads; set_threads(3); import numpy;"
+        "print(os.environ['OPENBLAS_NUM_THREADS'], os.environ['OMP_NUM_THREADS'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=True)
+    assert done.stdout == b"3 3\n"

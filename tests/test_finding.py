@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from npgpt import finding
+from npgpt.errors import NpgptError
+
+VARIABLES = ("NPGPT_WEIGHTS", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working folder and home, and no variable set."""
+    for variable in VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def put(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.safetensors").touch()
+    return folder
+
+
+def snapshot(cache: Path, repository: str, commit: str = "abc", main: bool = True) -> Path:
+    base = cache / f"models--{repository.replace('/', '--')}"
+    if main:
+        (base / "refs").mkdir(parents=True, exist_ok=True)
+        (base / "refs" / "main").write_text(commit)
+    return put(base / "snapshots" / commit)
+
+
+def test_nothing_named_is_the_embedded_model() -> None:
+    location = finding.find()
+    assert location.name == "austen"
+    assert location.folder == finding.EMBEDDED_WEIGHTS / "austen"
+    put(Path("weights/austen"))
+    assert location == finding.find("austen")
+    put(Path("austen"))
+    assert location == finding.find()
+    assert finding.find("austen").folder == Path("austen")
+
+
+def test_a_folder_and_a_file(tmp_path: Path) -> None:
+    folder = put(tmp_path / "mine")
+    assert finding.find(folder).weights == folder / "model.safetensors"
+    assert finding.find(str(folder / "model.safetensors")).folder == folder
+    (folder / "other.safetensors").touch()
+    assert finding.find(folder / "other.safetensors").weights.name == "other.safetensors"
+    put(Path("relative"))
+    assert finding.find("relative").weights == Path("relative/model.safetensors")
+
+
+def test_a_published_name_is_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = snapshot(tmp_path / "home" / ".cache" / "huggingface" / "hub", "gpt2")
+    assert finding.find("gpt2").folder == home
+    monkeypatch.setenv("NPGPT_WEIGHTS", str(tmp_path / "own"))
+    assert finding.find("gpt2").folder == home
+    own = put(tmp_path / "own" / "gpt2")
+    assert finding.find("gpt2").folder == own
+    put(Path("weights/gpt2"))
+    assert finding.find("gpt2").folder == Path("weights/gpt2")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "hub"),
+    [
+        ("HF_HUB_CACHE", "hub-cache", "hub-cache"),
+        ("HF_HOME", "hf-home", "hf-home/hub"),
+        ("XDG_CACHE_HOME", "xdg", "xdg/huggingface/hub"),
+    ],
+)
+def test_the_hugging_face_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, hub: str
+) -> None:
+    folder = snapshot(tmp_path / hub, "openai-community/gpt2-xl")
+    monkeypatch.setenv(variable, str(tmp_path / value))
+    assert finding.find("gpt2-xl").folder == folder
+    assert finding.find("openai-community/gpt2-xl").folder == folder
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("gpt2", "gpt2"),
+        ("gpt2", "openai-community/gpt2"),
+        ("openai-community/gpt2", "gpt2"),
+        ("gpt2-medium", "openai-community/gpt2-medium"),
+        ("distilgpt2", "distilbert/distilgpt2"),
+        ("distilbert/distilgpt2", "distilgpt2"),
+        ("somebody/story-gpt", "somebody/story-gpt"),
+    ],
+)
+def test_both_spellings_of_the_old_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, stored: str
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    folder = snapshot(tmp_path, stored)
+    assert finding.find(name).folder == folder
+
+
+def test_the_snapshot_is_mains_else_the_newest_with_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    old = snapshot(tmp_path, "gpt2", "old", main=False)
+    assert finding.find("gpt2").folder == old
+    new = snapshot(tmp_path, "gpt2", "new")
+    (tmp_path / "models--gpt2" / "snapshots" / "unfinished").mkdir()
+    assert finding.find("gpt2").folder == new
+
+
+def test_not_found_names_every_place_and_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPGPT_WEIGHTS", str(tmp_path / "own"))
+    with pytest.raises(NpgptError) as error:
+        finding.find("gpt2")
+    message = str(error.value)
+    assert "\n" not in message
+    for place in ("weights/gpt2", "own/gpt2", "models--gpt2", "models--openai-community--gpt2"):
+        assert place in message
+    assert message.endswith("put model.safetensors and config.json into weights/gpt2/")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "name is empty"),
+        ("/no/such/folder", "there is no file or folder /no/such/folder"),
+        ("../missing", r"there is no file or folder \.\./missing"),
+        ("a/b/c", "there is no file or folder a/b/c"),
+        ("nobody", "no model 'nobody' here"),
+        ("../here", r"the folder \.\./here has no model.safetensors"),
+    ],
+)
+def test_other_names(name: str, message: str) -> None:
+    with pytest.raises(NpgptError, match=message):
+        finding.find(name)

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt import config as configuration
+from npgpt import finding, loading, parameters
+from npgpt.checkpoints import safetensors
+from npgpt.config import PUBLISHED, Config
+from npgpt.errors import NpgptError
+from npgpt.inspection import inspect
+from npgpt.parameters import Array
+from tests.models import SHAPES, random_arrays, random_ids, small
+
+# The card of the embedded model, made when it was trained, by another program: float16 weights widened to float64.
+CARD_PROMPT = "It is a truth universally acknowledged"
+CARD_IDS = [1026, 318, 257, 3872, 555, 1191, 453, 257, 694, 2197, 992, 2004]
+CARD_TOP5 = [(11, 8.896697), (13, 8.394765), (26, 7.320081), (286, 6.882954), (284, 6.56875)]
+CARD_GREEDY = (
+    "It is a truth universally acknowledged, and I am sure I should not have been so much in the world. "
+    "I am sure I should not have been so much in the world. I am sure I should not have been so happy"
+)
+
+
+def put(folder: Path, arrays: dict[str, Array], config: dict[str, Any] | None) -> Path:
+    folder.mkdir(exist_ok=True)
+    safetensors.write(folder / "model.safetensors", arrays)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def store(folder: Path, config: Config, **changes: Any) -> Path:
+    return put(folder, random_arrays(config, dtype="float32"), configuration.to_dict(config) | changes)
+
+
+def shapes_of(config: Config) -> dict[str, Array]:
+    """Arrays of the true shapes that take no memory."""
+    return {name: np.broadcast_to(np.float32(0.5), shape) for name, shape in parameters.schema(config).items()}
+
+
+# --- the embedded model ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "within"), [("float64", 6e-7), ("float32", 2e-4)])
+def test_the_embedded_model_does_what_its_card_says(dtype: str, within: float) -> None:
+    """The card has six decimals, so half of the last in float64; float32 adds what 6 blocks round."""
+    model = npgpt.load(dtype=dtype)
+    assert model.tokenizer.encode(CARD_PROMPT) == CARD_IDS
+    logits = model(CARD_IDS)[0, -1]
+    assert logits.dtype == dtype
+    assert [int(i) for i in np.argsort(-logits)[:5]] == [token_id for token_id, _ in CARD_TOP5]
+    np.testing.assert_allclose(np.sort(logits)[:-6:-1], [value for _, value in CARD_TOP5], rtol=0, atol=within)
+    count = len(model.tokenizer.encode(CARD_GREEDY)) - len(CARD_IDS)
+    assert CARD_PROMPT + "".join(model.generate(CARD_PROMPT, max_tokens=count, temperature=0)) == CARD_GREEDY
+
+
+def test_the_embedded_model_in_short() -> None:
+    found = inspect()
+    assert found.sha256 == "eb46f3475b614bc0f1f3e11eb525ff15d30107b9afe3dc677c03cc11463e8595"
+    assert sum(found.counts.values()) == 3_505_152
+    assert (found.dtypes, found.non_finite, found.unknown_keys, found.published_name) == ({"F16": 76}, {}, [], None)
+
+
+def test_the_readmes_python(capsys: pytest.CaptureFixture[str]) -> None:
+    model = npgpt.load()
+    logits = model([464, 3290])
+    assert (logits.shape, str(logits.dtype)) == ((1, 2, 4096), "float32")
+    for piece in model.generate("It is a truth", max_tokens=40, temperature=0):
+        print(piece, end="")
+    assert len(capsys.readouterr().out) > 40
+    assert model.config.n_head == 6
+    assert model.parameters.h[0].attn.c_attn.weight.shape == (192, 576)
+    assert model.tokenizer.decode(model.tokenizer.encode("hello")) == "hello"
+    names: list[str] = []
+    cache = npgpt.KVCache(model.config, 1, 8)
+    npgpt.forward(model.parameters, model.config, [1, 2], cache=cache, record=lambda name, array: names.append(name))
+    assert "h.5.attn.weights" in names
+    assert cache.length == 2
+
+
+# --- saving and loading ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_save_and_load(tmp_path: Path, shape: str, dtype: str) -> None:
+    config = SHAPES[shape]
+    model = npgpt.load(store(tmp_path / "first", config), dtype=dtype)
+    npgpt.save(model, tmp_path / "second")
+    again = npgpt.load(tmp_path / "second", dtype=dtype)
+    assert again.config == config
+    ids = random_ids(config, (2, 9))
+    np.testing.assert_array_equal(model(ids), again(ids))
+
+
+def test_save_takes_the_vocabulary_along_and_fills_only_empty_folders(tmp_path: Path) -> None:
+    model = npgpt.load()
+    npgpt.save(model, tmp_path / "copy")
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "vocab.tiktoken",
+    ]
+    assert npgpt.load(tmp_path / "copy").tokenizer.encode(CARD_PROMPT) == CARD_IDS
+    with pytest.raises(NpgptError, match="is not empty"):
+        npgpt.save(model, tmp_path / "copy")
+
+
+def test_float32_weights_are_used_where_they_lie(tmp_path: Path) -> None:
+    model = npgpt.load(store(tmp_path / "m", small()))
+    assert not model.parameters.h[0].mlp.c_fc.weight.flags.owndata
+    assert not model.parameters.wte.weight.flags.writeable
+    assert model.parameters.lm_head is model.parameters.wte
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+def test_other_dtypes_are_converted(tmp_path: Path, dtype: str) -> None:
+    arrays = {name: array.astype(dtype) for name, array in random_arrays(small()).items()}
+    model = npgpt.load(put(tmp_path / "m", arrays, configuration.to_dict(small())))
+    np.testing.assert_array_equal(model.parameters.wpe.weight, arrays["wpe.weight"].astype(np.float32))
+
+
+def test_transformers_prefix_and_mask_buffers(tmp_path: Path) -> None:
+    arrays = {f"transformer.{name}": array for name, array in random_arrays(small(), dtype="float32").items()}
+    arrays |= {f"transformer.h.{i}.attn.bias": np.ones((1, 1, 24, 24), np.float32) for i in range(2)}
+    arrays["transformer.h.0.attn.masked_bias"] = np.full((), -1e4, np.float32)
+    model = npgpt.load(put(tmp_path / "m", arrays, configuration.to_dict(small())))
+    np.testing.assert_array_equal(model.parameters.wte.weight, arrays["transformer.wte.weight"])
+
+
+def test_all_faults_of_the_names_and_shapes_come_in_one_message(tmp_path: Path) -> None:
+    arrays = random_arrays(small(), dtype="float32")
+    arrays["h.1.attn.c_attn.weight"] = arrays["h.1.attn.c_attn.weight"].T
+    arrays["score.weight"] = arrays.pop("ln_f.bias")
+    with pytest.raises(NpgptError) as error:
+        npgpt.load(put(tmp_path / "m", arrays, configuration.to_dict(small())))
+    for part in ("ln_f.bias is missing", "score.weight is left over", "c_attn.weight is [63, 21] and must be [21, 63]"):
+        assert part in str(error.value)
+
+
+def test_an_untied_head_that_equals_wte_is_tied_and_one_that_differs_is_used(tmp_path: Path) -> None:
+    config, arrays = small(), random_arrays(small(), dtype="float32")
+    same = arrays | {"lm_head.weight": arrays["wte.weight"]}
+    other = arrays | {"lm_head.weight": 2 * arrays["wte.weight"]}
+    for stated in (configuration.to_dict(config), configuration.to_dict(config) | {"tie_word_embeddings": False}, None):
+        tied = npgpt.load(put(tmp_path / "same", same, stated), n_head=3)
+        assert tied.config.tie_word_embeddings
+        assert tied.parameters.lm_head is tied.parameters.wte
+        (tmp_path / "same" / "config.json").unlink(missing_ok=True)
+    for stated in (configuration.to_dict(config) | {"tie_word_embeddings": False}, None):
+        untied = npgpt.load(put(tmp_path / "other", other, stated), n_head=3)
+        np.testing.assert_array_equal(untied([1, 2]), 2 * tied([1, 2]))
+        (tmp_path / "other" / "config.json").unlink(missing_ok=True)
+    with pytest.raises(NpgptError, match=r"lm_head.weight differs from wte.weight, but .* ties them"):
+        npgpt.load(put(tmp_path / "other", other, configuration.to_dict(config)))
+
+
+# --- how many heads --------------------------------------------------------------------------------------------------
+
+
+def test_a_swap_that_divides_is_caught_by_the_published_shapes(tmp_path: Path) -> None:
+    """768 divides by distilgpt2's 6 layers as well as by its 12 heads: only the published size gives it away."""
+    size = PUBLISHED["distilgpt2"]
+    folder = put(tmp_path / "m", shapes_of(size), configuration.to_dict(size) | {"n_head": 6})
+    with pytest.raises(NpgptError) as error:
+        npgpt.load(folder)
+    assert str(error.value) == (
+        f"{folder / 'config.json'} says n_head = 6, but the weights have the shapes of distilgpt2, whose n_head is 12 "
+        "(6 is its n_layer): 768 = 12 × 64; correct it, or insist with --n-head 6 (load(…, n_head=6))"
+    )
+    assert npgpt.load(folder, n_head=6).config.n_head == 6
+    insisted = Config(**{**size.__dict__, "n_head": 24})
+    assert npgpt.load(folder, config=insisted).config.n_head == 24
+
+
+def test_gpt2_xl_with_layers_for_heads_fails_before_any_weight_is_looked_at(tmp_path: Path) -> None:
+    config = configuration.to_dict(PUBLISHED["gpt2-xl"]) | {"n_layer": 25, "n_head": 48}
+    folder = put(tmp_path / "m", random_arrays(small(), dtype="float32"), config)
+    with pytest.raises(
+        NpgptError, match=r"1600 / 48 = 33.33 .* 48 is the n_layer of gpt2-xl .* its n_head is 25: 1600 = 25 × 64"
+    ):
+        npgpt.load(folder)
+
+
+def test_without_a_configuration_a_published_shape_tells_the_heads(tmp_path: Path) -> None:
+    size = PUBLISHED["distilgpt2"]
+    folder = put(tmp_path / "m", shapes_of(size), None)
+    assert loading.open_checkpoint(finding.find(folder)).config == size
+
+
+def test_without_a_configuration_another_shape_asks(tmp_path: Path) -> None:
+    config = small(n_inner=30)
+    folder = put(tmp_path / "m", random_arrays(config, dtype="float32"), None)
+    with pytest.raises(NpgptError, match=r"states no n_head, and no shape tells it: give it \(--n-head N.*n_embd = 21"):
+        npgpt.load(folder)
+    assert npgpt.load(folder, n_head=3).config == config
+    with pytest.raises(NpgptError, match="n_embd = 21 does not divide by n_head = 4"):
+        npgpt.load(folder, n_head=4)
+    with pytest.raises(NpgptError, match="not both"):
+        npgpt.load(folder, n_head=3, config=config)
+
+
+def test_a_configuration_that_contradicts_the_weights(tmp_path: Path) -> None:
+    with pytest.raises(NpgptError, match=r"wte.weight is \[40, 21\] and must be \[50, 21\]"):
+        npgpt.load(store(tmp_path / "a", small(), vocab_size=50))
+    with pytest.raises(NpgptError, match=r"holds 2 blocks .* says n_layer = 3"):
+        npgpt.load(store(tmp_path / "b", small(), n_layer=3))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b"null"])
+def test_a_broken_config_json(tmp_path: Path, content: bytes) -> None:
+    folder = store(tmp_path / "m", small())
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(NpgptError, match=r"config\.json") as error:
+        npgpt.load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_dtypes_of_a_model() -> None:
+    assert npgpt.load(dtype=np.float64).parameters.wte.weight.dtype == np.float64
+    for dtype in ("float16", "int32", "nonsense"):
+        with pytest.raises(NpgptError, match=f"float32 or float64, not {dtype}"):
+            npgpt.load(dtype=dtype)
+
+
+# --- looking at files ------------------------------------------------------------------------------------------------
+
+
+def test_inspect_finds_what_is_wrong(tmp_path: Path) -> None:
+    arrays = random_arrays(small(), dtype="float32")
+    arrays["h.0.mlp.c_fc.bias"][:3] = [np.nan, np.inf, -np.inf]
+    folder = put(tmp_path / "m", arrays, configuration.to_dict(small()) | {"rotary": True})
+    found = inspect(folder)
+    assert found.non_finite == {"h.0.mlp.c_fc.bias": (1, 2)}
+    assert found.unknown_keys == ["rotary"]
+    assert found.misaligned == []
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    path.write_bytes((length + 3).to_bytes(8, "little") + content[8 : 8 + length] + b"   " + content[8 + length :])
+    assert len(inspect(folder).misaligned) == len(arrays)
+    assert npgpt.load(folder).parameters.wte.weight.flags.aligned
+
+
+def test_a_tokenizer_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert loading.load_tokenizer("gpt2-xl").encode("hello") == [31373]
+    assert loading.load_tokenizer().encode(CARD_PROMPT) == CARD_IDS
+    with pytest.raises(NpgptError, match="no model 'nobody' here"):
+        loading.load_tokenizer("nobody")
+    with pytest.raises(NpgptError, match="has no text"):
+        loading.load_tokenizer(store(tmp_path / "m", small()))

@@ -1,0 +1,376 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from npgpt import model
+from npgpt.cache import KVCache
+from npgpt.config import Config
+from npgpt.model import attention, forward, gelu, gelu_erf, layer_norm, linear, softmax
+from npgpt.parameters import Array
+from tests.models import SHAPES, random_ids, random_parameters, small
+from tests.tolerances import relative_error, rounding_bound
+
+U32, U64 = 2.0**-24, 2.0**-53
+DTYPES = ["float32", "float64"]
+
+
+def rows(low: float, high: float) -> st.SearchStrategy[Array]:
+    shapes = st.tuples(st.integers(1, 4), st.integers(1, 40))
+    elements = st.floats(low, high, width=32)
+    return hnp.arrays(np.float64, shapes, elements=elements)
+
+
+# --- the plain functions ---------------------------------------------------------------------------------------------
+
+
+@given(rows(-1e4, 1e4), st.sampled_from(DTYPES))
+@settings(deadline=None)
+def test_softmax_is_a_distribution_and_survives_large_scores(x: Array, dtype: str) -> None:
+    p = softmax(x.astype(dtype))
+    assert p.dtype == dtype
+    assert (p >= 0).all()
+    # n additions and n divisions, each within u
+    np.testing.assert_allclose(p.sum(axis=-1), 1, atol=2 * x.shape[-1] * float(np.finfo(dtype).eps))
+
+
+def test_softmax_literal_values() -> None:
+    np.testing.assert_allclose(softmax(np.array([0.0, math.log(3)])), [0.25, 0.75], rtol=4 * U64)
+    np.testing.assert_array_equal(softmax(np.array([5.0, -np.inf, 5.0])), [0.5, 0, 0.5])
+    np.testing.assert_array_equal(softmax(np.array([1e4, -1e4], np.float32)), [1, 0])
+
+
+@given(rows(-50, 50), st.floats(-1e3, 1e3))
+@settings(deadline=None)
+def test_softmax_does_not_see_a_constant(x: Array, constant: float) -> None:
+    # x + constant is rounded to within u |x + constant|, and exp turns that into a relative error
+    np.testing.assert_allclose(softmax(x + constant), softmax(x), rtol=4e-13, atol=1e-300)
+
+
+@given(rows(-30, 30))
+@settings(deadline=None)
+def test_gelu_is_the_tanh_form(x: Array) -> None:
+    expected = [0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x.ravel()]
+    # 1 + tanh cancels for negative x: what is left of it is right to within u, an absolute error of u |x| and a little
+    np.testing.assert_allclose(gelu(x).ravel(), expected, rtol=8 * U64, atol=4 * 30 * U64)
+    np.testing.assert_allclose(gelu(x.astype(np.float32)).ravel(), expected, rtol=8 * U32, atol=4 * 30 * U32)
+
+
+@given(rows(-30, 30))
+@settings(deadline=None)
+def test_gelu_erf_is_the_exact_form(x: Array) -> None:
+    expected = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x.ravel()]
+    np.testing.assert_allclose(gelu_erf(x).ravel(), expected, rtol=8 * U64, atol=8 * 30 * U64)
+    np.testing.assert_allclose(gelu_erf(x.astype(np.float32)).ravel(), expected, rtol=8 * U32, atol=8 * 30 * U32)
+
+
+def test_the_two_gelus_differ_where_it_is_known() -> None:
+    x = np.linspace(-6, 6, 120_001)
+    difference = np.abs(gelu(x) - gelu_erf(x))
+    assert difference.max() == pytest.approx(4.73e-4, rel=1e-2)
+    assert abs(x[difference.argmax()]) == pytest.approx(2.7, abs=0.05)
+
+
+def test_gelu_literal_values() -> None:
+    """At 1, from tanh(0.7978845608 × 1.044715) and from erf(1/√2), in ten digits."""
+    one = np.array([1.0, 0.0, -100.0])
+    np.testing.assert_allclose(gelu(one), [0.8411919906, 0, 0], atol=5e-11)
+    np.testing.assert_allclose(gelu_erf(one), [0.8413447461, 0, 0], atol=5e-11)
+
+
+@given(rows(-100, 100), st.sampled_from(DTYPES))
+@settings(deadline=None)
+def test_layer_norm_against_float64_statistics(x: Array, dtype: str) -> None:
+    C = x.shape[-1]
+    rng = np.random.default_rng(C)
+    weight, bias = rng.standard_normal((2, C)).astype(dtype)
+    mean = np.array([math.fsum(row) / C for row in x])[:, None]
+    variance = np.array([math.fsum((row - m) ** 2) / C for row, m in zip(x, mean, strict=True)])[:, None]
+    deviation = np.sqrt(variance + 1e-5)
+    result = layer_norm(x.astype(dtype), weight, bias, 1e-5)
+    assert result.dtype == dtype
+    # the mean is wrong by up to u C max|x|; every element and the deviation inherit that, divided by the deviation
+    slack = 4 * (C + 4) * float(np.finfo(dtype).eps) * (np.abs(x).max() / deviation + 1) * np.abs(weight).max()
+    assert (np.abs(result - ((x - mean) / deviation * weight + bias)) <= slack + 4 * np.finfo(dtype).eps * 5).all()
+
+
+def test_layer_norm_literal_values() -> None:
+    x = np.array([[1.0, 3.0, 5.0, 7.0]])  # mean 4, variance 5 (not 20/3)
+    one, zero = np.ones(4), np.zeros(4)
+    np.testing.assert_allclose(layer_norm(x, one, zero, 0.0), [[-3, -1, 1, 3] / np.sqrt(5)], rtol=1e-15)
+    np.testing.assert_allclose(layer_norm(x, 2 * one, one, 4.0), [[-1, 1 / 3, 5 / 3, 3]], rtol=1e-15)
+
+
+def test_linear_is_x_times_weight_in_out() -> None:
+    x = np.array([[[1.0, 2.0]], [[3.0, 4.0]]])
+    weight, bias = np.array([[1.0, 10.0, 100.0], [2.0, 20.0, 200.0]]), np.array([0.0, 1.0, 2.0])
+    np.testing.assert_array_equal(linear(x, weight, bias), [[[5, 51, 502]], [[11, 111, 1102]]])
+    np.testing.assert_array_equal(linear(x, weight), [[[5, 50, 500]], [[11, 110, 1100]]])
+
+
+def naive_attention(q: Array, k: Array, v: Array, scale: float) -> Array:
+    """One query, one head at a time, over its own keys alone."""
+    (B, H, T, D), S = q.shape, k.shape[2]
+    heads = np.empty((B, H, T, D))
+    for b, h, t in np.ndindex(B, H, T):
+        seen = S - T + t + 1
+        e = np.exp(scale * (k[b, h, :seen] @ q[b, h, t]))
+        heads[b, h, t] = (e / e.sum()) @ v[b, h, :seen]
+    return heads
+
+
+@given(
+    B=st.integers(1, 3),
+    H=st.integers(1, 4),
+    T=st.integers(1, 150),
+    D=st.integers(1, 9),
+    past=st.integers(0, 80),
+    score_block=st.sampled_from([1, 2000, 2**17]),
+)
+@settings(deadline=None, max_examples=60)
+def test_attention_by_blocks_is_attention(B: int, H: int, T: int, D: int, past: int, score_block: int) -> None:
+    rng = np.random.default_rng(B * T + D)
+    q, k, v = (rng.standard_normal((B, H, n, D)) for n in (T, T + past, T + past))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "SCORE_BLOCK", score_block)
+        heads = attention(q, k, v, 0.3)
+    # weights sum to 1, so that S + D roundings leave less than this on values near 1
+    np.testing.assert_allclose(heads, naive_attention(q, k, v, 0.3), rtol=0, atol=8 * (T + past + D) * U64)
+
+
+# --- the whole pass --------------------------------------------------------------------------------------------------
+
+NAMES = ["wte", "wpe", "embedding"]
+IN_A_BLOCK = ["ln_1", "attn.c_attn", "attn.q", "attn.k", "attn.v", "attn.scores", "attn.weights", "attn.heads"]
+IN_A_BLOCK += ["attn.c_proj", "attn.residual", "ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj"]
+
+
+def recorded(config: Config, ids: Any, cache: KVCache | None = None, seed: int = 0) -> dict[str, Array]:
+    record: dict[str, Array] = {}
+    forward(random_parameters(config, seed), config, ids, cache, record.__setitem__)
+    return record
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtype_and_shape(shape: str, dtype: str) -> None:
+    config = SHAPES[shape]
+    parameters = random_parameters(config, dtype=dtype)
+    record: dict[str, Array] = {}
+    logits = forward(parameters, config, random_ids(config, (2, 9)), record=record.__setitem__)
+    assert logits.shape == (2, 9, config.vocab_size)
+    assert {name: str(array.dtype) for name, array in record.items()} == dict.fromkeys(record, dtype)
+    assert forward(parameters, config, random_ids(config, (9,))).shape == (1, 9, config.vocab_size)
+    assert forward(parameters, config, [1, 2], last_only=True).shape == (1, 1, config.vocab_size)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_float32_is_within_rounding_of_float64(shape: str) -> None:
+    config = SHAPES[shape]
+    ids = random_ids(config, (3, 20))
+    truth: dict[str, Array] = {}
+    single: dict[str, Array] = {}
+    forward(random_parameters(config), config, ids, record=truth.__setitem__)
+    forward(random_parameters(config, dtype="float32"), config, ids, record=single.__setitem__)
+    bound = rounding_bound(config, 20, "float32")
+    assert {
+        name: relative_error(single[name], truth[name])
+        for name in truth
+        if relative_error(single[name], truth[name]) > bound
+    } == {}
+
+
+def test_the_float32_bound_can_fail() -> None:
+    """The smallest of the well-known mistakes, the other GELU, lies above it."""
+    config, other = small(), small(activation_function="gelu")
+    parameters, ids = random_parameters(config), random_ids(config, (3, 20))
+    error = relative_error(forward(parameters, other, ids), forward(parameters, config, ids))
+    assert error > 5 * rounding_bound(config, 20, "float32")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("changed", [0, 1, 63, 64, 65, 149])
+def test_a_later_token_changes_no_bit_of_an_earlier_position(dtype: str, changed: int) -> None:
+    config = small(n_positions=150)
+    parameters, ids = random_parameters(config, dtype=dtype), random_ids(config, (1, 150))
+    before = forward(parameters, config, ids)
+    ids[0, changed] = (ids[0, changed] + 1) % config.vocab_size
+    after = forward(parameters, config, ids)
+    np.testing.assert_array_equal(before[:, :changed], after[:, :changed])
+    assert (before[:, changed:] != after[:, changed:]).any(axis=-1).all()
+
+
+def test_last_only_is_the_last_of_all() -> None:
+    config, ids = small(), random_ids(small(), (2, 11))
+    parameters = random_parameters(config)
+    np.testing.assert_allclose(
+        forward(parameters, config, ids, last_only=True),
+        forward(parameters, config, ids)[:, -1:],
+        rtol=1e-12,
+        atol=1e-13,
+    )
+
+
+@given(st.lists(st.integers(1, 100), min_size=1, max_size=8), st.integers(1, 3), st.sampled_from(list(SHAPES)))
+@settings(deadline=None, max_examples=60)
+def test_prefill_in_any_chunks_is_prefill_in_one(chunks: list[int], B: int, shape: str) -> None:
+    fields = {field: getattr(SHAPES[shape], field) for field in SHAPES[shape].__dataclass_fields__}
+    config = Config(**fields | {"n_positions": 800})
+    parameters, ids = random_parameters(config), random_ids(config, (B, sum(chunks)))
+    cache = KVCache(config, B, sum(chunks), "float64")
+    ends = np.cumsum(chunks)
+    parts = [forward(parameters, config, ids[:, end - n : end], cache) for n, end in zip(chunks, ends, strict=True)]
+    assert cache.length == sum(chunks)
+    whole = forward(parameters, config, ids)
+    assert relative_error(np.concatenate(parts, axis=1), whole) < rounding_bound(config, sum(chunks), "float64")
+
+
+def test_cache_forgets_when_its_length_is_set_back() -> None:
+    config = small()
+    parameters, cache = random_parameters(config), KVCache(config, 1, 10, "float64")
+    forward(parameters, config, [1, 2, 3], cache)
+    once = forward(parameters, config, [4, 5], cache)
+    cache.length = 3
+    np.testing.assert_array_equal(forward(parameters, config, [4, 5], cache), once)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_in_a_batch_is_the_row_alone(dtype: str) -> None:
+    config = small()
+    parameters, ids = random_parameters(config, dtype=dtype), random_ids(config, (5, 24))
+    together = forward(parameters, config, ids)
+    for row, alone in zip(ids, together, strict=True):
+        assert relative_error(alone, forward(parameters, config, row)[0]) < rounding_bound(config, 24, dtype)
+
+
+def test_untied_head_is_used() -> None:
+    config = SHAPES["untied"]
+    parameters = random_parameters(config)
+    record = recorded(config, [3, 4])
+    np.testing.assert_allclose(record["logits"], record["ln_f"] @ parameters.lm_head.weight.T, rtol=1e-12)
+    assert not np.allclose(record["logits"], record["ln_f"] @ parameters.wte.weight.T)
+
+
+# --- recording -------------------------------------------------------------------------------------------------------
+
+
+def test_record_names_and_shapes() -> None:
+    config = small(n_inner=17)
+    B, T, past = 2, 5, 3
+    cache = KVCache(config, B, T + past, "float64")
+    forward(random_parameters(config), config, random_ids(config, (B, past)), cache)
+    record = recorded(config, random_ids(config, (B, T)), cache)
+    blocks = [f"h.{layer}.{name}" for layer in range(2) for name in IN_A_BLOCK]
+    assert sorted(record) == sorted([*NAMES, *blocks, "h.0", "h.1", "ln_f", "logits"])
+    C, H, D, S, F = 21, 3, 7, T + past, 17
+    shapes = {name: record[name].shape for name in record}
+    assert {n: s for n, s in shapes.items() if n.startswith("h.1.")} == {
+        "h.1.ln_1": (B, T, C),
+        "h.1.attn.c_attn": (B, T, 3 * C),
+        "h.1.attn.q": (B, H, T, D),
+        "h.1.attn.k": (B, H, T, D),
+        "h.1.attn.v": (B, H, T, D),
+        "h.1.attn.scores": (B, H, T, S),
+        "h.1.attn.weights": (B, H, T, S),
+        "h.1.attn.heads": (B, H, T, D),
+        "h.1.attn.c_proj": (B, T, C),
+        "h.1.attn.residual": (B, T, C),
+        "h.1.ln_2": (B, T, C),
+        "h.1.mlp.c_fc": (B, T, F),
+        "h.1.mlp.act": (B, T, F),
+        "h.1.mlp.c_proj": (B, T, C),
+    }
+    assert [shapes[n] for n in ("wte", "wpe", "embedding", "h.1", "ln_f", "logits")] == [
+        *[(B, T, C), (T, C), (B, T, C), (B, T, C), (B, T, C), (B, T, 40)]
+    ]
+
+
+def test_what_is_recorded_hangs_together() -> None:
+    """Each stage follows from the ones before by the textbook formula; T spans several blocks of queries."""
+    config = small(n_positions=200)
+    p, ids = random_parameters(config), random_ids(config, (2, 150))
+    r = recorded(config, ids)
+    close: Any = {"rtol": 1e-9, "atol": 1e-11}
+    np.testing.assert_array_equal(r["wte"], p.wte.weight[ids])
+    np.testing.assert_array_equal(r["wpe"], p.wpe.weight[:150])
+    np.testing.assert_array_equal(r["embedding"], r["wte"] + r["wpe"])
+    x = r["embedding"]
+    for layer, block in enumerate(p.h):
+        stage = {name: r[f"h.{layer}.{name}"] for name in IN_A_BLOCK}
+        np.testing.assert_allclose(
+            stage["attn.c_attn"], stage["ln_1"] @ block.attn.c_attn.weight + block.attn.c_attn.bias, **close
+        )
+        for index, name in enumerate(("attn.q", "attn.k", "attn.v")):
+            part = stage["attn.c_attn"][:, :, 21 * index : 21 * (index + 1)]
+            np.testing.assert_array_equal(stage[name][1, 2, 5], part[1, 5, 14:21])
+        scores = stage["attn.q"] @ stage["attn.k"].swapaxes(2, 3) / math.sqrt(7)
+        future = np.triu(np.ones((150, 150), bool), 1)
+        assert (stage["attn.scores"][:, :, future] == -np.inf).all()
+        np.testing.assert_allclose(stage["attn.scores"][:, :, ~future], scores[:, :, ~future], **close)
+        np.testing.assert_allclose(stage["attn.weights"], softmax(stage["attn.scores"]), **close)
+        assert (stage["attn.weights"][:, :, future] == 0).all()
+        np.testing.assert_allclose(stage["attn.heads"], stage["attn.weights"] @ stage["attn.v"], **close)
+        merged = np.concatenate([stage["attn.heads"][:, h] for h in range(3)], axis=-1)
+        np.testing.assert_allclose(
+            stage["attn.c_proj"], merged @ block.attn.c_proj.weight + block.attn.c_proj.bias, **close
+        )
+        np.testing.assert_array_equal(stage["attn.residual"], x + stage["attn.c_proj"])
+        np.testing.assert_allclose(
+            stage["mlp.c_fc"], stage["ln_2"] @ block.mlp.c_fc.weight + block.mlp.c_fc.bias, **close
+        )
+        np.testing.assert_array_equal(stage["mlp.act"], gelu(stage["mlp.c_fc"]))
+        x = r[f"h.{layer}"]
+        np.testing.assert_array_equal(x, stage["attn.residual"] + stage["mlp.c_proj"])
+    np.testing.assert_allclose(r["logits"], r["ln_f"] @ p.wte.weight.T, **close)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_recording_changes_no_bit_and_what_is_handed_over_stays(dtype: str) -> None:
+    config = small(n_positions=150)
+    parameters, ids = random_parameters(config, dtype=dtype), random_ids(config, (2, 150))
+    kept: list[tuple[Array, Array]] = []
+    logits = forward(parameters, config, ids, record=lambda name, array: kept.append((array, array.copy())))
+    np.testing.assert_array_equal(logits, forward(parameters, config, ids))
+    for array, copy in kept:
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_a_recorder_may_write_into_what_it_gets() -> None:
+    config, ids = small(), [1, 2, 3]
+    parameters = random_parameters(config)
+
+    def spoil(name: str, array: Array) -> None:
+        array[...] = np.nan
+
+    np.testing.assert_array_equal(forward(parameters, config, ids, record=spoil), forward(parameters, config, ids))
+
+
+def test_parameters_and_ids_are_only_read() -> None:
+    config, ids = small(), random_ids(small(), (2, 8))
+    parameters = random_parameters(config)
+    for block in parameters.h:
+        for array in (
+            *block.ln_1,
+            *block.attn.c_attn,
+            *block.attn.c_proj,
+            *block.ln_2,
+            *block.mlp.c_fc,
+            *block.mlp.c_proj,
+        ):
+            array.flags.writeable = False
+    ids.flags.writeable = False
+    for array in (parameters.wte.weight, parameters.wpe.weight, *parameters.ln_f):
+        array.flags.writeable = False
+    forward(parameters, config, ids)
+
+
+def test_plain_functions_leave_their_input_alone() -> None:
+    x = np.linspace(-2, 2, 12).reshape(1, 3, 4)
+    x.flags.writeable = False
+    softmax(x), gelu(x), gelu_erf(x), layer_norm(x, np.ones(4), np.zeros(4), 1e-5), linear(x, np.eye(4), np.ones(4))

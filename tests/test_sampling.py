@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npgpt.errors import NpgptError
+from npgpt.parameters import Array
+from npgpt.sampling import Sampling, min_p, next_token, top_k, top_p
+
+LOGITS = st.lists(st.floats(-20, 20), min_size=1, max_size=30).map(np.array)
+SPREAD = np.log([0.5, 0.25, 0.15, 0.06, 0.04])
+
+
+def kept(filtered: Array) -> set[int]:
+    return set(np.flatnonzero(np.isfinite(filtered)).tolist())
+
+
+def probabilities(logits: Array) -> list[float]:
+    e = [math.exp(float(v) - float(logits.max())) for v in logits]
+    return [v / math.fsum(e) for v in e]
+
+
+@given(LOGITS, st.integers(1, 40))
+@settings(deadline=None)
+def test_top_k_by_brute_force(logits: Array, k: int) -> None:
+    expected = {i for i, v in enumerate(logits) if sum(w > v for w in logits) < k}  # equals of the last are kept
+    assert kept(top_k(logits, k)) == expected
+
+
+@given(LOGITS, st.floats(0.001, 1))
+@settings(deadline=None)
+def test_top_p_is_the_smallest_set_that_reaches_p(logits: Array, p: float) -> None:
+    chances, result = probabilities(logits), kept(top_p(logits, p))
+    assert math.fsum(chances[i] for i in result) >= p - 1e-12
+    least = min(result, key=lambda i: chances[i])
+    assert p == 1 or math.fsum(chances[i] for i in result - {least}) < p + 1e-12
+    assert all(logits[i] >= logits[j] for i in result for j in set(range(len(logits))) - result)
+
+
+def test_top_p_keeps_the_token_that_crosses_the_threshold() -> None:
+    assert kept(top_p(SPREAD, 0.6)) == {0, 1}  # 0.5 is below 0.6; 0.75 crosses it
+    assert kept(top_p(SPREAD, 0.0001)) == {0}
+    assert kept(top_p(SPREAD, 0.8)) == {0, 1, 2}
+    assert kept(top_p(SPREAD, 1)) == {0, 1, 2, 3, 4}
+
+
+@given(LOGITS, st.floats(0, 1))
+@settings(deadline=None)
+def test_min_p_by_brute_force(logits: Array, p: float) -> None:
+    chances = probabilities(logits)
+    threshold = p * max(chances)
+    result = kept(min_p(logits, p))
+    assert {i for i, c in enumerate(chances) if c > threshold * (1 + 1e-9)} <= result
+    assert result <= {i for i, c in enumerate(chances) if c >= threshold * (1 - 1e-9)}
+    assert int(logits.argmax()) in result
+
+
+def test_min_p_literal() -> None:
+    assert kept(min_p(SPREAD, 0.2)) == {0, 1, 2}
+    assert kept(min_p(SPREAD, 0)) == {0, 1, 2, 3, 4}
+
+
+@given(LOGITS)
+@settings(deadline=None)
+def test_filters_leave_their_input_and_what_they_keep_alone(logits: Array) -> None:
+    logits.flags.writeable = False
+    for filtered in (top_k(logits, 3), top_p(logits, 0.7), min_p(logits, 0.1)):
+        np.testing.assert_array_equal(filtered[np.isfinite(filtered)], logits[np.isfinite(filtered)])
+
+
+def test_greedy_takes_the_first_of_equals_and_draws_nothing() -> None:
+    generator = np.random.default_rng(0)
+    state = generator.bit_generator.state
+    assert next_token(np.array([1.0, 3.0, 3.0], np.float32), Sampling(temperature=0), generator) == 1
+    assert generator.bit_generator.state == state
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(temperature=1), [0.5, 0.25, 0.15, 0.06, 0.04]),
+        (Sampling(temperature=0.5), [0.25, 0.0625, 0.0225, 0.0036, 0.0016]),
+        (Sampling(temperature=1, top_k=2), [2, 1, 0, 0, 0]),
+        (Sampling(temperature=1, top_p=0.6), [2, 1, 0, 0, 0]),
+        (Sampling(temperature=1, min_p=0.2), [50, 25, 15, 0, 0]),
+        (Sampling(temperature=2, top_k=3, top_p=0.5), [math.sqrt(2), 1, 0, 0, 0]),
+        (Sampling(temperature=1e-9), [1, 0, 0, 0, 0]),
+        (Sampling(temperature=1e-320), [1, 0, 0, 0, 0]),
+    ],
+)
+def test_frequencies(sampling: Sampling, expected: list[float]) -> None:
+    n, generator = 20_000, np.random.default_rng(7)
+    drawn = np.bincount([next_token(SPREAD, sampling, generator) for _ in range(n)], minlength=5)
+    chances = np.array(expected) / sum(expected)
+    # five standard deviations of a binomial count: the seed is fixed, so this passes or fails for ever
+    assert (np.abs(drawn - n * chances) <= 5 * np.sqrt(n * chances * (1 - chances))).all()
+
+
+def test_what_is_filtered_out_is_never_drawn() -> None:
+    logits = np.array([-np.inf, 0.0, -np.inf])
+
+    class Ends(np.random.Generator):
+        def __init__(self, value: float) -> None:
+            super().__init__(np.random.PCG64(0))
+            self.value = value
+
+        def random(self, *arguments: Any, **keywords: Any) -> Any:
+            return self.value
+
+    for value in (0.0, 1 - 2**-53):
+        assert next_token(logits, Sampling(temperature=1), Ends(value)) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_broken_logits_are_refused(bad: float) -> None:
+    for logits in (np.array([0.0, bad]), np.full(2, -np.inf)):
+        with pytest.raises(NpgptError, match="logits are not finite"):
+            next_token(logits, Sampling(), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temperature": -0.1}, "temperature must be 0 .* not -0.1"),
+        ({"temperature": math.nan}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
+        ({"top_k": 0}, "top-k keeps at least 1 token, not 0"),
+        ({"top_p": 0}, "top-p .* not 0"),
+        ({"top_p": 1.01}, "top-p .* not 1.01"),
+        ({"min_p": -0.1}, "min-p .* not -0.1"),
+        ({"min_p": math.nan}, "min-p"),
+    ],
+)
+def test_values_out_of_range(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(NpgptError, match=message):
+        Sampling(**fields)
