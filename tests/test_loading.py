@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +69,19 @@ def test_the_embedded_model_in_short() -> None:
 
 
 def test_the_readmes_python(capsys: pytest.CaptureFixture[str]) -> None:
-    model = npgpt.load()
-    logits = model([464, 3290])
-    assert (logits.shape, str(logits.dtype)) == ((1, 2, 4096), "float32")
-    for piece in model.generate("It is a truth", max_tokens=40, temperature=0):
-        print(piece, end="")
-    assert len(capsys.readouterr().out) > 40
+    """The block as it stands there, with the embedded model for gpt2."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block.replace('npgpt.load("gpt2")', "npgpt.load()"), names)
+    model, stages = names["model"], names["stages"]
+    assert capsys.readouterr().out == "".join(model.generate("It is a truth", max_tokens=40, temperature=0))
+    assert (names["logits"].shape, str(names["logits"].dtype)) == ((1, 2, 4096), "float32")
+    assert names["cache"].length == 2
+    assert stages["h.0.attn.weights"].shape == (1, 6, 2, 2)
     assert model.config.n_head == 6
     assert model.parameters.h[0].attn.c_attn.weight.shape == (192, 576)
     assert model.tokenizer.decode(model.tokenizer.encode("hello")) == "hello"
-    names: list[str] = []
-    cache = npgpt.KVCache(model.config, 1, 8)
-    npgpt.forward(model.parameters, model.config, [1, 2], cache=cache, record=lambda name, array: names.append(name))
-    assert "h.5.attn.weights" in names
-    assert cache.length == 2
 
 
 # --- saving and loading ----------------------------------------------------------------------------------------------
