@@ -70,11 +70,10 @@ def _places(name: str) -> list[Path]:
     """The folders where a model of this name may lie, in order of preference."""
     if name == EMBEDDED:
         return [EMBEDDED_WEIGHTS / EMBEDDED]
-    short = name.split("/")[-1]
-    folders = [Path("weights") / short]
+    roots = [Path("weights"), EMBEDDED_WEIGHTS]
     if own := os.environ.get("NPGPT_WEIGHTS"):
-        folders.append(Path(own).expanduser() / short)
-    folders.append(EMBEDDED_WEIGHTS / short)
+        roots.insert(1, Path(own).expanduser())
+    folders = [root / spelling for root in roots for spelling in dict.fromkeys((name, name.split("/")[-1]))]
     repositories = {name, ORGANISATIONS.get(name, name)} | {old for old, new in ORGANISATIONS.items() if new == name}
     for repository in sorted(repositories, key=lambda r: (r != name, r)):
         folders.append(_snapshot(hub_cache() / f"models--{repository.replace('/', '--')}"))

@@ -180,7 +180,7 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def load_tokenizer(model: str | os.PathLike[str] | None = None) -> tokenizer.Tokenizer:
+def load_tokenizer(model: str | os.PathLike[str] | None = None, *, n_head: int | None = None) -> tokenizer.Tokenizer:
     """A model's tokenizer without its weights; GPT-2's own for a published name whose weights are not here.
 
     Raises NpgptError, with the reason, where the model has no vocabulary.
@@ -191,7 +191,7 @@ def load_tokenizer(model: str | os.PathLike[str] | None = None) -> tokenizer.Tok
         if model not in PUBLISHED:
             raise
         return tokenizer.from_ranks(GPT2_RANKS, PUBLISHED[str(model)].vocab_size)
-    checkpoint = open_checkpoint(location)
+    checkpoint = open_checkpoint(location, n_head=n_head)
     vocabulary = tokenizer.find(location.folder, checkpoint.config.vocab_size, GPT2_RANKS)
     if isinstance(vocabulary, str):
         raise NpgptError(f"{location.name} has no text: {vocabulary}")

@@ -5,6 +5,7 @@ parameters.h[0].attn.c_attn.weight is "h.0.attn.c_attn.weight". Matrices are sto
 linear map is x @ weight + bias.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
 from typing import Annotated, Any, NamedTuple, TypeAlias
@@ -115,16 +116,27 @@ def check_shapes(config: Config, shapes: Mapping[str, Shape], source: str) -> No
             f"{source} holds {blocks} blocks (h.0 …), and its configuration says n_layer = {config.n_layer}"
         )
     expected = schema(config)
-    faults = [f"{name} is missing" for name in expected if name not in shapes]
-    faults += [f"{name} is left over" for name in shapes if name not in expected]
+    faults = [(name, "is missing") for name in expected if name not in shapes]
+    faults += [(name, "is left over") for name in shapes if name not in expected]
     faults += [
-        f"{name} is {list(shapes[name])} and must be {list(shape)}"
+        (name, f"is {list(shapes[name])} and must be {list(shape)}")
         for name, shape in expected.items()
         if name in shapes and shapes[name] != shape
     ]
     if faults:
-        more = f"; and {len(faults) - 12} more" if len(faults) > 12 else ""
-        raise NpgptError(f"{source} does not fit its configuration: " + "; ".join(faults[:12]) + more)
+        raise NpgptError(f"{source} does not fit its configuration: {_in_short(faults)}")
+
+
+def _in_short(faults: Iterable[tuple[str, str]]) -> str:
+    """All faults, the same fault of several blocks told once, and a count in place of what is beyond reading."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for name, fault in faults:
+        alike.setdefault((re.sub(r"^h\.\d+\.", "h.*.", name), fault), []).append(name)
+    lines = [
+        f"{names[0]} {fault}" if len(names) == 1 else f"{pattern} {fault} (in {len(names)} blocks)"
+        for (pattern, fault), names in alike.items()
+    ]
+    return "; ".join(lines[:50]) + (f"; and {len(lines) - 50} more" if len(lines) > 50 else "")
 
 
 def from_arrays(config: Config, arrays: Mapping[str, Array]) -> Parameters:

@@ -64,6 +64,9 @@ def test_a_published_name_is_looked_for_in_order(tmp_path: Path, monkeypatch: py
     assert finding.find("gpt2").folder == own
     put(Path("weights/gpt2"))
     assert finding.find("gpt2").folder == Path("weights/gpt2")
+    assert finding.find("openai-community/gpt2").folder == Path("weights/gpt2")
+    put(Path("weights/openai-community/gpt2"))
+    assert finding.find("openai-community/gpt2").folder == Path("weights/openai-community/gpt2")
 
 
 @pytest.mark.parametrize(

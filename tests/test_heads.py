@@ -43,6 +43,7 @@ def check_split(x: Array, n_head: int) -> None:
 def test_every_divisor_of_every_width_up_to_256(n_embd: int) -> None:
     for n_head in divisors(n_embd):
         check_split(numbered((2, 3, n_embd)), n_head)
+        check_split(numbered((1, 1, n_embd), "float32"), n_head)
 
 
 @pytest.mark.parametrize("n_embd", WIDTHS)

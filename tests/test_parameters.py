@@ -90,6 +90,15 @@ def test_all_faults_come_in_one_message() -> None:
     )
 
 
+def test_a_fault_of_every_block_is_told_once() -> None:
+    arrays = {name: array for name, array in random_arrays(small()).items() if not name.endswith("attn.c_attn.bias")}
+    with pytest.raises(NpgptError, match=r"configuration: h\.\*\.attn\.c_attn\.bias is missing \(in 2 blocks\)$"):
+        parameters.from_arrays(small(), arrays)
+    arrays = random_arrays(small()) | {f"extra.{n}": np.zeros(1) for n in range(60)}
+    with pytest.raises(NpgptError, match=r"extra\.49 is left over; and 10 more$"):
+        parameters.from_arrays(small(), arrays)
+
+
 def test_a_wrong_depth_is_one_fault_and_not_hundreds() -> None:
     with pytest.raises(NpgptError, match=r"holds 2 blocks .* n_layer = 1000000000"):
         parameters.from_arrays(small(n_layer=10**9), random_arrays(small()))

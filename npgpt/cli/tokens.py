@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from .options import note, read_text
+from .options import add_model, note, read_text
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -18,9 +18,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         epilog='example: npgpt tokens --model gpt2 "Hello, world"',
     )
     parser.add_argument("text", help="the text, or - for standard input")
-    parser.add_argument(
-        "--model", metavar="M", help="folder, file, or name such as gpt2 (default: the embedded austen)"
-    )
+    add_model(parser)
     parser.add_argument("--special", action="store_true", help="read <|endoftext|> in the text as the special token")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
@@ -30,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     """Print tokens; see the help."""
     from ..loading import load_tokenizer
 
-    tokenizer = load_tokenizer(options.model)
+    tokenizer = load_tokenizer(options.model, n_head=options.n_head)
     ids = tokenizer.encode(read_text(options.text), special=options.special)
     pieces = [_shown(tokenizer.piece(token_id)) for token_id in ids]
     if options.json:
