@@ -13,6 +13,7 @@ from typing import Any
 
 import tiktoken
 
+from .config import GPT2_VOCAB_SIZES
 from .errors import NpgptError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -103,13 +104,18 @@ def find(folder: Path, vocab_size: int, gpt2_ranks: Path) -> Tokenizer | str:
     tokenizer.json. Without one, a model of 50257 ids (or 50304, padded) has GPT-2's, from gpt2_ranks.
     Raises NpgptError for a vocabulary that is broken or has ids beyond the model's vocab_size.
     """
-    if (folder / "vocab.tiktoken").is_file():
+    here = {name for name in ("vocab.tiktoken", *PAIRS[0], *PAIRS[1], "tokenizer.json") if (folder / name).is_file()}
+    if "vocab.tiktoken" in here:
         tokenizer = from_ranks(folder / "vocab.tiktoken", vocab_size)
-    elif pair := next((p for p in PAIRS if (folder / p[0]).is_file() and (folder / p[1]).is_file()), None):
+    elif pair := next((pair for pair in PAIRS if here.issuperset(pair)), None):
         tokenizer = from_vocabulary_and_merges(folder / pair[0], folder / pair[1])
-    elif (folder / "tokenizer.json").is_file():
+    elif "tokenizer.json" in here:
         tokenizer = from_tokenizer_json(folder / "tokenizer.json")
-    elif vocab_size in (50257, 50304):
+    elif here:
+        return (
+            f"{folder} has {' and '.join(sorted(here))} without its other half ({' or '.join(map(' + '.join, PAIRS))})"
+        )
+    elif vocab_size in GPT2_VOCAB_SIZES:
         tokenizer = from_ranks(gpt2_ranks, vocab_size)
     else:
         wanted = "vocab.tiktoken, vocab.json + merges.txt, encoder.json + vocab.bpe or tokenizer.json"

@@ -233,6 +233,14 @@ def test_gpt2s_vocabulary_serves_its_sizes_and_no_other(tmp_path: Path, vocab_si
     assert "its 50256 ids are not GPT-2's 50257" in reason
 
 
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "encoder.json", "vocab.bpe"])
+def test_half_a_vocabulary_is_not_replaced_by_gpt2s(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    reason = tokenizers.find(tmp_path, 50257, GPT2_RANKS)
+    assert isinstance(reason, str)
+    assert f"has {name} without its other half (vocab.json + merges.txt or encoder.json + vocab.bpe)" in reason
+
+
 def test_a_ranks_file_without_room_for_end_of_text(tmp_path: Path) -> None:
     (tmp_path / "vocab.tiktoken").write_bytes(b"".join(base64.b64encode(bytes([b])) + b" %d\n" % b for b in range(256)))
     assert find(tmp_path, 256).end_of_text is None
