@@ -49,11 +49,11 @@ def find(model: str | os.PathLike[str] | None = None) -> Location:
     for place in places:
         if (place / WEIGHTS_FILE).is_file():
             return Location(name, place / WEIGHTS_FILE, place)
-    if path.is_dir() and not places:
+    if path.is_dir():
         raise NpgptError(f"the folder {path} has no {WEIGHTS_FILE}; put it there, with its config.json")
     if not places:
         raise NpgptError(f"there is no file or folder {path}")
-    looked = ", ".join(str(place) for place in places)
+    looked = ", ".join(dict.fromkeys(str(place.absolute()) for place in places))
     raise NpgptError(
         f"no model {name!r} here; looked for {WEIGHTS_FILE} in {looked}; "
         f"put {WEIGHTS_FILE} and config.json into {Path('weights') / name.split('/')[-1]}{os.sep}"

@@ -135,8 +135,10 @@ def test_not_found_names_every_place_and_what_to_put_where(tmp_path: Path, monke
         ("a/b/c", "there is no file or folder a/b/c"),
         ("nobody", "no model 'nobody' here"),
         ("../here", r"the folder \.\./here has no model.safetensors"),
+        ("empty/folder", "the folder empty/folder has no model.safetensors"),
     ],
 )
 def test_other_names(name: str, message: str) -> None:
+    Path("empty/folder").mkdir(parents=True)
     with pytest.raises(NpgptError, match=message):
         finding.find(name)

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verb.add(verbs)
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows ? and goes on
+        sys.stdout.reconfigure(errors="backslashreplace")  # where a terminal lacks a character, \u20ac and not an error
     try:
         code: int = options.run(options)
         sys.stdout.flush()

@@ -92,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
         report = {"model": model.name, "dtype": options.dtype, "prompt": prompt, "prompt_ids": prompt_ids, "text": text}
         report |= {"token_ids": token_ids, "finish": finish, "seed": seed}
         report |= {"seconds_to_first_token": seconds, "tokens_per_second": rate}
-        print(json.dumps(report, ensure_ascii=False))
+        print(json.dumps(report))
     else:
         print()
     if finish == "context":

@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     ids = tokenizer.encode(read_text(options.text), special=options.special)
     pieces = [_shown(tokenizer.piece(token_id)) for token_id in ids]
     if options.json:
-        print(json.dumps({"ids": ids, "pieces": pieces, "vocabulary": tokenizer.source}, ensure_ascii=False))
+        print(json.dumps({"ids": ids, "pieces": pieces, "vocabulary": tokenizer.source}))
         return 0
     note(f"{len(ids)} tokens of {tokenizer.source} ({tokenizer.n_vocab} ids)")
     for token_id, piece in zip(ids, pieces, strict=True):
