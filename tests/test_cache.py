@@ -15,7 +15,8 @@ def test_arrays_are_allocated_once() -> None:
     config = small()
     cache = KVCache(config, 2, 10)
     assert cache.keys.shape == cache.values.shape == (2, 2, 3, 10, 7)
-    assert (cache.capacity, cache.length, str(cache.keys.dtype)) == (10, 0, "float32")
+    assert (cache.capacity, cache.length) == (10, 0)
+    assert (str(cache.keys.dtype), str(cache.values.dtype)) == ("float32", "float32")
     keys, parameters = cache.keys, random_parameters(config, dtype="float32")
     for _ in range(5):
         forward(parameters, config, [[1, 2], [3, 4]], cache)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -132,6 +133,42 @@ def test_openai_hparams() -> None:
     assert configuration.from_dict(hparams) == PUBLISHED["gpt2"]
 
 
+def test_other_spellings_that_transformers_takes() -> None:
+    keys = {"vocab_size": 9, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 3}
+    assert configuration.from_dict(keys | {"max_position_embeddings": 5}) == small(
+        vocab_size=9, n_embd=8, n_head=2, n_layer=3, n_positions=5
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({}, "gpt2"),
+        ({"n_head": 24}, "gpt2"),  # no shape depends on it
+        ({"vocab_size": 50304}, "gpt2"),
+        ({"n_inner": 3072}, "gpt2"),
+        ({"n_layer": 6}, "distilgpt2"),
+        ({"n_layer": 13}, None),
+        ({"n_embd": 780}, None),
+        ({"n_positions": 512}, None),
+        ({"vocab_size": 50258}, None),
+        ({"n_inner": 2048}, None),
+    ],
+)
+def test_which_published_model_it_has_the_shapes_of(fields: dict[str, int], name: str | None) -> None:
+    assert Config(**{**PUBLISHED["gpt2"].__dict__, **fields}).published_name() == name
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PUBLISHED["gpt2"].n_head = 24  # type: ignore[misc]
+
+
+def test_keys_of_half_precision_and_an_epsilon_of_zero_are_accepted() -> None:
+    assert configuration.read_fields(HUB_GPT2 | {"reorder_and_upcast_attn": True}, "config.json")[1] == []
+    assert small(layer_norm_epsilon=0).layer_norm_epsilon == 0
+
+
 def test_to_dict_and_back() -> None:
     for config in (*PUBLISHED.values(), small(n_inner=5, activation_function="gelu", tie_word_embeddings=False)):
         assert configuration.from_dict(configuration.to_dict(config)) == config
@@ -147,6 +184,8 @@ def test_unknown_keys_are_reported() -> None:
         ({"model_type": "gpt_neo"}, "gpt_neo"),
         ({"model_type": "llama"}, "llama"),
         ({"add_cross_attention": True}, "add_cross_attention"),
+        ({"is_encoder_decoder": True}, "is_encoder_decoder"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"activation_function": "relu"}, "relu"),
         ({"n_ctx": 512}, "n_ctx"),

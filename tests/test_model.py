@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from npgpt import config as configuration
 from npgpt import model
 from npgpt.cache import KVCache
 from npgpt.config import Config
+from npgpt.errors import NpgptError
 from npgpt.model import attention, forward, gelu, gelu_erf, layer_norm, linear, softmax
 from npgpt.parameters import Array
 from tests.models import SHAPES, random_ids, random_parameters, small
@@ -105,6 +108,11 @@ def test_layer_norm_literal_values() -> None:
     one, zero = np.ones(4), np.zeros(4)
     np.testing.assert_allclose(layer_norm(x, one, zero, 0.0), [[-3, -1, 1, 3] / np.sqrt(5)], rtol=1e-15)
     np.testing.assert_allclose(layer_norm(x, 2 * one, one, 4.0), [[-1, 1 / 3, 5 / 3, 3]], rtol=1e-15)
+
+
+def test_names_of_activations() -> None:
+    assert {"gelu_new": gelu, "gelu_pytorch_tanh": gelu, "gelu": gelu_erf} == model.ACTIVATIONS
+    assert set(model.ACTIVATIONS) == set(configuration.ACTIVATIONS)
 
 
 def test_linear_is_x_times_weight_in_out() -> None:
@@ -206,6 +214,12 @@ def test_a_later_token_changes_no_bit_of_an_earlier_position(dtype: str, changed
     assert (before[:, changed:] != after[:, changed:]).any(axis=-1).all()
 
 
+def test_last_only_computes_no_more_than_the_last() -> None:
+    record: dict[str, Array] = {}
+    forward(random_parameters(small()), small(), [[1, 2, 3]] * 2, record=record.__setitem__, last_only=True)
+    assert (record["h.1"].shape, record["ln_f"].shape, record["logits"].shape) == ((2, 3, 21), (2, 1, 21), (2, 1, 40))
+
+
 def test_last_only_is_the_last_of_all() -> None:
     config, ids = small(), random_ids(small(), (2, 11))
     parameters = random_parameters(config)
@@ -238,6 +252,29 @@ def test_cache_forgets_when_its_length_is_set_back() -> None:
     once = forward(parameters, config, [4, 5], cache)
     cache.length = 3
     np.testing.assert_array_equal(forward(parameters, config, [4, 5], cache), once)
+
+
+def test_a_full_context_is_refused_and_the_cache_stays() -> None:
+    config = small()
+    parameters, cache = random_parameters(config), KVCache(config, 1, 24, "float64")
+    forward(parameters, config, [1] * 23, cache)
+    with pytest.raises(NpgptError, match="2 tokens after 23 in the cache do not fit into the context of 24"):
+        forward(parameters, config, [1, 2], cache)
+    assert cache.length == 23
+    forward(parameters, config, [1], cache)
+
+
+def test_temporaries_stay_small() -> None:
+    """Attention and the activation work by blocks: no square of scores, no second array as wide as the MLP."""
+    config = small(n_embd=8, n_head=8, n_positions=2048, n_inner=1024, n_layer=1)
+    parameters, ids = random_parameters(config, dtype="float32"), random_ids(config, (2048,))
+    forward(parameters, config, ids[:9])
+    tracemalloc.start()
+    forward(parameters, config, ids, last_only=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    wide, square = 2048 * 1024 * 4, 8 * 2048 * 2048 * 4
+    assert peak < 1.6 * wide < square
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -60,7 +60,19 @@ def test_min_p_by_brute_force(logits: Array, p: float) -> None:
     assert int(logits.argmax()) in result
 
 
+def test_float32_logits_are_drawn_from_as_float64() -> None:
+    """A cumulative sum of 50,000 float32 probabilities would be off by more than this token's share."""
+    logits = np.zeros(50_000, np.float32)
+    counts = np.zeros(50_000, int)
+    generator, probe = np.random.default_rng(3), np.random.default_rng(3)
+    for _ in range(200):
+        counts[next_token(logits, Sampling(temperature=1), generator)] += 1
+    expected = np.bincount((np.floor(probe.random(200) * 50_000 + 1e-9)).astype(int), minlength=50_000)
+    np.testing.assert_array_equal(counts, expected)
+
+
 def test_min_p_literal() -> None:
+    assert kept(min_p(np.array([0.0, 0.0, -1.0]), 1)) == {0, 1}
     assert kept(min_p(SPREAD, 0.2)) == {0, 1, 2}
     assert kept(min_p(SPREAD, 0)) == {0, 1, 2, 3, 4}
 
