@@ -1,7 +1,21 @@
-"""python -m npgpt."""
+"""python -m npgpt, and the console script; it imports little, so that Ctrl-C is quiet from the first moment."""
+
+from __future__ import annotations
 
 import sys
 
-from .cli import main
+INTERRUPTED = 128 + 2  # as a shell reports a process that SIGINT ended
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command line with the process's arguments; return its exit code."""
+    try:
+        from .cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .config import Config
+from .config import Config, float_dtype, whole_number
 from .errors import NpgptError
 
 if TYPE_CHECKING:
@@ -25,12 +25,9 @@ class KVCache:
     """
 
     def __init__(self, config: Config, batch_size: int, capacity: int, dtype: DTypeLike = np.float32) -> None:
-        if np.dtype(dtype) not in (np.dtype(np.float32), np.dtype(np.float64)):
-            raise NpgptError(f"a cache is float32 or float64, not {np.dtype(dtype)}")
-        if batch_size < 1:
-            raise NpgptError(f"a cache's batch_size must be at least 1, not {batch_size}")
-        if not 1 <= capacity <= config.n_positions:
-            raise NpgptError(f"a cache's capacity must be from 1 to n_positions = {config.n_positions}, not {capacity}")
+        dtype = float_dtype("a cache's dtype", dtype)
+        batch_size = whole_number("a cache's batch_size", batch_size)
+        capacity = whole_number("a cache's capacity (n_positions at most)", capacity, high=config.n_positions)
         shape = (config.n_layer, batch_size, config.n_head, capacity, config.head_width)
         self.keys: Array = np.empty(shape, dtype)
         self.values: Array = np.empty(shape, dtype)
@@ -40,6 +37,15 @@ class KVCache:
     def capacity(self) -> int:
         """How many tokens it holds at most."""
         return int(self.keys.shape[3])
+
+    def __repr__(self) -> str:
+        return f"KVCache({self.length} of {self.capacity} tokens, {self.keys.dtype} {list(self.keys.shape)})"
+
+    def past(self, config: Config) -> int:
+        """How many tokens it holds. Raises NpgptError where it was made for another depth, or length is wrong."""
+        if len(self.keys) != config.n_layer:
+            raise NpgptError(f"the cache was made for {len(self.keys)} blocks, the model has {config.n_layer}")
+        return whole_number("a cache's length", self.length, low=0, high=self.capacity)
 
     def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Put block `layer`'s new k and v [B, H, T, D] behind the old ones; give back all, views [B, H, S, D].
@@ -56,10 +62,10 @@ class KVCache:
             raise NpgptError(
                 f"the cache is {self.keys.dtype} and the model {k.dtype}: make it KVCache(…, dtype='{k.dtype}')"
             )
-        n_layer, *room = self.keys.shape
-        if layer >= n_layer or [*k.shape[:2], k.shape[3]] != [*room[:2], room[3]]:
+        _, *room = self.keys.shape
+        if [*k.shape[:2], k.shape[3]] != [*room[:2], room[3]]:
             raise NpgptError(
-                f"the cache was made for {n_layer} blocks, {room[0]} rows, {room[1]} heads of width {room[3]}; "
+                f"the cache was made for {room[0]} rows, {room[1]} heads of width {room[3]}; "
                 f"block {layer} brings {k.shape[0]} rows, {k.shape[1]} heads of width {k.shape[3]}"
             )
         self.keys[layer, :, :, self.length : seen] = k

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,13 +16,32 @@ from .errors import NpgptError
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu")  # the first two name the same formula
 REQUIRED = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
 LARGEST_SIZE = 2**31 - 1
+MOST_LAYERS = 10_000  # the schema is as long, so a damaged number must not make it endless
 
 
-def _check_size(key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise NpgptError(f"{key} must be a whole number, not {value!r}")
-    if not 1 <= value <= LARGEST_SIZE:
-        raise NpgptError(f"{key} must be from 1 to {LARGEST_SIZE}, not {value}")
+def whole_number(name: str, value: object, low: int = 1, high: int = 2**31 - 1) -> int:
+    """The value as an int (NumPy's integers are taken). Raises NpgptError for another type, a bool, or out of range."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, (bool, np.bool_)):
+        raise NpgptError(f"{name} must be a whole number, not {value!r:.80}")
+    if not low <= number <= high:
+        bound = f"at least {low}" if number < low else f"at most {high}"
+        raise NpgptError(f"{name} must be {bound}, not {number}")
+    return number
+
+
+def float_dtype(name: str, dtype: object) -> str:
+    """The dtype's name, float32 or float64. Raises NpgptError for any other, and for None (to NumPy, float64)."""
+    try:
+        found = str(np.dtype(dtype)) if dtype is not None else "None"  # type: ignore[call-overload]
+    except TypeError:
+        found = str(dtype)
+    if found not in ("float32", "float64"):
+        raise NpgptError(f"{name} must be float32 or float64, not {found:.80}")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +67,9 @@ class Config:
     scale_attn_by_inverse_layer_idx: bool = False  # scores / (layer + 1) as well
 
     def __post_init__(self) -> None:
-        for key in REQUIRED:
-            _check_size(key, getattr(self, key))
-        if self.n_inner is not None:
-            _check_size("n_inner", self.n_inner)
+        for key in (*REQUIRED, *(() if self.n_inner is None else ("n_inner",))):
+            high = MOST_LAYERS if key == "n_layer" else LARGEST_SIZE
+            object.__setattr__(self, key, whole_number(key, getattr(self, key), high=high))
         for key in ("tie_word_embeddings", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
             if not isinstance(getattr(self, key), bool):
                 raise NpgptError(f"{key} must be true or false, not {getattr(self, key)!r}")
@@ -62,6 +81,7 @@ class Config:
         epsilon = self.layer_norm_epsilon
         if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < 1:
             raise NpgptError(f"layer_norm_epsilon must be a number from 0 to below 1, not {epsilon!r}")
+        object.__setattr__(self, "layer_norm_epsilon", float(epsilon))  # a NumPy scalar would turn float32 into float64
         if self.n_embd % self.n_head:
             raise NpgptError(_why_heads_do_not_divide(self))
 
@@ -106,8 +126,8 @@ class Config:
             raise NpgptError(
                 "there are no token ids: a prompt has at least one (an empty text starts from <|endoftext|>)"
             )
-        if not np.issubdtype(ids.dtype, np.integer):
-            raise NpgptError(f"token ids must be integers, not {ids.dtype}")
+        if ids.dtype.kind not in "iu":
+            raise NpgptError(f"token ids must be integers (of 64 bits at most), not {ids.dtype}")
         if ids.ndim not in (1, 2):
             raise NpgptError(f"token ids must be one row [T] or rows [B, T], not of shape {list(ids.shape)}")
         if ids.min() < 0 or ids.max() >= self.vocab_size:
@@ -229,9 +249,10 @@ def read_fields(mapping: Mapping[str, Any], source: str) -> tuple[dict[str, Any]
 
 def _refuse_other_architectures(mapping: Mapping[str, Any], source: str) -> None:
     model_type = mapping.get("model_type", "gpt2")
-    nano = "block_size" in mapping  # minGPT's model_type names a size ("gpt2-xl", "gpt-nano") or is null
-    if model_type != "gpt2" and not nano:
-        raise NpgptError(f"{source}: model_type is {model_type!r}, and npgpt runs 'gpt2' alone")
+    # minGPT, which has a block_size, names one of its sizes there, or none
+    mingpt = "block_size" in mapping and str(model_type or "gpt-").startswith(("gpt2", "gpt-", "gopher-", "openai-gpt"))
+    if model_type != "gpt2" and not mingpt:
+        raise NpgptError(f"{source}: model_type is {model_type!r:.80}, and npgpt runs 'gpt2' alone")
     for key in ("add_cross_attention", "is_encoder_decoder", "pruned_heads", "quantization_config"):
         if mapping.get(key):
             raise NpgptError(f"{source}: {key} is {mapping[key]!r}; npgpt runs GPT-2 as published, without it")

@@ -38,32 +38,36 @@ def find(model: str | os.PathLike[str] | None = None) -> Location:
     if model is None:
         return Location(EMBEDDED, EMBEDDED_WEIGHTS / EMBEDDED / WEIGHTS_FILE, EMBEDDED_WEIGHTS / EMBEDDED)
     name = os.fspath(model)
-    if not name:
-        raise NpgptError("the model's name is empty: give a folder, a file, or a name such as gpt2")
-    path = Path(name).expanduser()
-    places = _places(name) if _is_name(name) else []
-    if path.is_file():
+    if not isinstance(name, str) or not name:
+        raise NpgptError(f"a model's name must be a folder, a file, or a name such as gpt2, not {name!r}")
+    path = expanded(name)
+    if os.path.isfile(path):
         return Location(name, path, path.parent)
-    if (path / WEIGHTS_FILE).is_file():
-        return Location(name, path / WEIGHTS_FILE, path)
-    for place in places:
-        if (place / WEIGHTS_FILE).is_file():
+    places = _places(name) if _is_name(name) else []
+    for place in (path, *places):
+        if os.path.isfile(place / WEIGHTS_FILE):
             return Location(name, place / WEIGHTS_FILE, place)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise NpgptError(f"the folder {path} has no {WEIGHTS_FILE}; put it there, with its config.json")
     if not places:
-        raise NpgptError(f"there is no file or folder {path}")
+        kind = "is neither a folder nor a regular file" if os.path.exists(path) else "does not exist"
+        raise NpgptError(f"the model {path} {kind}")
     looked = ", ".join(dict.fromkeys(str(place.absolute()) for place in places))
     raise NpgptError(
         f"no model {name!r} here; looked for {WEIGHTS_FILE} in {looked}; "
-        f"put {WEIGHTS_FILE} and config.json into {Path('weights') / name.split('/')[-1]}{os.sep}"
+        f"put {WEIGHTS_FILE} and config.json into {Path('weights') / name}{os.sep}"
     )
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """The path with ~ for the user's home; as it is where there is no such home."""
+    return Path(os.path.expanduser(path))
 
 
 def _is_name(name: str) -> bool:
     """One word, or org/name: what can be a name and not only a path."""
     parts = name.split("/")
-    return len(parts) <= 2 and all(part and part.strip(".~") and "\\" not in part for part in parts)
+    return len(parts) <= 2 and all(part.strip(".") and not part.startswith("~") and "\\" not in part for part in parts)
 
 
 def _places(name: str) -> list[Path]:
@@ -72,27 +76,29 @@ def _places(name: str) -> list[Path]:
         return [EMBEDDED_WEIGHTS / EMBEDDED]
     roots = [Path("weights"), EMBEDDED_WEIGHTS]
     if own := os.environ.get("NPGPT_WEIGHTS"):
-        roots.insert(1, Path(own).expanduser())
-    folders = [root / spelling for root in roots for spelling in dict.fromkeys((name, name.split("/")[-1]))]
+        roots.insert(1, expanded(own))
     repositories = {name, ORGANISATIONS.get(name, name)} | {old for old, new in ORGANISATIONS.items() if new == name}
-    for repository in sorted(repositories, key=lambda r: (r != name, r)):
-        folders.append(_snapshot(hub_cache() / f"models--{repository.replace('/', '--')}"))
-    return folders
+    spellings = sorted(repositories, key=lambda repository: (repository != name, repository))
+    folders = [root / spelling for root in roots for spelling in spellings]
+    return folders + [_snapshot(hub_cache() / f"models--{spelling.replace('/', '--')}") for spelling in spellings]
 
 
 def hub_cache() -> Path:
     """The Hugging Face cache: HF_HUB_CACHE, else HF_HOME/hub, else XDG_CACHE_HOME/huggingface/hub, else ~/.cache."""
     if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return Path(cache).expanduser()
+        return expanded(cache)
     if home := os.environ.get("HF_HOME"):
-        return Path(home).expanduser() / "hub"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "huggingface" / "hub"
+        return expanded(home) / "hub"
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
 
 
 def _snapshot(repository: Path) -> Path:
-    """The snapshot that refs/main names, else the newest that has weights, else the repository's own folder."""
+    """The snapshot that refs/main names where it has weights, else the newest that has, else the repository itself."""
+    main = repository / "refs" / "main"
     try:
-        return repository / "snapshots" / (repository / "refs" / "main").read_text().strip()
-    except OSError:
-        snapshots = [path for path in (repository / "snapshots").glob("*") if (path / WEIGHTS_FILE).is_file()]
-        return max(snapshots, key=lambda path: path.stat().st_mtime, default=repository)
+        named = main.read_text("utf-8").strip() if main.is_file() and main.stat().st_size < 1000 else ""
+        snapshots = [path for path in (repository / "snapshots").glob("*") if os.path.isfile(path / WEIGHTS_FILE)]
+    except (OSError, ValueError):  # a cache that cannot be read holds nothing for us
+        return repository
+    newest_last = sorted(snapshots, key=lambda path: (path.name == named, path.stat().st_mtime))
+    return newest_last[-1] if newest_last else repository

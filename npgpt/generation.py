@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from .cache import KVCache
-from .config import Config
+from .config import Config, whole_number
 from .errors import NpgptError
 from .model import forward
 from .parameters import Parameters
 from .sampling import Sampling, next_token
-from .tokenizer import TextDecoder, Tokenizer
+from .tokenizer import TextDecoder, Tokenizer, check_text
 
 # Why a generation ended: <|endoftext|>, a stop string, max_tokens reached, or the context full.
 Finish: TypeAlias = Literal["end_of_text", "stop", "length", "context"]
@@ -37,7 +37,7 @@ def generate(
     sampling: Sampling,
     seed: int | None = None,
     tokenizer: Tokenizer | None = None,
-    stop: Sequence[str] = (),
+    stop: Iterable[str] = (),
     ignore_eos: bool = False,
 ) -> Iterator[Step]:
     """Continue a prompt of ids [T], a step for each token as it is drawn; the same seed gives the same steps.
@@ -50,50 +50,44 @@ def generate(
     ids = config.check_token_ids(prompt)
     if len(ids) != 1:
         raise NpgptError(f"one prompt at a time is continued, not {len(ids)} rows")
-    if max_tokens < 0:
-        raise NpgptError(f"max_tokens must be 0 or more, not {max_tokens}")
-    if seed is not None and seed < 0:
-        raise NpgptError(f"a seed must be 0 or more, not {seed}")
-    if not all(stop) or (stop and tokenizer is None):
-        raise NpgptError("a stop string must not be empty, and needs a model that has text")
-    unused = tokenizer.unused_ids(config.vocab_size) if tokenizer else []
-    end_of_text = tokenizer.end_of_text if tokenizer and not ignore_eos else None
-    drawn = _draw(parameters, config, ids, max_tokens, sampling, np.random.default_rng(seed), unused, end_of_text)
-    return _with_text(drawn, tokenizer, stop) if tokenizer else drawn
-
-
-def _draw(
-    parameters: Parameters,
-    config: Config,
-    ids: np.typing.NDArray[np.integer],
-    max_tokens: int,
-    sampling: Sampling,
-    generator: np.random.Generator,
-    unused: Sequence[int],
-    end_of_text: int | None,
-) -> Iterator[Step]:
-    """Steps without text. The context holds n_positions tokens; one more can be drawn, not fed."""
+    max_tokens = whole_number("max_tokens", max_tokens, low=0)
+    seed = None if seed is None else whole_number("a seed", seed, low=0, high=2**64 - 1)
+    stop = tuple(stop)
+    if stop and tokenizer is None:
+        raise NpgptError("a stop string needs a model that has text")
+    for text in stop:
+        check_text(text, "a stop string")
+        if not text:
+            raise NpgptError("a stop string must not be empty")
     cache = KVCache(config, 1, min(config.n_positions, ids.shape[1] + max_tokens), parameters.wte.weight.dtype)
-    hidden = np.asarray(unused, dtype=np.intp)
-    finish: Finish = "length"
-    for _ in range(max_tokens):
-        if cache.length + ids.shape[1] > config.n_positions:
-            finish = "context"
-            break
-        logits = forward(parameters, config, ids, cache, last_only=True)[0, -1]
-        logits[hidden] = -np.inf
-        token_id = next_token(logits, sampling, generator)
-        if token_id == end_of_text:
-            finish = "end_of_text"
-            break
-        yield Step(token_id, "")
-        ids = np.array([[token_id]])
-    yield Step(None, "", finish)
+    end_of_text = tokenizer.end_of_text if tokenizer and not ignore_eos else None
+    generator = np.random.default_rng(seed)
+
+    def draw(ids: NDArray[np.integer[Any]]) -> Iterator[Step]:
+        """Steps without text. The context holds n_positions tokens; one more can be drawn, and not fed."""
+        finish: Finish = "length"
+        for _ in range(max_tokens):
+            if cache.length + ids.shape[1] > config.n_positions:
+                finish = "context"
+                break
+            with np.errstate(over="ignore", invalid="ignore"):  # next_token says in words what is wrong
+                logits = forward(parameters, config, ids, cache, last_only=True)[0, -1]
+            if tokenizer:
+                tokenizer.hide_unused(logits)
+            token_id = next_token(logits, sampling, generator)
+            if token_id == end_of_text:
+                finish = "end_of_text"
+                break
+            yield Step(token_id, "")
+            ids = np.array([[token_id]])
+        yield Step(None, "", finish)
+
+    return _with_text(draw(ids), TextDecoder(tokenizer, ids[0].tolist()), stop) if tokenizer else draw(ids)
 
 
-def _with_text(steps: Iterator[Step], tokenizer: Tokenizer, stop: Sequence[str]) -> Iterator[Step]:
+def _with_text(steps: Iterator[Step], decoder: TextDecoder, stop: Sequence[str]) -> Iterator[Step]:
     """The same steps with their text, up to the first stop string."""
-    decoder, held = TextDecoder(tokenizer), ""
+    held = ""
     for step in steps:
         held += decoder.flush() if step.token_id is None else decoder.feed(step.token_id)
         if found := [at for text in stop if (at := held.find(text)) >= 0]:

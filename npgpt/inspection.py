@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from . import parameters, tokenizer
+from . import parameters
 from .config import Config
-from .finding import GPT2_RANKS, find
+from .finding import find
 from .loading import open_checkpoint
 
 
@@ -39,7 +39,7 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
     location = find(model)
     checkpoint = open_checkpoint(location, n_head=n_head)
     file, config = checkpoint.file, checkpoint.config
-    vocabulary = tokenizer.find(location.folder, config.vocab_size, GPT2_RANKS)
+    vocabulary = checkpoint.vocabulary()
     non_finite = {name: _non_finite(file.load(stored, "float64")) for name, stored in checkpoint.names.items()}
     return Inspection(
         name=location.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from numpy.typing import ArrayLike
@@ -17,7 +17,7 @@ from .sampling import Sampling
 from .tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LanguageModel:
     """A GPT-2 that is ready to run. vocabulary is its tokenizer, or the reason why it has none."""
 
@@ -66,7 +66,7 @@ class LanguageModel:
         top_p: float | None = None,
         min_p: float | None = None,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Iterable[str] = (),
         ignore_eos: bool = False,
     ) -> Iterator[str]:
         """Yield the text that follows a prompt (a text or ids [T]), piece by piece as it becomes certain.
@@ -88,7 +88,7 @@ class LanguageModel:
         max_tokens: int,
         sampling: Sampling,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: Iterable[str] = (),
         ignore_eos: bool = False,
     ) -> Iterator[Step]:
         """Continue prompt ids [T] token by token, with ids, text and why it ended; a model without text runs too.

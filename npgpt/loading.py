@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import secrets
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +16,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import config as configuration
-from . import parameters, tokenizer
+from . import parameters, strict_json, tokenizer
 from .checkpoints import huggingface, safetensors
-from .checkpoints.atomic import writing
 from .config import PUBLISHED, Config
 from .errors import NpgptError
-from .finding import GPT2_RANKS, WEIGHTS_FILE, Location, find
+from .finding import GPT2_RANKS, WEIGHTS_FILE, Location, expanded, find
 from .language_model import LanguageModel
 from .parameters import Shape
 
@@ -35,6 +36,11 @@ class Checkpoint:
     unknown_keys: list[str]  # keys of config.json that nobody knows
     file: safetensors.SafetensorsFile
     names: dict[str, str]  # canonical name -> name in the file
+    eos_token_id: object  # what config.json says of it, if anything
+
+    def vocabulary(self) -> tokenizer.Tokenizer | str:
+        """The model's tokenizer, or the reason why it has none."""
+        return tokenizer.find(self.location.folder, self.config.vocab_size, GPT2_RANKS, self.eos_token_id)
 
 
 def load(
@@ -50,17 +56,11 @@ def load(
     leaves open, or overrides it. config: takes the place of the checkpoint's whole configuration. float32 weights are
     used where they lie in the mapped file, others are converted. Raises NpgptError for whatever does not fit.
     """
-    try:
-        name = str(np.dtype(dtype))
-    except TypeError:
-        name = str(dtype)
-    if name not in ("float32", "float64"):
-        raise NpgptError(f"a model runs in float32 or float64, not {name}")
+    dtype = configuration.float_dtype("a model's dtype", dtype)
     checkpoint = open_checkpoint(find(model), n_head=n_head, config=config)
-    vocabulary = tokenizer.find(checkpoint.location.folder, checkpoint.config.vocab_size, GPT2_RANKS)
-    arrays = {canonical: checkpoint.file.load(stored, name) for canonical, stored in checkpoint.names.items()}
+    arrays = {canonical: checkpoint.file.load(stored, dtype) for canonical, stored in checkpoint.names.items()}
     weights = parameters.from_arrays(checkpoint.config, arrays)
-    return LanguageModel(checkpoint.location.name, checkpoint.config, weights, vocabulary)
+    return LanguageModel(checkpoint.location.name, checkpoint.config, weights, checkpoint.vocabulary())
 
 
 def open_checkpoint(location: Location, *, n_head: int | None = None, config: Config | None = None) -> Checkpoint:
@@ -70,28 +70,31 @@ def open_checkpoint(location: Location, *, n_head: int | None = None, config: Co
     """
     if config is not None and n_head is not None:
         raise NpgptError("give n_head or a whole config, not both")
+    if not isinstance(config, Config | None):
+        raise NpgptError(f"config must be an npgpt.Config, not {type(config).__name__}")
     file = safetensors.read(location.weights)
     names = huggingface.canonical_names(file.tensors)
     shapes = {name: file.tensors[stored].shape for name, stored in names.items()}
     path = location.folder / CONFIG_FILE
-    stated = _read_json(path) if config is None and path.is_file() else None
+    stated = _read_config(path) if os.path.lexists(path) else None
     unknown: list[str] = []
     if config is None:
         source = str(location.weights if stated is None else path)
         found, unknown = configuration.read_fields(stated or {}, source)
         config = _complete(found, shapes, n_head, source)
-    if "lm_head.weight" in shapes and shapes["lm_head.weight"] == shapes.get("wte.weight"):
-        tied = _same_bytes(file, names["lm_head.weight"], names["wte.weight"])
-        if config.tie_word_embeddings and stated is not None and not tied:
-            raise NpgptError(
-                f"{location.weights}: lm_head.weight differs from wte.weight, but {path} ties them (the default); "
-                'set "tie_word_embeddings": false there to use the head'
-            )
-        config = dataclasses.replace(config, tie_word_embeddings=tied)
-        if tied:
-            del names["lm_head.weight"], shapes["lm_head.weight"]
+        if shapes.get("lm_head.weight") == shapes.get("wte.weight") == (config.vocab_size, config.n_embd):
+            tied = _same_bytes(file, names["lm_head.weight"], names["wte.weight"])
+            if config.tie_word_embeddings and stated is not None and not tied:
+                raise NpgptError(
+                    f"{location.weights}: lm_head.weight differs from wte.weight, but {path} ties them (the default); "
+                    'set "tie_word_embeddings": false there to use the head'
+                )
+            config = dataclasses.replace(config, tie_word_embeddings=tied)
+    if config.tie_word_embeddings and shapes.get("lm_head.weight") == shapes.get("wte.weight"):
+        names.pop("lm_head.weight", None)
+        shapes.pop("lm_head.weight", None)
     parameters.check_shapes(config, shapes, str(location.weights))
-    return Checkpoint(location, config, unknown, file, names)
+    return Checkpoint(location, config, unknown, file, names, (stated or {}).get("eos_token_id"))
 
 
 def _complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape], n_head: int | None, source: str) -> Config:
@@ -105,7 +108,7 @@ def _complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape], n_head: in
     missing = [key for key in configuration.REQUIRED if key not in fields and key != "n_head"]
     if missing:
         raise NpgptError(f"{source} lacks {', '.join(missing)}, and the weights' names and shapes do not tell")
-    published = Config(**fields | {"n_head": 1}).published_name()
+    published = _config(fields | {"n_head": 1}, source).published_name()
     size = PUBLISHED[published] if published else None
     if n_head is not None:
         fields["n_head"] = n_head
@@ -116,7 +119,7 @@ def _complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape], n_head: in
                 f"it divides n_embd = {fields['n_embd']}"
             )
         fields["n_head"] = size.n_head
-    config = Config(**fields)
+    config = _config(fields, source if n_head is None else f"{source}, with n_head = {n_head} as given")
     if size is not None and n_head is None and config.n_head != size.n_head:
         swapped = f" ({config.n_head} is its n_layer)" if config.n_head == size.n_layer else ""
         raise NpgptError(
@@ -125,6 +128,13 @@ def _complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape], n_head: in
             f"correct it, or insist with --n-head {config.n_head} (load(…, n_head={config.n_head}))"
         )
     return config
+
+
+def _config(fields: Mapping[str, Any], source: str) -> Config:
+    try:
+        return Config(**fields)
+    except NpgptError as error:
+        raise NpgptError(f"{source}: {error}") from None
 
 
 def _sizes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
@@ -145,42 +155,47 @@ def _same_bytes(file: safetensors.SafetensorsFile, one: str, other: str) -> bool
     return np.array_equal(file.stored(one).view(np.uint8), file.stored(other).view(np.uint8))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        mapping = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise NpgptError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(mapping, dict):
-        raise NpgptError(f"{path} must hold a JSON object, not {type(mapping).__name__}")
-    return mapping
+def _read_config(path: Path) -> dict[str, Any]:
+    """Raises OSError for a dangling link, NpgptError for what is no regular file or no JSON object."""
+    if path.exists() and not path.is_file():
+        raise NpgptError(f"{path} is there but is no regular file")
+    return strict_json.read_object(path.read_bytes(), str(path))
 
 
 def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     """Write model.safetensors, config.json and a vocabulary of the model's own into a new or empty folder.
 
-    The folder then loads here and in transformers alike. Each file appears whole or not at all. Raises NpgptError for
-    a folder that holds anything, OSError where it cannot be written.
+    The folder then loads here and in transformers alike, and appears whole or not at all. Raises NpgptError for a
+    folder that holds anything, OSError where it cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise NpgptError(f"{folder} is not empty: save into a new folder")
+    folder = expanded(folder)
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise NpgptError(f"{folder} is there and not an empty folder: save into a new one")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
+    unfinished.mkdir()
+    try:
+        _write_model(model, unfinished)
+        if folder.is_dir():
+            folder.rmdir()
+        unfinished.rename(folder)
+    except BaseException:
+        shutil.rmtree(unfinished)
+        raise
+
+
+def _write_model(model: LanguageModel, folder: Path) -> None:
     end_of_text = None
     if isinstance(model.vocabulary, tokenizer.Tokenizer):
         end_of_text = model.vocabulary.end_of_text
         for file in set(model.vocabulary.files) - {GPT2_RANKS}:
-            _write(folder / file.name, file.read_bytes())
+            shutil.copyfile(file, folder / file.name)
     stated = configuration.to_dict(model.config) | {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
-    _write(folder / CONFIG_FILE, json.dumps(stated, indent=2).encode() + b"\n")
+    (folder / CONFIG_FILE).write_text(json.dumps(stated, indent=2) + "\n")
     safetensors.write(folder / WEIGHTS_FILE, parameters.to_arrays(model.parameters))
 
 
-def _write(path: Path, content: bytes) -> None:
-    with writing(path) as file:
-        file.write(content)
-
-
-def load_tokenizer(model: str | os.PathLike[str] | None = None, *, n_head: int | None = None) -> tokenizer.Tokenizer:
+def load_tokenizer(model: str | os.PathLike[str] | None = None) -> tokenizer.Tokenizer:
     """A model's tokenizer without its weights; GPT-2's own for a published name whose weights are not here.
 
     Raises NpgptError, with the reason, where the model has no vocabulary.
@@ -191,8 +206,13 @@ def load_tokenizer(model: str | os.PathLike[str] | None = None, *, n_head: int |
         if model not in PUBLISHED:
             raise
         return tokenizer.from_ranks(GPT2_RANKS, PUBLISHED[str(model)].vocab_size)
-    checkpoint = open_checkpoint(location, n_head=n_head)
-    vocabulary = tokenizer.find(location.folder, checkpoint.config.vocab_size, GPT2_RANKS)
+    file = safetensors.read(location.weights)
+    wte = huggingface.canonical_names(file.tensors).get("wte.weight")
+    if wte is None or len(file.tensors[wte].shape) != 2:
+        raise NpgptError(f"{location.weights} holds no wte.weight [vocab_size, n_embd], and so no GPT-2")
+    path = location.folder / CONFIG_FILE
+    eos_token_id = _read_config(path).get("eos_token_id") if os.path.lexists(path) else None
+    vocabulary = tokenizer.find(location.folder, file.tensors[wte].shape[0], GPT2_RANKS, eos_token_id)
     if isinstance(vocabulary, str):
         raise NpgptError(f"{location.name} has no text: {vocabulary}")
     return vocabulary

@@ -189,7 +189,7 @@ def forward(
     intermediate, under Hugging Face's module paths: "h.0.attn.c_attn". Raises NpgptError for ids or a cache
     that do not fit (Config.check_token_ids, KVCache.extend).
     """
-    past = 0 if cache is None else cache.length
+    past = 0 if cache is None else cache.past(config)
     token_ids = config.check_token_ids(token_ids, past)
     T = token_ids.shape[1]
     wte = tap(record, "wte", parameters.wte.weight[token_ids])  # [B, T, C]

@@ -103,7 +103,7 @@ def _bare(hint: Any) -> Any:
 
 def count_blocks(names: Iterable[str]) -> int:
     """How many different h.N there are among canonical names."""
-    return len({name.split(".")[1] for name in names if name.startswith("h.")})
+    return len({match[0] for name in names if (match := re.match(r"h\.\d+\.", name))})
 
 
 def check_shapes(config: Config, shapes: Mapping[str, Shape], source: str) -> None:
@@ -111,10 +111,6 @@ def check_shapes(config: Config, shapes: Mapping[str, Shape], source: str) -> No
 
     Raises one NpgptError with all faults: names missing, names left over, shapes that differ.
     """
-    if (blocks := count_blocks(shapes)) != config.n_layer:
-        raise NpgptError(
-            f"{source} holds {blocks} blocks (h.0 …), and its configuration says n_layer = {config.n_layer}"
-        )
     expected = schema(config)
     faults = [(name, "is missing") for name in expected if name not in shapes]
     faults += [(name, "is left over") for name in shapes if name not in expected]
@@ -124,7 +120,9 @@ def check_shapes(config: Config, shapes: Mapping[str, Shape], source: str) -> No
         if name in shapes and shapes[name] != shape
     ]
     if faults:
-        raise NpgptError(f"{source} does not fit its configuration: {_in_short(faults)}")
+        blocks = count_blocks(shapes)
+        depth = "" if blocks == config.n_layer else f"it holds {blocks} blocks and n_layer is {config.n_layer}; "
+        raise NpgptError(f"{source} does not fit its configuration: {depth}{_in_short(faults)}")
 
 
 def _in_short(faults: Iterable[tuple[str, str]]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .config import whole_number
 from .errors import NpgptError
 from .model import softmax
 from .parameters import Array
@@ -29,8 +30,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise NpgptError(f"temperature must be 0 (greedy) or above, not {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise NpgptError(f"top-k keeps at least 1 token, not {self.top_k}")
+        if self.top_k is not None:
+            whole_number("top-k, the number of tokens to keep,", self.top_k)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise NpgptError(f"top-p is a probability above 0 and up to 1, not {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
@@ -45,7 +46,8 @@ def next_token(logits: Array, sampling: Sampling, generator: np.random.Generator
     """
     if not np.isfinite(logits.max()):
         raise NpgptError(
-            "the logits are not finite: the weights hold NaN or infinite values (npgpt inspect names them)"
+            "the logits are not finite: the weights hold NaN or infinity (npgpt inspect names them), "
+            "or values far too large"
         )
     if sampling.temperature == 0:
         return int(logits.argmax())

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 import codecs
-import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tiktoken
+from numpy.typing import NDArray
 
-from .config import GPT2_VOCAB_SIZES
+from . import strict_json
+from .config import GPT2_VOCAB_SIZES, whole_number
 from .errors import NpgptError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -24,13 +27,14 @@ END_OF_TEXT = "<|endoftext|>"
 PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A byte-pair vocabulary: the merging is tiktoken's, files are those that the ranks came from."""
 
     encoding: tiktoken.Encoding
-    ranks: Mapping[bytes, int]
-    special_tokens: Mapping[str, int]
+    ranks: Mapping[bytes, int] = field(repr=False)
+    special_tokens: Mapping[str, int] = field(repr=False)
+    holes: NDArray[np.intp] = field(repr=False)  # ids below n_vocab that stand for no text
     files: tuple[Path, ...]
 
     @property
@@ -49,44 +53,45 @@ class Tokenizer:
         return self.special_tokens.get(END_OF_TEXT)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """The ids of a text. <|endoftext|> in it is ordinary characters, or with special=True the special token.
+        """The ids of a text. Special tokens in it, such as <|endoftext|>, are ordinary characters unless special=True.
 
-        Raises NpgptError for a lone surrogate, which is no character (tiktoken would put U+FFFD in its place).
+        Raises NpgptError for a lone surrogate, which is no character (tiktoken would put U+FFFD in its place), and for
+        a run of white space so long (about a million) that tiktoken's pattern gives up.
         """
+        check_text(text, "the text")
         try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise NpgptError(
-                f"the text has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}: "
-                "it is not valid Unicode and has no tokens (was it read from a file in another encoding?)"
-            ) from None
-        return self.encoding.encode(text, allowed_special="all" if special else set(), disallowed_special=())
+            return self.encoding.encode(text, allowed_special="all" if special else set(), disallowed_special=())
+        except ValueError as error:
+            raise NpgptError(f"the text cannot be cut into tokens: {error} (a very long run of white space?)") from None
 
     def piece(self, token_id: int) -> bytes:
         """The bytes of one token; they need not be whole UTF-8. Raises NpgptError for an id without a token."""
         try:
-            return self.encoding.decode_single_token_bytes(token_id)
-        except (KeyError, OverflowError):
-            raise NpgptError(
-                f"token id {token_id} has no text: {self.source} has ids from 0 to {self.n_vocab - 1}"
-            ) from None
+            return self.encoding.decode_single_token_bytes(whole_number("a token id", token_id, low=0))
+        except KeyError:
+            ids = f"{self.source} has ids from 0 to {self.n_vocab - 1}"
+            raise NpgptError(f"token id {token_id} has no text: {ids}") from None
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of ids; bytes that are not UTF-8 become U+FFFD. Raises NpgptError for an id without a token."""
-        return b"".join(self.piece(int(token_id)) for token_id in token_ids).decode("utf-8", errors="replace")
+        return b"".join(self.piece(token_id) for token_id in token_ids).decode("utf-8", errors="replace")
 
-    def unused_ids(self, vocab_size: int) -> list[int]:
-        """The model's ids that stand for no text, such as the rows that pad a vocabulary to 50304."""
-        used = {*self.ranks.values(), *self.special_tokens.values()}
-        return [token_id for token_id in range(vocab_size) if token_id not in used]
+    def hide_unused(self, logits: NDArray[np.floating[Any]]) -> None:
+        """Set to −inf, in place, the logits [V] that stand for no text, such as the rows that pad V to 50304."""
+        logits[self.holes] = -np.inf
+        logits[self.n_vocab :] = -np.inf
 
 
 class TextDecoder:
-    """Bytes of one token after another to text, holding back a UTF-8 sequence until it is whole."""
+    """Bytes of one token after another to text, holding back a UTF-8 sequence until it is whole.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    after: ids that came before; a sequence that they leave incomplete is completed by the next.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.before = "".join(self.feed(token_id) for token_id in after)  # the text of `after`, as far as it is certain
 
     def feed(self, token_id: int) -> str:
         """The text that is certain once this token is known; perhaps none."""
@@ -97,39 +102,55 @@ class TextDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def find(folder: Path, vocab_size: int, gpt2_ranks: Path) -> Tokenizer | str:
-    """The tokenizer of a model in folder, or the reason why there is none.
+def check_text(text: object, name: str) -> None:
+    """Raise NpgptError where it is no str, or has a lone surrogate and so cannot be encoded."""
+    if not isinstance(text, str):
+        raise NpgptError(f"{name} must be a str, not {type(text).__name__}")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise NpgptError(
+            f"{name} has a lone surrogate U+{ord(text[error.start]):04X} at character {error.start}: "
+            "it is not valid Unicode and has no tokens (was it read in another encoding?)"
+        ) from None
+
+
+def find(folder: Path, vocab_size: int, gpt2_ranks: Path, eos_token_id: object = None) -> Tokenizer | str:
+    """The tokenizer of a model in folder, or the reason why it has none and runs on ids.
 
     A vocabulary in the folder always wins: vocab.tiktoken, vocab.json + merges.txt, encoder.json + vocab.bpe, or
-    tokenizer.json. Without one, a model of 50257 ids (or 50304, padded) has GPT-2's, from gpt2_ranks.
-    Raises NpgptError for a vocabulary that is broken or has ids beyond the model's vocab_size.
+    tokenizer.json; one that is broken, incomplete, of another kind, or has ids beyond vocab_size is a reason, since
+    GPT-2's in its place would give fluent nonsense. Without any, a model of 50257 ids (or 50304, padded) has GPT-2's,
+    from gpt2_ranks. eos_token_id is what config.json says of <|endoftext|>, against which a ranks file is checked.
     """
-    here = {name for name in ("vocab.tiktoken", *PAIRS[0], *PAIRS[1], "tokenizer.json") if (folder / name).is_file()}
-    if "vocab.tiktoken" in here:
-        tokenizer = from_ranks(folder / "vocab.tiktoken", vocab_size)
-    elif pair := next((pair for pair in PAIRS if here.issuperset(pair)), None):
-        tokenizer = from_vocabulary_and_merges(folder / pair[0], folder / pair[1])
-    elif "tokenizer.json" in here:
-        tokenizer = from_tokenizer_json(folder / "tokenizer.json")
-    elif here:
-        return (
-            f"{folder} has {' and '.join(sorted(here))} without its other half ({' or '.join(map(' + '.join, PAIRS))})"
-        )
-    elif vocab_size in GPT2_VOCAB_SIZES:
-        tokenizer = from_ranks(gpt2_ranks, vocab_size)
-    else:
-        wanted = "vocab.tiktoken, vocab.json + merges.txt, encoder.json + vocab.bpe or tokenizer.json"
-        return (
-            f"its {vocab_size} ids are not GPT-2's 50257 and {folder} brings no vocabulary ({wanted}); it runs on ids"
-        )
-    if tokenizer.n_vocab > vocab_size:
-        raise NpgptError(
-            f"{tokenizer.source} has ids up to {tokenizer.n_vocab - 1}, the model's vocab_size is {vocab_size}"
-        )
-    return tokenizer
+    here = {name for name in (*READABLE, *FOREIGN) if os.path.lexists(folder / name)}
+    try:
+        if "vocab.tiktoken" in here:
+            tokenizer = from_ranks(folder / "vocab.tiktoken", vocab_size)
+            if isinstance(eos_token_id, int) and eos_token_id < vocab_size and tokenizer.end_of_text != eos_token_id:
+                raise NpgptError(
+                    f"{tokenizer.source} has {len(tokenizer.ranks)} ranks, so that <|endoftext|> is "
+                    f"{tokenizer.end_of_text}, and config.json says that eos_token_id is {eos_token_id}"
+                )
+            return tokenizer
+        if pair := next((pair for pair in PAIRS if here.issuperset(pair)), None):
+            return from_vocabulary_and_merges(folder / pair[0], folder / pair[1], vocab_size)
+        if "tokenizer.json" in here:
+            return from_tokenizer_json(folder / "tokenizer.json", vocab_size)
+    except (NpgptError, OSError) as error:
+        return str(error)
+    if here:
+        wanted = " or ".join(map(" + ".join, PAIRS))
+        return f"{folder} has {' and '.join(sorted(here))}, which alone is no vocabulary that npgpt reads ({wanted})"
+    if vocab_size in GPT2_VOCAB_SIZES:
+        return from_ranks(gpt2_ranks, vocab_size)
+    wanted = "vocab.tiktoken, vocab.json + merges.txt, encoder.json + vocab.bpe or tokenizer.json"
+    return f"its {vocab_size} ids are not GPT-2's 50257 and {folder} brings no vocabulary ({wanted}); it runs on ids"
 
 
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+READABLE = ("vocab.tiktoken", *PAIRS[0], *PAIRS[1], "tokenizer.json")
+FOREIGN = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt")  # other kinds, which are not read
 
 
 def from_ranks(path: Path, vocab_size: int) -> Tokenizer:
@@ -148,26 +169,30 @@ def from_ranks(path: Path, vocab_size: int) -> Tokenizer:
         if len(ranks) != number:
             raise NpgptError(f"{path}, line {number}: the token stands twice")
     end_of_text = max(ranks.values(), default=0) + 1
-    return _build((path,), ranks, {END_OF_TEXT: end_of_text} if end_of_text < vocab_size else {})
+    return _build((path,), ranks, {END_OF_TEXT: end_of_text} if end_of_text < vocab_size else {}, vocab_size)
 
 
-def from_vocabulary_and_merges(vocabulary: Path, merges: Path) -> Tokenizer:
+def from_vocabulary_and_merges(vocabulary: Path, merges: Path, vocab_size: int) -> Tokenizer:
     """A tokenizer from Hugging Face's vocab.json + merges.txt or OpenAI's encoder.json + vocab.bpe.
 
-    Raises NpgptError where they are malformed or do not belong together.
+    Tokens that no merge makes must look special, <…> or […]. Raises NpgptError where the files are malformed or do not
+    belong together.
     """
     lines = _text(merges).split("\n")
     if lines[0].startswith("#version"):
         del lines[0]
-    return _from_merges((vocabulary, merges), _json(vocabulary), [line.rstrip("\r") for line in lines if line.strip()])
+    ids = strict_json.read_object(vocabulary.read_bytes(), str(vocabulary))
+    special = {token for token in ids if len(token) > 2 and token[0] + token[-1] in ("<>", "[]")}
+    pairs = [line.rstrip("\r") for line in lines if line.strip()]
+    return _from_merges((vocabulary, merges), ids, pairs, special, vocab_size)
 
 
-def from_tokenizer_json(path: Path) -> Tokenizer:
+def from_tokenizer_json(path: Path, vocab_size: int) -> Tokenizer:
     """A tokenizer from Hugging Face's tokenizer.json, where that is byte-level BPE as GPT-2 has it.
 
-    Raises NpgptError for another kind: a wrong tokenizer would give fluent nonsense.
+    Raises NpgptError for another kind.
     """
-    whole = _json(path)
+    whole = strict_json.read_object(path.read_bytes(), str(path))
     model, splitter = whole.get("model"), whole.get("pre_tokenizer")
     if (
         not (isinstance(model, dict) and model.get("type", "BPE") == "BPE")
@@ -176,29 +201,25 @@ def from_tokenizer_json(path: Path) -> Tokenizer:
         or whole.get("normalizer")
     ):
         raise NpgptError(f"{path} is not GPT-2's kind of tokenizer: byte-level BPE, no normalizer, no prefix space")
-    vocabulary, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
-        raise NpgptError(f"{path}: its model must have a vocab and merges")
     try:
-        pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+        pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
         added = {token["content"]: token["id"] for token in whole.get("added_tokens") or []}
-    except (TypeError, KeyError):
-        raise NpgptError(f"{path}: its merges or added_tokens are malformed") from None
-    return _from_merges((path,), vocabulary | added, pairs)
+        ids = dict(model["vocab"]) | added
+    except (TypeError, KeyError, ValueError):
+        raise NpgptError(f"{path}: its vocab, merges or added_tokens are malformed") from None
+    return _from_merges((path,), ids, pairs, set(added), vocab_size)
 
 
-def _from_merges(files: tuple[Path, ...], vocabulary: Mapping[str, Any], merges: Iterable[str]) -> Tokenizer:
+def _from_merges(
+    files: tuple[Path, ...], vocabulary: Mapping[str, Any], merges: Iterable[str], special: Set[str], vocab_size: int
+) -> Tokenizer:
     """tiktoken has one number for a token's id and for its turn in merging, so ids must rise in the order of merges."""
-    path = files[0]
-    characters = byte_characters()
-    ids = {token: token_id for token, token_id in vocabulary.items() if type(token_id) is int and token_id >= 0}
+    path, characters = files[0], byte_characters()
+    ids = {token: token_id for token, token_id in vocabulary.items() if type(token_id) is int and type(token) is str}
     if len(ids) != len(vocabulary) or len(set(ids.values())) != len(ids):
-        raise NpgptError(f"{path}: its ids must be whole numbers, each given once")
-    missing = [byte for character, byte in characters.items() if character not in ids]
-    if missing:
-        raise NpgptError(f"{path} is no byte-level vocabulary: it has no token for the byte 0x{missing[0]:02X}")
-    ranks = {bytes([byte]): ids[character] for character, byte in characters.items()}
-    last = max(ranks.values())
+        raise NpgptError(f"{path}: its tokens must be text, and its ids whole numbers, each given once")
+    ranks = {bytes([byte]): ids[character] for character, byte in characters.items() if character in ids}
+    last = max(ranks.values(), default=-1)
     for merge in merges:
         left, _, right = merge.partition(" ")
         rank = ids.get(left + right, -1)
@@ -207,19 +228,30 @@ def _from_merges(files: tuple[Path, ...], vocabulary: Mapping[str, Any], merges:
                 f"{path} and its merges do not belong together, or not in tiktoken's order: merge {merge!r:.60}"
             )
         ranks[bytes(characters[c] for c in left + right)] = last = rank
-    mergeable = set(ranks.values())
-    special = {token: token_id for token, token_id in ids.items() if token_id not in mergeable}
-    return _build(files, ranks, special)
+    merged = set(ranks.values())
+    rest = {token: token_id for token, token_id in ids.items() if token_id not in merged}
+    if strange := sorted(rest.keys() - special):
+        example = f"{len(strange)} tokens that no merge makes, {strange[0]!r:.40} for one"
+        raise NpgptError(f"{path} has {example}: are merges missing?")
+    return _build(files, ranks, rest, vocab_size)
 
 
-def _build(files: tuple[Path, ...], ranks: dict[bytes, int], special: dict[str, int]) -> Tokenizer:
-    path = files[0]
-    if len(set(ranks.values())) != len(ranks) or min(ranks.values(), default=-1) < 0:
+def _build(files: tuple[Path, ...], ranks: dict[bytes, int], special: dict[str, int], vocab_size: int) -> Tokenizer:
+    """Check what holds for every vocabulary, and hand it to tiktoken."""
+    path, used = files[0], {*ranks.values(), *special.values()}
+    if len(used) != len(ranks) + len(special) or min(used, default=-1) < 0:
         raise NpgptError(f"{path}: ranks must be whole numbers from 0, each given once")
+    if max(used) >= vocab_size:
+        raise NpgptError(f"{path} has ids up to {max(used)}, the model's vocab_size is {vocab_size}")
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise NpgptError(f"{path} is no byte-level vocabulary: it has no token for the byte 0x{missing[0]:02X}")
+    for token in special:
+        check_text(token, f"{path}: a special token")
+        if not token:
+            raise NpgptError(f"{path}: a token is empty")
     encoding = tiktoken.Encoding(path.name, pat_str=PIECES, mergeable_ranks=ranks, special_tokens=special)
-    return Tokenizer(encoding, ranks, special, files)
+    holes = np.array(sorted(set(range(max(used))) - used), dtype=np.intp)
+    return Tokenizer(encoding, ranks, special, holes, files)
 
 
 def byte_characters() -> dict[str, int]:
@@ -238,13 +270,3 @@ def _text(path: Path) -> str:
         return path.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise NpgptError(f"{path} is not UTF-8: {error}") from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise NpgptError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise NpgptError(f"{path} must be a JSON object")
-    return value

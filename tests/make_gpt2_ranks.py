@@ -27,7 +27,7 @@ def main(encoder_json: str, vocab_bpe: str) -> None:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if digest != SHA256[name]:
             sys.exit(f"{path}: sha256 {digest} is not OpenAI's {name}, {SHA256[name]}")
-    tokenizer = from_vocabulary_and_merges(Path(encoder_json), Path(vocab_bpe))
+    tokenizer = from_vocabulary_and_merges(Path(encoder_json), Path(vocab_bpe), 50257)
     ranked = sorted(tokenizer.ranks.items(), key=lambda item: item[1])
     with writing(DESTINATION) as file:
         for token, rank in ranked:

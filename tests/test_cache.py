@@ -40,9 +40,13 @@ def test_extend_gives_all_that_was_seen() -> None:
     ("arguments", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"capacity": 0}, "from 1 to n_positions = 24, not 0"),
-        ({"capacity": 25}, "from 1 to n_positions = 24, not 25"),
+        ({"capacity": 0}, "capacity .n_positions at most. must be at least 1, not 0"),
+        ({"capacity": 25}, "capacity .n_positions at most. must be at most 24, not 25"),
+        ({"capacity": 25.0}, "capacity .* must be a whole number, not 25.0"),
+        ({"batch_size": True}, "batch_size must be a whole number, not True"),
         ({"dtype": "float16"}, "float32 or float64, not float16"),
+        ({"dtype": None}, "float32 or float64, not None"),
+        ({"dtype": "foo"}, "float32 or float64, not foo"),
     ],
 )
 def test_an_impossible_cache_is_refused(arguments: dict[str, Any], message: str) -> None:
@@ -57,10 +61,23 @@ def test_an_impossible_cache_is_refused(arguments: dict[str, Any], message: str)
         (KVCache(small(), 1, 9, "float32"), "cache is float32 and the model float64"),
         (KVCache(small(), 2, 9, "float64"), "2 rows, 3 heads of width 7; block 0 brings 1 rows"),
         (KVCache(small(n_head=7), 1, 9, "float64"), "7 heads of width 3; block 0 brings 1 rows, 3 heads of width 7"),
-        (KVCache(small(n_layer=1), 1, 9, "float64"), "made for 1 blocks"),
+        (KVCache(small(n_layer=1), 1, 9, "float64"), "made for 1 blocks, the model has 2"),
     ],
 )
 def test_a_cache_that_does_not_fit_is_refused_and_stays_as_it_was(cache: KVCache, message: str) -> None:
     with pytest.raises(NpgptError, match=message):
         forward(random_parameters(small()), small(), [1, 2, 3], cache)
     assert cache.length == 0
+
+
+def test_a_cache_for_more_blocks_is_refused_and_a_length_that_cannot_be() -> None:
+    with pytest.raises(NpgptError, match="made for 3 blocks, the model has 2"):
+        forward(random_parameters(small()), small(), [1], KVCache(small(n_layer=3), 1, 9, "float64"))
+    cache = KVCache(small(), 1, 9, "float64")
+    cache.length = -1
+    with pytest.raises(NpgptError, match="length must be at least 0, not -1"):
+        forward(random_parameters(small()), small(), [1], cache)
+
+
+def test_what_a_cache_shows_of_itself() -> None:
+    assert repr(KVCache(small(), 1, 9)) == "KVCache(0 of 9 tokens, float32 [2, 1, 3, 9, 7])"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,9 @@ def test_a_prompt_longer_than_the_context() -> None:
     code, out, error = run("generate", " the" * 300 + " end", "--keep-last", "--max-tokens", "6", "--json")
     report = json.loads(out)
     assert code == 0
-    assert (len(report["prompt_ids"]), len(report["token_ids"])) == (250, 6)
+    assert (len(report["prompt_ids"]), len(report["token_ids"])) == (251, 6)
     assert report["prompt"].endswith(" the end")
-    assert error == "npgpt: the prompt's first 51 of 301 tokens are cut, to leave room for 6\n"
+    assert error == "npgpt: the prompt's first 50 of 301 tokens are cut, 251 kept in the context of 256\n"
 
 
 def test_a_model_without_text_runs_on_ids(bare: Path) -> None:
@@ -133,7 +134,7 @@ def test_tokens() -> None:
     code, out, _ = run("tokens", CARD_PROMPT, "--json")
     report = json.loads(out)
     assert report["ids"] == CARD_IDS
-    assert "".join(report["pieces"][:2]) == "'It'' is'"
+    assert "".join(report["pieces"]) == CARD_PROMPT
 
 
 def test_tokens_reads_standard_input() -> None:
@@ -189,13 +190,13 @@ def test_version_and_help() -> None:
         ([], "VERB"),
         (["nonsense"], "invalid choice"),
         (["generate", "a", "--max-tokens", "x"], "--max-tokens"),
-        (["generate", "a", "--max-tokens", "-1"], "max_tokens must be 0 or more, not -1"),
+        (["generate", "a", "--max-tokens", "-1"], "max_tokens must be at least 0, not -1"),
         (["generate", "a", "--temperature", "-1"], "temperature must be 0 (greedy) or above, not -1.0"),
         (["generate", "a", "--temperature", "nan"], "not nan"),
-        (["generate", "a", "--top-k", "0"], "top-k keeps at least 1 token, not 0"),
+        (["generate", "a", "--top-k", "0"], "top-k, the number of tokens to keep, must be at least 1, not 0"),
         (["generate", "a", "--top-p", "2"], "not 2.0"),
         (["generate", "a", "--min-p", "-1"], "not -1.0"),
-        (["generate", "a", "--seed", "-5"], "a seed must be 0 or more, not -5"),
+        (["generate", "a", "--seed", "-5"], "a seed must be at least 0, not -5"),
         (["generate", "a", "--stop", ""], "stop string must not be empty"),
         (["generate", "a", "--threads", "0"], "--threads must be at least 1, not 0"),
         (["generate", "a", "--dtype", "float16"], "float16"),
@@ -204,10 +205,10 @@ def test_version_and_help() -> None:
         (["generate", "--ids", "1,5000"], "token id 5000 at position [1] is out of range"),
         (["generate", "--ids", "1,-1"], "token id -1"),
         (["generate", "--ids", "99999999999999999999"], "integers"),
-        (["generate", "a", "--model", "no/such/model/here"], "there is no file or folder"),
+        (["generate", "a", "--model", "no/such/model/here"], "the model no/such/model/here does not exist"),
         (["generate", "a", "--n-head", "7"], "192 / 7 = 27.43"),
         (["inspect", "/etc/hostname"], "/etc/hostname"),
-        (["tokens", "a", "--model", ""], "name is empty"),
+        (["tokens", "a", "--model", ""], "a model's name must be a folder, a file, or a name such as gpt2"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments: list[str], message: str) -> None:
@@ -243,6 +244,31 @@ def test_a_terminal_without_the_characters() -> None:
     assert (code, out) == (0, " 2634  '\\xe9'\n26391  '\\u20ac'\n")
 
 
+def test_streams_that_are_closed() -> None:
+    for redirect, message in ((">&-", "standard output is closed"), ("<&-", "standard input is closed")):
+        done = subprocess.run(
+            ["sh", "-c", f'"$0" -m npgpt tokens - {redirect}', sys.executable], capture_output=True, cwd=ROOT
+        )
+        assert (done.returncode, done.stderr.decode()) == (2, f"npgpt: error: {message}\n")
+
+
+def test_an_error_that_cannot_be_told_keeps_its_exit_code() -> None:
+    done = subprocess.run(["sh", "-c", '"$0" -m npgpt generate a --n-head 5 2>/dev/full', sys.executable], cwd=ROOT)
+    assert done.returncode == 2
+
+
+def test_names_in_a_file_do_not_reach_the_terminal_raw(tmp_path: Path) -> None:
+    arrays = random_arrays(small(), dtype="float32") | {"\x1b[2J": np.zeros(1, np.float32)}
+    safetensors.write(tmp_path / "model.safetensors", arrays)
+    (tmp_path / "config.json").write_text(json.dumps(configuration.to_dict(small()) | {"\x1b[31m": 1}))
+    assert "\\x1b[2J is left over" in refused("inspect", str(tmp_path))
+
+
+def test_json_loses_no_character() -> None:
+    _, out, _ = run("generate", "café — 日本", "--json", "--max-tokens", "1", PYTHONIOENCODING="ascii")
+    assert json.loads(out)["prompt"] == "café — 日本"
+
+
 def test_an_unreadable_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
     assert "no model.safetensors" in refused("inspect", str(tmp_path))
@@ -272,6 +298,25 @@ def test_ctrl_c_ends_with_130() -> None:
         if process.returncode != 0:
             break
     assert process.returncode == 130
+
+
+def test_ctrl_c_while_starting_is_quiet_too() -> None:
+    """At many moments, while modules are imported and the model loads."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    seen = set()
+    for delay in np.linspace(0.02, 0.35, 23):
+        process = subprocess.Popen(
+            [*COMMAND, *ENDLESS],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        time.sleep(float(delay))
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        seen.add(process.returncode)
+        assert b"npgpt/cli" not in error  # while Python itself starts, there is nobody yet to be quiet
+    assert 130 in seen
 
 
 def test_a_closed_pipe_is_quiet() -> None:

@@ -83,6 +83,7 @@ def test_other_divisions_that_fail_name_the_likely_cause(fields: dict[str, int],
     ("field", "value"),
     [
         *[(field, value) for field in configuration.REQUIRED for value in (0, -1, 1.0, "12", True, None, 2**31)],
+        ("n_layer", 10_001),
         *[("n_inner", value) for value in (0, -3, 2.5, True, "64")],
         *[("layer_norm_epsilon", value) for value in (-1e-5, 1, "1e-5", True, None, float("nan"), float("inf"))],
         *[("activation_function", value) for value in ("relu", "quick_gelu", "gelu_fast", None, 3)],
@@ -94,6 +95,13 @@ def test_other_divisions_that_fail_name_the_likely_cause(fields: dict[str, int],
 def test_every_field_is_checked(field: str, value: Any) -> None:
     with pytest.raises(NpgptError, match=field):
         small(**{field: value})
+
+
+def test_numpy_scalars_become_plain_numbers() -> None:
+    """A NumPy epsilon would turn float32 into float64 in every layer norm."""
+    config = small(n_embd=np.int64(21), layer_norm_epsilon=np.float64(1e-5))
+    assert type(config.n_embd) is int
+    assert type(config.layer_norm_epsilon) is float
 
 
 def test_sizes_are_never_positional() -> None:
@@ -183,6 +191,7 @@ def test_unknown_keys_are_reported() -> None:
     [
         ({"model_type": "gpt_neo"}, "gpt_neo"),
         ({"model_type": "llama"}, "llama"),
+        ({"model_type": "llama", "block_size": 1024}, "llama"),
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"is_encoder_decoder": True}, "is_encoder_decoder"),
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
@@ -222,11 +231,12 @@ def test_token_ids_become_rows(ids: Any) -> None:
         ([[0, 1], [40, 1]], r"token id 40 at position \[1, 0\]"),
         ([], "no token ids"),
         ([[]], "no token ids"),
-        ([1.0, 2.0], "must be integers, not float64"),
-        ([True], "must be integers, not bool"),
+        ([1.0, 2.0], "must be integers .of 64 bits at most., not float64"),
+        ([True], "must be integers .of 64 bits at most., not bool"),
         (["a"], "must be integers"),
-        ([None], "must be integers, not object"),
-        ([2**70], "must be integers, not object"),
+        ([None], "must be integers .of 64 bits at most., not object"),
+        ([2**70], "must be integers .of 64 bits at most., not object"),
+        (np.array([1], "m8[s]"), "must be integers .of 64 bits at most., not timedelta64"),
         ([[1, 2], [3]], "rows of equal length"),
         (3, "not of shape"),
         ([[[1]]], r"not of shape \[1, 1, 1\]"),

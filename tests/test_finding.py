@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,6 +117,31 @@ def test_the_snapshot_is_mains_else_the_newest_with_weights(tmp_path: Path, monk
     assert finding.find("gpt2").folder == new
 
 
+def test_a_snapshot_without_weights_gives_way_to_one_that_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    folder = snapshot(tmp_path, "gpt2", "whole")
+    for ref in (b"unfinished", b"", b"\xff\xfe"):
+        (tmp_path / "models--gpt2" / "refs" / "main").write_bytes(ref)
+        if ref == b"\xff\xfe":
+            with pytest.raises(NpgptError, match="no model"):
+                finding.find("gpt2")
+        else:
+            assert finding.find("gpt2").folder == folder
+
+
+def test_an_unknown_home_or_a_cache_that_hangs_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", "~no-such-user/cache")
+    monkeypatch.setenv("NPGPT_WEIGHTS", "~no-such-user/weights")
+    put(Path("weights/gpt2"))
+    assert finding.find("gpt2").folder == Path("weights/gpt2")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    (tmp_path / "hub" / "models--gpt2" / "refs").mkdir(parents=True)
+    os.mkfifo(tmp_path / "hub" / "models--gpt2" / "refs" / "main")
+    assert finding.find("gpt2").folder == Path("weights/gpt2")
+
+
 def test_not_found_names_every_place_and_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NPGPT_WEIGHTS", str(tmp_path / "own"))
     with pytest.raises(NpgptError) as error:
@@ -129,16 +156,22 @@ def test_not_found_names_every_place_and_what_to_put_where(tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("", "name is empty"),
-        ("/no/such/folder", "there is no file or folder /no/such/folder"),
-        ("../missing", r"there is no file or folder \.\./missing"),
-        ("a/b/c", "there is no file or folder a/b/c"),
+        ("", "a model's name must be a folder, a file, or a name"),
+        ("/no/such/folder", "the model /no/such/folder does not exist"),
+        ("../missing", r"the model \.\./missing does not exist"),
+        ("a/b/c", "the model a/b/c does not exist"),
+        ("~no-such-user", "the model ~no-such-user does not exist"),
+        ("/dev/null", "the model /dev/null is neither a folder nor a regular file"),
+        ("a\0b", "no model"),
+        (b"gpt2", "a model's name must be"),
         ("nobody", "no model 'nobody' here"),
+        ("nobody/gpt2", "no model 'nobody/gpt2' here"),
         ("../here", r"the folder \.\./here has no model.safetensors"),
         ("empty/folder", "the folder empty/folder has no model.safetensors"),
     ],
 )
-def test_other_names(name: str, message: str) -> None:
+def test_other_names(name: Any, message: str) -> None:
+    put(Path("weights/gpt2"))
     Path("empty/folder").mkdir(parents=True)
     with pytest.raises(NpgptError, match=message):
         finding.find(name)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,6 +113,8 @@ def test_stop_strings_may_span_tokens_and_are_not_shown(
     with_logits(monkeypatch, [*AUSTEN.tokenizer.encode("hello world!!"), 4095], 4096)
     shown = list(AUSTEN.generate("x", temperature=0, stop=stop))
     assert "".join(shown) == expected
+    with_logits(monkeypatch, [*AUSTEN.tokenizer.encode("hello world!!"), 4095], 4096)
+    assert "".join(AUSTEN.generate("x", temperature=0, stop=(s for s in stop))) == expected
 
 
 @given(st.text("ab ", max_size=12), st.lists(st.text("ab ", min_size=1, max_size=4), max_size=3))
@@ -121,7 +124,7 @@ def test_stopping_by_brute_force(text: str, stop: list[str]) -> None:
     ids = AUSTEN.tokenizer.encode(text)
     ends = [text.find(s) + len(s) for s in stop if s in text]
     steps = [*(Step(token_id, "") for token_id in ids), Step(None, "", "length")]
-    shown = list(generation._with_text(iter(steps), AUSTEN.tokenizer, stop))
+    shown = list(generation._with_text(iter(steps), tokenizer.TextDecoder(AUSTEN.tokenizer), stop))
     joined = "".join(step.text for step in shown)
     if not ends:
         assert joined == text
@@ -160,9 +163,14 @@ def test_empty_prompt_starts_from_end_of_text() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_tokens": -1}, "max_tokens must be 0 or more, not -1"),
-        ({"seed": -1}, "a seed must be 0 or more, not -1"),
+        ({"max_tokens": -1}, "max_tokens must be at least 0, not -1"),
+        ({"seed": -1}, "a seed must be at least 0, not -1"),
+        ({"max_tokens": 3.5}, "max_tokens must be a whole number, not 3.5"),
+        ({"seed": True}, "a seed must be a whole number, not True"),
+        ({"top_k": 2.5}, "top-k, .* must be a whole number, not 2.5"),
         ({"stop": [""]}, "stop string must not be empty"),
+        ({"stop": [b"x"]}, "a stop string must be a str, not bytes"),
+        ({"stop": "\udc80"}, "a stop string has a lone surrogate"),
         ({"temperature": -1}, "temperature"),
         ({"prompt": []}, "no token ids"),
         ({"prompt": [4096]}, "token id 4096 at position"),
@@ -186,6 +194,30 @@ def test_a_model_without_text_runs_on_ids_and_says_why() -> None:
             use()
     with pytest.raises(NpgptError, match="needs a model that has text"):
         model.steps([1], max_tokens=1, sampling=GREEDY, stop=["x"])
+
+
+def test_a_character_cut_by_the_end_of_the_prompt_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, *rest = AUSTEN.tokenizer.encode("日!")
+    with_logits(monkeypatch, [*rest, 4095], 4096)
+    assert "".join(AUSTEN.generate([head], temperature=0)) == "日!"
+    assert tokenizer.TextDecoder(AUSTEN.tokenizer, [head]).before == ""
+
+
+def test_broken_weights_are_told_in_words_and_not_in_warnings() -> None:
+    config = small()
+    parameters = random_parameters(config, dtype="float32")
+    parameters.h[0].mlp.c_fc.weight[0, 0] = np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(NpgptError, match="NaN or infinity"):
+            list(generation.generate(parameters, config, [1], max_tokens=1, sampling=GREEDY))
+
+
+def test_models_and_tokenizers_can_be_compared_and_hashed() -> None:
+    assert AUSTEN == AUSTEN
+    assert len({AUSTEN, AUSTEN.tokenizer}) == 2
+    assert len(repr(AUSTEN)) < 600
+    assert len(repr(AUSTEN.tokenizer)) < 200
 
 
 def test_the_cache_is_of_the_models_dtype(monkeypatch: pytest.MonkeyPatch) -> None:

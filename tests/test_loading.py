@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,7 @@ def test_save_takes_the_vocabulary_along_and_fills_only_empty_folders(tmp_path: 
         "vocab.tiktoken",
     ]
     assert npgpt.load(tmp_path / "copy").tokenizer.encode(CARD_PROMPT) == CARD_IDS
-    with pytest.raises(NpgptError, match="is not empty"):
+    with pytest.raises(NpgptError, match="not an empty folder"):
         npgpt.save(model, tmp_path / "copy")
 
 
@@ -202,6 +203,8 @@ def test_without_a_configuration_another_shape_asks(tmp_path: Path) -> None:
     assert npgpt.load(folder, n_head=3).config == config
     with pytest.raises(NpgptError, match="n_embd = 21 does not divide by n_head = 4"):
         npgpt.load(folder, n_head=4)
+    with pytest.raises(NpgptError, match=r"must be an npgpt\.Config, not dict"):
+        npgpt.load(folder, config={"n_head": 3})  # type: ignore[arg-type]
     with pytest.raises(NpgptError, match="not both"):
         npgpt.load(folder, n_head=3, config=config)
 
@@ -209,11 +212,60 @@ def test_without_a_configuration_another_shape_asks(tmp_path: Path) -> None:
 def test_a_configuration_that_contradicts_the_weights(tmp_path: Path) -> None:
     with pytest.raises(NpgptError, match=r"wte.weight is \[40, 21\] and must be \[50, 21\]"):
         npgpt.load(store(tmp_path / "a", small(), vocab_size=50))
-    with pytest.raises(NpgptError, match=r"holds 2 blocks .* says n_layer = 3"):
+    with pytest.raises(NpgptError, match=r"holds 2 blocks and n_layer is 3; h\.2\.ln_1\.weight is missing"):
         npgpt.load(store(tmp_path / "b", small(), n_layer=3))
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b"null"])
+@pytest.mark.skipif(os.name != "posix", reason="needs links and pipes")
+@pytest.mark.parametrize("kind", ["dangling link", "folder", "pipe"])
+def test_a_config_json_that_cannot_be_read_is_not_ignored(tmp_path: Path, kind: str) -> None:
+    path = store(tmp_path / "m", small()) / "config.json"
+    path.unlink()
+    if kind == "dangling link":
+        path.symlink_to("nowhere")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    with pytest.raises((NpgptError, OSError), match=r"config\.json"):
+        npgpt.load(path.parent, n_head=3)
+
+
+def test_a_head_of_hostile_shape(tmp_path: Path) -> None:
+    for shape in ((), (0, 3)):
+        arrays = random_arrays(small(), dtype="float32")
+        arrays["wte.weight"] = arrays["lm_head.weight"] = np.zeros(shape, np.float32)
+        with pytest.raises(NpgptError, match=r"wte\.weight is \["):
+            npgpt.load(put(tmp_path / "m", arrays, configuration.to_dict(small())))
+
+
+def test_save_leaves_nothing_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    model = npgpt.load()
+    monkeypatch.setattr(safetensors, "write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        npgpt.save(model, tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    npgpt.save(model, "~/empty")
+    assert (tmp_path / "empty" / "vocab.tiktoken").is_file()
+
+
+def test_a_truncated_ranks_file_is_found_out_by_the_end_of_text(tmp_path: Path) -> None:
+    npgpt.save(npgpt.load(), tmp_path / "m")
+    ranks = tmp_path / "m" / "vocab.tiktoken"
+    ranks.write_bytes(b"".join(ranks.read_bytes().splitlines(keepends=True)[:3000]))
+    model = npgpt.load(tmp_path / "m")
+    with pytest.raises(NpgptError, match=r"3000 ranks, so that .* is 3000, .* eos_token_id is 4095"):
+        model.generate("a")
+    assert model([1, 2]).shape == (1, 2, 4096)
+
+
+@pytest.mark.parametrize("content", [b'{"n_head": 3, "n_head": 7}', b"", b"{", b"[]", b"\xff", b"[" * 100_000, b"null"])
 def test_a_broken_config_json(tmp_path: Path, content: bytes) -> None:
     folder = store(tmp_path / "m", small())
     (folder / "config.json").write_bytes(content)
@@ -224,7 +276,8 @@ def test_a_broken_config_json(tmp_path: Path, content: bytes) -> None:
 
 def test_dtypes_of_a_model() -> None:
     assert npgpt.load(dtype=np.float64).parameters.wte.weight.dtype == np.float64
-    for dtype in ("float16", "int32", "nonsense"):
+    bad: list[Any] = ["float16", "int32", "nonsense", None]
+    for dtype in bad:
         with pytest.raises(NpgptError, match=f"float32 or float64, not {dtype}"):
             npgpt.load(dtype=dtype)
 

@@ -99,9 +99,13 @@ def test_a_fault_of_every_block_is_told_once() -> None:
         parameters.from_arrays(small(), arrays)
 
 
-def test_a_wrong_depth_is_one_fault_and_not_hundreds() -> None:
-    with pytest.raises(NpgptError, match=r"holds 2 blocks .* n_layer = 1000000000"):
-        parameters.from_arrays(small(n_layer=10**9), random_arrays(small()))
+def test_a_wrong_depth_is_told_first() -> None:
+    with pytest.raises(
+        NpgptError, match=r"it holds 2 blocks and n_layer is 4; h\.\*\.ln_1\.weight is missing \(in 2 blocks\)"
+    ):
+        parameters.from_arrays(small(n_layer=4), random_arrays(small()))
+    with pytest.raises(NpgptError, match=r"configuration: h\.x is left over$"):
+        parameters.from_arrays(small(), random_arrays(small()) | {"h.x": np.zeros(1)})
 
 
 def test_dtypes_are_not_mixed() -> None:

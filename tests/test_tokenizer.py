@@ -4,9 +4,11 @@ import base64
 import hashlib
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import regex  # type: ignore[import-untyped]
 import tiktoken
@@ -99,6 +101,13 @@ def test_long_runs_neither_crash_nor_crawl(text: str) -> None:
     assert GPT2.decode(GPT2.encode(text)) == text
 
 
+def test_a_run_that_tiktoken_gives_up_on() -> None:
+    with pytest.raises(NpgptError, match=r"cannot be cut into tokens: .* white space"):
+        GPT2.encode(" " * 1_500_000 + "x")
+    with pytest.raises(NpgptError, match="must be a str, not bytes"):
+        GPT2.encode(b"x")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("text", ["\ud800", "ab\udcffcd"])
 def test_lone_surrogates_are_refused(text: str) -> None:
     with pytest.raises(NpgptError, match=f"lone surrogate U\\+{ord(text.strip('abcd')):04X} at character"):
@@ -115,11 +124,15 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_ids_without_text() -> None:
-    for token_id in (50257, 50303, -1, 2**40):
+    for token_id in (50257, 50303):
         with pytest.raises(NpgptError, match=f"token id {token_id} has no text"):
             GPT2.decode([token_id])
-    assert GPT2.unused_ids(50257) == []
-    assert GPT2.unused_ids(50304) == list(range(50257, 50304))
+    for ids in ([-1], [2**40], [1.0], np.array([64.9]), ["5"], "56", [True]):
+        with pytest.raises(NpgptError, match="a token id must be"):
+            GPT2.decode(ids)  # type: ignore[arg-type]
+    logits = np.zeros(50304)
+    GPT2.hide_unused(logits)
+    np.testing.assert_array_equal(np.isneginf(logits), np.arange(50304) > 50256)
 
 
 @given(TEXT)
@@ -164,6 +177,13 @@ def find(folder: Path, vocab_size: int = 261) -> Tokenizer:
     return found
 
 
+def reason(folder: Path, vocab_size: int = 261) -> str:
+    found = tokenizers.find(folder, vocab_size, GPT2_RANKS)
+    assert isinstance(found, str)
+    assert "\n" not in found
+    return found
+
+
 @pytest.mark.parametrize("names", [("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe")])
 @pytest.mark.parametrize("head", ["#version: 0.2\n", ""])
 def test_vocabulary_and_merges(tmp_path: Path, names: tuple[str, str], head: str) -> None:
@@ -195,7 +215,10 @@ def test_tokenizer_json(tmp_path: Path, pairs: bool) -> None:
     tokenizer = find(tmp_path, 300)
     assert tokenizer.encode(" the") == [vocabulary["Ġthe"]]
     assert dict(tokenizer.special_tokens) == {"<|endoftext|>": 260, "<pad>": 261}
-    assert tokenizer.unused_ids(264) == [262, 263]
+    assert tokenizer.holes.tolist() == []
+    whole["added_tokens"] = [*added, {"id": 270, "content": "<far>"}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    assert find(tmp_path, 300).holes.tolist() == list(range(262, 270))
 
 
 @pytest.mark.parametrize(
@@ -207,6 +230,8 @@ def test_tokenizer_json(tmp_path: Path, pairs: bool) -> None:
         {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
         {"normalizer": {"type": "Lowercase"}},
         {"added_tokens": [{"id": 3}]},
+        {"added_tokens": [{"id": 260, "content": 5}]},
+        {"added_tokens": [{"id": 10**30, "content": "<x>"}]},
     ],
 )
 def test_another_kind_of_tokenizer_is_refused_and_gpt2s_not_put_in_its_place(tmp_path: Path, change: Any) -> None:
@@ -214,8 +239,7 @@ def test_another_kind_of_tokenizer_is_refused_and_gpt2s_not_put_in_its_place(tmp
     whole: dict[str, Any] = {"model": {"type": "BPE", "vocab": vocabulary, "merges": merges}}
     whole["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False}
     (tmp_path / "tokenizer.json").write_text(json.dumps(whole | change))
-    with pytest.raises(NpgptError, match=r"tokenizer\.json"):
-        tokenizers.find(tmp_path, 50257, GPT2_RANKS)
+    assert "tokenizer.json" in reason(tmp_path, 50257)
 
 
 def test_a_vocabulary_in_the_folder_wins(tmp_path: Path) -> None:
@@ -228,25 +252,45 @@ def test_a_vocabulary_in_the_folder_wins(tmp_path: Path) -> None:
 @pytest.mark.parametrize("vocab_size", [50257, 50304])
 def test_gpt2s_vocabulary_serves_its_sizes_and_no_other(tmp_path: Path, vocab_size: int) -> None:
     assert find(tmp_path, vocab_size).encode("hello") == [31373]
-    reason = tokenizers.find(tmp_path, 50256, GPT2_RANKS)
-    assert isinstance(reason, str)
-    assert "its 50256 ids are not GPT-2's 50257" in reason
+    assert "its 50256 ids are not GPT-2's 50257" in reason(tmp_path, 50256)
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "encoder.json", "vocab.bpe"])
 def test_half_a_vocabulary_is_not_replaced_by_gpt2s(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
-    reason = tokenizers.find(tmp_path, 50257, GPT2_RANKS)
-    assert isinstance(reason, str)
-    assert f"has {name} without its other half (vocab.json + merges.txt or encoder.json + vocab.bpe)" in reason
+    assert f"has {name}, which alone is no vocabulary that npgpt reads (vocab.json + merges.txt or" in reason(
+        tmp_path, 50257
+    )
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "vocab.txt"])
+def test_nor_is_one_of_another_kind(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    assert f"has {name}, which alone is no vocabulary that npgpt reads" in reason(tmp_path, 50257)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_nor_is_one_whose_file_is_missing_or_no_file(tmp_path: Path) -> None:
+    put(tmp_path, ("vocab.json", "merges.txt"), *small_vocabulary())
+    (tmp_path / "merges.txt").unlink()
+    (tmp_path / "merges.txt").symlink_to("nowhere")
+    assert "merges.txt" in reason(tmp_path, 50257)
+    (tmp_path / "vocab.tiktoken").mkdir()
+    assert "vocab.tiktoken" in reason(tmp_path, 50257)
+
+
+def test_merges_cut_short_are_found_out(tmp_path: Path) -> None:
+    vocabulary, merges = small_vocabulary()
+    for kept in range(len(merges)):
+        put(tmp_path, ("vocab.json", "merges.txt"), vocabulary, merges[:kept])
+        assert f"has {4 - kept} tokens that no merge makes" in reason(tmp_path)
 
 
 def test_a_ranks_file_without_room_for_end_of_text(tmp_path: Path) -> None:
     (tmp_path / "vocab.tiktoken").write_bytes(b"".join(base64.b64encode(bytes([b])) + b" %d\n" % b for b in range(256)))
     assert find(tmp_path, 256).end_of_text is None
     assert find(tmp_path, 257).end_of_text == 256
-    with pytest.raises(NpgptError, match=r"ids up to 255, the model's vocab_size is 100"):
-        tokenizers.find(tmp_path, 100, GPT2_RANKS)
+    assert "ids up to 255, the model's vocab_size is 100" in reason(tmp_path, 100)
 
 
 LINES = GPT2_RANKS.read_bytes().splitlines(keepends=True)
@@ -261,6 +305,7 @@ LINES = GPT2_RANKS.read_bytes().splitlines(keepends=True)
         (b"".join([*LINES[:300], LINES[7]]), "line 301: the token stands twice"),
         (b"".join([*LINES[:300], b"aGVsbG8= 7\n"]), "each given once"),
         (b"".join([*LINES[:300], b"aGVsbG8= -7\n"]), "ranks must be whole numbers from 0"),
+        (b"".join([*LINES[:300], b"aGVsbG8= 99999999999999999999\n"]), "ids up to 99999999999999999999"),
         (b"".join(LINES[:200]), "no token for the byte 0x"),
         (b"", "no byte-level vocabulary|ranks must"),
     ],
@@ -276,7 +321,10 @@ def damaged_pairs() -> list[tuple[Any, list[str], str]]:
     vocabulary, merges = small_vocabulary()
     return [
         ([1, 2], merges, "must be a JSON object"),
-        (vocabulary | {"x": "3"}, merges, "ids must be whole numbers"),
+        (vocabulary | {"x": "3"}, merges, "ids whole numbers"),
+        ({t: i for t, i in vocabulary.items() if i < 260} | {"<\ud800>": 260}, merges, "lone surrogate"),
+        (vocabulary | {"": 300}, merges, "tokens that no merge makes"),
+        (vocabulary | {"<x>": -1}, merges, "whole numbers from 0"),
         (vocabulary | {"in": 0}, merges, "each given once"),
         ({token: i for token, i in vocabulary.items() if token != "Ā"}, merges, "no token for the byte 0x00"),
         (vocabulary, [*merges, "q q"], "merge 'q q'"),
@@ -290,15 +338,14 @@ def test_vocabulary_and_merges_that_do_not_belong_together(
     tmp_path: Path, vocabulary: Any, merges: list[str], message: str
 ) -> None:
     put(tmp_path, ("vocab.json", "merges.txt"), vocabulary, merges)
-    with pytest.raises(NpgptError, match=message):
-        find(tmp_path)
+    assert message in reason(tmp_path)
 
 
 def test_files_that_are_not_even_text(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "vocab.json").write_bytes(b"{")
-    with pytest.raises(NpgptError, match="not UTF-8"):
-        find(tmp_path)
+    assert "not UTF-8" in reason(tmp_path)
     (tmp_path / "merges.txt").write_bytes(b"")
-    with pytest.raises(NpgptError, match="not valid JSON"):
-        find(tmp_path)
+    assert "not valid JSON" in reason(tmp_path)
+    (tmp_path / "vocab.json").write_bytes(b'{"a": 1, "a": 2}')
+    assert "the key 'a' stands twice" in reason(tmp_path)

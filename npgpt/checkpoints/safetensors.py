@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import strict_json
 from ..errors import NpgptError
 from ..parameters import Array, Shape
 from .atomic import writing
@@ -78,7 +79,7 @@ class SafetensorsFile:
             stored = (stored.astype(np.uint32) << 16).view(np.float32)  # bfloat16 is float32's upper half
         if stored.dtype == dtype and stored.flags.aligned:
             return stored
-        with np.errstate(over="raise"):
+        with np.errstate(over="raise", invalid="ignore"):  # a signalling NaN stays a NaN
             try:
                 return stored.astype(dtype)
             except FloatingPointError:
@@ -118,14 +119,7 @@ def _header(path: Path, data: mmap.mmap, size: int) -> tuple[dict[str, Tensor], 
         raise NpgptError(f"{path} is no safetensors file: it claims a header of {length} bytes, above {MAX_HEADER}")
     if 8 + length > size:
         raise NpgptError(f"{path} is cut short: its header ends at byte {8 + length}, the file at {size}")
-    try:
-        header = json.loads(
-            data[8 : 8 + length].decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant
-        )
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise NpgptError(f"{path}: its header is not valid: {error}") from None
-    if not isinstance(header, dict):
-        raise NpgptError(f"{path}: its header is not a JSON object")
+    header = strict_json.read_object(data[8 : 8 + length], f"{path}: its header")
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -161,26 +155,12 @@ def _entry(path: Path, name: str, entry: object, data_start: int) -> Tensor:
         # type(…) is int, since True is an int to isinstance; the bound is the reference reader's word size
         if not isinstance(value, list) or not all(type(number) is int and 0 <= number < 2**63 for number in value):
             raise NpgptError(f"{path}: {name} has a {key} that is no list of sizes: {value!r:.80}")
-    # np.ndarray has at most 64 dimensions; few of them keep the product below from growing without bound
-    if len(offsets) != 2 or len(shape) > 64 or prod(shape) * BITS[dtype] >= 2**63:
+    # np.ndarray has at most 64 dimensions, and bounds the product of those that are not 0
+    if len(offsets) != 2 or len(shape) > 64 or prod(size or 1 for size in shape) * BITS[dtype] >= 2**63:
         raise NpgptError(
             f"{path}: {name} has a shape or data_offsets that no file can hold: {shape!r:.80}, {offsets!r:.80}"
         )
     return Tensor(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """json keeps the last of two equal keys in silence."""
-    mapping: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in mapping:
-            raise ValueError(f"the key {key!r:.80} stands twice in one object")
-        mapping[key] = value
-    return mapping
-
-
-def _no_constant(literal: str) -> float:
-    raise ValueError(f"{literal} is not JSON")
 
 
 def write(
@@ -193,6 +173,8 @@ def write(
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"} | dict(metadata or {})}  # transformers asks for "format"
     offset = 0
+    if not all(isinstance(text, str) for text in (*tensors, *(metadata or {}), *(metadata or {}).values())):
+        raise NpgptError(f"{path}: the names of tensors, and metadata, are text")
     for name, array in tensors.items():
         if str(array.dtype) not in WRITTEN:
             raise NpgptError(f"{path}: {name} is {array.dtype}; written are {', '.join(WRITTEN)}")

@@ -7,26 +7,58 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import NpgptError
 from . import generate, inspect, tokens
+from .options import note
 
-INTERRUPTED = 128 + 2  # as a shell reports a process that SIGINT ended
-PIPE_CLOSED = 128 + 13  # and SIGPIPE
+PIPE_CLOSED = 128 + 13  # as a shell reports a process that SIGPIPE ended
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with a wrong argument told in one line."""
+    """argparse, with a wrong argument told in one line, and options that are not abbreviated."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where the help is; exit code 2."""
-        self.exit(2, f"npgpt: error: {message} (see {self.prog} --help)\n")
+        raise NpgptError(f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 2 for bad input, 130 after Ctrl-C, 141 for a closed pipe."""
+    """Run the command line; return the exit code: 0, 2 for bad input, 141 for a closed pipe.
+
+    Raises KeyboardInterrupt for Ctrl-C.
+    """
+    try:
+        if sys.stdout is None:
+            raise NpgptError("standard output is closed")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(
+                errors="backslashreplace"
+            )  # where a terminal lacks a character, \\u20ac and no error
+        options = parse(arguments)
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python complains as it flushes on its way out
+        return PIPE_CLOSED
+    except (NpgptError, OSError) as error:
+        note(f"error: {error}")
+        return 2
+    except MemoryError:
+        note("error: not enough memory for this model in this dtype")
+        return 2
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line, `run` among them. Raises NpgptError for wrong ones, SystemExit after --help."""
     parser = Parser(
         prog="npgpt",
         description="GPT-2 in pure NumPy, on a CPU.",
@@ -36,23 +68,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb in (generate, tokens, inspect):
         verb.add(verbs)
-    options = parser.parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # where a terminal lacks a character, \u20ac and not an error
-    try:
-        code: int = options.run(options)
-        sys.stdout.flush()
-        return code
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or Python complains as it flushes on the way out
-        return PIPE_CLOSED
-    except (NpgptError, OSError) as error:
-        print(f"npgpt: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except MemoryError:
-        print("npgpt: error: not enough memory for this model in this dtype", file=sys.stderr)
-        return 2
+    return parser.parse_args(arguments)

@@ -6,11 +6,11 @@ import argparse
 import json
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
-from .options import add_model, note, read_text, set_threads
+from .options import add_model, add_n_head, note, read_text, set_threads
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
@@ -24,9 +24,12 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         description="Print a prompt and, as it is produced, what the model writes after it.",
         epilog='example: npgpt generate "It is a truth universally acknowledged" --temperature 0 --max-tokens 40',
     )
-    parser.add_argument("prompt", nargs="?", help="the text, or - for standard input; none starts from <|endoftext|>")
+    parser.add_argument(
+        "prompt", nargs="?", help="the text, or - for standard input, newline and all; none: <|endoftext|>"
+    )
     parser.add_argument("--ids", metavar="1,2,3", help="the prompt as token ids")
     add_model(parser)
+    add_n_head(parser)
     parser.add_argument("--max-tokens", type=int, default=100, metavar="N", help="stop after N tokens (default: 100)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default: 0.8)")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest")
@@ -43,8 +46,12 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
     parser.add_argument("--ignore-eos", action="store_true", help="go on after <|endoftext|>")
-    parser.add_argument("--special", action="store_true", help="read <|endoftext|> in the prompt as the special token")
-    parser.add_argument("--keep-last", action="store_true", help="cut the head of a prompt that leaves no room")
+    parser.add_argument("--special", action="store_true", help="read special tokens such as <|endoftext|> as such")
+    parser.add_argument(
+        "--keep-last",
+        action="store_true",
+        help="cut the head of a prompt longer than the context",
+    )
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for matrix products (default: all cores)")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of text")
@@ -57,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     set_threads(options.threads)
     from ..loading import load
     from ..sampling import Sampling
+    from ..tokenizer import TextDecoder
 
     seed = secrets.randbits(32) if options.seed is None else options.seed
     sampling = Sampling(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
@@ -71,19 +79,22 @@ def run(options: argparse.Namespace) -> int:
         stop=options.stop,
         ignore_eos=options.ignore_eos,
     )
-    prompt = model.tokenizer.decode(prompt_ids) if has_text else _shown(prompt_ids)
+    if options.prompt is None and options.ids is None:
+        prompt = ""
+    elif isinstance(model.vocabulary, str):
+        prompt = _spaced(prompt_ids)
+    else:
+        prompt = TextDecoder(model.vocabulary, prompt_ids).before
     started = time.perf_counter()
     text, token_ids, times = "", [], []
-    if not options.json:
-        print(prompt, end="", flush=True)
-    for step in steps:
+    for number, step in enumerate(steps):
         if step.token_id is not None:
             token_ids.append(step.token_id)
             times.append(time.perf_counter())
-        piece = step.text if has_text else "" if step.token_id is None else _shown([step.token_id])
+        piece = step.text if has_text else _spaced(step[:1])
         text += piece
-        if piece and not options.json:
-            print(piece, end="", flush=True)
+        if not options.json:
+            print(piece if number else prompt + piece, end="", flush=True)
     finish = step.finish
 
     seconds = times[0] - started if times else None
@@ -116,15 +127,15 @@ def _prompt_ids(options: argparse.Namespace, model: LanguageModel) -> list[int]:
     else:
         ids = model.encode_prompt(read_text(options.prompt or ""), special=options.special)
     context = model.config.n_positions
-    room = min(max(options.max_tokens, 0), context // 2)
-    if options.keep_last and len(ids) > context - room:
-        note(f"the prompt's first {len(ids) - (context - room)} of {len(ids)} tokens are cut, to leave room for {room}")
-        return ids[len(ids) - (context - room) :]
-    if len(ids) > context:
+    if len(ids) <= context:
+        return ids
+    if not options.keep_last:
         raise NpgptError(f"the prompt has {len(ids)} tokens, the context holds {context}; --keep-last cuts its head")
-    return ids
+    kept = context - min(max(options.max_tokens - 1, 0), context // 2)  # the last token drawn takes no room
+    note(f"the prompt's first {len(ids) - kept} of {len(ids)} tokens are cut, {kept} kept in the context of {context}")
+    return ids[-kept:]
 
 
-def _shown(token_ids: Sequence[int]) -> str:
+def _spaced(token_ids: Iterable[int | None]) -> str:
     """Ids of a model without text, each with a space after it."""
-    return "".join(f"{token_id} " for token_id in token_ids)
+    return "".join(f"{token_id} " for token_id in token_ids if token_id is not None)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .options import add_n_head
+from .options import add_n_head, printable
 
 if TYPE_CHECKING:
     from ..inspection import Inspection
@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     from ..inspection import inspect
 
     for line in report(inspect(options.model, n_head=options.n_head)):
-        print(line)
+        print(printable(line))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 
@@ -18,11 +19,8 @@ THREAD_VARIABLES = (
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """--model and --n-head."""
-    parser.add_argument(
-        "--model", metavar="M", help="folder, file, or name such as gpt2 (default: the embedded austen)"
-    )
-    add_n_head(parser)
+    """--model."""
+    parser.add_argument("--model", metavar="M", help="folder, file, or name such as gpt2 (default: the embedded model)")
 
 
 def add_n_head(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +48,8 @@ def read_text(argument: str) -> str:
     """The argument itself, or all of standard input for '-'. Raises NpgptError where that is not UTF-8."""
     if argument != "-":
         return argument
+    if sys.stdin is None:
+        raise NpgptError("standard input is closed")
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
@@ -59,5 +59,12 @@ def read_text(argument: str) -> str:
 
 
 def note(message: str) -> None:
-    """One line on stderr beside the output proper."""
-    print(f"npgpt: {message}", file=sys.stderr)
+    """One line on stderr beside the output proper; where stderr cannot be written, nothing."""
+    with contextlib.suppress(OSError):
+        print(f"npgpt: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def printable(text: str, longest: int = 5000) -> str:
+    """The text on one line without control characters, which names in a file could send to the terminal."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:longest])
+    return shown + (" …" if len(text) > longest else "")

@@ -19,7 +19,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("text", help="the text, or - for standard input")
     add_model(parser)
-    parser.add_argument("--special", action="store_true", help="read <|endoftext|> in the text as the special token")
+    parser.add_argument("--special", action="store_true", help="read special tokens such as <|endoftext|> as such")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -28,15 +28,15 @@ def run(options: argparse.Namespace) -> int:
     """Print tokens; see the help."""
     from ..loading import load_tokenizer
 
-    tokenizer = load_tokenizer(options.model, n_head=options.n_head)
+    tokenizer = load_tokenizer(options.model)
     ids = tokenizer.encode(read_text(options.text), special=options.special)
-    pieces = [_shown(tokenizer.piece(token_id)) for token_id in ids]
     if options.json:
+        pieces = [tokenizer.piece(token_id).decode("utf-8", errors="backslashreplace") for token_id in ids]
         print(json.dumps({"ids": ids, "pieces": pieces, "vocabulary": tokenizer.source}))
         return 0
     note(f"{len(ids)} tokens of {tokenizer.source} ({tokenizer.n_vocab} ids)")
-    for token_id, piece in zip(ids, pieces, strict=True):
-        print(f"{token_id:>5}  {piece}")
+    for token_id in ids:
+        print(f"{token_id:>5}  {_shown(tokenizer.piece(token_id))}")
     return 0
 
 
