@@ -305,12 +305,8 @@ def test_ctrl_c_while_starting_is_quiet_too() -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     seen = set()
     for delay in np.linspace(0.02, 0.35, 23):
-        process = subprocess.Popen(
-            [*COMMAND, *ENDLESS],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )
+        pipe = subprocess.PIPE
+        process = subprocess.Popen([*COMMAND, *ENDLESS], stdout=pipe, stderr=pipe, env=environment)
         time.sleep(float(delay))
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
