@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import cli
+from npgpt import cli, inspection
 from npgpt import config as configuration
 from npgpt.checkpoints import safetensors
 from tests.models import random_arrays, small
@@ -71,6 +72,33 @@ def test_generate_json() -> None:
     assert (len(report["token_ids"]), report["finish"], report["seed"], report["dtype"]) == (5, "length", 9, "float64")
     assert report["tokens_per_second"] > 0
     assert report["seconds_to_first_token"] > 0
+
+
+def test_without_a_seed_every_run_is_another() -> None:
+    command = ["generate", CARD_PROMPT, "--json", "--max-tokens", "30"]
+    reports = [json.loads(run(*command)[1]) for _ in range(2)]
+    assert reports[0]["seed"] != reports[1]["seed"]
+    assert reports[0]["text"] != reports[1]["text"]
+    again = json.loads(
+        run("generate", CARD_PROMPT, "--json", "--max-tokens", "30", "--seed", str(reports[0]["seed"]))[1]
+    )
+    assert again["text"] == reports[0]["text"]
+
+
+def test_end_of_text_ends_it_unless_ignored(tmp_path: Path) -> None:
+    """A model of 257 ids that wants <|endoftext|>, the 257th, whatever it reads."""
+    config = small(vocab_size=257)
+    arrays = random_arrays(config, dtype="float32")
+    arrays["ln_f.weight"][:], arrays["wte.weight"][256] = 0, 100 * arrays["ln_f.bias"]
+    safetensors.write(tmp_path / "model.safetensors", arrays)
+    (tmp_path / "config.json").write_text(json.dumps(configuration.to_dict(config)))
+    ranks = b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256))
+    (tmp_path / "vocab.tiktoken").write_bytes(ranks)
+    arguments = ["generate", "a", "--model", str(tmp_path), "--temperature", "0", "--json", "--max-tokens", "3"]
+    report = json.loads(run(*arguments)[1])
+    assert (report["finish"], report["token_ids"], report["text"]) == ("end_of_text", [], "")
+    report = json.loads(run(*arguments, "--ignore-eos")[1])
+    assert (report["finish"], report["token_ids"], report["text"]) == ("length", [256] * 3, "<|endoftext|>" * 3)
 
 
 def test_verbose_tells_counts_times_and_the_seed() -> None:
@@ -168,6 +196,12 @@ def test_inspect_names_what_is_wrong(tmp_path: Path) -> None:
     assert "rope (in config.json; not used)" in out
     assert "21 = 3 heads × 7" in out
     assert "used where they lie, not copied" in out
+    assert "21 = 7 heads × 3" in run("inspect", str(tmp_path), "--n-head", "7")[1]
+    content = (tmp_path / "model.safetensors").read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    odd = (length + 1).to_bytes(8, "little") + content[8 : 8 + length] + b" " + content[8 + length :]
+    (tmp_path / "model.safetensors").write_bytes(odd)
+    assert f"{len(arrays)} lie on no multiple of their size and are copied at load" in run("inspect", str(tmp_path))[1]
 
 
 @pytest.mark.parametrize("verb", ["generate", "tokens", "inspect"])
@@ -282,7 +316,7 @@ def start(*arguments: str) -> subprocess.Popen[bytes]:
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert process.stdout is not None
-    assert process.stdout.read(20)
+    assert len(process.stdout.read(len(CARD_PROMPT) + 10)) == len(CARD_PROMPT) + 10  # the prompt and the first pieces
     return process
 
 
@@ -332,6 +366,15 @@ def test_text_is_streamed() -> None:
     process.kill()
     process.communicate()
     assert running
+
+
+def test_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def exhausted(*arguments: Any, **keywords: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(inspection, "inspect", exhausted)
+    assert cli.main(["inspect"]) == 2
+    assert capsys.readouterr().err == "npgpt: error: not enough memory for this model in this dtype\n"
 
 
 def test_threads_are_set_before_numpy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,6 +75,7 @@ def test_a_published_name_is_looked_for_in_order(tmp_path: Path, monkeypatch: py
     ("variable", "value", "hub"),
     [
         ("HF_HUB_CACHE", "hub-cache", "hub-cache"),
+        ("HUGGINGFACE_HUB_CACHE", "hub-cache", "hub-cache"),
         ("HF_HOME", "hf-home", "hf-home/hub"),
         ("XDG_CACHE_HOME", "xdg", "xdg/huggingface/hub"),
     ],
@@ -111,6 +112,8 @@ def test_both_spellings_of_the_old_names(
 def test_the_snapshot_is_mains_else_the_newest_with_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     old = snapshot(tmp_path, "gpt2", "old", main=False)
+    older = snapshot(tmp_path, "gpt2", "zzz", main=False)
+    os.utime(older, (1, 1))
     assert finding.find("gpt2").folder == old
     new = snapshot(tmp_path, "gpt2", "new")
     (tmp_path / "models--gpt2" / "snapshots" / "unfinished").mkdir()

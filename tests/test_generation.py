@@ -60,6 +60,30 @@ def test_same_seed_same_text_and_another_seed_another() -> None:
     assert len({text(seed) for seed in range(5)}) == 5
 
 
+def test_the_filters_reach_the_draw() -> None:
+    def text(**options: Any) -> str:
+        return "".join(AUSTEN.generate("It is a truth", max_tokens=20, seed=5, **options))
+
+    greedy = text(temperature=0)
+    for only_the_likeliest in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}):
+        assert text(temperature=1.5, **only_the_likeliest) == greedy
+    assert text() == text(temperature=0.8) == text(temperature=0.8, top_k=4096, top_p=1.0, min_p=0.0) != greedy
+    assert Sampling().temperature == 0.8
+
+
+def test_only_the_last_position_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def watch(*arguments: Any, **keywords: Any) -> Any:
+        asked.append(keywords)
+        return forward(*arguments, **keywords)
+
+    monkeypatch.setattr(generation, "forward", watch)
+    list(AUSTEN.steps([1, 2, 3], max_tokens=2, sampling=GREEDY))
+    assert asked == [{"last_only": True}] * 2
+    assert AUSTEN([1, 2, 3], last_only=True).shape == (1, 1, 4096)
+
+
 def with_logits(monkeypatch: pytest.MonkeyPatch, favourites: Sequence[int], vocab_size: int) -> None:
     """A model that wants these ids one after another, and the last for ever."""
     waiting = list(favourites)

@@ -141,6 +141,8 @@ def test_all_faults_of_the_names_and_shapes_come_in_one_message(tmp_path: Path) 
     arrays["score.weight"] = arrays.pop("ln_f.bias")
     with pytest.raises(NpgptError) as error:
         npgpt.load(put(tmp_path / "m", arrays, configuration.to_dict(small())))
+    with pytest.raises(NpgptError, match=r"ln_f\.bias is missing"):
+        inspect(tmp_path / "m")
     for part in ("ln_f.bias is missing", "score.weight is left over", "c_attn.weight is [63, 21] and must be [21, 63]"):
         assert part in str(error.value)
 
@@ -176,6 +178,8 @@ def test_a_swap_that_divides_is_caught_by_the_published_shapes(tmp_path: Path) -
         "(6 is its n_layer): 768 = 12 × 64; correct it, or insist with --n-head 6 (load(…, n_head=6))"
     )
     assert npgpt.load(folder, n_head=6).config.n_head == 6
+    found = inspect(folder, n_head=6)
+    assert (found.published_name, found.config.n_head) == ("distilgpt2", 6)
     insisted = Config(**{**size.__dict__, "n_head": 24})
     assert npgpt.load(folder, config=insisted).config.n_head == 24
 

@@ -228,6 +228,7 @@ def test_tokenizer_json(tmp_path: Path, pairs: bool) -> None:
         {"model": None},
         {"pre_tokenizer": {"type": "Whitespace"}},
         {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}},
         {"normalizer": {"type": "Lowercase"}},
         {"added_tokens": [{"id": 3}]},
         {"added_tokens": [{"id": 260, "content": 5}]},

@@ -64,7 +64,6 @@ def run(options: argparse.Namespace) -> int:
     set_threads(options.threads)
     from ..loading import load
     from ..sampling import Sampling
-    from ..tokenizer import TextDecoder
 
     seed = secrets.randbits(32) if options.seed is None else options.seed
     sampling = Sampling(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
@@ -79,12 +78,7 @@ def run(options: argparse.Namespace) -> int:
         stop=options.stop,
         ignore_eos=options.ignore_eos,
     )
-    if options.prompt is None and options.ids is None:
-        prompt = ""
-    elif isinstance(model.vocabulary, str):
-        prompt = _spaced(prompt_ids)
-    else:
-        prompt = TextDecoder(model.vocabulary, prompt_ids).before
+    prompt = "" if options.prompt is None and options.ids is None else _as_text(model, prompt_ids)
     started = time.perf_counter()
     text, token_ids, times = "", [], []
     for number, step in enumerate(steps):
@@ -100,9 +94,18 @@ def run(options: argparse.Namespace) -> int:
     seconds = times[0] - started if times else None
     rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
     if options.json:
-        report = {"model": model.name, "dtype": options.dtype, "prompt": prompt, "prompt_ids": prompt_ids, "text": text}
-        report |= {"token_ids": token_ids, "finish": finish, "seed": seed}
-        report |= {"seconds_to_first_token": seconds, "tokens_per_second": rate}
+        report: dict[str, Any] = {
+            "model": model.name,
+            "dtype": str(model.parameters.wte.weight.dtype),
+            "prompt": prompt,
+            "prompt_ids": prompt_ids,
+            "text": text,
+            "token_ids": token_ids,
+            "finish": finish,
+            "seed": seed,
+            "seconds_to_first_token": seconds,
+            "tokens_per_second": rate,
+        }
         print(json.dumps(report))
     else:
         print()
@@ -134,6 +137,15 @@ def _prompt_ids(options: argparse.Namespace, model: LanguageModel) -> list[int]:
     kept = context - min(max(options.max_tokens - 1, 0), context // 2)  # the last token drawn takes no room
     note(f"the prompt's first {len(ids) - kept} of {len(ids)} tokens are cut, {kept} kept in the context of {context}")
     return ids[-kept:]
+
+
+def _as_text(model: LanguageModel, prompt_ids: list[int]) -> str:
+    """The prompt as text, less a character that its end cuts in two, or as ids where the model has no text."""
+    from ..tokenizer import TextDecoder
+
+    if isinstance(model.vocabulary, str):
+        return _spaced(prompt_ids)
+    return TextDecoder(model.vocabulary, prompt_ids).before
 
 
 def _spaced(token_ids: Iterable[int | None]) -> str:

@@ -11,12 +11,14 @@ def test_the_prefix_and_the_mask_buffers_go_and_nothing_else() -> None:
         "lm_head.weight",
     ]
     names += ["transformer.h.0.attn.c_attn.bias", "transformer.h.0.attn.c_proj.bias", "transformer.h.0.attn.biases"]
+    names += ["x.h.0.attn.bias"]
     assert canonical_names(names) == {
         "wte.weight": "transformer.wte.weight",
         "lm_head.weight": "lm_head.weight",
         "h.0.attn.c_attn.bias": "transformer.h.0.attn.c_attn.bias",
         "h.0.attn.c_proj.bias": "transformer.h.0.attn.c_proj.bias",
         "h.0.attn.biases": "transformer.h.0.attn.biases",
+        "x.h.0.attn.bias": "x.h.0.attn.bias",
     }
 
 

@@ -176,6 +176,8 @@ FOUR = b"abcd"
         (lambda p: put(p, {"a": entry("F32", [2**63], 0, 4)}, FOUR), "shape that is no list of sizes"),
         (lambda p: put(p, {"a": entry("F32", [2**40, 2**40], 0, 4)}, FOUR), "that no file can hold"),
         (lambda p: put(p, {"a": entry("F32", [2**62] * 100_000, 0, 4)}, FOUR), "that no file can hold"),
+        (lambda p: put(p, {"a": entry("F32", [1] * 65, 0, 4)}, FOUR), "that no file can hold"),
+        (lambda p: put(p, {"a": entry("F32", [0, 2**62], 0, 0)}), "that no file can hold"),
         (lambda p: put(p, {"a": entry("F32", [1], False, 4)}, FOUR), "data_offsets that is no list of sizes"),
         (lambda p: put(p, {"a": entry("F32", [1], 0, "4")}, FOUR), "data_offsets that is no list of sizes"),
         (lambda p: put(p, {"a": OK | {"data_offsets": [0, 2, 4]}}, FOUR), "that no file can hold"),
@@ -294,6 +296,26 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
         safetensors.write(path, {"a": np.ones(1000)})
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_temporary_file_lies_in_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[Path] = []
+    replace = os.replace
+
+    def watch(source: Path, destination: Path) -> None:
+        moved.append(source)
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", watch)
+    safetensors.write(tmp_path / "x", {"a": np.ones(3)})
+    assert [path.parent for path in moved] == [tmp_path]
+
+
+def test_names_and_metadata_are_text(tmp_path: Path) -> None:
+    for tensors, metadata in (({1: np.ones(1)}, {}), ({"a": np.ones(1)}, {"n": 1}), ({"a": np.ones(1)}, {1: "n"})):
+        with pytest.raises(NpgptError, match="are text"):
+            safetensors.write(tmp_path / "x", tensors, metadata)  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_files_written_have_the_usual_permissions(tmp_path: Path) -> None:
