@@ -78,21 +78,23 @@ def open_checkpoint(location: Location, *, n_head: int | None = None, config: Co
     path = location.folder / CONFIG_FILE
     stated = _read_config(path) if os.path.lexists(path) else None
     unknown: list[str] = []
+    given = config is not None
     if config is None:
         source = str(location.weights if stated is None else path)
         found, unknown = configuration.read_fields(stated or {}, source)
         config = _complete(found, shapes, n_head, source)
-        if shapes.get("lm_head.weight") == shapes.get("wte.weight") == (config.vocab_size, config.n_embd):
-            tied = _same_bytes(file, names["lm_head.weight"], names["wte.weight"])
-            if config.tie_word_embeddings and stated is not None and not tied:
-                raise NpgptError(
-                    f"{location.weights}: lm_head.weight differs from wte.weight, but {path} ties them (the default); "
-                    'set "tie_word_embeddings": false there to use the head'
-                )
-            config = dataclasses.replace(config, tie_word_embeddings=tied)
-    if config.tie_word_embeddings and shapes.get("lm_head.weight") == shapes.get("wte.weight"):
-        names.pop("lm_head.weight", None)
-        shapes.pop("lm_head.weight", None)
+    if shapes.get("lm_head.weight") == shapes.get("wte.weight") == (config.vocab_size, config.n_embd):
+        same = _same_bytes(file, names["lm_head.weight"], names["wte.weight"])
+        if config.tie_word_embeddings and not same and (given or stated is not None):
+            ties = "the config given" if given else str(path)
+            raise NpgptError(
+                f"{location.weights}: lm_head.weight differs from wte.weight, but {ties} ties them (the default); "
+                "set tie_word_embeddings to false there to use the head"
+            )
+        if not given:
+            config = dataclasses.replace(config, tie_word_embeddings=same)
+        if config.tie_word_embeddings:
+            del names["lm_head.weight"], shapes["lm_head.weight"]
     parameters.check_shapes(config, shapes, str(location.weights))
     return Checkpoint(location, config, unknown, file, names, (stated or {}).get("eos_token_id"))
 

@@ -162,6 +162,10 @@ def test_an_untied_head_that_equals_wte_is_tied_and_one_that_differs_is_used(tmp
         (tmp_path / "other" / "config.json").unlink(missing_ok=True)
     with pytest.raises(NpgptError, match=r"lm_head.weight differs from wte.weight, but .* ties them"):
         npgpt.load(put(tmp_path / "other", other, configuration.to_dict(config)))
+    with pytest.raises(NpgptError, match=r"differs from wte.weight, but the config given ties them"):
+        npgpt.load(tmp_path / "other", config=config)
+    apart = small(tie_word_embeddings=False)
+    assert npgpt.load(put(tmp_path / "same", same, None), config=apart).config == apart
 
 
 # --- how many heads --------------------------------------------------------------------------------------------------

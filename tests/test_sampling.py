@@ -47,6 +47,7 @@ def test_top_p_keeps_the_token_that_crosses_the_threshold() -> None:
     assert kept(top_p(SPREAD, 0.0001)) == {0}
     assert kept(top_p(SPREAD, 0.8)) == {0, 1, 2}
     assert kept(top_p(SPREAD, 1)) == {0, 1, 2, 3, 4}
+    assert len(kept(top_p(np.array([0.0, -50.0, -60.0]), 1))) == 3  # their rounded sum is 1 after the first
 
 
 @given(LOGITS, st.floats(0, 1))
