@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
-from .options import add_model, add_n_head, note, read_text, set_threads
+from .options import add_model, add_n_head, importing, note, read_text, set_threads
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
@@ -62,8 +62,9 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Generate; see the help."""
     set_threads(options.threads)
-    from ..loading import load
-    from ..sampling import Sampling
+    with importing():
+        from ..loading import load
+        from ..sampling import Sampling
 
     seed = secrets.randbits(32) if options.seed is None else options.seed
     sampling = Sampling(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from .options import add_n_head, printable
+from .options import add_n_head, importing, printable
 
 if TYPE_CHECKING:
     from ..inspection import Inspection
@@ -27,7 +27,8 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Inspect; see the help."""
-    from ..inspection import inspect
+    with importing():
+        from ..inspection import inspect
 
     for line in report(inspect(options.model, n_head=options.n_head)):
         print(printable(line))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 
 from ..errors import NpgptError
 
@@ -42,6 +45,19 @@ def set_threads(threads: int | None) -> None:
     if "numpy" in sys.modules:
         raise NpgptError("--threads comes too late: NumPy is already imported in this process")
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Within it Ctrl-C ends the process at once: NumPy's C code would make an ImportError of the interrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    previous = signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def read_text(argument: str) -> str:

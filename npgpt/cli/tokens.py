@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from .options import add_model, note, read_text
+from .options import add_model, importing, note, read_text
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -26,7 +26,8 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print tokens; see the help."""
-    from ..loading import load_tokenizer
+    with importing():
+        from ..loading import load_tokenizer
 
     tokenizer = load_tokenizer(options.model)
     ids = tokenizer.encode(read_text(options.text), special=options.special)
