@@ -360,12 +360,15 @@ def test_a_closed_pipe_is_quiet() -> None:
 
 
 def test_text_is_streamed() -> None:
-    """The first pieces are there while the process still runs."""
-    process = start(*ENDLESS)
-    running = process.poll() is None
-    process.kill()
-    process.communicate()
-    assert running
+    """What a first read finds is a part of the text: unflushed, it would find all of it at the end."""
+    process = subprocess.Popen(
+        [*COMMAND, *ENDLESS], stdout=subprocess.PIPE, bufsize=0, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert process.stdout is not None
+    first = os.read(process.stdout.fileno(), 2**16)
+    rest, _ = process.communicate(timeout=60)
+    assert first.startswith(CARD_PROMPT.encode())
+    assert 0 < len(first) < len(rest)
 
 
 def test_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

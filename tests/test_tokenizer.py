@@ -218,7 +218,11 @@ def test_tokenizer_json(tmp_path: Path, pairs: bool) -> None:
     assert tokenizer.holes.tolist() == []
     whole["added_tokens"] = [*added, {"id": 270, "content": "<far>"}]
     (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
-    assert find(tmp_path, 300).holes.tolist() == list(range(262, 270))
+    far = find(tmp_path, 300)
+    assert far.holes.tolist() == list(range(262, 270))
+    logits = np.zeros(300)
+    far.hide_unused(logits)
+    assert np.flatnonzero(np.isneginf(logits)).tolist() == [*range(262, 270), *range(271, 300)]
 
 
 @pytest.mark.parametrize(
