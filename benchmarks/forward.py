@@ -106,16 +106,22 @@ def measure(name: str, rounds: int, threads: int) -> float:
     if name == "bandwidth":
         from concurrent.futures import ThreadPoolExecutor
 
-        parts = np.split(np.ones(BANDWIDTH_BYTES // 4, np.float32), threads)
+        parts = np.array_split(np.ones(BANDWIDTH_BYTES // 4, np.float32), threads)
         with ThreadPoolExecutor(threads) as pool:  # NumPy releases the GIL in a product
             return median(lambda: list(pool.map(np.dot, parts, parts)), rounds)
     import npgpt
 
     model = npgpt.load(CACHE)
     if name == "decode":
-        cache = npgpt.KVCache(model.config, 1, PROMPT + DECODED * rounds + 1)
+        cache = npgpt.KVCache(model.config, 1, PROMPT + DECODED)
         model(np.arange(PROMPT), cache, last_only=True)
-        return median(lambda: model([262], cache, last_only=True), DECODED * rounds)
+
+        def decode() -> None:
+            if cache.length == cache.capacity:
+                cache.length = PROMPT
+            model([262], cache, last_only=True)
+
+        return median(decode, DECODED * rounds)
     ids = np.arange(int(name.split()[1]))
     return median(lambda: model(ids, npgpt.KVCache(model.config, 1, len(ids)), last_only=True), rounds)
 

@@ -40,6 +40,7 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
     checkpoint = open_checkpoint(location, n_head=n_head)
     file, config = checkpoint.file, checkpoint.config
     vocabulary = checkpoint.vocabulary()
+    used = set(checkpoint.names.values())
     non_finite = {name: _non_finite(file.load(stored, "float64")) for name, stored in checkpoint.names.items()}
     return Inspection(
         name=location.name,
@@ -51,7 +52,7 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
         unknown_keys=checkpoint.unknown_keys,
         counts=parameters.count(config),
         dtypes=dict(Counter(file.tensors[stored].dtype for stored in checkpoint.names.values())),
-        misaligned=[name for name in file.misaligned() if name in checkpoint.names.values()],
+        misaligned=[name for name in file.misaligned() if name in used],
         non_finite={name: counts for name, counts in non_finite.items() if any(counts)},
         vocabulary=vocabulary if isinstance(vocabulary, str) else vocabulary.source,
     )

@@ -30,8 +30,11 @@ class LanguageModel:
     def tokenizer(self) -> Tokenizer:
         """Text to ids and back. Raises NpgptError, with the reason, where the model has no vocabulary."""
         if isinstance(self.vocabulary, str):
-            raise NpgptError(f"{self.name} has no text: {self.vocabulary}")
+            raise self._no_text()
         return self.vocabulary
+
+    def _no_text(self) -> NpgptError:
+        return NpgptError(f"{self.name} has no text: {self.vocabulary}")
 
     def __call__(
         self,
@@ -76,6 +79,8 @@ class LanguageModel:
         longer than the context, and a model without text.
         """
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        if isinstance(self.vocabulary, str):
+            raise self._no_text()
         ids = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
         stops = [stop] if isinstance(stop, str) else stop
         steps = self.steps(ids, max_tokens=max_tokens, sampling=sampling, seed=seed, stop=stops, ignore_eos=ignore_eos)

@@ -76,9 +76,9 @@ def open_checkpoint(location: Location, *, n_head: int | None = None, config: Co
     names = huggingface.canonical_names(file.tensors)
     shapes = {name: file.tensors[stored].shape for name, stored in names.items()}
     path = location.folder / CONFIG_FILE
-    stated = _read_config(path) if os.path.lexists(path) else None
-    unknown: list[str] = []
     given = config is not None
+    stated = _read_config(path) if os.path.lexists(path) and not given else None
+    unknown: list[str] = []
     if config is None:
         source = str(location.weights if stated is None else path)
         found, unknown = configuration.read_fields(stated or {}, source)
@@ -110,7 +110,7 @@ def _complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape], n_head: in
     missing = [key for key in configuration.REQUIRED if key not in fields and key != "n_head"]
     if missing:
         raise NpgptError(f"{source} lacks {', '.join(missing)}, and the weights' names and shapes do not tell")
-    published = _config(fields | {"n_head": 1}, source).published_name()
+    published = _config(fields | _sizes(shapes) | {"n_head": 1}, source).published_name()
     size = PUBLISHED[published] if published else None
     if n_head is not None:
         fields["n_head"] = n_head
@@ -150,7 +150,7 @@ def _sizes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
         sizes["n_inner"] = c_fc[1]
     if n_layer := parameters.count_blocks(shapes):
         sizes["n_layer"] = n_layer
-    return sizes
+    return {key: size for key, size in sizes.items() if size}
 
 
 def _same_bytes(file: safetensors.SafetensorsFile, one: str, other: str) -> bool:

@@ -91,7 +91,8 @@ class TextDecoder:
     def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.before = "".join(self.feed(token_id) for token_id in after)  # the text of `after`, as far as it is certain
+        known = {*tokenizer.ranks.values(), *tokenizer.special_tokens.values()}  # a prompt may hold padding ids
+        self.before = "".join(self.feed(token_id) for token_id in after if token_id in known)  # as far as it is certain
 
     def feed(self, token_id: int) -> str:
         """The text that is certain once this token is known; perhaps none."""

@@ -213,7 +213,12 @@ def test_a_model_without_text_runs_on_ids_and_says_why() -> None:
     model = LanguageModel("bare", config, random_parameters(config), "its 40 ids are nobody's")
     steps = list(model.steps([1, 2], max_tokens=3, sampling=GREEDY))
     assert [step.text for step in steps] == [""] * 4
-    for use in (lambda: model.tokenizer, lambda: model.generate("hello"), lambda: model.encode_prompt("hello")):
+    for use in (
+        lambda: model.tokenizer,
+        lambda: model.generate("hello"),
+        lambda: model.generate([1, 2]),
+        lambda: model.encode_prompt("hello"),
+    ):
         with pytest.raises(NpgptError, match="bare has no text: its 40 ids are nobody's"):
             use()
     with pytest.raises(NpgptError, match="needs a model that has text"):
@@ -225,6 +230,7 @@ def test_a_character_cut_by_the_end_of_the_prompt_is_completed(monkeypatch: pyte
     with_logits(monkeypatch, [*rest, 4095], 4096)
     assert "".join(AUSTEN.generate([head], temperature=0)) == "日!"
     assert tokenizer.TextDecoder(AUSTEN.tokenizer, [head]).before == ""
+    assert len(list(gpt2_like(50304).steps([50300], max_tokens=2, sampling=GREEDY))) == 3  # a padding id may be read
 
 
 def test_broken_weights_are_told_in_words_and_not_in_warnings() -> None:

@@ -44,6 +44,7 @@ def test_every_divisor_of_every_width_up_to_256(n_embd: int) -> None:
     for n_head in divisors(n_embd):
         check_split(numbered((2, 3, n_embd)), n_head)
         check_split(numbered((1, 1, n_embd), "float32"), n_head)
+        check_split(numbered((2, 3, 3 * n_embd), "float32")[:, :, n_embd : 2 * n_embd], n_head)  # as q, k and v lie
 
 
 @pytest.mark.parametrize("n_embd", WIDTHS)

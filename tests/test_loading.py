@@ -182,6 +182,10 @@ def test_a_swap_that_divides_is_caught_by_the_published_shapes(tmp_path: Path) -
         "(6 is its n_layer): 768 = 12 × 64; correct it, or insist with --n-head 6 (load(…, n_head=6))"
     )
     assert npgpt.load(folder, n_head=6).config.n_head == 6
+    (folder / "config.json").write_text(json.dumps(configuration.to_dict(size) | {"n_head": 6, "n_layer": 12}))
+    with pytest.raises(NpgptError, match=r"says n_head = 6, but the weights have the shapes of distilgpt2"):
+        npgpt.load(folder)
+    (folder / "config.json").write_text(json.dumps(configuration.to_dict(size) | {"n_head": 6}))
     found = inspect(folder, n_head=6)
     assert (found.published_name, found.config.n_head) == ("distilgpt2", 6)
     insisted = Config(**{**size.__dict__, "n_head": 24})

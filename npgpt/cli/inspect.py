@@ -39,7 +39,7 @@ def report(found: Inspection) -> list[str]:
     """The lines that are printed."""
     config, total = found.config, sum(found.counts.values())
     title = f"{found.name}: GPT-2 of {total:,} parameters, " + (
-        f"the published {found.published_name}" if found.published_name else "no published size"
+        f"the shapes of the published {found.published_name}" if found.published_name else "no published size"
     )
     heads = f"{config.n_embd} = {config.n_head} heads × {config.head_width}"
     inner = "" if config.n_inner is None else f" (n_inner; {config.inner_width / config.n_embd:g} × n_embd)"
