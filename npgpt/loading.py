@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike
 from . import config as configuration
 from . import parameters, strict_json, tokenizer
 from .checkpoints import huggingface, safetensors
+from .checkpoints.atomic import writing
 from .config import PUBLISHED, Config
 from .errors import NpgptError
 from .finding import GPT2_RANKS, WEIGHTS_FILE, Location, expanded, find
@@ -191,9 +192,11 @@ def _write_model(model: LanguageModel, folder: Path) -> None:
     if isinstance(model.vocabulary, tokenizer.Tokenizer):
         end_of_text = model.vocabulary.end_of_text
         for file in set(model.vocabulary.files) - {GPT2_RANKS}:
-            shutil.copyfile(file, folder / file.name)
+            with writing(folder / file.name) as copy:
+                copy.write(file.read_bytes())
     stated = configuration.to_dict(model.config) | {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
-    (folder / CONFIG_FILE).write_text(json.dumps(stated, indent=2) + "\n")
+    with writing(folder / CONFIG_FILE) as stated_file:
+        stated_file.write(json.dumps(stated, indent=2).encode() + b"\n")
     safetensors.write(folder / WEIGHTS_FILE, parameters.to_arrays(model.parameters))
 
 
