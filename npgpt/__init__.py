@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .config import Config as Config
     from .errors import NpgptError as NpgptError
     from .language_model import LanguageModel as LanguageModel
+    from .loading import convert as convert
     from .loading import load as load
     from .loading import save as save
     from .model import forward as forward
@@ -34,6 +35,7 @@ _HOME = {
     "Config": "config",
     "NpgptError": "errors",
     "LanguageModel": "language_model",
+    "convert": "loading",
     "load": "loading",
     "save": "loading",
     "forward": "model",

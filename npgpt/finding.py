@@ -1,4 +1,4 @@
-"""A model's name becomes a folder on this machine; nothing is opened here, and nothing fetched."""
+"""A model's name becomes a file on this machine; nothing is opened here but to see what it is, and nothing fetched."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from .checkpoints import containers
 from .config import PUBLISHED
 from .errors import NpgptError
 
@@ -22,11 +23,15 @@ WEIGHTS_FILE = "model.safetensors"
 
 @dataclass(frozen=True)
 class Location:
-    """Where a model lies: its weights file, the folder that may hold config.json and a vocabulary, and its name."""
+    """Where a model lies: its name, and its weights, a file or the index of several; what belongs to it lies beside."""
 
     name: str
     weights: Path
-    folder: Path
+
+    @property
+    def folder(self) -> Path:
+        """Where config.json and a vocabulary may lie."""
+        return self.weights.parent
 
 
 def find(model: str | os.PathLike[str] | None = None) -> Location:
@@ -36,27 +41,36 @@ def find(model: str | os.PathLike[str] | None = None) -> Location:
     in the user's Hugging Face cache, in this order. Raises NpgptError where nothing is found, with all places.
     """
     if model is None:
-        return Location(EMBEDDED, EMBEDDED_WEIGHTS / EMBEDDED / WEIGHTS_FILE, EMBEDDED_WEIGHTS / EMBEDDED)
+        return Location(EMBEDDED, EMBEDDED_WEIGHTS / EMBEDDED / WEIGHTS_FILE)
     name = os.fspath(model)
     if not isinstance(name, str) or not name:
         raise NpgptError(f"a model's name must be a folder, a file, or a name such as gpt2, not {name!r}")
     path = expanded(name)
-    if os.path.isfile(path):
-        return Location(name, path, path.parent)
+    for file in (path, path.with_name(f"{path.name}.index") if path.name else path):  # TensorFlow's have a prefix
+        if os.path.isfile(file):
+            return Location(name, file)
     places = _places(name) if _is_name(name) else []
     for place in (path, *places):
-        if os.path.isfile(place / WEIGHTS_FILE):
-            return Location(name, place / WEIGHTS_FILE, place)
+        if os.path.isdir(place) and (weights := containers.find(place)) is not None:
+            return Location(name, weights)
     if os.path.isdir(path):
-        raise NpgptError(f"the folder {path} has no {WEIGHTS_FILE}; put it there, with its config.json")
+        raise NpgptError(f"the folder {path} has no checkpoint that npgpt reads; {_held(path)}")
     if not places:
         kind = "is neither a folder nor a regular file" if os.path.exists(path) else "does not exist"
         raise NpgptError(f"the model {path} {kind}")
     looked = ", ".join(dict.fromkeys(str(place.absolute()) for place in places))
+    download = f"npgpt download {name} fetches it, or " if name in PUBLISHED or "/" in name else ""
     raise NpgptError(
-        f"no model {name!r} here; looked for {WEIGHTS_FILE} in {looked}; "
-        f"put {WEIGHTS_FILE} and config.json into {Path('weights') / name}{os.sep}"
+        f"no model {name!r} here; looked for {WEIGHTS_FILE} or another checkpoint in {looked}; "
+        f"{download}put {WEIGHTS_FILE} and config.json into {Path('weights') / name}{os.sep}"
     )
+
+
+def _held(folder: Path) -> str:
+    """What lies in a folder, in short."""
+    names = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f"it holds {', '.join(names[:6])}{more}" if names else "it is empty"
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -97,8 +111,8 @@ def _snapshot(repository: Path) -> Path:
     main = repository / "refs" / "main"
     try:
         named = main.read_text("utf-8").strip() if main.is_file() and main.stat().st_size < 1000 else ""
-        snapshots = [path for path in (repository / "snapshots").glob("*") if os.path.isfile(path / WEIGHTS_FILE)]
-    except (OSError, ValueError):  # a cache that cannot be read holds nothing for us
+        snapshots = [path for path in (repository / "snapshots").glob("*") if containers.find(path) is not None]
+    except (OSError, ValueError):  # an error of ours among them: a cache that cannot be read holds nothing for us
         return repository
     newest_last = sorted(snapshots, key=lambda path: (path.name == named, path.stat().st_mtime))
     return newest_last[-1] if newest_last else repository

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from . import parameters
+from .checkpoints.opening import open_checkpoint
 from .config import Config
 from .finding import find
-from .loading import open_checkpoint
+from .loading import vocabulary
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Inspection:
 
     name: str
     path: Path
-    size: int
-    sha256: str
+    description: str  # which container and whose names
+    files: dict[Path, tuple[int, str]]  # size and sha256 of each
     config: Config
     published_name: str | None
     unknown_keys: list[str]  # keys of config.json that nobody knows
@@ -37,24 +38,23 @@ class Inspection:
 def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None = None) -> Inspection:
     """Read a whole checkpoint, tensor by tensor, and report on it. Raises NpgptError as loading does."""
     location = find(model)
-    checkpoint = open_checkpoint(location, n_head=n_head)
-    file, config = checkpoint.file, checkpoint.config
-    vocabulary = checkpoint.vocabulary()
-    used = set(checkpoint.names.values())
-    non_finite = {name: _non_finite(file.load(stored, "float64")) for name, stored in checkpoint.names.items()}
+    checkpoint = open_checkpoint(location.weights, n_head=n_head)
+    config, found = checkpoint.config, vocabulary(checkpoint)
+    used = {part: checkpoint.tensors[part] for source in checkpoint.sources.values() for part in source.parts}
+    non_finite = {name: _non_finite(checkpoint.load(name, "float64")) for name in checkpoint.sources}
     return Inspection(
         name=location.name,
         path=location.weights,
-        size=location.weights.stat().st_size,
-        sha256=_sha256(location.weights),
+        description=checkpoint.description,
+        files={path: (path.stat().st_size, _sha256(path)) for path in checkpoint.container.files},
         config=config,
         published_name=config.published_name(),
         unknown_keys=checkpoint.unknown_keys,
         counts=parameters.count(config),
-        dtypes=dict(Counter(file.tensors[stored].dtype for stored in checkpoint.names.values())),
-        misaligned=[name for name in file.misaligned() if name in used],
+        dtypes=dict(Counter(tensor.dtype for tensor in used.values())),
+        misaligned=[tensor.name for tensor in used.values() if tensor.misaligned],
         non_finite={name: counts for name, counts in non_finite.items() if any(counts)},
-        vocabulary=vocabulary if isinstance(vocabulary, str) else vocabulary.source,
+        vocabulary=found if isinstance(found, str) else found.source,
     )
 
 

@@ -19,12 +19,15 @@ from .tokenizer import Tokenizer
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A GPT-2 that is ready to run. vocabulary is its tokenizer, or the reason why it has none."""
+    """A GPT-2 that is ready to run. vocabulary is its tokenizer, or the reason why it has none; origin says from which
+    file it was loaded, and as what, where that is another form than the converted one.
+    """
 
     name: str
     config: Config
     parameters: Parameters = field(repr=False)
     vocabulary: Tokenizer | str = field(repr=False)
+    origin: str = ""
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -106,8 +106,8 @@ def count_blocks(names: Iterable[str]) -> int:
     return len({match[0] for name in names if (match := re.match(r"h\.\d+\.", name))})
 
 
-def check_shapes(config: Config, shapes: Mapping[str, Shape], source: str) -> None:
-    """Compare what a checkpoint holds with the schema, strictly.
+def check_shapes(config: Config, shapes: Mapping[str, Shape], source: str, stated: str = "its configuration") -> None:
+    """Compare what a checkpoint holds with the schema, strictly; source names it in errors, stated what says the sizes.
 
     Raises one NpgptError with all faults: names missing, names left over, shapes that differ.
     """
@@ -122,7 +122,7 @@ def check_shapes(config: Config, shapes: Mapping[str, Shape], source: str) -> No
     if faults:
         blocks = count_blocks(shapes)
         depth = "" if blocks == config.n_layer else f"it holds {blocks} blocks and n_layer is {config.n_layer}; "
-        raise NpgptError(f"{source} does not fit its configuration: {depth}{_in_short(faults)}")
+        raise NpgptError(f"{source} does not fit {stated}: {depth}{_in_short(faults)}")
 
 
 def _in_short(faults: Iterable[tuple[str, str]]) -> str:

@@ -6,10 +6,10 @@ import base64
 import binascii
 import codecs
 import os
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tiktoken
@@ -27,6 +27,33 @@ END_OF_TEXT = "<|endoftext|>"
 PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
+class File(Protocol):
+    """A file as far as a vocabulary needs one; str() names it in messages. A Path is one."""
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+
+    def read_bytes(self) -> bytes:
+        """Its contents."""
+
+
+@dataclass(frozen=True)
+class Inside:
+    """A file within a checkpoint's own, such as GGUF's vocabulary."""
+
+    name: str
+    checkpoint: Path
+    content: bytes = field(repr=False)
+
+    def read_bytes(self) -> bytes:
+        """Its contents."""
+        return self.content
+
+    def __str__(self) -> str:
+        return f"{self.name} in {self.checkpoint}"
+
+
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
     """A byte-pair vocabulary: the merging is tiktoken's, files are those that the ranks came from."""
@@ -35,7 +62,7 @@ class Tokenizer:
     ranks: Mapping[bytes, int] = field(repr=False)
     special_tokens: Mapping[str, int] = field(repr=False)
     holes: NDArray[np.intp] = field(repr=False)  # ids below n_vocab that stand for no text
-    files: tuple[Path, ...]
+    files: tuple[File, ...]
 
     @property
     def source(self) -> str:
@@ -116,28 +143,37 @@ def check_text(text: object, name: str) -> None:
         ) from None
 
 
-def find(folder: Path, vocab_size: int, gpt2_ranks: Path, eos_token_id: object = None) -> Tokenizer | str:
+def find(
+    folder: Path,
+    vocab_size: int,
+    gpt2_ranks: Path,
+    eos_token_id: object = None,
+    inside: Callable[[], Iterable[Inside]] | None = None,
+) -> Tokenizer | str:
     """The tokenizer of a model in folder, or the reason why it has none and runs on ids.
 
-    A vocabulary in the folder always wins: vocab.tiktoken, vocab.json + merges.txt, encoder.json + vocab.bpe, or
-    tokenizer.json; one that is broken, incomplete, of another kind, or has ids beyond vocab_size is a reason, since
-    GPT-2's in its place would give fluent nonsense. Without any, a model of 50257 ids (or 50304, padded) has GPT-2's,
-    from gpt2_ranks. eos_token_id is what config.json says of <|endoftext|>, against which a ranks file is checked.
+    A vocabulary within the checkpoint's own file wins, then one in the folder: vocab.tiktoken, vocab.json + merges.txt,
+    encoder.json + vocab.bpe, tokenizer.json, or llm.c's gpt2_tokenizer.bin; one that is broken, incomplete, of another
+    kind, or has ids beyond vocab_size is a reason, since GPT-2's in its place would give fluent nonsense. Without any,
+    a model of 50257 ids (or 50304, padded) has GPT-2's, from gpt2_ranks. eos_token_id is what config.json says of
+    <|endoftext|>, against which a ranks file is checked.
     """
-    here = {name for name in (*READABLE, *FOREIGN) if os.path.lexists(folder / name)}
     try:
+        here: dict[str, File] = {file.name: file for file in inside()} if inside else dict(in_folder(folder))
         if "vocab.tiktoken" in here:
-            tokenizer = from_ranks(folder / "vocab.tiktoken", vocab_size)
+            tokenizer = from_ranks(here["vocab.tiktoken"], vocab_size)
             if isinstance(eos_token_id, int) and eos_token_id < vocab_size and tokenizer.end_of_text != eos_token_id:
                 raise NpgptError(
                     f"{tokenizer.source} has {len(tokenizer.ranks)} ranks, so that <|endoftext|> is "
                     f"{tokenizer.end_of_text}, and config.json says that eos_token_id is {eos_token_id}"
                 )
             return tokenizer
-        if pair := next((pair for pair in PAIRS if here.issuperset(pair)), None):
-            return from_vocabulary_and_merges(folder / pair[0], folder / pair[1], vocab_size)
+        if pair := next((pair for pair in PAIRS if here.keys() >= set(pair)), None):
+            return from_vocabulary_and_merges(here[pair[0]], here[pair[1]], vocab_size)
         if "tokenizer.json" in here:
-            return from_tokenizer_json(folder / "tokenizer.json", vocab_size)
+            return from_tokenizer_json(here["tokenizer.json"], vocab_size)
+        if LLMC in here:
+            return from_llmc(here[LLMC], vocab_size)
     except (NpgptError, OSError) as error:
         return str(error)
     if here:
@@ -150,11 +186,17 @@ def find(folder: Path, vocab_size: int, gpt2_ranks: Path, eos_token_id: object =
 
 
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-READABLE = ("vocab.tiktoken", *PAIRS[0], *PAIRS[1], "tokenizer.json")
+LLMC = "gpt2_tokenizer.bin"
+READABLE = ("vocab.tiktoken", *PAIRS[0], *PAIRS[1], "tokenizer.json", LLMC)
 FOREIGN = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt")  # other kinds, which are not read
 
 
-def from_ranks(path: Path, vocab_size: int) -> Tokenizer:
+def in_folder(folder: Path) -> dict[str, Path]:
+    """The vocabulary's files that lie in a folder, by their names, readable or not."""
+    return {name: folder / name for name in (*READABLE, *FOREIGN) if os.path.lexists(folder / name)}
+
+
+def from_ranks(path: File, vocab_size: int) -> Tokenizer:
     """A tokenizer from tiktoken's form, a line of base64 bytes and rank each; <|endoftext|> is the id after the last,
     where the model's vocab_size has room for it.
 
@@ -173,7 +215,7 @@ def from_ranks(path: Path, vocab_size: int) -> Tokenizer:
     return _build((path,), ranks, {END_OF_TEXT: end_of_text} if end_of_text < vocab_size else {}, vocab_size)
 
 
-def from_vocabulary_and_merges(vocabulary: Path, merges: Path, vocab_size: int) -> Tokenizer:
+def from_vocabulary_and_merges(vocabulary: File, merges: File, vocab_size: int) -> Tokenizer:
     """A tokenizer from Hugging Face's vocab.json + merges.txt or OpenAI's encoder.json + vocab.bpe.
 
     Tokens that no merge makes must look special, <…> or […]. Raises NpgptError where the files are malformed or do not
@@ -188,7 +230,7 @@ def from_vocabulary_and_merges(vocabulary: Path, merges: Path, vocab_size: int) 
     return _from_merges((vocabulary, merges), ids, pairs, special, vocab_size)
 
 
-def from_tokenizer_json(path: Path, vocab_size: int) -> Tokenizer:
+def from_tokenizer_json(path: File, vocab_size: int) -> Tokenizer:
     """A tokenizer from Hugging Face's tokenizer.json, where that is byte-level BPE as GPT-2 has it.
 
     Raises NpgptError for another kind.
@@ -211,8 +253,28 @@ def from_tokenizer_json(path: Path, vocab_size: int) -> Tokenizer:
     return _from_merges((path,), ids, pairs, set(added), vocab_size)
 
 
+def from_llmc(path: File, vocab_size: int) -> Tokenizer:
+    """A tokenizer from llm.c's gpt2_tokenizer.bin: 256 int32, of which the third counts the tokens, then each token's
+    length in a byte and its bytes; a token's id is its turn in merging, and <|endoftext|> stands among them.
+
+    Raises NpgptError where the file is malformed.
+    """
+    content = path.read_bytes()
+    count = int.from_bytes(content[8:12], "little")
+    tokens: list[bytes] = []
+    at = 1024
+    while at < len(content):
+        tokens.append(content[at + 1 : at + 1 + content[at]])
+        at += 1 + content[at]
+    if not content.startswith((20240328).to_bytes(4, "little")) or at != len(content) or len(tokens) != count:
+        raise NpgptError(f"{path} is no tokenizer of llm.c's, or cut short: {len(tokens)} tokens of {count}")
+    ranks = {token: number for number, token in enumerate(tokens) if token != END_OF_TEXT.encode()}
+    special = {END_OF_TEXT: tokens.index(END_OF_TEXT.encode())} if END_OF_TEXT.encode() in tokens else {}
+    return _build((path,), ranks, special, vocab_size)
+
+
 def _from_merges(
-    files: tuple[Path, ...], vocabulary: Mapping[str, Any], merges: Iterable[str], special: Set[str], vocab_size: int
+    files: tuple[File, ...], vocabulary: Mapping[str, Any], merges: Iterable[str], special: Set[str], vocab_size: int
 ) -> Tokenizer:
     """tiktoken has one number for a token's id and for its turn in merging, so ids must rise in the order of merges."""
     path, characters = files[0], byte_characters()
@@ -237,7 +299,7 @@ def _from_merges(
     return _build(files, ranks, rest, vocab_size)
 
 
-def _build(files: tuple[Path, ...], ranks: dict[bytes, int], special: dict[str, int], vocab_size: int) -> Tokenizer:
+def _build(files: tuple[File, ...], ranks: dict[bytes, int], special: dict[str, int], vocab_size: int) -> Tokenizer:
     """Check what holds for every vocabulary, and hand it to tiktoken."""
     path, used = files[0], {*ranks.values(), *special.values()}
     if len(used) != len(ranks) + len(special) or min(used, default=-1) < 0:
@@ -266,8 +328,8 @@ def byte_characters() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
-def _text(path: Path) -> str:
+def _text(path: File) -> str:
     try:
-        return path.read_text("utf-8")
+        return path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise NpgptError(f"{path} is not UTF-8: {error}") from None

@@ -179,7 +179,7 @@ def test_inspect() -> None:
         "786,432   22.4%",
         "eb46f3475b614bc0f1f3e11eb525ff15d30107b9afe3dc677c03cc11463e8595",
         "7,016,832 bytes",
-        "76 F16; converted to float32 at load",
+        "76 float16; converted to float32 at load",
         "all finite",
     ):
         assert text in out
@@ -305,7 +305,7 @@ def test_json_loses_no_character() -> None:
 
 def test_an_unreadable_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
-    assert "no model.safetensors" in refused("inspect", str(tmp_path))
+    assert "no checkpoint that npgpt reads; it holds model.safetensors" in refused("inspect", str(tmp_path))
 
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:

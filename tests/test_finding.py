@@ -169,8 +169,8 @@ def test_not_found_names_every_place_and_what_to_put_where(tmp_path: Path, monke
         (b"gpt2", "a model's name must be"),
         ("nobody", "no model 'nobody' here"),
         ("nobody/gpt2", "no model 'nobody/gpt2' here"),
-        ("../here", r"the folder \.\./here has no model.safetensors"),
-        ("empty/folder", "the folder empty/folder has no model.safetensors"),
+        ("../here", r"the folder \.\./here has no checkpoint that npgpt reads; it holds "),
+        ("empty/folder", "the folder empty/folder has no checkpoint that npgpt reads; it is empty"),
     ],
 )
 def test_other_names(name: Any, message: str) -> None:

@@ -13,6 +13,7 @@ import npgpt
 from npgpt import config as configuration
 from npgpt import finding, loading, parameters
 from npgpt.checkpoints import safetensors
+from npgpt.checkpoints.opening import open_checkpoint
 from npgpt.config import PUBLISHED, Config
 from npgpt.errors import NpgptError
 from npgpt.inspection import inspect
@@ -64,9 +65,9 @@ def test_the_embedded_model_does_what_its_card_says(dtype: str, within: float) -
 
 def test_the_embedded_model_in_short() -> None:
     found = inspect()
-    assert found.sha256 == "eb46f3475b614bc0f1f3e11eb525ff15d30107b9afe3dc677c03cc11463e8595"
+    assert found.files[found.path][1] == "eb46f3475b614bc0f1f3e11eb525ff15d30107b9afe3dc677c03cc11463e8595"
     assert sum(found.counts.values()) == 3_505_152
-    assert (found.dtypes, found.non_finite, found.unknown_keys, found.published_name) == ({"F16": 76}, {}, [], None)
+    assert (found.dtypes, found.non_finite, found.unknown_keys, found.published_name) == ({"float16": 76}, {}, [], None)
 
 
 def test_the_readmes_python(capsys: pytest.CaptureFixture[str]) -> None:
@@ -204,7 +205,7 @@ def test_gpt2_xl_with_layers_for_heads_fails_before_any_weight_is_looked_at(tmp_
 def test_without_a_configuration_a_published_shape_tells_the_heads(tmp_path: Path) -> None:
     size = PUBLISHED["distilgpt2"]
     folder = put(tmp_path / "m", shapes_of(size), None)
-    assert loading.open_checkpoint(finding.find(folder)).config == size
+    assert open_checkpoint(finding.find(folder).weights).config == size
 
 
 def test_without_a_configuration_another_shape_asks(tmp_path: Path) -> None:
@@ -256,7 +257,7 @@ def test_save_leaves_nothing_unfinished(tmp_path: Path, monkeypatch: pytest.Monk
         raise KeyboardInterrupt
 
     model = npgpt.load()
-    monkeypatch.setattr(safetensors, "write", interrupt)
+    monkeypatch.setattr(safetensors, "write_parts", interrupt)
     with pytest.raises(KeyboardInterrupt):
         npgpt.save(model, tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []

@@ -10,21 +10,22 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import strict_json
 from ..errors import NpgptError
-from ..parameters import Array, Shape
+from ..parameters import Shape
 from .atomic import writing
+from .container import Container
+from .tensor import Tensor, check_shape, itemsize, map_file
 
-MAX_HEADER = 100_000_000
+MAX_HEADER = 16_000_000  # the reference reader's bound is 100 MB; 10,000 blocks need 15, and JSON grows when it is read
 ALIGNMENT = 64  # files written here begin their data on a multiple of this
 
 BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6} | dict.fromkeys(
@@ -32,88 +33,28 @@ BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6} | dict.fromkeys(
 )
 BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
 BITS |= {"F64": 64, "I64": 64, "U64": 64, "C64": 64}
-FLOATS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}  # what a weight may be, and how its bytes are read
-WRITTEN = {"float16": "F16", "float32": "F32", "float64": "F64"}
+NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # what a weight may be
+WRITTEN = {name: dtype for dtype, name in NAMES.items()}
+Parts: TypeAlias = Callable[[str], Iterable[NDArray[Any]]]  # a tensor's contents in parts, by its name
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """One entry of the header; begin and end count bytes of the file."""
-
-    dtype: str
-    shape: Shape
-    begin: int
-    end: int
+def recognises(head: bytes, tail: bytes) -> bool:
+    """Whether a file begins so: a header's length, and the brace of its JSON."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100 * MAX_HEADER
 
 
-@dataclass(frozen=True)
-class SafetensorsFile:
-    """A checked header over a mapped file; nothing of the data is read until it is asked for."""
-
-    path: Path
-    tensors: dict[str, Tensor]
-    metadata: dict[str, str]
-    data: mmap.mmap = field(repr=False)
-
-    def stored(self, name: str) -> NDArray[Any]:
-        """The tensor as it lies in the file, read-only and not copied; bfloat16 as its uint16 bits.
-
-        Raises NpgptError where its dtype is none of F16, BF16, F32 and F64.
-        """
-        tensor = self.tensors[name]
-        if tensor.dtype not in FLOATS:
-            raise NpgptError(f"{self.path}: {name} is {tensor.dtype}; a weight is one of {', '.join(FLOATS)}")
-        dtype = np.dtype(FLOATS[tensor.dtype])
-        if tensor.begin == tensor.end:
-            return np.empty(tensor.shape, dtype)
-        return np.frombuffer(self.data, dtype, prod(tensor.shape), tensor.begin).reshape(tensor.shape)
-
-    def load(self, name: str, dtype: str = "float32") -> Array:
-        """The tensor as float32 or float64: the mapped bytes themselves where they are that already and lie on a
-        multiple of their size, else one copy in aligned memory (a misaligned weight NumPy would copy in every product).
-
-        Raises NpgptError as `stored` does, and where a finite F64 value is too large for float32.
-        """
-        stored = self.stored(name)
-        if self.tensors[name].dtype == "BF16":
-            stored = (stored.astype(np.uint32) << 16).view(np.float32)  # bfloat16 is float32's upper half
-        if stored.dtype == dtype and stored.flags.aligned:
-            return stored
-        with np.errstate(over="raise", invalid="ignore"):  # a signalling NaN stays a NaN
-            try:
-                return stored.astype(dtype)
-            except FloatingPointError:
-                raise NpgptError(f"{self.path}: {name} has values too large for {dtype}; load it as float64") from None
-
-    def misaligned(self) -> list[str]:
-        """The float tensors that do not lie on a multiple of their element's size, and so cost a copy."""
-        return [
-            name
-            for name, t in self.tensors.items()
-            if t.dtype in FLOATS and t.begin % np.dtype(FLOATS[t.dtype]).itemsize
-        ]
-
-
-def read(path: str | os.PathLike[str]) -> SafetensorsFile:
+def read(path: Path) -> Container:
     """Map a safetensors file and check its header in full.
 
     Raises NpgptError, naming the file and the tensor, for whatever is malformed; OSError where it cannot be opened.
     """
-    path = Path(path)
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size < 8:
-            raise NpgptError(f"{path} is no safetensors file: {size} bytes, and the header's length alone takes 8")
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    try:
-        tensors, metadata = _header(path, data, size)
-    except BaseException:
-        data.close()
-        raise
-    return SafetensorsFile(path, tensors, metadata, data)
+    data = map_file(path)
+    return Container("safetensors", (path,), _header(path, data, len(data)))
 
 
-def _header(path: Path, data: mmap.mmap, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _header(path: Path, data: mmap.mmap, size: int) -> dict[str, Tensor]:
+    if size < 8:
+        raise NpgptError(f"{path} is no safetensors file: {size} bytes, and the header's length alone takes 8")
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER:
         raise NpgptError(f"{path} is no safetensors file: it claims a header of {length} bytes, above {MAX_HEADER}")
@@ -124,28 +65,28 @@ def _header(path: Path, data: mmap.mmap, size: int) -> tuple[dict[str, Tensor], 
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise NpgptError(f"{path}: its __metadata__ must map text to text")
-    tensors = {name: _entry(path, name, entry, 8 + length) for name, entry in header.items()}
-    tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
-    end = 8 + length
-    for name, tensor in tensors.items():
-        if tensor.begin != end or tensor.end < tensor.begin:
+    entries = {name: _entry(path, name, entry, 8 + length) for name, entry in header.items()}
+    tensors: dict[str, Tensor] = {}
+    expected = 8 + length
+    for name, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
+        if begin != expected or end < begin:
             raise NpgptError(
-                f"{path}: {name} lies from byte {tensor.begin} to {tensor.end} and must begin at {end}, "
+                f"{path}: {name} lies from byte {begin} to {end} and must begin at {expected}, "
                 "where the one before it ends"
             )
-        bits = prod(tensor.shape) * BITS[tensor.dtype]
-        if bits % 8 or bits // 8 != tensor.end - tensor.begin:
+        bits = prod(shape) * BITS[dtype]
+        if bits % 8 or bits // 8 != end - begin:
             raise NpgptError(
-                f"{path}: {name}, {tensor.dtype} {list(tensor.shape)}, takes {bits / 8:g} bytes "
-                f"and its offsets span {tensor.end - tensor.begin}"
+                f"{path}: {name}, {dtype} {list(shape)}, takes {bits / 8:g} bytes and its offsets span {end - begin}"
             )
-        end = tensor.end
-    if end != size:
-        raise NpgptError(f"{path} is cut short or overlong: its tensors end at byte {end}, the file at {size}")
-    return tensors, metadata
+        tensors[name] = Tensor(path, name, data, NAMES.get(dtype, dtype), shape, begin)
+        expected = end
+    if expected != size:
+        raise NpgptError(f"{path} is cut short or overlong: its tensors end at byte {expected}, the file at {size}")
+    return tensors
 
 
-def _entry(path: Path, name: str, entry: object, data_start: int) -> Tensor:
+def _entry(path: Path, name: str, entry: object, data_start: int) -> tuple[str, Shape, int, int]:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise NpgptError(f"{path}: the header's entry for {name} must have dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -155,37 +96,50 @@ def _entry(path: Path, name: str, entry: object, data_start: int) -> Tensor:
         # type(…) is int, since True is an int to isinstance; the bound is the reference reader's word size
         if not isinstance(value, list) or not all(type(number) is int and 0 <= number < 2**63 for number in value):
             raise NpgptError(f"{path}: {name} has a {key} that is no list of sizes: {value!r:.80}")
-    # np.ndarray has at most 64 dimensions, and bounds the product of those that are not 0
-    if len(offsets) != 2 or len(shape) > 64 or prod(size or 1 for size in shape) * BITS[dtype] >= 2**63:
-        raise NpgptError(
-            f"{path}: {name} has a shape or data_offsets that no file can hold: {shape!r:.80}, {offsets!r:.80}"
-        )
-    return Tensor(dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1])
+    if len(offsets) != 2:
+        raise NpgptError(f"{path}: {name} must have two data_offsets, not {offsets!r:.80}")
+    check_shape(path, name, tuple(shape))
+    return dtype, tuple(shape), data_start + offsets[0], data_start + offsets[1]
 
 
 def write(
-    path: str | os.PathLike[str], tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write float16, float32 or float64 arrays in the order given, the data beginning on a 64-byte boundary.
+    """Write float16, float32 or float64 arrays in the order given; see write_parts."""
+    layout = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
+    write_parts(path, layout, lambda name: [arrays[name]], metadata)
 
-    The file appears whole or not at all: written beside its place, synced, renamed. Raises NpgptError for another
-    dtype or a name that the format reserves.
+
+def write_parts(
+    path: str | os.PathLike[str],
+    layout: Mapping[str, tuple[str, Shape]],
+    parts: Parts,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors {name: (dtype, shape)} in the order given, the data beginning on a 64-byte boundary.
+
+    parts gives a tensor's contents in parts, one behind the other, bfloat16 as its uint16 bits, so that no tensor need
+    be whole in memory. The file appears whole or not at all: written beside its place, synced, renamed. Raises
+    NpgptError for another dtype or a name that the format reserves.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"} | dict(metadata or {})}  # transformers asks for "format"
     offset = 0
-    if not all(isinstance(text, str) for text in (*tensors, *(metadata or {}), *(metadata or {}).values())):
+    if not all(isinstance(text, str) for text in (*layout, *(metadata or {}), *(metadata or {}).values())):
         raise NpgptError(f"{path}: the names of tensors, and metadata, are text")
-    for name, array in tensors.items():
-        if str(array.dtype) not in WRITTEN:
-            raise NpgptError(f"{path}: {name} is {array.dtype}; written are {', '.join(WRITTEN)}")
+    for name, (dtype, shape) in layout.items():
+        if dtype not in WRITTEN:
+            raise NpgptError(f"{path}: {name} is {dtype}; written are {', '.join(WRITTEN)}")
         if name == "__metadata__":
             raise NpgptError(f"{path}: __metadata__ is no name for a tensor")
-        offsets = [offset, offset + array.nbytes]
-        header[name] = {"dtype": WRITTEN[str(array.dtype)], "shape": list(array.shape), "data_offsets": offsets}
-        offset += array.nbytes
+        offsets = [offset, offset + prod(shape) * itemsize(dtype)]
+        header[name] = {"dtype": WRITTEN[dtype], "shape": list(shape), "data_offsets": offsets}
+        offset = offsets[1]
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     with writing(path) as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for array in tensors.values():
-            file.write(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data)
+        for name in layout:
+            for part in parts(name):
+                file.write(np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data)
+        if file.tell() != 8 + len(text) + offset:
+            raise AssertionError(f"{path}: {file.tell()} bytes written, {8 + len(text) + offset} announced")

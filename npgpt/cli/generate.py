@@ -69,6 +69,8 @@ def run(options: argparse.Namespace) -> int:
     seed = secrets.randbits(32) if options.seed is None else options.seed
     sampling = Sampling(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
     model = load(options.model, dtype=options.dtype, n_head=options.n_head)
+    if model.origin:
+        note(model.origin)
     has_text = not isinstance(model.vocabulary, str)
     prompt_ids = _prompt_ids(options, model)
     steps = model.steps(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from .options import add_n_head, importing, printable
+from ..errors import printable
+from .options import add_n_head, importing
 
 if TYPE_CHECKING:
     from ..inspection import Inspection
@@ -63,23 +64,32 @@ def report(found: Inspection) -> list[str]:
     parts = {part: f"{count:>13,}  {count / total:6.1%}" for part, count in found.counts.items()}
     file = {
         "path": str(found.path),
-        "size": f"{found.size:,} bytes",
-        "sha256": found.sha256,
+        "format": found.description,
         "tensors": ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items()) + _at_load(found),
         "values": _values(found),
     }
-    return [title, *_table("configuration", configuration), *_table("parameters", parts), *_table("file", file)]
+    rows = [*file.items()]
+    for path, (size, sha256) in found.files.items():
+        if len(found.files) > 1:
+            rows.append(("file", path.name))
+        rows += [("size", f"{size:,} bytes"), ("sha256", sha256)]
+    return [
+        title,
+        *_table("configuration", configuration.items()),
+        *_table("parameters", parts.items()),
+        *_table("file", rows),
+    ]
 
 
-def _table(heading: str, rows: Mapping[str, str]) -> list[str]:
-    return ["", heading, *(f"  {key:<15} {value}" for key, value in rows.items())]
+def _table(heading: str, rows: Iterable[tuple[str, str]]) -> list[str]:
+    return ["", heading, *(f"  {key:<15} {value}" for key, value in rows)]
 
 
 def _at_load(found: Inspection) -> str:
     """What loading in float32 does to the tensors."""
     if found.misaligned:
         return f"; {len(found.misaligned)} lie on no multiple of their size and are copied at load"
-    if set(found.dtypes) != {"F32"}:
+    if set(found.dtypes) != {"float32"}:
         return "; converted to float32 at load"
     return "; used where they lie, not copied"
 

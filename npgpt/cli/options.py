@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 
-from ..errors import NpgptError
+from ..errors import NpgptError, printable
 
 THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
@@ -78,9 +78,3 @@ def note(message: str) -> None:
     """One line on stderr beside the output proper; where stderr cannot be written, nothing."""
     with contextlib.suppress(OSError):
         print(f"npgpt: {printable(message)}", file=sys.stderr, flush=True)
-
-
-def printable(text: str, longest: int = 5000) -> str:
-    """The text on one line without control characters, which names in a file could send to the terminal."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:longest])
-    return shown + (" …" if len(text) > longest else "")

@@ -1,0 +1,106 @@
+"""Which container a file is, known by its content and never by its name alone; a new one is a file and a line here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import NpgptError
+from . import gguf, llmc, safetensors, sharded, tensorflow, torch_zip
+from .container import Container
+from .tensor import check_file
+
+Recognises = Callable[[bytes, bytes], bool]  # from a file's first and last bytes
+
+CONTAINERS: tuple[tuple[Recognises, Callable[[Path], Container]], ...] = (
+    (torch_zip.recognises, torch_zip.read),
+    (gguf.recognises, gguf.read),
+    (llmc.recognises, llmc.read),
+    (tensorflow.recognises, tensorflow.read),
+    (safetensors.recognises, safetensors.read),
+)
+# What a folder is searched for first; the names are only an order of preference.
+PREFERRED = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# Beginnings of files that people take for a checkpoint, and what to say.
+OTHERS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch it with git lfs pull"),
+    (b"\x89HDF", "HDF5 (Keras), which npgpt does not read: take the model's safetensors or pytorch_model.bin"),
+    (b"\x80\x02\x8a\nl\xfc\x9cF", "torch.save's form from before 1.6: load it in PyTorch and torch.save it anew"),
+    (b"\x80", "a bare pickle, which npgpt does not read: torch.save(model.state_dict(), …) writes what it does"),
+    (llmc.STATE, "llm.c's reference state (logits and gradients), not a model"),
+    (llmc.TOKENIZER, "llm.c's tokenizer, not a model"),
+    (b"\x1f\x8b", "compressed with gzip: unpack it"),
+    (b"<!DOCTYPE html", "a web page: the download went wrong"),
+    (b"<html", "a web page: the download went wrong"),
+)
+
+
+def read(path: Path) -> Container:
+    """Open a checkpoint's file, or the index of several.
+
+    Raises NpgptError for a file that no reader knows, and as the readers do; OSError where it cannot be opened.
+    """
+    head, tail = _ends(path)
+    reader = _reader(head, tail)
+    if reader is not None:
+        return reader(path)
+    if sharded.recognises(head, tail):
+        return sharded.read(path, read_one)
+    raise NpgptError(f"{path} is {_described(head)}")
+
+
+def read_one(path: Path) -> Container:
+    """Open one file that is no index."""
+    head, tail = _ends(path)
+    reader = _reader(head, tail)
+    if reader is None:
+        raise NpgptError(f"{path} is {_described(head)}")
+    return reader(path)
+
+
+def find(folder: Path) -> Path | None:
+    """The checkpoint that lies in a folder: the usual name, else the only file that a reader knows, else None.
+
+    Of several TensorFlow checkpoints the one that the file `checkpoint` names. Raises NpgptError where several others
+    could be meant, and OSError where the folder cannot be read.
+    """
+    for name in PREFERRED:
+        if (folder / name).is_file():
+            return folder / name
+    known = [path for path in sorted(folder.iterdir()) if path.is_file() and _reader(*_ends(path)) is not None]
+    latest = folder / "checkpoint"
+    if len(known) > 1 and latest.is_file():
+        stated = latest.read_text("utf-8", "replace").partition("\n")[0]  # model_checkpoint_path: "model.ckpt-1000"
+        name = stated.partition('"')[2].rpartition('"')[0].rpartition("/")[2]
+        known = [path for path in known if path.name == f"{name}.index"] or known
+    if len(known) > 1:
+        names = ", ".join(path.name for path in known[:8])
+        raise NpgptError(f"the folder {folder} has several checkpoints: {names}; say which")
+    return known[0] if known else None
+
+
+def _reader(head: bytes, tail: bytes) -> Callable[[Path], Container] | None:
+    return next((read for recognises, read in CONTAINERS if recognises(head, tail)), None)
+
+
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    """A file's first and last bytes. Raises NpgptError for what is no regular file, or is empty."""
+    check_file(path)
+    with path.open("rb") as file:
+        head = file.read(64)
+        file.seek(-min(64, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return head, file.read(64)
+
+
+def _described(head: bytes) -> str:
+    for magic, description in OTHERS:
+        if head.startswith(magic):
+            return description
+    known = "safetensors, torch.save's ZIP, a TensorFlow .index, llm.c's .bin, GGUF"
+    return f"no checkpoint that npgpt reads ({known}): it begins with {head[:8]!r}" if head else "empty: 0 bytes"

@@ -1,0 +1,82 @@
+"""llm.c's container: a header of 256 int32, then 16 arrays one after the other, each stacked over all blocks.
+
+karpathy/llm.c, train_gpt2.py (write_model) and train_gpt2.c (ParameterTensors), whose names the arrays have here.
+Linear maps are [out, in], there is no output head, and wte is padded with rows that are no part of the model: llm.c
+computes logits of the first V alone. They are left out here.
+"""
+
+from __future__ import annotations
+
+import struct
+from math import prod
+from pathlib import Path
+
+from ..errors import NpgptError
+from ..parameters import Shape
+from .container import Container
+from .tensor import Stated, Tensor, itemsize, map_file
+
+MODEL, STATE, TOKENIZER = (number.to_bytes(4, "little") for number in (20240326, 20240327, 20240328))  # h[0]
+DTYPES = {3: "float32", 5: "bfloat16"}  # h[1], the version
+HEADER = 256 * 4
+
+
+def recognises(head: bytes, tail: bytes) -> bool:
+    """Whether a file begins with the magic number of a model."""
+    return head.startswith(MODEL)
+
+
+def shapes(vocab_size: int, n_positions: int, n_layer: int, n_embd: int) -> dict[str, Shape]:
+    """The arrays in the order of the file."""
+    V, N, L, C = vocab_size, n_positions, n_layer, n_embd
+    norm = {"w": (L, C), "b": (L, C)}
+    return {
+        "wte": (V, C),
+        "wpe": (N, C),
+        "ln1w": norm["w"],
+        "ln1b": norm["b"],
+        "qkvw": (L, 3 * C, C),
+        "qkvb": (L, 3 * C),
+        "attprojw": (L, C, C),
+        "attprojb": (L, C),
+        "ln2w": norm["w"],
+        "ln2b": norm["b"],
+        "fcw": (L, 4 * C, C),
+        "fcb": (L, 4 * C),
+        "fcprojw": (L, C, 4 * C),
+        "fcprojb": (L, C),
+        "lnfw": (C,),
+        "lnfb": (C,),
+    }
+
+
+def read(path: Path) -> Container:
+    """Map a model file. Raises NpgptError for another version, and for a size that does not fit the header."""
+    data = map_file(path)
+    if len(data) < HEADER:
+        raise NpgptError(f"{path} is cut short: {len(data)} bytes, and llm.c's header alone takes {HEADER}")
+    _, version, n_positions, V, n_layer, n_head, n_embd, padded = struct.unpack("<8i", data[:32])
+    if version not in DTYPES:
+        raise NpgptError(
+            f"{path} is of llm.c's version {version}; read are 3 (float32) and 5 (bfloat16): "
+            "write it anew with llm.c's train_gpt2.py"
+        )
+    if min(n_positions, V, n_layer, n_head, n_embd) < 1 or padded < V:
+        raise NpgptError(
+            f"{path}: its header has n_positions {n_positions}, vocab_size {V} padded to {padded}, n_layer {n_layer}, "
+            f"n_head {n_head}, n_embd {n_embd}: each must be at least 1, and the padding no smaller than vocab_size"
+        )
+    dtype = DTYPES[version]
+    stacked = shapes(padded, n_positions, n_layer, n_embd)
+    end = HEADER + itemsize(dtype) * sum(map(prod, stacked.values()))
+    if end != len(data):
+        raise NpgptError(
+            f"{path} is cut short or overlong: by its header it ends at byte {end}, the file at {len(data)}"
+        )
+    tensors: dict[str, Tensor] = {}
+    begin = HEADER
+    for name, shape in stacked.items():
+        tensors[name] = Tensor(path, name, data, dtype, (V, n_embd) if name == "wte" else shape, begin)
+        begin += itemsize(dtype) * prod(shape)
+    fields = {"vocab_size": V, "n_positions": n_positions, "n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
+    return Container("llm.c .bin", (path,), tensors, Stated(f"the header of {path}", fields))

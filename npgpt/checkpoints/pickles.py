@@ -1,0 +1,164 @@
+"""Pickles read as data: a small stack machine that imports nothing and calls nothing but what it is handed.
+
+A pickle is a program for a stack machine (CPython, Lib/pickletools.py, whose disassembler is used here). Python's own
+machine imports whatever a pickle names and calls it, which is how a checkpoint runs its author's code. In this one a
+global is only a name, and calling it looks the name up in a table; a name that is not there is refused.
+"""
+
+from __future__ import annotations
+
+import pickletools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import NpgptError
+
+MOST_STEPS = 2_000_000  # instructions; one makes one object at most, so this bounds memory
+PLAIN = (str, int, float, bytes, bool, type(None))  # what may be a key: the hash of a tuple would recurse
+
+# Instructions whose argument is the value itself.
+VALUES = frozenset(
+    """INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE
+    SHORT_BINUNICODE BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8""".split()
+)
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+NO_EFFECT = frozenset(("PROTO", "FRAME"))
+
+
+class Global:
+    """A name that a pickle would have imported, such as torch._utils._rebuild_tensor_v2; here no more than its name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+def read(
+    program: bytes,
+    source: str,
+    calls: Mapping[str, Callable[..., object]],
+    names: Mapping[str, object],
+    persistent: Callable[[object], object],
+) -> object:
+    """The value of a pickle. calls: what may be called, names: what may only be mentioned; persistent turns a
+    persistent id into its object. source names the pickle in errors.
+
+    Dictionaries and lists are Python's own, and so are numbers and text. Raises NpgptError for a name in neither table,
+    for an instruction that a checkpoint has no use for, and for a program that is malformed or endless.
+    """
+
+    def mention(name: str) -> object:
+        if name not in calls and name not in names:
+            raise NpgptError(
+                f"{source} asks for {name:.200}, which npgpt does not run: only tensors and plain values are read; "
+                "save the bare weights with torch.save(model.state_dict(), …)"
+            )
+        return names[name] if name in names else Global(name)
+
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[object, Any] = {}
+
+    def pop(count: int) -> list[Any]:
+        """The topmost values, none of them below the last mark."""
+        if len(stack) - (marks[-1] if marks else 0) < count:
+            raise ValueError("the stack is empty")
+        values = stack[len(stack) - count :]
+        del stack[len(stack) - count :]
+        return values
+
+    def pop_to_mark() -> list[Any]:
+        if not marks:
+            raise ValueError("there is no mark")
+        start = marks.pop()
+        values = stack[start:]
+        del stack[start:]
+        return values
+
+    def fill(items: list[Any]) -> None:
+        """Put keys and values, one after the other, into the dictionary on top."""
+        (target,) = pop(1)
+        if type(target) is not dict or len(items) % 2:
+            raise ValueError("items belong into a dictionary, in pairs")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, PLAIN):
+                raise ValueError("a key is neither text nor a number")
+            target[key] = value
+        stack.append(target)
+
+    def extend(items: list[Any]) -> None:
+        (target,) = pop(1)
+        if type(target) is not list:
+            raise ValueError("items belong into a list")
+        target.extend(items)
+        stack.append(target)
+
+    def step(op: str, argument: Any) -> None:
+        if op in VALUES:
+            stack.append(argument)
+        elif op in CONSTANTS:
+            stack.append(CONSTANTS[op])
+        elif op == "MARK":
+            marks.append(len(stack))
+        elif op in TUPLES:
+            stack.append(tuple(pop(TUPLES[op])))
+        elif op == "TUPLE":
+            stack.append(tuple(pop_to_mark()))
+        elif op == "EMPTY_DICT":
+            stack.append({})
+        elif op == "EMPTY_LIST":
+            stack.append([])
+        elif op == "LIST":
+            stack.append(pop_to_mark())
+        elif op == "DICT":
+            items = pop_to_mark()
+            stack.append({})
+            fill(items)
+        elif op in ("SETITEM", "SETITEMS"):
+            fill(pop(2) if op == "SETITEM" else pop_to_mark())
+        elif op in ("APPEND", "APPENDS"):
+            extend(pop(1) if op == "APPEND" else pop_to_mark())
+        elif op in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            (value,) = pop(1)
+            memo[len(memo) if op == "MEMOIZE" else argument] = value
+            stack.append(value)
+        elif op in ("GET", "BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif op == "GLOBAL":
+            stack.append(mention(argument.replace(" ", ".", 1)))
+        elif op == "STACK_GLOBAL":
+            module, name = pop(2)
+            if not isinstance(module, str) or not isinstance(name, str):
+                raise ValueError("a global's name is no text")
+            stack.append(mention(f"{module}.{name}"))
+        elif op == "BINPERSID":
+            stack.append(persistent(pop(1)[0]))
+        elif op == "REDUCE":
+            function, arguments = pop(2)
+            if not isinstance(function, Global) or not isinstance(arguments, tuple):
+                raise ValueError("what is called is no function")
+            stack.append(calls[function.name](*arguments))
+        elif op == "BUILD":
+            target, _ = pop(2)  # attributes, such as a state dict's _metadata: nothing that npgpt needs
+            if type(target) is not dict:
+                raise ValueError("attributes of what has none")
+            stack.append(target)
+        elif op == "INST":
+            mention(argument.replace(" ", ".", 1))
+            raise ValueError("INST makes an instance of a class")
+        elif op not in NO_EFFECT:
+            raise ValueError(f"the instruction {op} has no place in a checkpoint")
+
+    try:
+        for steps, (op, argument, _) in enumerate(pickletools.genops(program)):
+            if op.name == "STOP":
+                (value,) = pop(1)
+                return value
+            if steps > MOST_STEPS:
+                raise ValueError(f"more than {MOST_STEPS} instructions")
+            step(op.name, argument)
+    except NpgptError:
+        raise
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
+        raise NpgptError(f"{source} is malformed: {str(error)!r:.200}") from None
+    raise NpgptError(f"{source} is malformed: it ends without an end")

@@ -1,0 +1,46 @@
+"""A checkpoint in several files, with an index {"weight_map": {tensor: file}}: how Hugging Face cuts large ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .. import strict_json
+from ..errors import NpgptError
+from .container import Container
+from .tensor import Tensor, map_file
+
+
+def recognises(head: bytes, tail: bytes) -> bool:
+    """Whether a file may be an index: JSON."""
+    return head.lstrip().startswith(b"{")
+
+
+def read(path: Path, read_file: Callable[[Path], Container]) -> Container:
+    """The index's tensors out of the files beside it, which read_file opens.
+
+    Raises NpgptError for an index of another form, a file that is missing or lies elsewhere, and for tensors that the
+    index and the files do not agree on.
+    """
+    weight_map = strict_json.read_object(map_file(path)[:], str(path)).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise NpgptError(f"{path} is JSON but no index of a checkpoint: it has no weight_map of tensors to files")
+    files: dict[str, Container] = {}
+    for name in dict.fromkeys(weight_map.values()):
+        file = path.with_name(name) if name and Path(name).name == name else None
+        if file is None or not file.is_file():
+            first = next(tensor for tensor, place in weight_map.items() if place == name)
+            raise NpgptError(f"{path} says that {first} lies in {name!r:.200}, which is not beside it")
+        files[name] = read_file(file)
+    tensors: dict[str, Tensor] = {}
+    for name, container in files.items():
+        for tensor in container.tensors:
+            if weight_map.get(tensor) != name:
+                raise NpgptError(f"{path} says nothing of {tensor}, which {name} holds")
+        tensors |= container.tensors
+    if missing := [tensor for tensor in weight_map if tensor not in tensors]:
+        raise NpgptError(f"{path} says that {missing[0]} lies in {weight_map[missing[0]]}, which does not hold it")
+    formats = sorted({container.format for container in files.values()})
+    return Container(
+        f"{' and '.join(formats)} in {len(files)} files", (path, *(f for c in files.values() for f in c.files)), tensors
+    )

@@ -1,0 +1,154 @@
+"""What every container reader gives: named arrays that lie in mapped files, none of them read until it is asked for."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import NpgptError
+from ..parameters import Array, Shape
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")  # what a weight may be
+LONGEST_SHAPE = 64  # dimensions of a NumPy array
+
+
+class Stated(NamedTuple):
+    """What a file says of the configuration, in whichever spelling; source names it in errors."""
+
+    source: str
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One array in a mapped file: where it lies, and how.
+
+    dtype is a NumPy dtype's name, bfloat16, or what the format calls a type that no weight can have. begin counts bytes
+    of the file, strides elements (None: C order). verify raises NpgptError where the bytes contradict a checksum that
+    the format keeps of them.
+    """
+
+    path: Path
+    name: str
+    data: mmap.mmap = field(repr=False)
+    dtype: str
+    shape: Shape
+    begin: int
+    strides: tuple[int, ...] | None = None
+    big_endian: bool = False
+    verify: Callable[[], None] | None = field(default=None, repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its elements, 0 where they are no floats."""
+        return prod(self.shape) * itemsize(self.dtype) if self.dtype in FLOATS else 0
+
+    @property
+    def misaligned(self) -> bool:
+        """Whether it lies on no multiple of its element's size, and so costs a copy (NumPy copies in every product)."""
+        return self.dtype in FLOATS and self.begin % itemsize(self.dtype) != 0
+
+    def stored(self) -> NDArray[Any]:
+        """The array as it lies in the file, read-only and not copied; bfloat16 as its uint16 bits.
+
+        Raises NpgptError where it is no float, and where its checksum is wrong.
+        """
+        if self.dtype not in FLOATS:
+            raise NpgptError(f"{self.path}: {self.name} is {self.dtype}; a weight is one of {', '.join(FLOATS)}")
+        if self.verify is not None:
+            self.verify()
+        dtype = np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype)
+        dtype = dtype.newbyteorder(">" if self.big_endian else "<")
+        if not prod(self.shape):
+            return np.empty(self.shape, dtype)
+        strides = None if self.strides is None else [stride * dtype.itemsize for stride in self.strides]
+        return np.ndarray(self.shape, dtype, self.data, self.begin, strides)
+
+    def load(self, dtype: str = "float32") -> Array:
+        """The array as float32 or float64; see cast. Raises NpgptError as `stored` and cast do."""
+        return load(self.stored(), self.dtype, dtype, f"{self.path}: {self.name}")
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of an element."""
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+
+
+def cast(stored: NDArray[Any], stored_dtype: str, dtype: str, name: str) -> NDArray[Any]:
+    """An array as float16, bfloat16 (its uint16 bits), float32 or float64: itself where it is that already and lies on
+    a multiple of its element's size, else a copy; rounded to nearest, ties to even.
+
+    Raises NpgptError, with the name, where a finite value is too large for dtype.
+    """
+    if stored_dtype == dtype:
+        native = stored.dtype.newbyteorder("=")
+        return stored if stored.flags.aligned and stored.dtype == native else np.array(stored, native)
+    if stored_dtype == "bfloat16":  # float32's upper half
+        stored = (stored.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(over="raise", invalid="ignore"):  # a signalling NaN stays a NaN
+        try:
+            narrow = stored.astype("float32" if dtype == "bfloat16" else dtype, copy=False)
+        except FloatingPointError:
+            raise _too_large(name, dtype) from None
+    return _upper_half(narrow, name) if dtype == "bfloat16" else narrow
+
+
+def _upper_half(x: NDArray[np.float32], name: str) -> NDArray[np.uint16]:
+    """float32 to the nearest bfloat16's bits. What rounds up past the largest finite value has infinity's bits."""
+    bits = np.ascontiguousarray(x).view(np.uint32)
+    upper = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    finite = np.isfinite(x)
+    if (upper[finite] & 0x7F80 == 0x7F80).any():
+        raise _too_large(name, "bfloat16")
+    special = (bits >> 16 | ((bits & 0xFFFF != 0) << 6)).astype(np.uint16)  # a NaN with a low payload stays one
+    return np.where(finite, upper, special)
+
+
+def _too_large(name: str, dtype: str) -> NpgptError:
+    return NpgptError(f"{name} has values too large for {dtype}; take a wider dtype")
+
+
+def load(stored: NDArray[Any], stored_dtype: str, dtype: str, name: str) -> Array:
+    """cast, and laid out so that a matrix product takes it without a copy: rows or columns side by side."""
+    array = cast(stored, stored_dtype, dtype, name)
+    return array if array.flags.c_contiguous or array.flags.f_contiguous else np.ascontiguousarray(array)
+
+
+def row_blocks(array: NDArray[Any], size: int = 2**24) -> Iterator[NDArray[Any]]:
+    """The array in parts of about `size` bytes, cut along its first axis."""
+    if array.ndim == 0 or array.nbytes <= size:
+        yield array
+        return
+    step = max(1, size * len(array) // array.nbytes)
+    for start in range(0, len(array), step):
+        yield array[start : start + step]
+
+
+def check_file(path: Path) -> None:
+    """Raises NpgptError where there is no regular file."""
+    if not path.is_file():
+        raise NpgptError(f"{path} is no regular file" if os.path.lexists(path) else f"{path} does not exist")
+
+
+def map_file(path: Path) -> mmap.mmap:
+    """The file's bytes, read as they are touched. Raises NpgptError for an empty file or no file, OSError as open."""
+    check_file(path)
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise NpgptError(f"{path} is empty: 0 bytes")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def check_shape(path: Path, name: str, shape: Shape) -> None:
+    """Raises NpgptError for more dimensions, or more elements, than an array can have; sizes are ≥ 0."""
+    # np.ndarray bounds the product of the sizes that are not 0, in bytes
+    if len(shape) > LONGEST_SHAPE or prod(size or 1 for size in shape) >= 2**59:
+        raise NpgptError(f"{path}: {name} has a shape that no file can hold: {list(shape)!r:.80}")

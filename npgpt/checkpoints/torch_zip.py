@@ -1,0 +1,262 @@
+"""torch.save's container (PyTorch ≥ 1.6): a ZIP that holds a pickle and, stored and aligned, each storage's bytes.
+
+    <stem>/data.pkl  <stem>/byteorder  <stem>/data/0 …  <stem>/version
+
+pytorch/pytorch, docs/source/notes/serialization.rst and torch/_weights_only_unpickler.py. The pickle is read by
+pickles.py, which runs nothing; storages are mapped, so that what is not used, an optimizer's state, costs nothing.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..config import REQUIRED, SPELLINGS
+from ..errors import NpgptError
+from ..parameters import Shape
+from . import pickles
+from .container import Container
+from .tensor import Stated, Tensor, check_shape, map_file
+
+LARGEST_PICKLE = 2**24  # bytes; GPT-2's is 60 KB, with an optimizer's state 200 KB
+STORAGES = {
+    "FloatStorage": ("float32", 4),
+    "DoubleStorage": ("float64", 8),
+    "HalfStorage": ("float16", 2),
+    "BFloat16Storage": ("bfloat16", 2),
+    "LongStorage": ("int64", 8),
+    "IntStorage": ("int32", 4),
+    "ShortStorage": ("int16", 2),
+    "CharStorage": ("int8", 1),
+    "ByteStorage": ("uint8", 1),
+    "BoolStorage": ("bool", 1),
+}
+# where a training checkpoint keeps the weights, and where the configuration
+WEIGHTS_KEYS = ("model_state_dict", "model", "state_dict", "module", "weights", "net")
+CONFIG_KEYS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "gpt_config")
+
+
+class Member(NamedTuple):
+    """A file in the archive: where its bytes lie, and their CRC-32 (0: torch was told to compute none)."""
+
+    begin: int
+    size: int
+    crc: int
+
+
+class Storage(NamedTuple):
+    """A run of elements of one type, which tensors are views of."""
+
+    key: str
+    dtype: str
+    numel: int
+
+
+class View(NamedTuple):
+    """A tensor as the pickle describes it; offset and strides count elements of its storage."""
+
+    storage: Storage
+    offset: int
+    shape: Shape
+    strides: tuple[int, ...]
+
+
+def recognises(head: bytes, tail: bytes) -> bool:
+    """Whether a file begins as a ZIP does."""
+    return head.startswith(b"PK\x03\x04")
+
+
+def read(path: Path) -> Container:
+    """Read the pickle and map the storages that its tensors lie in.
+
+    Raises NpgptError, naming the file and the tensor, for whatever is malformed or not plainly stored, and for a pickle
+    that asks for more than tensors and plain values.
+    """
+    data = map_file(path)
+    members = _members(path, data)
+    stem = _stem(path, members)
+    program = members[f"{stem}/data.pkl"]
+    if program.size > LARGEST_PICKLE:
+        raise NpgptError(f"{path}: its data.pkl takes {program.size} bytes, above {LARGEST_PICKLE}")
+    order = members.get(f"{stem}/byteorder", Member(0, 0, 0))
+    byteorder = _contents(path, f"{stem}/byteorder", data, order, 10) if order.size else b"little"
+    if byteorder not in (b"little", b"big"):
+        raise NpgptError(f"{path}: its byteorder is {byteorder!r:.40}, neither little nor big")
+    source = f"{path}: its pickle"
+    value = pickles.read(
+        _contents(path, f"{stem}/data.pkl", data, program, LARGEST_PICKLE), source, CALLS, NAMES, _storage
+    )
+    views, stated = _weights_and_configuration(path, value)
+
+    def tensor(name: str, view: View) -> Tensor:
+        """The view with its place in the file, checked against the member that is its storage."""
+        member_name = f"{stem}/data/{view.storage.key}"
+        member = members.get(member_name)
+        if member is None:
+            raise NpgptError(f"{path}: {name} lies in {member_name:.200}, which is not there")
+        size = ITEM_SIZES[view.storage.dtype]
+        if member.size != view.storage.numel * size:
+            raise NpgptError(
+                f"{path}: {name} lies in {member_name}, which has {member.size} bytes and must have "
+                f"{view.storage.numel * size}: {view.storage.numel} × {view.storage.dtype}"
+            )
+        check_shape(path, name, view.shape)
+        last = view.offset + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
+        if prod(view.shape) and (last >= view.storage.numel or prod(view.shape) > view.storage.numel):
+            raise NpgptError(
+                f"{path}: {name}, {list(view.shape)} with strides {list(view.strides)} from {view.offset}, does not "
+                f"fit into its storage of {view.storage.numel} elements"
+            )
+        begin = member.begin + size * view.offset
+        return Tensor(
+            path,
+            name,
+            data,
+            view.storage.dtype,
+            view.shape,
+            begin,
+            strides=view.strides,
+            big_endian=byteorder == b"big",
+            verify=lambda: _verify(path, member_name, data, member),
+        )
+
+    return Container("torch zip", (path,), {name: tensor(name, view) for name, view in views.items()}, stated)
+
+
+ITEM_SIZES = dict(STORAGES.values())
+
+
+def _whole(*numbers: object) -> bool:
+    return all(type(number) is int and 0 <= number < 2**62 for number in numbers)
+
+
+def _storage(persistent_id: object) -> Storage:
+    """("storage", type, key, location, number of elements)."""
+    match persistent_id:
+        case ("storage", str(dtype), str(key), str(), int(numel)) if dtype in ITEM_SIZES and _whole(numel):
+            return Storage(key, dtype, numel)
+    raise ValueError("a persistent id is no storage")
+
+
+def _tensor(storage: object, offset: object, shape: object, strides: object, *_: object) -> View:
+    """torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata)."""
+    match storage, offset, shape, strides:
+        case Storage(), int(), tuple(), tuple() if len(shape) == len(strides) and _whole(offset, *shape, *strides):
+            return View(storage, offset, shape, strides)
+    raise ValueError("a tensor's storage, offset, size or stride is malformed")
+
+
+def _parameter(view: object, *_: object) -> View:
+    """torch._utils._rebuild_parameter(data, requires_grad, hooks): the data."""
+    if not isinstance(view, View):
+        raise ValueError("a parameter without a tensor")
+    return view
+
+
+def _ordered_dict() -> dict[Any, Any]:
+    """Without arguments, as pickle makes one; dict itself could be made to copy a large one over and over."""
+    return {}
+
+
+CALLS: Mapping[str, Callable[..., object]] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch.Size": lambda sizes: sizes,
+    "torch.device": lambda *names: names,
+}
+NAMES = {f"torch.{name}": dtype for name, (dtype, _) in STORAGES.items()}
+
+
+def _weights_and_configuration(path: Path, value: object) -> tuple[dict[str, View], Stated | None]:
+    """A bare state dict, or the one of a training checkpoint with the configuration that lies beside it there."""
+    if not isinstance(value, dict):
+        raise NpgptError(f"{path} holds a {type(value).__name__}, not a state dict or a dictionary with one")
+    dictionaries = {key: item for key, item in value.items() if isinstance(item, dict)}
+    states = {key: found for key, item in dictionaries.items() if (found := _views(item)) and len(found) == len(item)}
+    views = _views(value)  # the weights themselves, or no more than a loss
+    if known := [key for key in WEIGHTS_KEYS if key in states]:
+        views = states[known[0]]
+    elif max(map(len, states.values()), default=0) > len(views):
+        if len(states) > 1:
+            raise NpgptError(
+                f"{path} has several state dicts, {', '.join(map(repr, states)):.300}: save the one to use"
+            )
+        (views,) = states.values()
+    if not views:
+        raise NpgptError(f"{path} has no state dict; its keys are {', '.join(map(repr, list(value)[:20])):.300}")
+    for key in CONFIG_KEYS:
+        fields = {k: v for k, v in dictionaries.get(key, {}).items() if type(k) is str and type(v) in pickles.PLAIN}
+        if any(SPELLINGS.get(name, name) in REQUIRED for name in fields):
+            return views, Stated(f"{key} in {path}", fields)
+    return views, None
+
+
+def _views(mapping: Mapping[Any, Any]) -> dict[str, View]:
+    return {key: item for key, item in mapping.items() if isinstance(key, str) and isinstance(item, View)}
+
+
+def _stem(path: Path, members: Mapping[str, Member]) -> str:
+    """The folder in the archive that has the pickle."""
+    stems = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
+    if len(stems) != 1:
+        held = ", ".join(list(members)[:4])
+        raise NpgptError(
+            f"{path} is a ZIP but no checkpoint of torch.save: it has {len(stems)} data.pkl, and holds {held:.200}"
+        )
+    if f"{stems[0]}/constants.pkl" in members:
+        raise NpgptError(f"{path} is a TorchScript program, not a checkpoint: save model.state_dict() instead")
+    return stems[0]
+
+
+def _members(path: Path, data: mmap.mmap) -> dict[str, Member]:
+    """The archive's directory, with each member's place: stored as it is, within the file, none twice, none in another.
+
+    zipfile reads the directory; members are read in place.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, EOFError, OSError) as error:
+        raise NpgptError(f"{path} is no whole ZIP archive, perhaps cut short: {error}") from None
+    members: dict[str, Member] = {}
+    end, last = 0, ""
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        name, start = entry.filename, entry.header_offset
+        if name in members:
+            raise NpgptError(f"{path}: {name:.200} stands twice in the archive")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            kind = "encrypted" if entry.flag_bits & 1 else "compressed"
+            raise NpgptError(f"{path}: {name:.200} is {kind}, and torch.save stores plainly: unpack and zip -0 it")
+        header = data[start : start + 30]
+        if start < 0 or len(header) < 30 or header[:4] != b"PK\x03\x04":
+            raise NpgptError(f"{path}: {name:.200} has no header at byte {start}")
+        begin = start + 30 + sum(struct.unpack("<HH", header[26:30]))
+        if start < end:
+            raise NpgptError(f"{path}: {name:.200} begins within {last:.200}, at byte {start}")
+        end, last = begin + entry.file_size, name
+        if entry.compress_size != entry.file_size or end > len(data):
+            raise NpgptError(
+                f"{path}: {name:.200} has {entry.file_size} bytes, of which {entry.compress_size} are stored "
+                f"and {max(0, len(data) - begin)} are there"
+            )
+        members[name] = Member(begin, entry.file_size, entry.CRC)
+    return members
+
+
+def _contents(path: Path, name: str, data: mmap.mmap, member: Member, longest: int) -> bytes:
+    _verify(path, name, data, member)
+    return data[member.begin : member.begin + min(member.size, longest)]
+
+
+def _verify(path: Path, name: str, data: mmap.mmap, member: Member) -> None:
+    with memoryview(data) as view, view[member.begin : member.begin + member.size] as part:
+        found = zlib.crc32(part)
+    if member.crc not in (0, found):
+        raise NpgptError(f"{path}: {name} is damaged: its CRC-32 is {found:08x}, the archive says {member.crc:08x}")

@@ -1,0 +1,79 @@
+"""npgpt convert: any checkpoint to the one form that npgpt and transformers load."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import printable
+from .options import add_n_head, importing
+from .progress import bar
+
+if TYPE_CHECKING:
+    from ..checkpoints.opening import Checkpoint
+
+
+def add(verbs: argparse._SubParsersAction[Any]) -> None:
+    """Declare the verb."""
+    parser = verbs.add_parser(
+        "convert",
+        help="any GPT-2 checkpoint to safetensors",
+        description="Read a GPT-2 checkpoint in any form (safetensors, torch.save's, TensorFlow's, llm.c's, GGUF) and "
+        "write a folder with model.safetensors, config.json and its vocabulary, for npgpt and transformers.",
+        epilog="example: npgpt convert out/ckpt.pt weights/mine",
+    )
+    parser.add_argument("source", help="file, folder, or name such as gpt2")
+    parser.add_argument("folder", metavar="dest", help="the folder to write, such as weights/mine")
+    parser.add_argument(
+        "--name-scheme",
+        metavar="S",
+        help="whose names the tensors have, where npgpt takes them for another's: huggingface, openai, nanogpt, "
+        "mingpt, llms-from-scratch, llm.c, llama.cpp",
+    )
+    add_n_head(parser)
+    parser.add_argument(
+        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="default: float32"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a converted model that is there")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert; see the help."""
+    with importing():
+        from ..loading import convert
+
+    with bar("MB", 1e6) as progress:
+        checkpoint = convert(
+            options.source,
+            options.folder,
+            dtype=options.dtype,
+            n_head=options.n_head,
+            name_scheme=options.name_scheme,
+            overwrite=options.overwrite,
+            progress=progress,
+        )
+    for line in report(checkpoint, Path(options.folder), options.dtype):
+        print(printable(line))
+    return 0
+
+
+def report(checkpoint: Checkpoint, folder: Path, dtype: str) -> list[str]:
+    """The lines that are printed: what was detected, what was written, what to run next."""
+    config = checkpoint.config
+    stored = checkpoint.dtypes()
+    names = ", ".join(sorted(stored))
+    narrowed = "" if stored <= {dtype} or (dtype == "float32" and "float64" not in stored) else ", rounded"
+    files = sorted(path.name for path in folder.expanduser().iterdir())
+    activation = {"gelu": "erf GELU"}.get(config.activation_function, "tanh GELU")
+    head = "tied head" if config.tie_word_embeddings else "a head of its own"
+    zeros = sum(not source.parts for source in checkpoint.sources.values())
+    absent = f", {zeros} absent biases are zeros" if zeros else ""
+    return [
+        f"read     {checkpoint.path}: {checkpoint.description}, {names}",
+        f"model    {config.n_layer} blocks, {config.n_embd} = {config.n_head} heads × {config.head_width}, "
+        f"{config.n_positions} positions, {config.vocab_size} ids, {activation}, {head}{absent}",
+        f"written  {folder}: {', '.join(files)}; {len(checkpoint.sources)} tensors {dtype}{narrowed}",
+        f"next     npgpt inspect {folder}",
+    ]

@@ -1,0 +1,44 @@
+"""A bar on stderr, while something long is under way and somebody is looking."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+INTERVAL = 0.1  # seconds between two drawings
+
+
+@contextmanager
+def bar(unit: str, scale: float = 1) -> Iterator[Callable[[int, int], None] | None]:
+    """Gives progress(done, total), which draws done / scale of a unit, its rate and the time left; None where stderr is
+    no terminal. The line is wiped at the end.
+    """
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    started, drawn = time.monotonic(), 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal drawn
+        now = time.monotonic()
+        if now - drawn < INTERVAL:
+            return
+        drawn = now
+        rate = done / max(now - started, 1e-9)
+        left = (total - done) / rate if done else 0
+        numbers = (
+            f" {done / scale:,.0f} of {total / scale:,.0f} {unit}, {rate / scale:,.0f} {unit}/s, {left:.0f} s left"
+        )
+        width = max(0, min(40, shutil.get_terminal_size().columns - len(numbers) - 3))
+        filled = width * done // max(total, 1)
+        sys.stderr.write(f"\r[{'#' * filled}{' ' * (width - filled)}]{numbers}\x1b[K")
+        sys.stderr.flush()
+
+    try:
+        yield progress
+    finally:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
