@@ -63,6 +63,9 @@ def check_destination(
     """Raises NpgptError where a folder cannot be written: it holds anything and overwrite is not given, it holds files
     other than the replaceable ones, it is the source's own, or it is no folder.
     """
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise NpgptError(f"{folder} cannot be a folder: {above} is a file")
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():

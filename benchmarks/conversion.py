@@ -1,0 +1,94 @@
+"""How much memory and time a conversion takes at a published model's true shapes.
+
+    python -m benchmarks.conversion [--model gpt2-xl] [--dtype float32]
+
+Random weights under nanoGPT's names, whose matrices have to be transposed, are written once to benchmarks/cache/ and
+converted in a process of its own, whose anonymous memory (RssAnon; mapped pages of the source do not count) is read
+every few milliseconds. Linux alone has that figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npgpt import parameters
+from npgpt.checkpoints import safetensors
+from npgpt.config import PUBLISHED
+
+CACHE = Path(__file__).parent / "cache"
+MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+MB = 1e6
+
+
+def main() -> None:
+    """Convert once and print what it took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=PUBLISHED, default="gpt2-xl", help="whose shapes (default: gpt2-xl)")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    options = parser.parse_args()
+    source = make_source(options.model)
+    largest = 4 * max(map(prod, parameters.schema(PUBLISHED[options.model]).values()))
+    base, _ = watched("-c", "import npgpt; npgpt.convert; input()", closing=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        arguments = ["-m", "npgpt", "convert", str(source), f"{folder}/out", "--dtype", options.dtype]
+        peak, seconds = watched(*arguments)
+    print(f"{options.model}'s shapes, nanoGPT's names, {source.stat().st_size / MB:,.0f} MB, to {options.dtype}")
+    print(f"  {seconds:.1f} s, {source.stat().st_size / MB / seconds:,.0f} MB/s of the source")
+    print(f"  anonymous memory: peak {peak / MB:.0f} MB, of which {base / MB:.0f} MB are Python and NumPy")
+    print(f"  above that {(peak - base) / MB:.0f} MB; the largest tensor takes {largest / MB:.0f} MB in float32")
+
+
+def make_source(model: str) -> Path:
+    """Random weights under nanoGPT's names, float32, matrices [out, in]."""
+    path = CACHE / f"{model}-nanogpt" / "model.safetensors"
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    layout = {
+        f"transformer.{name}": ("float32", shape[::-1] if name.endswith(MATRICES) else shape)
+        for name, shape in parameters.schema(PUBLISHED[model]).items()
+    }
+    generator = np.random.default_rng(0)
+
+    def parts(name: str) -> Iterator[NDArray[Any]]:
+        for row in range(0, layout[name][1][0], 1024):
+            rows = min(1024, layout[name][1][0] - row)
+            yield generator.standard_normal((rows, *layout[name][1][1:]), dtype=np.float32)
+
+    safetensors.write_parts(path, layout, parts)
+    return path
+
+
+def watched(*arguments: str, closing: bool = False) -> tuple[int, float]:
+    """Run Python; return the largest RssAnon seen, in bytes, and the seconds it took. closing: it waits for input."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        try:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+        except OSError:
+            break
+        found = [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("RssAnon:")]
+        peak = max(peak, *found, 0)
+        if closing and time.perf_counter() - started > 3:
+            process.communicate(b"\n")
+        time.sleep(0.003)
+    if process.wait() != 0:
+        raise SystemExit(f"the process ended with {process.returncode}")
+    return peak, time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""GGUF by hand: numbers of every type, the vocabulary within, and what is refused. The real writer: tests/parity."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt.checkpoints import containers, gguf
+from npgpt.errors import NpgptError
+from npgpt.parameters import to_arrays
+from tests.checkpoints.test_naming import llamacpp
+from tests.models import random_arrays, small
+
+CONFIG = small()
+Key = tuple[str, int, bytes]  # name, type, value
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value.encode())) + value.encode()
+
+
+def texts(*values: str) -> bytes:
+    return struct.pack("<IQ", 8, len(values)) + b"".join(map(text, values))
+
+
+ARCHITECTURE: Key = ("general.architecture", 8, text("gpt2"))
+KEYS: list[Key] = [
+    ARCHITECTURE,
+    ("gpt2.block_count", 4, struct.pack("<I", 2)),
+    ("gpt2.attention.head_count", 10, struct.pack("<Q", 3)),
+    ("gpt2.embedding_length", 2, struct.pack("<H", 21)),
+    ("gpt2.context_length", 0, struct.pack("<B", 24)),
+    ("gpt2.feed_forward_length", 5, struct.pack("<i", 84)),
+    ("gpt2.attention.layer_norm_epsilon", 6, struct.pack("<f", 1e-5)),
+    ("general.file_type", 12, struct.pack("<d", 0.0)),
+    ("general.flag", 7, b"\x01"),
+]
+
+
+def put(path: Path, keys: list[Key], tensors: dict[str, Any], version: int = 3, alignment: int = 32) -> Path:
+    """Tensors are float32 arrays, or (type, dims, offset, bytes)."""
+    head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys))
+    head += b"".join(text(name) + struct.pack("<I", kind) + value for name, kind, value in keys)
+    data = b""
+    for name, tensor in tensors.items():
+        kind, dims, offset, content = tensor if isinstance(tensor, tuple) else (0, tensor.shape[::-1], None, None)
+        data += b"\0" * (-len(data) % alignment)
+        offset = len(data) if offset is None else offset
+        head += text(name) + struct.pack("<I", len(dims)) + struct.pack(f"<{len(dims)}Q", *dims)
+        head += struct.pack("<IQ", kind, offset)
+        data += tensor.astype("<f4").tobytes() if content is None else content
+    path.write_bytes(head + b"\0" * (-len(head) % alignment) + data)
+    return path
+
+
+@pytest.mark.parametrize(("version", "alignment"), [(3, 32), (2, 32), (3, 64), (3, 1)])
+def test_keys_of_every_type_and_the_whole_model(tmp_path: Path, version: int, alignment: int) -> None:
+    arrays = random_arrays(CONFIG, dtype="float32")
+    keys = [*KEYS, ("general.alignment", 4, struct.pack("<I", alignment))]
+    model = npgpt.load(put(tmp_path / "m.gguf", keys, llamacpp(arrays), version, alignment))
+    assert model.config == CONFIG
+    assert model.config.layer_norm_epsilon == 1e-5  # and not 9.999999747378752e-06
+    assert model.origin.endswith("GGUF, llama.cpp's names")
+    for name, array in to_arrays(model.parameters).items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+
+
+def test_sizes_are_the_reverse_of_numpys(tmp_path: Path) -> None:
+    content = struct.pack("<6f", *range(6))
+    path = put(tmp_path / "m", [ARCHITECTURE], {"w": (0, (3, 2), 0, content)})
+    assert containers.read(path).tensors["w"].load().tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def vocabulary_keys(tokens: list[str], types: list[int] | None = None) -> list[Key]:
+    keys = [("tokenizer.ggml.model", 8, text("gpt2")), (gguf.TOKENS, 9, texts(*tokens)), (gguf.MERGES, 9, texts("a b"))]
+    if types is not None:
+        keys.append((gguf.TOKEN_TYPES, 9, struct.pack(f"<IQ{len(types)}i", 5, len(types), *types)))
+    return keys
+
+
+def test_the_vocabulary_within(tmp_path: Path) -> None:
+    """256 bytes, one merge, <|endoftext|>, and padding that stands for no text."""
+    characters = list(npgpt.tokenizer.byte_characters())
+    tokens = [*characters, "ab", "<|endoftext|>", "[PAD258]", "[PAD259]"]
+    config = small(vocab_size=260)
+    arrays = random_arrays(config, dtype="float32")
+    keys = KEYS + vocabulary_keys(tokens, [1] * 257 + [3] + [5] * 2)
+    path = put(tmp_path / "m.gguf", keys, llamacpp(arrays))
+    tokenizer = npgpt.load(path).tokenizer
+    assert tokenizer.encode("xab") == [characters.index("x"), 256]
+    assert tokenizer.end_of_text == 257
+    assert tokenizer.n_vocab == 258
+    assert tokenizer.source == f"vocab.json in {path} and merges.txt in {path}"
+    npgpt.convert(path, tmp_path / "out")
+    again = npgpt.load(tmp_path / "out")
+    assert again.tokenizer.encode("xab") == tokenizer.encode("xab")
+    npgpt.save(npgpt.load(path), tmp_path / "saved")
+    assert npgpt.load(tmp_path / "saved").tokenizer.encode("xab") == tokenizer.encode("xab")
+    assert npgpt.loading.load_tokenizer(path).encode("ab") == [256]
+
+
+def test_a_broken_vocabulary_within_is_a_reason_and_not_gpt2s(tmp_path: Path) -> None:
+    config = small(vocab_size=50257, n_embd=3)
+    keys = [key for key in KEYS if key[0] != "gpt2.embedding_length" and key[0] != "gpt2.feed_forward_length"]
+    keys += [("tokenizer.ggml.model", 8, text("gpt2")), (gguf.TOKENS, 9, texts("a")), (gguf.MERGES, 6, bytes(4))]
+    path = put(tmp_path / "m.gguf", keys, llamacpp(random_arrays(config, dtype="float32")))
+    model = npgpt.load(path)
+    with pytest.raises(NpgptError, match=r"has no text: .*tokens and .*merges must be lists of texts"):
+        model.generate("a")
+
+
+FOUR = struct.pack("<f", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "tensors", "message"),
+    [
+        ([], {}, "general.architecture is None, and npgpt runs 'gpt2' alone"),
+        ([("general.architecture", 8, text("llama"))], {}, "general.architecture is 'llama'"),
+        ([ARCHITECTURE, ARCHITECTURE], {}, "the key general.architecture stands twice"),
+        ([("x", 13, b"")], {}, "a value of the unknown type 13"),
+        ([("x", 9, struct.pack("<IQ", 9, 1) * 6)], {}, "a value of the unknown type 9"),
+        ([("x", 9, struct.pack("<IQ", 8, 2**60))], {}, "is cut short"),
+        ([("x", 9, struct.pack("<IQ", 4, 2**62))], {}, "is cut short"),
+        ([("x", 8, struct.pack("<Q", 2**63))], {}, "is cut short"),
+        ([("x", 8, struct.pack("<Q", 2) + b"\xff\xff")], {}, "is not UTF-8"),
+        ([ARCHITECTURE, ("general.alignment", 4, bytes(4))], {}, "alignment must be a whole number from 1, not 0"),
+        ([ARCHITECTURE, ("general.alignment", 8, text("a"))], {}, "alignment must be a whole number from 1, not 'a'"),
+        ([ARCHITECTURE], {"w": (0, (2, 2), 0, FOUR)}, "is cut short: w ends at byte"),
+        ([ARCHITECTURE], {"w": (0, (1,), 7, FOUR)}, "w begins at 7 of the data, no multiple of 32"),
+        ([ARCHITECTURE], {"w": (0, (2**40, 2**40), 0, FOUR)}, "w has a shape that no file can hold"),
+        ([ARCHITECTURE], {"w": (0, (1,) * 9, 0, FOUR)}, "w has 9 dimensions"),
+        (
+            [ARCHITECTURE],
+            {"v": (0, (16,), 0, FOUR * 16), "w": (0, (1,), 32, b"")},
+            "w begins at 32 of the data, within v, which ends at 64",
+        ),
+    ],
+)
+def test_whatever_is_malformed(tmp_path: Path, keys: list[Key], tensors: dict[str, Any], message: str) -> None:
+    path = put(tmp_path / "bad.gguf", keys, tensors)
+    with pytest.raises(NpgptError, match=message) as error:
+        containers.read(path)
+    assert "bad.gguf" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tensor_that_stands_twice(tmp_path: Path) -> None:
+    path = put(tmp_path / "m", [ARCHITECTURE], {"v": np.ones(8), "w": np.ones(8)})
+    path.write_bytes(path.read_bytes().replace(text("w"), text("v"), 1))
+    with pytest.raises(NpgptError, match="the tensor v stands twice"):
+        containers.read(path)
+
+
+@pytest.mark.parametrize("version", [1, 4, 2**16])
+def test_other_versions(tmp_path: Path, version: int) -> None:
+    with pytest.raises(NpgptError, match=r"is GGUF of version \d+; read are 2 and 3"):
+        containers.read(put(tmp_path / "m", [ARCHITECTURE], {}, version))
+
+
+def test_quantised_tensors_are_refused_by_name_when_they_are_wanted(tmp_path: Path) -> None:
+    path = put(tmp_path / "m", [ARCHITECTURE], {"blk.0.ffn_up.weight": (12, (256, 8), 0, bytes(1152))})
+    tensor = containers.read(path).tensors["blk.0.ffn_up.weight"]
+    with pytest.raises(NpgptError, match=r"blk\.0\.ffn_up\.weight is Q4_K; a weight is one of float16, bfloat16"):
+        tensor.load()

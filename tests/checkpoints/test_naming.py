@@ -1,0 +1,250 @@
+"""Naming schemes: every name in its place, nothing dropped but buffers, and told apart by content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt.checkpoints import containers, naming, safetensors
+from npgpt.checkpoints.naming.scheme import Rule, Source, translated
+from npgpt.errors import NpgptError
+from npgpt.parameters import Array, to_arrays
+from tests.models import random_arrays, small
+
+CONFIG = small()
+LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+
+
+def transposed(arrays: dict[str, Array]) -> dict[str, Array]:
+    """Matrices of linear layers as torch.nn.Linear has them, [out, in]."""
+    return {name: np.ascontiguousarray(a.T) if name.endswith(LINEAR) else a for name, a in arrays.items()}
+
+
+def huggingface(arrays: dict[str, Array]) -> dict[str, Array]:
+    masks = {f"h.{i}.attn.{name}": np.ones((1, 1, 24, 24), np.float32) for i in (0, 1) for name in ("bias",)}
+    return {f"transformer.{name}": array for name, array in (arrays | masks).items()}
+
+
+def nanogpt(arrays: dict[str, Array]) -> dict[str, Array]:
+    masks = {f"h.{i}.attn.bias": np.ones((1, 1, 24, 24), np.float32) for i in (0, 1)}
+    return {f"_orig_mod.transformer.{name}": array for name, array in (transposed(arrays) | masks).items()}
+
+
+def llms_from_scratch(arrays: dict[str, Array]) -> dict[str, Array]:
+    names = {"wte": "tok_emb", "wpe": "pos_emb", "lm_head": "out_head"}
+    found = {"out_head.weight": arrays["wte.weight"]}
+    for name, array in transposed(arrays).items():
+        module, _, kind = name.rpartition(".")
+        block = f"trf_blocks.{name.split('.')[1]}"
+        norm = {"weight": "scale", "bias": "shift"}[kind]
+        if module in names:
+            found[f"{names[module]}.weight"] = array
+        elif module == "ln_f":
+            found[f"final_norm.{norm}"] = array
+        elif module.endswith(("ln_1", "ln_2")):
+            found[f"{block}.norm{module[-1]}.{norm}"] = array
+        elif module.endswith("attn.c_attn"):
+            for part, rows in zip(("W_query", "W_key", "W_value"), np.split(array, 3), strict=True):
+                found[f"{block}.att.{part}.{kind}"] = rows
+        else:
+            last = {"attn.c_proj": "att.out_proj", "mlp.c_fc": "ff.layers.0", "mlp.c_proj": "ff.layers.2"}
+            found[f"{block}.{last[module.split('.', 2)[2]]}.{kind}"] = array
+    return found | {"trf_blocks.0.att.mask": np.ones((24, 24), np.float32)}
+
+
+def openai(arrays: dict[str, Array]) -> dict[str, Array]:
+    found = {}
+    for name, array in arrays.items():
+        path = name.replace("h.", "h", 1) if name.startswith("h.") else name
+        module, _, kind = path.rpartition(".")
+        if module in ("wte", "wpe"):
+            found[f"model/{module}"] = array
+            continue
+        norm = module.endswith(("ln_1", "ln_2", "ln_f"))
+        last = "b" if kind == "bias" else "g" if norm else "w"
+        found[f"model/{module.replace('.', '/')}/{last}"] = array[None] if last == "w" else array
+    return found | {"model/wte/Adam": arrays["wte.weight"], "global_step": np.array(3, np.float32)}
+
+
+def llamacpp(arrays: dict[str, Array]) -> dict[str, Array]:
+    names = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"}
+    names |= {"ln_1": "attn_norm", "ln_2": "ffn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output"}
+    names |= {"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
+    found = {}
+    for name, array in transposed(arrays).items():
+        module, _, kind = name.rpartition(".")
+        prefix, module = (f"blk.{name.split('.')[1]}.", module.split(".", 2)[2]) if name[0] == "h" else ("", module)
+        found[f"{prefix}{names[module]}.{kind}"] = array
+    return found
+
+
+def llmc(arrays: dict[str, Array]) -> dict[str, Array]:
+    names = {"ln_1": "ln1", "attn.c_attn": "qkv", "attn.c_proj": "attproj", "ln_2": "ln2"}
+    names |= {"mlp.c_fc": "fc", "mlp.c_proj": "fcproj"}
+    flat = transposed(arrays)
+    found = {
+        "wte": flat["wte.weight"],
+        "wpe": flat["wpe.weight"],
+        "lnfw": flat["ln_f.weight"],
+        "lnfb": flat["ln_f.bias"],
+    }
+    for ours, theirs in names.items():
+        for kind in ("weight", "bias"):
+            found[theirs + kind[0]] = np.stack([flat[f"h.{i}.{ours}.{kind}"] for i in range(CONFIG.n_layer)])
+    return found
+
+
+NAMINGS: dict[str, Any] = {
+    "huggingface": huggingface,
+    "nanogpt": nanogpt,
+    "llms-from-scratch": llms_from_scratch,
+    "openai": openai,
+    "llama.cpp": llamacpp,
+    "llm.c": llmc,
+}
+
+
+def stored(path: Path, arrays: dict[str, Array]) -> Path:
+    safetensors.write(path, arrays)
+    return path
+
+
+@pytest.mark.parametrize("scheme", NAMINGS)
+def test_every_scheme_is_recognised_in_safetensors_and_gives_the_same_model(tmp_path: Path, scheme: str) -> None:
+    arrays = random_arrays(CONFIG, dtype="float32")
+    path = stored(tmp_path / "m.safetensors", NAMINGS[scheme](arrays))
+    tensors = naming.unwrapped(containers.read(path).tensors)
+    assert naming.choose(None, tensors, "it").name == scheme
+    for name_scheme in (None, scheme):
+        found = to_arrays(npgpt.load(path, n_head=3, name_scheme=name_scheme).parameters)
+        assert found.keys() == arrays.keys()
+        for name, array in found.items():
+            np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+
+
+@pytest.mark.parametrize("scheme", NAMINGS)
+def test_a_name_too_many_or_too_few_is_reported(tmp_path: Path, scheme: str) -> None:
+    arrays = NAMINGS[scheme](random_arrays(CONFIG, dtype="float32"))
+    for prefix in ("", "model/"):
+        path = stored(tmp_path / "m.safetensors", arrays | {f"{prefix}h.0.attn.rotary": np.ones(3, np.float32)})
+        if scheme == "openai" and not prefix:
+            continue  # what a training run keeps outside of model/ is none of the model
+        with pytest.raises(NpgptError, match=r"h\.0\.attn\.rotary is left over"):
+            npgpt.load(path, n_head=3)
+    lacking = {name: array for name, array in arrays.items() if "wpe" not in name and "pos" not in name}
+    if scheme != "llm.c":  # whose names are one set
+        with pytest.raises(NpgptError, match=r"lacks n_positions|wpe\.weight is missing|no GPT-2 that npgpt knows"):
+            npgpt.load(stored(tmp_path / "m.safetensors", lacking), n_head=3)
+
+
+def test_the_activation_travels_with_the_names(tmp_path: Path) -> None:
+    """nanoGPT's GELU is the erf form, minGPT's the tanh form; minGPT is known by an output head of its own."""
+    arrays = random_arrays(CONFIG, dtype="float32")
+    nano = nanogpt(arrays) | {"_orig_mod.lm_head.weight": arrays["wte.weight"]}
+    assert npgpt.load(stored(tmp_path / "a", nano), n_head=3).config.activation_function == "gelu"
+    mini = nanogpt(arrays) | {"_orig_mod.lm_head.weight": 2 * arrays["wte.weight"]}
+    model = npgpt.load(stored(tmp_path / "b", mini), n_head=3)
+    assert (model.config.activation_function, model.config.tie_word_embeddings) == ("gelu_new", False)
+    np.testing.assert_array_equal(model.parameters.lm_head.weight, 2 * arrays["wte.weight"])
+    assert npgpt.load(tmp_path / "b", n_head=3, name_scheme="nanogpt").config.activation_function == "gelu"
+    for scheme in ("huggingface", "llms-from-scratch", "openai", "llama.cpp", "llm.c"):
+        path = stored(tmp_path / "c", NAMINGS[scheme](arrays))
+        assert npgpt.load(path, n_head=3).config.activation_function == "gelu_new"
+
+
+def test_absent_biases_are_zeros_where_there_are_none_at_all(tmp_path: Path) -> None:
+    arrays = random_arrays(CONFIG, dtype="float32")
+    bare = {name: array for name, array in transposed(arrays).items() if not name.endswith("bias")}
+    parts = to_arrays(npgpt.load(stored(tmp_path / "a", bare), n_head=3).parameters)
+    for name, array in parts.items():
+        expected = np.zeros_like(arrays[name]) if name.endswith("bias") else arrays[name]
+        np.testing.assert_array_equal(array, expected, err_msg=name)
+        assert array.dtype == np.float32
+    some = bare | {"h.0.ln_1.bias": arrays["h.0.ln_1.bias"]}
+    with pytest.raises(NpgptError, match=r"h\.\*\.attn\.c_attn\.bias is missing \(in 2 blocks\)"):
+        npgpt.load(stored(tmp_path / "b", some), n_head=3)
+    book = {name: array for name, array in llms_from_scratch(arrays).items() if "W_" not in name or "weight" in name}
+    model = npgpt.load(stored(tmp_path / "c", book), n_head=3)
+    assert not model.parameters.h[0].attn.c_attn.bias.any()
+    np.testing.assert_array_equal(model.parameters.h[1].attn.c_proj.bias, arrays["h.1.attn.c_proj.bias"])
+    path = stored(tmp_path / "d", {name: a for name, a in arrays.items() if not name.endswith("c_attn.bias")})
+    with pytest.raises(NpgptError, match=r"c_attn\.bias is missing"):  # in Hugging Face's names a bias is never absent
+        npgpt.load(path, n_head=3)
+
+
+def test_gpt_model_fast_has_one_matrix_for_queries_keys_and_values(tmp_path: Path) -> None:
+    arrays = random_arrays(CONFIG, dtype="float32")
+    book = {name: array for name, array in llms_from_scratch(arrays).items() if "W_" not in name}
+    renamed = {
+        name.replace("out_proj", "proj").replace("scale", "weight").replace("shift", "bias"): array
+        for name, array in book.items()
+    }
+    for i in range(2):
+        renamed[f"trf_blocks.{i}.att.qkv.weight"] = np.ascontiguousarray(arrays[f"h.{i}.attn.c_attn.weight"].T)
+        renamed[f"trf_blocks.{i}.att.qkv.bias"] = arrays[f"h.{i}.attn.c_attn.bias"]
+    for name, array in to_arrays(npgpt.load(stored(tmp_path / "a", renamed), n_head=3).parameters).items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+
+
+def test_queries_keys_and_values_of_different_shapes(tmp_path: Path) -> None:
+    book = llms_from_scratch(random_arrays(CONFIG, dtype="float32"))
+    book["trf_blocks.0.att.W_key.weight"] = np.ones((7, 21), np.float32)
+    book["trf_blocks.0.att.W_value.weight"] = np.ones((35, 21), np.float32)  # together they would fit
+    with pytest.raises(NpgptError, match=r"W_query\.weight is \[21, 21\] and .*W_key\.weight \[7, 21\]"):
+        npgpt.load(stored(tmp_path / "a", book), n_head=3)
+
+
+def test_a_stack_where_openai_has_a_1(tmp_path: Path) -> None:
+    arrays = openai(random_arrays(CONFIG, dtype="float32"))
+    bare = {name: array[0] if name.endswith("/w") else array for name, array in arrays.items()}
+    assert npgpt.load(stored(tmp_path / "a", bare), n_head=3).config == CONFIG
+    arrays["model/h0/attn/c_attn/w"] = np.repeat(arrays["model/h0/attn/c_attn/w"], 2, axis=0)
+    with pytest.raises(NpgptError, match=r"c_attn\.weight is \[2, 21, 63\] and must be \[21, 63\]"):
+        npgpt.load(stored(tmp_path / "b", arrays), n_head=3)
+
+
+def test_wrappers_go_where_names_stay_apart() -> None:
+    tensors: dict[str, Any] = dict.fromkeys(
+        ("module._orig_mod.a", "h._orig_mod.b", "my_module.c", "d", "module.d", "module"), None
+    )
+    assert list(naming.unwrapped(tensors)) == ["a", "h.b", "my_module.c", "d", "module.d", "module"]
+
+
+def test_rules() -> None:
+    """The first rule counts, several rules make parts in the rules' order, the same rule twice leaves one over."""
+    rules = [Rule(r"drop\.\w+", None), Rule(r"q(\d)", r"qk\1", True), Rule(r"k(\d)", r"qk\1", True)]
+    rules.append(Rule(r"(?:p\.)?(w)", r"\1"))
+    assert translated(["k1", "q1", "drop.x", "w", "p.w", "strange"], rules) == {
+        "qk1": Source(("q1", "k1"), True),
+        "w": Source(("w",)),
+        "p.w": Source(("p.w",)),
+        "strange": Source(("strange",)),
+    }
+
+
+def test_no_scheme_fits_or_the_name_is_none(tmp_path: Path) -> None:
+    path = stored(tmp_path / "a", {"model.layers.0.self_attn.q_proj.weight": np.ones((2, 2), np.float32)})
+    with pytest.raises(NpgptError, match=r"is no GPT-2 that npgpt knows: it has model\.layers\.0\.self_attn\.q_proj"):
+        npgpt.load(path)
+    with pytest.raises(NpgptError, match="no naming scheme 'keras'; there are mingpt, nanogpt, huggingface"):
+        npgpt.load(path, name_scheme="keras")
+    safetensors.write(tmp_path / "empty", {})
+    with pytest.raises(NpgptError, match="it has no tensors at all"):
+        npgpt.load(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("scheme", ["huggingface", "nanogpt", "llms-from-scratch", "llama.cpp"])
+def test_a_head_of_its_own_is_kept_and_used(tmp_path: Path, scheme: str) -> None:
+    config = small(tie_word_embeddings=False)
+    arrays = random_arrays(config, dtype="float32")
+    model = npgpt.load(stored(tmp_path / "a", NAMINGS[scheme](arrays)), n_head=3)
+    assert model.config == config
+    np.testing.assert_array_equal(model.parameters.lm_head.weight, arrays["lm_head.weight"])
+
+
+def test_every_scheme_has_a_writer_here() -> None:
+    assert set(NAMINGS) | {"mingpt"} == {scheme.name for scheme in naming.SCHEMES}

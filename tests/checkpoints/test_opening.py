@@ -1,0 +1,258 @@
+"""What the files state of the configuration, gathered and cross-checked; which file of a folder is meant."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt import config as configuration
+from npgpt.checkpoints import containers, safetensors
+from npgpt.checkpoints.container import Container
+from npgpt.checkpoints.opening import CONVERTED, open_checkpoint, open_vocabulary
+from npgpt.checkpoints.tensor import Stated
+from npgpt.errors import NpgptError
+from npgpt.inspection import inspect
+from tests.checkpoints.test_naming import NAMINGS
+from tests.models import random_arrays, small
+
+CONFIG = small()
+NANOGPT_ARGS = {
+    "n_layer": 2,
+    "n_head": 3,
+    "n_embd": 21,
+    "block_size": 24,
+    "bias": True,
+    "vocab_size": 40,
+    "dropout": 0.0,
+}
+
+
+def put(folder: Path, scheme: str = "huggingface", **files: Any) -> Path:
+    """Weights, and JSON files by their stems."""
+    folder.mkdir(exist_ok=True)
+    safetensors.write(folder / "m.safetensors", NAMINGS[scheme](random_arrays(CONFIG, dtype="float32")))
+    for stem, content in files.items():
+        (folder / f"{stem}.json").write_text(json.dumps(content))
+    return folder / "m.safetensors"
+
+
+@pytest.fixture
+def within(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let a safetensors file state a configuration, as a training checkpoint, GGUF and llm.c do."""
+    read = containers.read
+
+    def state(fields: dict[str, Any]) -> None:
+        def stating(path: Path) -> Container:
+            found = read(path)
+            return Container(found.format, found.files, found.tensors, Stated(f"model_args in {path}", fields))
+
+        monkeypatch.setattr(containers, "read", stating)
+
+    return state
+
+
+def test_openais_hparams(tmp_path: Path) -> None:
+    hparams = {"n_vocab": 40, "n_ctx": 24, "n_embd": 21, "n_head": 3, "n_layer": 2}
+    assert npgpt.load(put(tmp_path / "m", "openai", hparams=hparams)).config == CONFIG
+
+
+def test_llms_from_scratchs_dictionary_beside_its_weights(tmp_path: Path) -> None:
+    book = {"vocab_size": 40, "context_length": 24, "emb_dim": 21, "n_heads": 3, "n_layers": 2, "drop_rate": 0.1}
+    path = put(tmp_path / "m", "llms-from-scratch", config=book | {"qkv_bias": True})
+    assert npgpt.load(path).config == CONFIG
+    (path.parent / "config.json").unlink()
+    with pytest.raises(NpgptError, match=r"states no n_head, and no shape tells it: give it \(--n-head N"):
+        npgpt.load(path)
+
+
+def test_a_contradiction_names_both_sources(tmp_path: Path, within: Any) -> None:
+    within(NANOGPT_ARGS | {"n_head": 7})
+    path = put(tmp_path / "m", "nanogpt", config={"n_head": 3})
+    with pytest.raises(NpgptError) as error:
+        npgpt.load(path)
+    beside = path.parent / "config.json"
+    assert str(error.value) == (
+        f"model_args in {path} says that n_head is 7, and {beside} that it is 3: correct or remove the wrong one"
+    )
+    assert npgpt.load(path, n_head=3).config.n_head == 3  # the argument settles it
+
+
+def test_config_json_and_hparams_json_too(tmp_path: Path) -> None:
+    path = put(tmp_path / "m", config={"n_head": 3, "n_ctx": 24}, hparams={"n_head": 3, "n_ctx": 25})
+    with pytest.raises(
+        NpgptError, match=r"config\.json says that n_positions is 24, and .*hparams\.json that it is 25"
+    ):
+        npgpt.load(path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("n_layer", 3), ("block_size", 25), ("vocab_size", 41), ("n_embd", 24)])
+def test_what_is_stated_and_the_shapes_are_told_together(tmp_path: Path, within: Any, key: str, value: int) -> None:
+    within(NANOGPT_ARGS | {key: value})
+    path = put(tmp_path / "m", "nanogpt")
+    with pytest.raises(NpgptError, match=r"m\.safetensors \(nanoGPT's names\) does not fit model_args in .*m\.safeten"):
+        npgpt.load(path)
+
+
+def test_nanogpts_arguments(tmp_path: Path, within: Any) -> None:
+    within(NANOGPT_ARGS)
+    checkpoint = open_checkpoint(put(tmp_path / "m", "nanogpt"))
+    assert checkpoint.config == small(activation_function="gelu")
+    assert checkpoint.description == "safetensors, nanoGPT's names"
+    assert checkpoint.unknown_keys == []
+
+
+def test_mingpts_arguments_mean_the_tanh_form(tmp_path: Path, within: Any) -> None:
+    within(NANOGPT_ARGS | {"embd_pdrop": 0.1, "model_type": None})
+    arrays = random_arrays(small(tie_word_embeddings=False), dtype="float32")
+    safetensors.write(tmp_path / "m", NAMINGS["nanogpt"](arrays))
+    assert open_checkpoint(tmp_path / "m").config == small(tie_word_embeddings=False)
+
+
+def test_an_inner_width_of_four_times_the_width_is_none_at_all(tmp_path: Path, within: Any) -> None:
+    """GGUF always states it, config.json only where it is another."""
+    within({"n_inner": 84, "n_embd": 21, "n_head": 3, "layer_norm_epsilon": 1e-5})
+    assert open_checkpoint(put(tmp_path / "m", config={"n_inner": None})).config == CONFIG
+
+
+def test_a_differing_head_where_a_configuration_ties_it(tmp_path: Path) -> None:
+    """transformers' configuration ties where it says nothing; in other programs' names nothing said means nothing."""
+    arrays = random_arrays(small(tie_word_embeddings=False), dtype="float32")
+    for scheme, fields in (("huggingface", {"n_head": 3}), ("llama.cpp", {"n_head": 3, "tie_word_embeddings": True})):
+        path = put(tmp_path / scheme, config=fields)
+        safetensors.write(path, NAMINGS[scheme](arrays))
+        with pytest.raises(NpgptError, match=r"lm_head\.weight differs from wte\.weight, but .*config\.json ties them"):
+            npgpt.load(path)
+    (tmp_path / "llama.cpp" / "config.json").write_text('{"n_head": 3}')
+    assert not npgpt.load(tmp_path / "llama.cpp").config.tie_word_embeddings
+
+
+def test_the_padded_vocabulary_keeps_its_rows_and_never_draws_them(tmp_path: Path) -> None:
+    """nanoGPT's 50304 rows, of which GPT-2's vocabulary knows 50257; the largest logits are on the padding."""
+    config = small(vocab_size=50304, n_embd=4, n_head=2, n_layer=1)
+    arrays = random_arrays(config, dtype="float32")
+    arrays["ln_f.bias"] = np.full(4, 3, np.float32)
+    arrays["wte.weight"][50257:] = 100
+    safetensors.write(tmp_path / "m", NAMINGS["nanogpt"](arrays))
+    npgpt.convert(tmp_path / "m", tmp_path / "out", n_head=2)
+    for model in (npgpt.load(tmp_path / "m", n_head=2), npgpt.load(tmp_path / "out")):
+        assert model.parameters.wte.weight.shape == (50304, 4)
+        assert int(model([5])[0, -1].argmax()) >= 50257
+        for temperature in (0.0, 3.0):
+            sampling = npgpt.Sampling(temperature=temperature)
+            steps = list(model.steps([5], max_tokens=20, sampling=sampling, seed=0, ignore_eos=True))
+            assert all(step.token_id is None or step.token_id < 50257 for step in steps)
+
+
+# --- which file ---
+
+
+def test_a_file_is_known_by_its_content_and_not_by_its_name(tmp_path: Path) -> None:
+    path = put(tmp_path / "m", config={"n_head": 3})
+    for name in ("weights.gguf", "pytorch_model.bin", "ckpt.pt", "model.ckpt.index", "noextension"):
+        renamed = path.rename(path.with_name(name))
+        assert npgpt.load(path.parent).config == CONFIG
+        assert open_checkpoint(renamed).description == CONVERTED
+        path = renamed
+
+
+def test_the_usual_names_come_first_and_several_others_are_asked_about(tmp_path: Path) -> None:
+    path = put(tmp_path / "m", config={"n_head": 3})
+    (tmp_path / "m" / "notes.txt").write_text("nothing")
+    (tmp_path / "m" / "empty").touch()
+    assert containers.find(path.parent) == path
+    (tmp_path / "m" / "b.safetensors").write_bytes(path.read_bytes())
+    with pytest.raises(NpgptError, match=r"has several checkpoints: b\.safetensors, m\.safetensors; say which"):
+        npgpt.load(tmp_path / "m")
+    (tmp_path / "m" / "pytorch_model.bin").write_bytes(path.read_bytes())
+    assert containers.find(path.parent) == path.parent / "pytorch_model.bin"
+    (tmp_path / "m" / "model.safetensors").write_bytes(path.read_bytes())
+    assert containers.find(path.parent) == path.parent / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty: 0 bytes"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer, not the file itself"),
+        (b"\x89HDF\r\n\x1a\n", "is HDF5"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "is torch.save's form from before 1.6"),
+        (b"\x80\x04\x95", "is a bare pickle"),
+        (b"\x1f\x8b\x08", "is compressed with gzip"),
+        (b"<!DOCTYPE html>", "is a web page"),
+        (b"abcdefghijkl", r"is no checkpoint that npgpt reads \(.*\): it begins with b'abcdefgh'"),
+        (b'{"a": 1}', "is JSON but no index of a checkpoint"),
+        (b"{", "is not valid JSON"),
+        (b"PK\x03\x04", "is no whole ZIP archive"),
+    ],
+)
+def test_files_that_are_no_checkpoint_are_told_what_they_are(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    for model in (path, tmp_path):
+        with pytest.raises(NpgptError, match=message) as error:
+            npgpt.load(model)
+        assert str(path) in str(error.value)
+    with pytest.raises(NpgptError, match=message):
+        open_vocabulary(path)
+
+
+# --- several files ---
+
+
+def put_shards(folder: Path) -> tuple[Path, dict[str, str]]:
+    """Two files and their index."""
+    folder.mkdir()
+    arrays = random_arrays(CONFIG, dtype="float32")
+    names = list(arrays)
+    parts = {"one.safetensors": names[:10], "two.safetensors": names[10:]}
+    for file, held in parts.items():
+        safetensors.write(folder / file, {name: arrays[name] for name in held})
+    weight_map = {name: file for file, held in parts.items() for name in held}
+    (folder / "config.json").write_text(json.dumps(configuration.to_dict(CONFIG)))
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    return index, weight_map
+
+
+def test_a_sharded_checkpoint_is_one_model(tmp_path: Path) -> None:
+    index, _ = put_shards(tmp_path / "m")
+    for path in (index, index.parent):
+        model = npgpt.load(path)
+        assert model.config == CONFIG
+        assert model.origin.endswith("safetensors in 2 files, Hugging Face's names")
+    arrays = random_arrays(CONFIG, dtype="float32")
+    np.testing.assert_array_equal(model.parameters.h[1].mlp.c_proj.weight, arrays["h.1.mlp.c_proj.weight"])
+    found = inspect(index)
+    assert [path.name for path in found.files] == ["model.safetensors.index.json", "one.safetensors", "two.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m | {"ln_f.bias": "three.safetensors"}, "says that ln_f.bias lies in 'three.safetensors', which is"),
+        (lambda m: m | {"ln_f.bias": "../one.safetensors"}, r"lies in '\.\./one\.safetensors', which is not beside it"),
+        (lambda m: m | {"ln_f.bias": ""}, "lies in '', which is not beside it"),
+        (lambda m: m | {"ln_f.bias": "one.safetensors"}, "says nothing of ln_f.bias, which two.safetensors holds"),
+        (lambda m: m | {"lm_head.weight": "two.safetensors"}, "lm_head.weight lies in two.safetensors, which does not"),
+        (lambda m: {k: v for k, v in m.items() if k != "ln_f.bias"}, "says nothing of ln_f.bias"),
+        (lambda m: m | {"ln_f.bias": 3}, "has no weight_map"),
+        (lambda m: m | {"ln_f.bias": "model.safetensors.index.json"}, "is no checkpoint that npgpt reads"),
+    ],
+)
+def test_an_index_and_files_that_do_not_agree(tmp_path: Path, change: Any, message: str) -> None:
+    index, weight_map = put_shards(tmp_path / "m")
+    index.write_text(json.dumps({"weight_map": change(weight_map)}))
+    with pytest.raises(NpgptError, match=message):
+        npgpt.load(index)
+
+
+def test_a_missing_shard_is_an_error_and_no_smaller_model(tmp_path: Path) -> None:
+    index, _ = put_shards(tmp_path / "m")
+    (tmp_path / "m" / "two.safetensors").unlink()
+    with pytest.raises(NpgptError, match=r"lies in 'two\.safetensors', which is not beside it"):
+        npgpt.load(index)

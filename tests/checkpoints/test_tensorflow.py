@@ -1,0 +1,164 @@
+"""TensorFlow's bundles: files that the real TensorFlow wrote (tests/fixtures/tensorflow), and damaged copies."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt.checkpoints import containers, tensorflow
+from npgpt.checkpoints.crc32c import crc32c
+from npgpt.errors import NpgptError
+from npgpt.parameters import to_arrays
+from tests.fixtures.tensorflow import make
+
+FIXTURES = Path(make.__file__).parent
+
+
+def canonical() -> dict[str, np.typing.NDArray[np.float32]]:
+    """What make.py handed to TensorFlow, under the canonical names."""
+    kinds = {"g": "weight", "b": "bias", "w": "weight", "wte": "wte.weight", "wpe": "wpe.weight"}
+    found = {}
+    for name, array in make.arrays().items():
+        *path, last = name.removeprefix("model/").split("/")
+        path = [f"h.{part[1:]}" if part[1:].isdigit() and part[0] == "h" else part for part in path]
+        found[".".join([*path, kinds[last]])] = array[0] if last == "w" else array
+    return found
+
+
+@pytest.mark.parametrize("fixture", ["saver", "training", "object_graph", "sharded"])
+def test_what_tensorflow_wrote_is_read_bit_for_bit(fixture: str) -> None:
+    model = npgpt.load(FIXTURES / fixture, n_head=3)
+    assert (model.config.n_layer, model.config.n_embd, model.config.vocab_size) == (2, 21, 40)
+    found, expected = to_arrays(model.parameters), canonical()
+    assert found.keys() == expected.keys()
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def test_half_precision() -> None:
+    tensors = containers.read(FIXTURES / "half" / "model.ckpt.index").tensors
+    for name, expected in make.halves().items():
+        np.testing.assert_array_equal(tensors[name].load(), np.asarray(expected, np.float32), err_msg=name)
+    assert {tensor.dtype for tensor in tensors.values()} == {"float16", "bfloat16", "float32"}
+
+
+def test_hparams_json_tells_the_heads(tmp_path: Path) -> None:
+    assert npgpt.load(FIXTURES / "saver").config.n_head == 3
+    with pytest.raises(NpgptError, match="states no n_head"):
+        npgpt.load(FIXTURES / "sharded")
+
+
+def test_a_prefix_an_index_and_the_latest_of_several(tmp_path: Path) -> None:
+    for prefix in ("a", "b"):
+        for part in ("index", "data-00000-of-00001"):
+            shutil.copy(FIXTURES / "saver" / f"model.ckpt.{part}", tmp_path / f"{prefix}.ckpt.{part}")
+    assert npgpt.finding.find(tmp_path / "a.ckpt").weights == tmp_path / "a.ckpt.index"
+    assert npgpt.finding.find(tmp_path / "a.ckpt.index").weights == tmp_path / "a.ckpt.index"
+    with pytest.raises(NpgptError, match=r"has several checkpoints: a\.ckpt\.index, b\.ckpt\.index; say which"):
+        npgpt.finding.find(tmp_path)
+    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/elsewhere/b.ckpt"\n')
+    assert npgpt.finding.find(tmp_path).weights == tmp_path / "b.ckpt.index"
+
+
+def test_a_variable_saved_in_parts_is_refused() -> None:
+    with pytest.raises(NpgptError, match=r"model\.ckpt\.index: model/wte is a variable that was saved in parts"):
+        containers.read(FIXTURES / "partitioned" / "model.ckpt.index")
+
+
+def copied(tmp_path: Path, fixture: str = "saver") -> tuple[Path, Path]:
+    """A copy's index and first data file."""
+    folder = tmp_path / fixture
+    shutil.copytree(FIXTURES / fixture, folder)
+    (index,) = folder.glob("*.index")
+    return index, next(iter(sorted(folder.glob("*.data-00000*"))))
+
+
+def test_a_missing_shard_is_named_with_the_tensor(tmp_path: Path) -> None:
+    index, _ = copied(tmp_path, "sharded")
+    index.with_name("model.ckpt.data-00001-of-00002").unlink()
+    with pytest.raises(NpgptError, match=r"model/h1/.* lies in model\.ckpt\.data-00001-of-00002, data file 2 of 2"):
+        npgpt.load(index, n_head=3)
+
+
+def test_a_data_file_cut_short_or_damaged(tmp_path: Path) -> None:
+    index, data = copied(tmp_path)
+    content = bytearray(data.read_bytes())
+    content[100] ^= 1
+    data.write_bytes(content)
+    with pytest.raises(NpgptError, match=r"data-00000-of-00001: model/\S+ is damaged: its checksum is"):
+        npgpt.load(index)
+    data.write_bytes(content[:-1])
+    with pytest.raises(NpgptError, match=r"data-00000-of-00001 is cut short: model/\S+ ends at byte 50064"):
+        npgpt.load(index)
+
+
+def test_an_index_with_a_bad_checksum(tmp_path: Path) -> None:
+    index, _ = copied(tmp_path)
+    content = bytearray(index.read_bytes())
+    content[40] ^= 1
+    index.write_bytes(content)
+    with pytest.raises(NpgptError, match=r"model\.ckpt\.index is damaged: the block at 0 has the checksum"):
+        npgpt.load(index)
+
+
+def test_a_compressed_index(tmp_path: Path) -> None:
+    """The kind of compression is under the checksum, so that has to be right for it to be believed."""
+    index, _ = copied(tmp_path)
+    content = bytearray(index.read_bytes())
+    size = next(n for n in range(1, len(content)) if _trailer(content, n) == bytes(content[n : n + 5]))
+    content[size] = 1
+    content[size : size + 5] = _trailer(content, size, kind=1)
+    index.write_bytes(content)
+    with pytest.raises(NpgptError, match=rf"is compressed \(kind 1 at byte {size}\)"):
+        npgpt.load(index)
+
+
+def _trailer(content: bytearray, size: int, kind: int = 0) -> bytes:
+    crc = crc32c(np.frombuffer(bytes(content[:size]) + bytes([kind]), np.uint8))
+    return bytes([kind]) + struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def test_tensorflows_older_form_is_told_apart(tmp_path: Path) -> None:
+    """Saver V1's single file is such a table too; its entry "" is another message, whose first field is no number."""
+    body = b"\x00\x00\x02" + b"\x0a\x00" + struct.pack("<II", 0, 1)
+    block = body + _trailer(bytearray(body), len(body))
+    handle = bytes([0, len(body)])
+    index = b"\x00\x01\x02" + b"z" + handle + struct.pack("<II", 0, 1)
+    index_block = index + _trailer(bytearray(index), len(index))
+    footer = bytes([0, len(body), len(block), len(index)]).ljust(40, b"\0") + tensorflow.MAGIC
+    (tmp_path / "v1.ckpt").write_bytes(block + index_block + footer)
+    with pytest.raises(NpgptError, match="is no index of TensorFlow's V2 checkpoints"):
+        containers.read(tmp_path / "v1.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", 0),
+        (b"123456789", 0xE3069283),
+        (bytes(32), 0x8A9136AA),
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+    ],
+)
+def test_crc32c_has_the_published_values(data: bytes, expected: int) -> None:
+    """RFC 3720, B.4, and the check value of the catalogue of CRCs."""
+    assert crc32c(np.frombuffer(data, np.uint8)) == expected
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 511, 1000, 4096, 70001])
+def test_crc32c_of_many_lengths_against_the_definition(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    register = 0xFFFFFFFF
+    for byte in data.tolist():
+        register ^= byte
+        for _ in range(8):
+            register = (register >> 1) ^ (0x82F63B78 * (register & 1))
+    assert crc32c(data) == register ^ 0xFFFFFFFF
+    monkeypatch.setattr("npgpt.checkpoints.crc32c.CHUNK", 300)  # joined from many chunks
+    assert crc32c(data) == register ^ 0xFFFFFFFF
