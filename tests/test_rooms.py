@@ -50,8 +50,14 @@ def test_nobody_imports_the_command_line_and_checkpoints_know_no_forward_pass() 
 
 def test_only_numpy_and_tiktoken_at_run_time() -> None:
     standard = set(sys.stdlib_module_names)
-    foreign = {name for path in ROOMS.rglob("*.py") for name in imports(path) if not name.startswith(".")} - standard
-    assert foreign == {"numpy", "tiktoken"}
+    for path in ROOMS.rglob("*.py"):
+        foreign = {name for name in imports(path) if not name.startswith(".")} - standard - {"numpy", "tiktoken"}
+        assert foreign == ({"huggingface_hub"} if path.name == "hub.py" else set()), path
+
+
+def test_extras_are_imported_when_they_are_used() -> None:
+    code = "import sys, npgpt.hub, npgpt.cli.download; assert 'huggingface_hub' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_importing_npgpt_and_its_help_does_not_import_numpy() -> None:

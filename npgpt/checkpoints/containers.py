@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,8 @@ def read(path: Path) -> Container:
         return reader(path)
     if sharded.recognises(head, tail):
         return sharded.read(path, read_one)
+    if re.search(r"\.data-\d+-of-\d+$", path.name) or path.name.endswith(".ckpt.meta"):
+        raise NpgptError(f"{path} is a part of a TensorFlow checkpoint: give its .index file, or the folder")
     raise NpgptError(f"{path} is {_described(head)}")
 
 

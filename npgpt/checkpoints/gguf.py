@@ -111,12 +111,16 @@ def read(path: Path) -> Container:
             raise NpgptError(f"{path}: the key {key:.80} stands twice")
         keys[key] = cursor.value(cursor.number("I"))
     architecture = keys.get("general.architecture")
-    if architecture != "gpt2":
+    if not isinstance(architecture, str) or architecture != "gpt2":
         raise NpgptError(f"{path}: general.architecture is {architecture!r:.80}, and npgpt runs 'gpt2' alone")
+    if several := [key for key in (*CONFIG, "split.count") if isinstance(keys.get(key), (list, np.ndarray))]:
+        raise NpgptError(f"{path}: {several[0]} is a list, and a GPT-2 has one number there")
+    if keys.get("split.count", 1) != 1:
+        raise NpgptError(f"{path} is one of several parts: join them with llama-gguf-split --merge")
     tensors = _tensors(cursor, n_tensors, keys.get("general.alignment", 32))
     fields = {name: keys[key] for key, name in CONFIG.items() if key in keys}
-    vocabulary = None
-    if keys.get("tokenizer.ggml.model") == "gpt2" and TOKENS in keys and MERGES in keys:
+    model, vocabulary = keys.get("tokenizer.ggml.model"), None
+    if isinstance(model, str) and model == "gpt2" and TOKENS in keys and MERGES in keys:
         vocabulary = lambda: _vocabulary(path, keys)  # noqa: E731
     return Container("GGUF", (path,), tensors, Stated(f"the keys of {path}", fields), vocabulary)
 
@@ -159,7 +163,7 @@ def _vocabulary(path: Path, keys: Mapping[str, Any]) -> dict[str, bytes]:
     tokens, merges = keys[TOKENS], keys[MERGES]
     if not isinstance(tokens, list) or not isinstance(merges, list) or not all(isinstance(t, str) for t in tokens):
         raise NpgptError(f"{path}: {TOKENS} and {MERGES} must be lists of texts")
-    types = list(keys.get(TOKEN_TYPES, ()))
+    types = keys[TOKEN_TYPES].tolist() if isinstance(keys.get(TOKEN_TYPES), np.ndarray) else []
     ids = {token: number for number, token in enumerate(tokens) if types[number : number + 1] != [UNUSED]}
     text = "\n".join(["#version: 0.2", *map(str, merges), ""])
     return {"vocab.json": json.dumps(ids, ensure_ascii=False).encode(), "merges.txt": text.encode()}

@@ -21,7 +21,7 @@ from . import containers, naming
 from .container import Container
 from .naming import huggingface
 from .naming.scheme import Scheme, Source
-from .tensor import Stated, Tensor, load
+from .tensor import Stated, Tensor, load, same_bits
 
 CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's and OpenAI's, beside the weights
 
@@ -91,7 +91,7 @@ def open_checkpoint(
         fields = {key: value for key, value in stated.items() if key in _FIELDS}
         config = _complete({**scheme.assumes, **fields}, shapes, n_head, source)
     if shapes.get("lm_head.weight") == shapes.get("wte.weight") == (config.vocab_size, config.n_embd):
-        same = _same(sources, tensors, "lm_head.weight", "wte.weight")
+        same = same_bits(*(tensors[sources[name].parts[0]] for name in ("lm_head.weight", "wte.weight")))
         ties = given or "tie_word_embeddings" in stated or (scheme.ties and bool(statements))
         if config.tie_word_embeddings and ties and not same:
             raise NpgptError(
@@ -231,11 +231,6 @@ def _sizes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     if n_layer := parameters.count_blocks(shapes):
         sizes["n_layer"] = n_layer
     return {key: size for key, size in sizes.items() if size}
-
-
-def _same(sources: Mapping[str, Source], tensors: Mapping[str, Tensor], one: str, other: str) -> bool:
-    (first, dtype), (second, other_dtype) = sources[one].stored(tensors), sources[other].stored(tensors)
-    return dtype == other_dtype and np.array_equal(first.view(np.uint8), second.view(np.uint8))
 
 
 def _check_size(path: Path, container: Container, sources: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,10 @@ from typing import Any
 
 from ..errors import NpgptError
 
-MOST_STEPS = 2_000_000  # instructions; one makes one object at most, so this bounds memory
+MOST_STEPS = 1_000_000  # instructions; one makes one object at most, so this bounds memory
+MOST_ARGUMENTS = 16  # of a call; a long tuple of them, handed over again and again, would be copied as often
+LARGEST = 2**256  # a number; one of thousands of digits cannot even be printed
+LARGEST_KEY = 2**60  # a number that is a key; hashes of larger ones coincide at will, and one search would take long
 PLAIN = (str, int, float, bytes, bool, type(None))  # what may be a key: the hash of a tuple would recurse
 
 # Instructions whose argument is the value itself.
@@ -24,6 +27,9 @@ VALUES = frozenset(
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 NO_EFFECT = frozenset(("PROTO", "FRAME"))
+
+
+OPAQUE = object()  # a value that nothing is made of
 
 
 class Global:
@@ -81,8 +87,8 @@ def read(
         if type(target) is not dict or len(items) % 2:
             raise ValueError("items belong into a dictionary, in pairs")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, PLAIN):
-                raise ValueError("a key is neither text nor a number")
+            if not isinstance(key, PLAIN) or (isinstance(key, int) and abs(key) >= LARGEST_KEY):
+                raise ValueError("a key is neither text nor a number of usual size")
             target[key] = value
         stack.append(target)
 
@@ -95,6 +101,8 @@ def read(
 
     def step(op: str, argument: Any) -> None:
         if op in VALUES:
+            if isinstance(argument, int) and abs(argument) >= LARGEST:
+                raise ValueError("a number has more than 256 bits")
             stack.append(argument)
         elif op in CONSTANTS:
             stack.append(CONSTANTS[op])
@@ -120,7 +128,10 @@ def read(
             extend(pop(1) if op == "APPEND" else pop_to_mark())
         elif op in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             (value,) = pop(1)
-            memo[len(memo) if op == "MEMOIZE" else argument] = value
+            place = len(memo) if op == "MEMOIZE" else argument
+            if not 0 <= place < 2**32:
+                raise ValueError("a value is kept under a number that is none of pickle's own")
+            memo[place] = value
             stack.append(value)
         elif op in ("GET", "BINGET", "LONG_BINGET"):
             stack.append(memo[argument])
@@ -137,10 +148,12 @@ def read(
             function, arguments = pop(2)
             if not isinstance(function, Global) or not isinstance(arguments, tuple):
                 raise ValueError("what is called is no function")
+            if len(arguments) > MOST_ARGUMENTS:
+                raise ValueError(f"{function.name} is called with {len(arguments)} arguments")
             stack.append(calls[function.name](*arguments))
         elif op == "BUILD":
             target, _ = pop(2)  # attributes, such as a state dict's _metadata: nothing that npgpt needs
-            if type(target) is not dict:
+            if type(target) is not dict and target is not OPAQUE:
                 raise ValueError("attributes of what has none")
             stack.append(target)
         elif op == "INST":

@@ -83,7 +83,15 @@ def _header(path: Path, data: mmap.mmap, size: int) -> dict[str, Tensor]:
         expected = end
     if expected != size:
         raise NpgptError(f"{path} is cut short or overlong: its tensors end at byte {expected}, the file at {size}")
-    return tensors
+    return tensors | aliases(metadata, tensors)
+
+
+def aliases(metadata: Mapping[str, object], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by their other names: of those that share memory, as a tied head and wte do, safetensors' save_model
+    keeps one and notes {"the other": "the one"} in the metadata.
+    """
+    pairs = ((name, stored) for name, stored in metadata.items() if isinstance(stored, str))
+    return {name: tensors[stored] for name, stored in pairs if stored in tensors and name not in tensors}
 
 
 def _entry(path: Path, name: str, entry: object, data_start: int) -> tuple[str, Shape, int, int]:

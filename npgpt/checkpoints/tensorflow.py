@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import mmap
+import os
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -26,6 +27,7 @@ from .tensor import FLOATS, Tensor, check_shape, itemsize, map_file
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 FOOTER = 48
 LARGEST_INDEX, LONGEST_KEY = 2**22, 512  # bytes; gpt2-xl's index takes 20 KB
+MOST_ENTRIES = 20_000  # gpt2-xl, with Adam's slots, has 1742
 # core/framework/types.proto, DataType
 TYPES = {1: "float32", 2: "float64", 3: "int32", 4: "uint8", 6: "int8", 7: "string", 9: "int64", 10: "bool"}
 TYPES |= {14: "bfloat16", 19: "float16"}
@@ -66,7 +68,7 @@ def read(path: Path) -> Container:
         if 7 in entry:
             raise NpgptError(f"{path}: {name} is a variable that was saved in parts (partitioned): save it whole")
         file = path.with_name(f"{stem}.data-{shard:05d}-of-{n_shards:05d}")
-        if shard >= n_shards or not file.is_file():
+        if shard >= n_shards or not os.path.isfile(file):
             raise NpgptError(f"{path}: {name} lies in {file.name}, data file {shard + 1} of {n_shards}: it is not here")
         if file not in shards:
             shards[file] = map_file(file)
@@ -104,12 +106,18 @@ def _entries(path: Path, index: bytes) -> Iterator[tuple[bytes, bytes]]:
         number, at = _varint(path, footer, at)
         handle.append(number)
     last: bytes | None = None
+    count = end = 0
     for _, value in _block(path, index, *handle[2:]):
         offset, at = _varint(path, value, 0)
         size, _ = _varint(path, value, at)
+        if offset < end:
+            raise NpgptError(f"{path} is malformed: the block at {offset} begins within the one that ends at {end}")
+        end = offset + size
         for key, entry in _block(path, index, offset, size):
-            if last is not None and key <= last:
-                raise NpgptError(f"{path} is malformed: its keys are not in order at {key!r:.80}")
+            count += 1
+            if (last is not None and key <= last) or count > MOST_ENTRIES:
+                fault = "not in order" if count <= MOST_ENTRIES else f"more than {MOST_ENTRIES}"
+                raise NpgptError(f"{path} is malformed: its keys are {fault} at {key!r:.80}")
             last = key
             yield key, entry
 

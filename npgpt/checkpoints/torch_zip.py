@@ -8,11 +8,12 @@ pickles.py, which runs nothing; storages are mapped, so that what is not used, a
 
 from __future__ import annotations
 
+import functools
 import mmap
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from ..errors import NpgptError
 from ..parameters import Shape
 from . import pickles
 from .container import Container
-from .tensor import Stated, Tensor, check_shape, map_file
+from .tensor import LONGEST_SHAPE, Stated, Tensor, check_shape, map_file
 
 LARGEST_PICKLE = 2**24  # bytes; GPT-2's is 60 KB, with an optimizer's state 200 KB
 STORAGES = {
@@ -79,8 +80,9 @@ def read(path: Path) -> Container:
     that asks for more than tensors and plain values.
     """
     data = map_file(path)
-    members = _members(path, data)
-    stem = _stem(path, members)
+    entries = _directory(path)
+    stem = _stem(path, [entry.filename for entry in entries])
+    members = _members(path, data, entries)
     program = members[f"{stem}/data.pkl"]
     if program.size > LARGEST_PICKLE:
         raise NpgptError(f"{path}: its data.pkl takes {program.size} bytes, above {LARGEST_PICKLE}")
@@ -93,6 +95,12 @@ def read(path: Path) -> Container:
         _contents(path, f"{stem}/data.pkl", data, program, LARGEST_PICKLE), source, CALLS, NAMES, _storage
     )
     views, stated = _weights_and_configuration(path, value)
+    verified: set[str] = set()  # members, each once, however many tensors lie in it
+
+    def verify(name: str) -> None:
+        if name not in verified:
+            _verify(path, name, data, members[name])
+            verified.add(name)
 
     def tensor(name: str, view: View) -> Tensor:
         """The view with its place in the file, checked against the member that is its storage."""
@@ -123,7 +131,7 @@ def read(path: Path) -> Container:
             begin,
             strides=view.strides,
             big_endian=byteorder == b"big",
-            verify=lambda: _verify(path, member_name, data, member),
+            verify=functools.partial(verify, member_name),
         )
 
     return Container("torch zip", (path,), {name: tensor(name, view) for name, view in views.items()}, stated)
@@ -133,7 +141,7 @@ ITEM_SIZES = dict(STORAGES.values())
 
 
 def _whole(*numbers: object) -> bool:
-    return all(type(number) is int and 0 <= number < 2**62 for number in numbers)
+    return all(type(number) is int and 0 <= number < 2**59 for number in numbers)  # in bytes, still a C long
 
 
 def _storage(persistent_id: object) -> Storage:
@@ -144,11 +152,22 @@ def _storage(persistent_id: object) -> Storage:
     raise ValueError("a persistent id is no storage")
 
 
-def _tensor(storage: object, offset: object, shape: object, strides: object, *_: object) -> View:
-    """torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks, metadata)."""
+def _tensor(
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    gradient: object = None,
+    hooks: object = None,
+    metadata: object = None,
+) -> View:
+    """torch._utils._rebuild_tensor_v2; metadata says that the values are to be negated or conjugated when read."""
+    if metadata:
+        raise ValueError("a tensor is kept negated or conjugated: save tensor.resolve_neg()")
     match storage, offset, shape, strides:
-        case Storage(), int(), tuple(), tuple() if len(shape) == len(strides) and _whole(offset, *shape, *strides):
-            return View(storage, offset, shape, strides)
+        case Storage(), int(), tuple(), tuple() if len(shape) == len(strides) <= LONGEST_SHAPE:
+            if _whole(offset, *shape, *strides):
+                return View(storage, offset, shape, strides)
     raise ValueError("a tensor's storage, offset, size or stride is malformed")
 
 
@@ -170,16 +189,25 @@ CALLS: Mapping[str, Callable[..., object]] = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch.Size": lambda sizes: sizes,
     "torch.device": lambda *names: names,
+    # what a training loop keeps beside the weights, a loss of NumPy's for one: read over
+    **dict.fromkeys(
+        ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype", "_codecs.encode"),
+        lambda *_: pickles.OPAQUE,
+    ),
 }
-NAMES = {f"torch.{name}": dtype for name, (dtype, _) in STORAGES.items()}
+DTYPES = ("float16", "bfloat16", "float32", "float64", "int64", "int32", "bool")
+NAMES = {f"torch.{name}": dtype for name, (dtype, _) in STORAGES.items()} | {f"torch.{name}": name for name in DTYPES}
 
 
 def _weights_and_configuration(path: Path, value: object) -> tuple[dict[str, View], Stated | None]:
     """A bare state dict, or the one of a training checkpoint with the configuration that lies beside it there."""
     if not isinstance(value, dict):
-        raise NpgptError(f"{path} holds a {type(value).__name__}, not a state dict or a dictionary with one")
+        kind = "tensor" if isinstance(value, View) else type(value).__name__
+        raise NpgptError(f"{path} holds a {kind}, not a state dict or a dictionary with one")
     dictionaries = {key: item for key, item in value.items() if isinstance(item, dict)}
-    states = {key: found for key, item in dictionaries.items() if (found := _views(item)) and len(found) == len(item)}
+    distinct = {id(item): item for item in dictionaries.values()}  # one that stands under many keys is read once
+    held = {key: found for key, item in distinct.items() if (found := _views(item)) and len(found) == len(item)}
+    states = {key: held[id(item)] for key, item in dictionaries.items() if id(item) in held}
     views = _views(value)  # the weights themselves, or no more than a loss
     if known := [key for key in WEIGHTS_KEYS if key in states]:
         views = states[known[0]]
@@ -202,11 +230,11 @@ def _views(mapping: Mapping[Any, Any]) -> dict[str, View]:
     return {key: item for key, item in mapping.items() if isinstance(key, str) and isinstance(item, View)}
 
 
-def _stem(path: Path, members: Mapping[str, Member]) -> str:
+def _stem(path: Path, members: Sequence[str]) -> str:
     """The folder in the archive that has the pickle."""
     stems = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
     if len(stems) != 1:
-        held = ", ".join(list(members)[:4])
+        held = ", ".join(members[:4])
         raise NpgptError(
             f"{path} is a ZIP but no checkpoint of torch.save: it has {len(stems)} data.pkl, and holds {held:.200}"
         )
@@ -215,16 +243,17 @@ def _stem(path: Path, members: Mapping[str, Member]) -> str:
     return stems[0]
 
 
-def _members(path: Path, data: mmap.mmap) -> dict[str, Member]:
-    """The archive's directory, with each member's place: stored as it is, within the file, none twice, none in another.
-
-    zipfile reads the directory; members are read in place.
-    """
+def _directory(path: Path) -> list[zipfile.ZipInfo]:
+    """The archive's directory, which zipfile reads; members are read in place."""
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
+            return archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, EOFError, OSError) as error:
         raise NpgptError(f"{path} is no whole ZIP archive, perhaps cut short: {error}") from None
+
+
+def _members(path: Path, data: mmap.mmap, entries: Iterable[zipfile.ZipInfo]) -> dict[str, Member]:
+    """Each member's place: stored as it is, within the file, none twice, none in another."""
     members: dict[str, Member] = {}
     end, last = 0, ""
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
@@ -237,7 +266,10 @@ def _members(path: Path, data: mmap.mmap) -> dict[str, Member]:
         header = data[start : start + 30]
         if start < 0 or len(header) < 30 or header[:4] != b"PK\x03\x04":
             raise NpgptError(f"{path}: {name:.200} has no header at byte {start}")
-        begin = start + 30 + sum(struct.unpack("<HH", header[26:30]))
+        length, more = struct.unpack("<HH", header[26:30])
+        begin = start + 30 + length + more
+        if data[start + 30 : start + 30 + length] != _encoded(entry):
+            raise NpgptError(f"{path}: {name:.200} should begin at byte {start}, where another member does")
         if start < end:
             raise NpgptError(f"{path}: {name:.200} begins within {last:.200}, at byte {start}")
         end, last = begin + entry.file_size, name
@@ -248,6 +280,11 @@ def _members(path: Path, data: mmap.mmap) -> dict[str, Member]:
             )
         members[name] = Member(begin, entry.file_size, entry.CRC)
     return members
+
+
+def _encoded(entry: zipfile.ZipInfo) -> bytes:
+    """Its name as it stands in the file; a bit tells which encoding zipfile took."""
+    return entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
 
 
 def _contents(path: Path, name: str, data: mmap.mmap, member: Member, longest: int) -> bytes:

@@ -162,3 +162,8 @@ def test_crc32c_of_many_lengths_against_the_definition(size: int, monkeypatch: p
     assert crc32c(data) == register ^ 0xFFFFFFFF
     monkeypatch.setattr("npgpt.checkpoints.crc32c.CHUNK", 300)  # joined from many chunks
     assert crc32c(data) == register ^ 0xFFFFFFFF
+
+
+def test_a_data_file_sends_to_its_index() -> None:
+    with pytest.raises(NpgptError, match=r"is a part of a TensorFlow checkpoint: give its \.index file"):
+        npgpt.load(FIXTURES / "saver" / "model.ckpt.data-00000-of-00001")

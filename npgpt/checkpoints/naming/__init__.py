@@ -20,11 +20,12 @@ SCHEMES: tuple[Scheme, ...] = (
     llamacpp.SCHEME,
     llmc.SCHEME,
 )
-WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module)\.")  # torch.compile's and DistributedDataParallel's
+# torch.compile's, DistributedDataParallel's, Lightning's
+WRAPPERS = re.compile(r"^(?:(?:_orig_mod|module|model)\.)+|(?<=\.)(?:_orig_mod|module)\.")
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same without what torch.compile and DistributedDataParallel put into names, where that leaves them apart."""
+    """The same without what wrapping a module puts into its names, where that leaves them apart."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         bare = WRAPPERS.sub("", name)
@@ -45,7 +46,7 @@ def choose(name: str | None, tensors: Mapping[str, Tensor], source: str) -> Sche
         return scheme
     scheme = next((scheme for scheme in SCHEMES if scheme.recognises(tensors)), None)
     if scheme is None:
-        names = ", ".join(list(tensors)[:3]) or "no tensors at all"
+        names = ", ".join([tensor.name for tensor in tensors.values()][:3]) or "no tensors at all"
         known = ", ".join(scheme.title for scheme in SCHEMES)
         raise NpgptError(f"{source} is no GPT-2 that npgpt knows: it has {names:.300}, …, and known are {known}")
     return scheme

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from ..tensor import Tensor
+from ..tensor import Tensor, same_bits
 from .huggingface import C_ATTN, RULES
 from .scheme import Rule, Scheme, Source, translated, with_absent_biases
 
@@ -34,7 +32,7 @@ def recognises_mingpt(tensors: Mapping[str, Tensor]) -> bool:
     head, wte = named.get("lm_head.weight"), named.get("wte.weight")
     if not _out_in(tensors) or "ln_f.bias" not in named or head is None or wte is None:
         return False
-    return head.shape != wte.shape or not np.array_equal(head.stored(), wte.stored())
+    return not same_bits(head, wte)
 
 
 NANOGPT = Scheme("nanogpt", "nanoGPT's names", _out_in, translate, {"activation_function": "gelu"})

@@ -1,0 +1,244 @@
+"""A model of the Hugging Face hub into the user's cache, where npgpt.finding looks; the one room that needs a network.
+
+The transfer, its retries and its progress bars are huggingface_hub's (extra hub); here it is told what to fetch, and
+what went wrong is told in one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import warnings
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .config import read_fields
+from .errors import NpgptError
+from .finding import EMBEDDED, ORGANISATIONS, hub_cache
+from .strict_json import read_object
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+CONFIG = "config.json"
+VOCABULARY = (
+    *("vocab.tiktoken", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe", "tokenizer.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
+WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))  # in the order of preference
+WEIGHTS_LIKE = (".safetensors", ".bin", ".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".pt", ".pth", ".ckpt", ".tflite")
+
+IN_CACHE = "a model that is in the cache is used without downloading"
+UNREACHABLE = f"no connection to the hub at {{hub}} ({{detail}}): try again with one; {IN_CACHE}"
+LOG_IN = "log in with `hf auth login`"
+REFUSED = f"the hub at {{hub}} refuses {{what}} of {{repository}} ({{status}}): {LOG_IN}, or correct HF_TOKEN"
+BUSY = "the hub at {hub} answers {status} to {what} of {repository}: try again later, or correct HF_ENDPOINT"
+MISTAKEN = "{what} of {repository} cannot be fetched ({detail}): correct HF_ENDPOINT or HF_TOKEN"
+BROKEN = "{what} of {repository} did not arrive ({detail}): run the same command again, files that are whole are kept"
+UNWRITTEN = "{what} of {repository} cannot be written into {cache} ({detail}): make room, or set HF_HOME elsewhere"
+# The library's exceptions by name, for they moved between its versions and HTTP clients; the first that fits is told.
+MESSAGES = {
+    "GatedRepoError": f"{{repository}} is gated: accept its terms at {{hub}}/{{repository}}, then {LOG_IN}",
+    "DisabledRepoError": "{repository} is disabled: see {hub}/{repository}",
+    "RepositoryNotFoundError": f"the hub at {{hub}} has no model {{repository}}, or it is private: look the name up "
+    f"at {{hub}}/models, or {LOG_IN}",
+    "RevisionNotFoundError": "{repository} has no revision {revision}: see {hub}/{repository}/commits/main",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set and {repository} is not in the cache: "
+    f"unset it to download; {IN_CACHE}",
+    **dict.fromkeys(("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"), UNREACHABLE),
+    "ConnectionError": UNREACHABLE,  # requests', with huggingface_hub before 1.0
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A repository's files in the cache, by name with their sizes in bytes.
+
+    new counts those that were not there before; asked is False where the hub could not be asked what is newest.
+    """
+
+    repository: str
+    folder: Path
+    sizes: dict[str, int]
+    new: int
+    asked: bool
+
+
+def download(name: str, revision: str | None = None) -> Path:
+    """The folder in the cache that holds the model, as fetch brings it there."""
+    return fetch(name, revision).folder
+
+
+def fetch(name: str, revision: str | None = None) -> Snapshot:
+    """Bring a model's configuration, vocabulary and weights into the cache, all of one commit, the weights last.
+
+    name is a published one or org/name; revision a branch, tag or commit (None: main). Where the hub cannot be asked,
+    a model that the cache holds is taken as it is. Raises NpgptError for whatever goes wrong.
+    """
+    repository = repository_name(name)
+    if revision is not None and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", revision, re.ASCII):
+        raise NpgptError(f"a revision is a branch, a tag or a commit, not {revision!r:.200}")
+    place = hub_cache() / f"models--{repository.replace('/', '--')}"
+    with _library():
+        from huggingface_hub import HfApi, constants, hf_hub_download
+
+        try:
+            patience = constants.HF_HUB_ETAG_TIMEOUT  # seconds; by itself model_info waits without end
+            info = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=patience)
+        except Exception as error:
+            held = _held(place, repository, revision) if _no_answer(error) else None
+            if held is None:
+                raise _explained(error, "the list of files", repository, revision) from None
+            return held
+        if info.sha is None:
+            raise NpgptError(f"the hub at {constants.ENDPOINT} names no commit of {repository}")
+        listed = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        folder, sizes, new = place / "snapshots" / info.sha, {}, 0
+        for file in choose(listed, repository):
+            known = (folder / file).exists()
+            try:
+                path = Path(hf_hub_download(repository, file, revision=info.sha, cache_dir=hub_cache()))
+            except Exception as error:
+                raise _explained(error, file, repository, revision) from None
+            if not known:
+                _check(path, listed[file])
+            if file == CONFIG:
+                source = f"{CONFIG} of {repository}"
+                read_fields(read_object(path.read_bytes(), source), source)
+            sizes[file], new = path.stat().st_size, new + (not known)
+        with contextlib.suppress(OSError):  # a cache that is only to be read, with all that is wanted in it
+            _write_ref(place, revision, info.sha)
+        return Snapshot(repository, folder, sizes, new, asked=True)
+
+
+def repository_name(name: str) -> str:
+    """The repository of a published name, or org/name itself. Raises NpgptError for what can be neither."""
+    if name in ORGANISATIONS:
+        return ORGANISATIONS[name]
+    if name == EMBEDDED:
+        raise NpgptError(f"{name} comes with npgpt, there is nothing to download")
+    part = r"\w(?:[\w.-]{0,94}\w)?"  # the hub's rules, here and below
+    if not re.fullmatch(f"{part}/{part}", name, re.ASCII) or re.search(r"--|\.\.|\.git$", name):
+        raise NpgptError(f"{name!r:.200} is no model to download: names are {', '.join(ORGANISATIONS)}, or org/name")
+    return name
+
+
+def choose(names: Collection[str], repository: str) -> list[str]:
+    """What is fetched of a repository's files: the weights last, and an index after all its shards.
+
+    Raises NpgptError where there are no weights that npgpt reads.
+    """
+    wanted = [name for name in (CONFIG, *VOCABULARY) if name in names]
+    for stem, suffix in WEIGHTS:
+        whole, index = f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"
+        shards = sorted(name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name, re.ASCII))
+        if whole in names:
+            return [*wanted, whole]
+        if index in names and shards and shards[-1].endswith(f"-of-{len(shards):05}.{suffix}"):
+            return [*wanted, *shards, index]
+    others = sorted(name for name in names if name.endswith(WEIGHTS_LIKE))
+    more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+    found = f"only {', '.join(others[:5])}{more}" if others else "and nothing like it"
+    raise NpgptError(f"{repository} has no model.safetensors or pytorch_model.bin, whole or in shards, {found}")
+
+
+@contextlib.contextmanager
+def _library() -> Iterator[None]:
+    """huggingface_hub without its log lines and warnings. Raises NpgptError where it is not installed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with contextlib.redirect_stdout(None):  # on which it prints what keeps it from being imported
+                from huggingface_hub import HfApi, hf_hub_download  # noqa: F401
+        except ImportError:
+            raise NpgptError('npgpt download needs the extra hub: pip install "npgpt[hub]"') from None
+        except Exception as error:  # it reads its HF_ variables as it is imported
+            raise NpgptError(f"huggingface_hub cannot be imported ({error}): correct its HF_ variables") from None
+        logger = logging.getLogger("huggingface_hub")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _check(path: Path, listed: RepoSibling) -> None:
+    """The library compares sizes alone. Raises NpgptError, the file removed, where its hash is not the one listed."""
+    if listed.lfs is not None:
+        digest, expected = hashlib.sha256(), listed.lfs.sha256
+    elif listed.blob_id is not None:
+        digest, expected = hashlib.sha1(b"blob %d\0" % path.stat().st_size), listed.blob_id  # git's
+    else:
+        return
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    if digest.hexdigest() != expected:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise NpgptError(
+            f"{path.name} arrived damaged: its {digest.name} is {digest.hexdigest()}, and the hub says {expected}; "
+            "it is removed, run the same command again"
+        )
+
+
+def _write_ref(place: Path, revision: str | None, commit: str) -> None:
+    """Write down which commit the revision is, as the library does where it is asked for a branch and not a commit."""
+    ref = place / "refs" / (revision or "main")
+    if revision == commit or (ref.is_file() and ref.read_bytes() == commit.encode()):
+        return
+    ref.parent.mkdir(parents=True, exist_ok=True)
+    written = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
+    written.write_text(commit, "utf-8")
+    written.replace(ref)
+
+
+def _held(place: Path, repository: str, revision: str | None) -> Snapshot | None:
+    """What the cache holds of a revision, or None where that is no whole model."""
+    try:
+        ref = place / "refs" / (revision or "main")
+        commit = ref.read_text("utf-8").strip() if ref.is_file() else revision or "main"
+        folder = place / "snapshots" / commit
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+        return Snapshot(repository, folder, {name: sizes[name] for name in choose(sizes, repository)}, 0, asked=False)
+    except (OSError, ValueError):  # NpgptError among them
+        return None
+
+
+def _no_answer(error: Exception) -> bool:
+    """Whether it is the connection or the hub's own trouble, and not its answer to the question."""
+    return getattr(getattr(error, "response", None), "status_code", 500) >= 500
+
+
+def _explained(error: BaseException, what: str, repository: str, revision: str | None) -> NpgptError:
+    """One line for an exception of the library, of its HTTP client or of the operating system."""
+    from huggingface_hub import constants
+
+    while type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__ is not None:
+        error = error.__cause__  # that it is not in the cache either is no news
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    message = next((message for kind, message in MESSAGES.items() if kind in kinds), None)
+    if message is None and status is not None:
+        message = REFUSED if status in (401, 403) else BUSY
+    elif message is None and isinstance(error, ValueError):  # a web page for JSON, no URL, no header
+        message = MISTAKEN
+    elif message is None:
+        message = UNWRITTEN if isinstance(error, OSError) and error.errno is not None else BROKEN
+    return NpgptError(
+        message.format(
+            what=what,
+            repository=repository,
+            revision=revision or "main",
+            hub=constants.ENDPOINT,
+            cache=hub_cache(),
+            status=status,
+            detail=f"{(str(error).strip() or type(error).__name__).splitlines()[0]:.300}",
+        )
+    )

@@ -1,0 +1,90 @@
+"""npgpt download where the extra hub is not installed, or must not be needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from npgpt import hub
+from npgpt.errors import NpgptError
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    """The command line where huggingface_hub cannot be imported."""
+    code = "import sys; sys.modules['huggingface_hub'] = None; from npgpt.__main__ import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, cwd=ROOT, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["gpt2", "org/name"])
+def test_without_the_extra_it_says_how_to_install_it(name: str) -> None:
+    message = 'npgpt: error: npgpt download needs the extra hub: pip install "npgpt[hub]"\n'
+    assert run("download", name) == (2, "", message)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            " ",
+            "nobody",
+            "../x",
+            "a/b/c",
+            "/gpt2",
+            "gpt2/",
+            "org/",
+            "a b/c",
+            "org/na me",
+            "org/-x",
+            "org/x-",
+            ".org/x",
+        ),
+        *("org/a--b", "org/a..b", "org/x.git", "org/ü", "https://huggingface.co/gpt2", "org/name\n", "org/" + "x" * 97),
+    ],
+)
+def test_a_name_that_can_be_none(name: str) -> None:
+    with pytest.raises(NpgptError, match=r"is no model to download: names are gpt2, .*, distilgpt2, or org/name$"):
+        hub.repository_name(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["../x"], "'../x' is no model to download"),
+        (["austen"], "austen comes with npgpt, there is nothing to download"),
+        (["gpt2", "--revision", "../main"], "a revision is a branch, a tag or a commit, not '../main'"),
+    ],
+)
+def test_what_can_be_no_model_is_refused_before_all_else(arguments: list[str], message: str) -> None:
+    code, out, error = run("download", *arguments)
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert message in error
+
+
+@pytest.mark.parametrize("revision", ["", "../main", "a b", "refs/../x", "/main", "main\n"])
+def test_a_revision_that_can_be_none(revision: str) -> None:
+    with pytest.raises(NpgptError, match="a revision is a branch, a tag or a commit, not "):
+        hub.download("gpt2", revision)
+
+
+def test_help_has_an_example_and_fits_a_screen() -> None:
+    code, out, _ = run("download", "--help")
+    assert code == 0
+    assert "example: npgpt download gpt2" in out
+    assert len(out.splitlines()) <= 50
+
+
+def test_the_help_imports_neither_numpy_nor_the_hub() -> None:
+    code = (
+        "import sys, npgpt.cli\n"
+        "try: npgpt.cli.main(['download', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'numpy', 'huggingface_hub'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
