@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from numpy.typing import DTypeLike
 
 from . import config as configuration
-from . import parameters, tokenizer
+from . import parameters
+from . import vocabulary as vocabularies
 from .checkpoints import conversion
 from .checkpoints.container import Container
 from .checkpoints.opening import CONVERTED, IDS, Checkpoint, open_checkpoint, open_vocabulary
@@ -18,12 +20,11 @@ from .config import PUBLISHED, Config
 from .errors import NpgptError
 from .finding import GPT2_RANKS, expanded, find
 from .language_model import LanguageModel
-from .tokenizer import Inside, Tokenizer
+from .tokenizer import Tokenizer
+from .vocabulary import Inside
 
-# what transformers keeps beside a vocabulary
-COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 # what a folder may hold to be overwritten
-REPLACEABLE = {conversion.WEIGHTS_FILE, conversion.CONFIG_FILE, *tokenizer.READABLE, *tokenizer.FOREIGN, *COMPANIONS}
+REPLACEABLE = {conversion.WEIGHTS_FILE, conversion.CONFIG_FILE, *vocabularies.FILES}
 
 
 def load(
@@ -106,10 +107,8 @@ def load_tokenizer(model: str | os.PathLike[str] | None = None) -> Tokenizer:
     except NpgptError:
         if model not in PUBLISHED:
             raise
-        return tokenizer.from_ranks(GPT2_RANKS, PUBLISHED[str(model)].vocab_size)
-    container, vocab_size, stated = open_vocabulary(location.weights)
-    eos_token_id = stated.get("eos_token_id")
-    found = tokenizer.find(location.folder, vocab_size, GPT2_RANKS, eos_token_id, _inside(location.weights, container))
+        return vocabularies.from_ranks(GPT2_RANKS, PUBLISHED[str(model)].vocab_size)
+    found = _tokenizer(location.weights, *open_vocabulary(location.weights))
     if isinstance(found, str):
         raise NpgptError(f"{location.name} has no text: {found}")
     return found
@@ -117,27 +116,28 @@ def load_tokenizer(model: str | os.PathLike[str] | None = None) -> Tokenizer:
 
 def vocabulary(checkpoint: Checkpoint) -> Tokenizer | str:
     """A checkpoint's tokenizer, or the reason why it has none."""
-    inside, eos_token_id = _inside(checkpoint.path, checkpoint.container), checkpoint.stated.get("eos_token_id")
-    return tokenizer.find(checkpoint.path.parent, checkpoint.config.vocab_size, GPT2_RANKS, eos_token_id, inside)
+    return _tokenizer(checkpoint.path, checkpoint.container, checkpoint.config.vocab_size, checkpoint.stated)
 
 
-def _inside(path: Path, container: Container) -> Callable[[], list[Inside]] | None:
-    """The vocabulary within a checkpoint's own file."""
+def _tokenizer(path: Path, container: Container, vocab_size: int, stated: Mapping[str, Any]) -> Tokenizer | str:
     contents = container.vocabulary
-    return contents and (lambda: [Inside(name, path, content) for name, content in contents().items()])
+
+    def inside() -> list[Inside]:
+        return [Inside(name, path, content) for name, content in (contents() if contents else {}).items()]
+
+    eos_token_id = stated.get("eos_token_id")
+    return vocabularies.find(path.parent, vocab_size, GPT2_RANKS, eos_token_id, inside if contents else None)
 
 
 def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """The vocabulary's files as they are, readable or not, under the names by which transformers knows them."""
     if checkpoint.container.vocabulary is not None:
         return checkpoint.container.vocabulary()
-    here = tokenizer.in_folder(checkpoint.path.parent)
-    for name in COMPANIONS if here else ():
-        if (file := checkpoint.path.with_name(name)).is_file():
-            here[name] = file
-    hugging_face, openai = tokenizer.PAIRS
+    here = vocabularies.in_folder(checkpoint.path.parent)
+    hugging_face, openai = vocabularies.PAIRS
     renamed = dict(zip(openai, hugging_face, strict=True)) if not here.keys() & set(hugging_face) else {}
-    return {renamed.get(name, name): file.read_bytes() for name, file in here.items()}
+    beside = vocabularies.in_folder(checkpoint.path.parent, vocabularies.COMPANIONS) if here else {}
+    return {renamed.get(name, name): file.read_bytes() for name, file in (here | beside).items()}
 
 
 def _ids(found: Tokenizer | str) -> dict[str, int | None]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npgpt
-from npgpt import generation, tokenizer
+from npgpt import generation, tokenizer, vocabulary
 from npgpt.cache import KVCache
 from npgpt.errors import NpgptError
 from npgpt.finding import GPT2_RANKS
@@ -22,7 +22,7 @@ from tests.models import random_parameters, small
 
 AUSTEN = npgpt.load()
 GREEDY = Sampling(temperature=0)
-GPT2 = tokenizer.from_ranks(GPT2_RANKS, 50257)
+GPT2 = vocabulary.from_ranks(GPT2_RANKS, 50257)
 
 
 def test_greedy_is_the_argmax_of_the_whole_sequence_again_and_again() -> None:

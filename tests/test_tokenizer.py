@@ -15,10 +15,11 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npgpt import tokenizer as tokenizers
+from npgpt import vocabulary as tokenizers
 from npgpt.errors import NpgptError
 from npgpt.finding import EMBEDDED_WEIGHTS, GPT2_RANKS
-from npgpt.tokenizer import TextDecoder, Tokenizer, byte_characters
+from npgpt.tokenizer import TextDecoder, Tokenizer
+from npgpt.vocabulary import byte_characters
 
 GPT2 = tokenizers.from_ranks(GPT2_RANKS, 50257)
 AUSTEN = tokenizers.from_ranks(EMBEDDED_WEIGHTS / "austen" / "vocab.tiktoken", 4096)

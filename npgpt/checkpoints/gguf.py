@@ -140,7 +140,10 @@ def _tensors(cursor: Cursor, count: int, alignment: object) -> dict[str, Tensor]
         shape = tuple(cursor.number("Q") for _ in range(n_dims))[::-1]
         kind = cursor.number("I")
         check_shape(path, name, shape)
-        entries[name] = TYPES.get(kind, f"of the unknown type {kind}"), shape, cursor.number("Q")
+        dtype = TYPES.get(kind, f"of the unknown type {kind}")
+        if dtype not in FLOATS and not dtype.startswith("int"):
+            dtype += " (quantised: take an F16 file, or make one with llama-quantize --allow-requantize)"
+        entries[name] = dtype, shape, cursor.number("Q")
     start = -(-cursor.at // alignment) * alignment
     tensors: dict[str, Tensor] = {}
     end, last = 0, ""

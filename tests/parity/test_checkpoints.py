@@ -589,7 +589,7 @@ def test_gguf_without_a_vocabulary(tmp_path: Path, difference: Report) -> None:
 def test_gguf_quantised(tmp_path: Path) -> None:
     config = small(n_embd=32, n_head=4)
     write_gguf(tmp_path / "model.gguf", config, random_arrays(config, dtype="float32"), "Q8_0")
-    refused(tmp_path / "model.gguf", r"model\.gguf: token_embd\.weight is Q8_0; a weight is one of float16")
+    refused(tmp_path / "model.gguf", r"model\.gguf: token_embd\.weight is Q8_0 \(quantised: take an F16 file")
 
 
 # The real third-party checkpoint
