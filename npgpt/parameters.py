@@ -106,23 +106,28 @@ def count_blocks(names: Iterable[str]) -> int:
     return len({match[0] for name in names if (match := re.match(r"h\.\d+\.", name))})
 
 
-def check_shapes(config: Config, shapes: Mapping[str, Shape], source: str, stated: str = "its configuration") -> None:
-    """Compare what a checkpoint holds with the schema, strictly; source names it in errors, stated what says the sizes.
+def check_shapes(
+    config: Config, shapes: Mapping[str, Shape | None], source: str, stated: str = "its configuration"
+) -> None:
+    """Compare what a checkpoint holds with the schema, strictly; a shape that is None fits. source names it in errors,
+    stated what says the sizes.
 
     Raises one NpgptError with all faults: names missing, names left over, shapes that differ.
     """
+    blocks = count_blocks(shapes)
+    depth = "" if blocks == config.n_layer else f"it holds {blocks} blocks and n_layer is {config.n_layer}"
+    if config.n_layer > 10 * blocks + 100:  # the schema would be longer than the file
+        raise NpgptError(f"{source} does not fit {stated}: {depth}")
     expected = schema(config)
     faults = [(name, "is missing") for name in expected if name not in shapes]
     faults += [(name, "is left over") for name in shapes if name not in expected]
     faults += [
-        (name, f"is {list(shapes[name])} and must be {list(shape)}")
+        (name, f"is {list(found)} and must be {list(shape)}")
         for name, shape in expected.items()
-        if name in shapes and shapes[name] != shape
+        if (found := shapes.get(name)) is not None and found != shape
     ]
     if faults:
-        blocks = count_blocks(shapes)
-        depth = "" if blocks == config.n_layer else f"it holds {blocks} blocks and n_layer is {config.n_layer}; "
-        raise NpgptError(f"{source} does not fit {stated}: {depth}{_in_short(faults)}")
+        raise NpgptError(f"{source} does not fit {stated}: {depth and depth + '; '}{_in_short(faults)}")
 
 
 def _in_short(faults: Iterable[tuple[str, str]]) -> str:

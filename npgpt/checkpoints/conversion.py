@@ -13,7 +13,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from .. import config as configuration
-from .. import parameters
 from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Shape
@@ -33,7 +32,7 @@ def converted(checkpoint: Checkpoint, dtype: str) -> tuple[dict[str, tuple[str, 
     """
     if dtype not in DTYPES:
         raise NpgptError(f"written are {', '.join(DTYPES)}, not {dtype!r:.80}")
-    layout = {name: (dtype, shape) for name, shape in parameters.schema(checkpoint.config).items()}
+    layout = {name: (dtype, shape) for name, shape in checkpoint.shapes.items()}
 
     def parts(name: str) -> Iterator[NDArray[Any]]:
         stored, stored_dtype = checkpoint.stored(name)

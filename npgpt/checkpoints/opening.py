@@ -39,6 +39,7 @@ class Checkpoint:
     config: Config
     unknown_keys: list[str]  # keys of the configuration that nobody knows
     stated: Mapping[str, Any]  # the configuration as the files state it
+    shapes: dict[str, Shape]  # of the canonical tensors
     sources: dict[str, Source]
     tensors: dict[str, Tensor]
 
@@ -51,7 +52,7 @@ class Checkpoint:
         """A canonical tensor's array and dtype as stored, a view into the mapped file where that can be."""
         source = self.sources[name]
         if not source.parts:
-            return np.zeros(parameters.schema(self.config)[name], np.float32), "float32"
+            return np.zeros(self.shapes[name], np.float32), "float32"
         return source.stored(self.tensors)
 
     def load(self, name: str, dtype: str = "float32") -> Array:
@@ -83,13 +84,14 @@ def open_checkpoint(
     if not isinstance(config, Config | None):
         raise NpgptError(f"config must be an npgpt.Config, not {type(config).__name__}")
     container, scheme, tensors, sources = _named(path, name_scheme)
-    shapes = {name: shape for name, source in sources.items() if (shape := source.shape(tensors)) is not None}
+    shapes = {name: source.shape(tensors) for name, source in sources.items()}
     given = config is not None
     statements = [] if given else _statements(path, container)
     source, stated, unknown = _agreed(statements, n_head, str(path))
     if config is None:
         fields = {key: value for key, value in stated.items() if key in _FIELDS}
-        config = _complete({**scheme.assumes, **fields}, shapes, n_head, source)
+        known = {name: shape for name, shape in shapes.items() if shape is not None}
+        config = _complete({**scheme.assumes, **fields}, known, n_head, source)
     if shapes.get("lm_head.weight") == shapes.get("wte.weight") == (config.vocab_size, config.n_embd):
         same = same_bits(*(tensors[sources[name].parts[0]] for name in ("lm_head.weight", "wte.weight")))
         ties = given or "tie_word_embeddings" in stated or (scheme.ties and bool(statements))
@@ -102,13 +104,9 @@ def open_checkpoint(
             config = dataclasses.replace(config, tie_word_embeddings=same)
         if config.tie_word_embeddings:
             del sources["lm_head.weight"], shapes["lm_head.weight"]
-    schema = parameters.schema(config)
-    zeros = {name: schema.get(name, ()) for name, source in sources.items() if not source.parts}
-    parameters.check_shapes(
-        config, shapes | zeros, f"{path} ({scheme.title})", source if statements else "its own sizes"
-    )
+    parameters.check_shapes(config, shapes, f"{path} ({scheme.title})", source if statements else "its own sizes")
     _check_size(path, container, sources, tensors)
-    return Checkpoint(path, container, scheme, config, unknown, stated, sources, tensors)
+    return Checkpoint(path, container, scheme, config, unknown, stated, parameters.schema(config), sources, tensors)
 
 
 def open_vocabulary(path: Path) -> tuple[Container, int, Mapping[str, Any]]:
@@ -164,7 +162,7 @@ def _agreed(statements: Sequence[Stated], n_head: int | None, path: str) -> tupl
     for statement in statements:
         fields, strange = configuration.read_fields(statement.fields, statement.source)
         unknown += strange
-        if fields.get("n_inner") is not None and fields["n_inner"] == 4 * fields.get("n_embd", 0):
+        if type(fields.get("n_embd")) is int and fields.get("n_inner") == 4 * fields["n_embd"]:
             fields["n_inner"] = None
         ids = {key: statement.fields[key] for key in IDS if type(statement.fields.get(key)) is int}
         for key, value in (fields | ids).items():

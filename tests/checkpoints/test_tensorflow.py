@@ -160,6 +160,8 @@ def test_crc32c_of_many_lengths_against_the_definition(size: int, monkeypatch: p
         for _ in range(8):
             register = (register >> 1) ^ (0x82F63B78 * (register & 1))
     assert crc32c(data) == register ^ 0xFFFFFFFF
+    monkeypatch.setattr("npgpt.checkpoints.crc32c.SHORT", 0)  # side by side, however short
+    assert crc32c(data) == register ^ 0xFFFFFFFF
     monkeypatch.setattr("npgpt.checkpoints.crc32c.CHUNK", 300)  # joined from many chunks
     assert crc32c(data) == register ^ 0xFFFFFFFF
 

@@ -9,7 +9,7 @@ from .scheme import Rule, Scheme, Source, translated
 
 OBJECT = r"(?:/\.ATTRIBUTES/VARIABLE_VALUE)?"  # what tf.train.Checkpoint adds
 # what a training run keeps beside the weights: the optimizer's slots and step counters, the graph of objects
-LUMBER = r"(?!model/).*|.*/(?:Adam|Adam_1|Adafactor|Momentum|\.OPTIMIZER_SLOT/.*)"
+LUMBER = r"(?s)(?!model/).*|.*/(?:Adam|Adam_1|Adafactor|Momentum|\.OPTIMIZER_SLOT/.*)"
 RULES = [
     Rule(LUMBER, None),
     Rule(rf"model/(wte|wpe){OBJECT}", r"\1.weight"),

@@ -1,0 +1,531 @@
+"""torch.save's archives: what is read, from where it lies, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import re
+import tracemalloc
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import npgpt
+from npgpt import cli
+from npgpt.checkpoints import torch_zip
+from npgpt.checkpoints.container import Container
+from npgpt.checkpoints.opening import open_checkpoint
+from npgpt.errors import NpgptError
+from npgpt.inspection import inspect
+from npgpt.parameters import to_arrays
+from tests.checkpoints import writers
+from tests.checkpoints.writers import Call, Global, Member, StateDict, Storage, View
+from tests.models import random_arrays, small
+
+SIX = np.arange(6, dtype=np.float32)
+FLOAT6 = Storage("FloatStorage", "0", 6)
+WHOLE = View(FLOAT6, 0, (2, 3), (3, 1))
+
+
+def put(path: Path, value: object, storages: dict[str, bytes] | None = None, **options: Any) -> Path:
+    """An archive of a pickled value and storages; of SIX where none are given."""
+    storages = {"0": SIX.tobytes()} if storages is None else storages
+    return writers.write(
+        path.parent,
+        {path.name: writers.zip_archive(writers.torch_members(writers.pickled(value), storages, **options))},
+    )
+
+
+def read(path: Path, views: dict[str, View], storages: dict[str, bytes] | None = None, **options: Any) -> Container:
+    return torch_zip.read(put(path, StateDict(views), storages, **options))
+
+
+def same(found: dict[str, NDArray[Any]], expected: writers.Arrays) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zip64", [False, True])
+def test_python_reads_the_archives_that_the_tests_write(zip64: bool) -> None:
+    """So that what is refused below is refused for the fault that is put in, and not for the test's own."""
+    content = writers.torch_zip({"a": SIX}, zip64=zip64)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["archive/data.pkl", "archive/byteorder", "archive/data/0", "archive/version"]
+        assert archive.read("archive/data/0") == SIX.tobytes()
+
+
+@pytest.mark.parametrize("form", [form for form in writers.FORMS if form.startswith("torch zip")])
+def test_a_model_is_read_bit_for_bit(tmp_path: Path, form: str) -> None:
+    arrays = random_arrays(small(), dtype="float32")
+    model = npgpt.load(writers.write(tmp_path, writers.FORMS[form](small(), arrays)), n_head=3)
+    assert model.config == small()
+    same(to_arrays(model.parameters), arrays)
+
+
+VALUES = {
+    "Float": np.array([1.5, -2, 3e38], np.float32),
+    "Double": np.array([1.5, -2, 1e300]),
+    "Half": np.array([1.5, -2, 65504], np.float16),
+    "BFloat16": np.array([0x3FC0, 0xC000, 0x7F7F], np.uint16),
+    "Long": np.array([1, -2, 2**62]),
+    "Int": np.array([1, -2, 2**30], np.int32),
+    "Short": np.array([1, -2, 2**14], np.int16),
+    "Char": np.array([1, -2, 127], np.int8),
+    "Byte": np.array([1, 2, 255], np.uint8),
+    "Bool": np.array([True, False, True]),
+}
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+@pytest.mark.parametrize("kind", VALUES)
+def test_every_type_of_storage(tmp_path: Path, kind: str, order: writers.Order) -> None:
+    values = VALUES[kind]
+    content = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    views = {"a.weight": View(Storage(f"{kind}Storage", "0", 3), 0, (3,), (1,))}
+    tensor = read(tmp_path / "x", views, {"0": content}, byteorder=order).tensors["a.weight"]
+    if kind in ("Float", "Double", "Half", "BFloat16"):
+        expected = np.array([1.5, -2, (2 - 2**-7) * 2.0**127]) if kind == "BFloat16" else values.astype(np.float64)
+        np.testing.assert_array_equal(tensor.load("float64"), expected)
+    else:
+        name = {"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
+        with pytest.raises(NpgptError, match=f"a.weight is {name[kind]}; a weight is one of float16"):
+            tensor.load()
+
+
+def test_without_a_byte_order_it_is_little(tmp_path: Path) -> None:
+    """PyTorch before 2.1 wrote none."""
+    np.testing.assert_array_equal(
+        read(tmp_path / "x", {"a": WHOLE}, byteorder=None).tensors["a"].load(), [SIX[:3], SIX[3:]]
+    )
+
+
+def test_views_of_one_storage(tmp_path: Path) -> None:
+    """Transposed, offset, strided, empty, without dimensions, of size 1 with a stride that means nothing."""
+    views = {
+        "whole": WHOLE,
+        "again": WHOLE,
+        "parameter": WHOLE._replace(parameter=True),
+        "transposed": View(FLOAT6, 0, (3, 2), (1, 3)),
+        "offset": View(FLOAT6, 2, (2, 2), (2, 1)),
+        "strided": View(FLOAT6, 1, (3,), (2,)),
+        "overlapping": View(FLOAT6, 0, (3, 2), (1, 1)),
+        "scalar": View(FLOAT6, 5, (), ()),
+        "empty": View(FLOAT6, 6, (0, 2), (2, 1)),
+        "empty, far away": View(FLOAT6, 10**15, (3, 0), (10**15, 1)),
+        "one": View(FLOAT6, 4, (1, 1), (2**58, 0)),
+        "deep": View(FLOAT6, 3, (1,) * 64, (1,) * 64),
+    }
+    found = {name: tensor.load() for name, tensor in read(tmp_path / "x", views).tensors.items()}
+    assert {name: array.tolist() for name, array in found.items() if name != "deep"} == {
+        "whole": [[0, 1, 2], [3, 4, 5]],
+        "again": [[0, 1, 2], [3, 4, 5]],
+        "parameter": [[0, 1, 2], [3, 4, 5]],
+        "transposed": [[0, 3], [1, 4], [2, 5]],
+        "offset": [[2, 3], [4, 5]],
+        "strided": [1, 3, 5],
+        "overlapping": [[0, 1], [1, 2], [2, 3]],
+        "scalar": 5,
+        "empty": [],
+        "empty, far away": [[], [], []],
+        "one": [[4]],
+    }
+    assert (found["deep"].ndim, found["deep"].item()) == (64, 3)
+
+
+AXES = st.tuples(st.slices(6), st.slices(5), st.slices(4))
+
+
+@given(AXES, st.permutations(range(3)), st.sampled_from(["f2", "f4", "f8"]), st.sampled_from(["little", "big"]))
+@settings(deadline=None, max_examples=200)
+def test_any_view_is_what_numpy_has(
+    tmp_path_factory: pytest.TempPathFactory, cuts: Any, axes: list[int], dtype: str, order: writers.Order
+) -> None:
+    """Slices (forwards, as torch has them) and permutations of a storage of 120 elements."""
+    values = np.arange(120).astype(dtype).reshape(6, 5, 4)
+    forwards = tuple(slice(cut.start, cut.stop, abs(cut.step or 1)) for cut in cuts)
+    view = values[forwards].transpose(axes)
+    offset = (view.__array_interface__["data"][0] - values.__array_interface__["data"][0]) // values.itemsize
+    strides = tuple(stride // values.itemsize for stride in view.strides)
+    storage = Storage({"f2": "Half", "f4": "Float", "f8": "Double"}[dtype] + "Storage", "0", 120)
+    tensors = read(
+        tmp_path_factory.getbasetemp() / "view",
+        {"a": View(storage, offset, view.shape, strides)},
+        {"0": values.astype(values.dtype.newbyteorder(order)).tobytes()},
+        byteorder=order,
+    ).tensors
+    np.testing.assert_array_equal(tensors["a"].stored(), view)
+    np.testing.assert_array_equal(tensors["a"].load("float64"), view.astype("float64"))
+
+
+def test_aligned_float32_is_the_mapping_itself(tmp_path: Path) -> None:
+    """Transposed too, which a matrix product takes as it is; what is neither is copied."""
+    views = {"whole": WHOLE, "transposed": View(FLOAT6, 0, (3, 2), (1, 3)), "strided": View(FLOAT6, 0, (3,), (2,))}
+    tensors = read(tmp_path / "x", views).tensors
+    mapping = np.frombuffer(tensors["whole"].data, np.uint8)
+    for name, shared in (("whole", True), ("transposed", True), ("strided", False)):
+        assert np.shares_memory(tensors[name].load(), mapping) == shared
+        assert np.shares_memory(tensors[name].stored(), mapping)
+        assert not tensors[name].stored().flags.writeable
+    arrays = random_arrays(small(), dtype="float32")
+    model = npgpt.load(writers.write(tmp_path, {"model.pth": writers.torch_zip(arrays)}), n_head=3)
+    assert all(not array.flags.owndata for array in to_arrays(model.parameters).values())
+    squeezed = npgpt.load(writers.write(tmp_path, {"model.pth": writers.torch_zip(arrays, alignment=1)}), n_head=3)
+    same(to_arrays(squeezed.parameters), arrays)
+
+
+def test_a_head_that_shares_the_storage_of_wte_is_tied(tmp_path: Path) -> None:
+    """Also where both are a transposed view."""
+    arrays = random_arrays(small(), dtype="float32")
+    views, storages = writers.in_storages(arrays)
+    for strides in ((21, 1), (1, 40)):
+        shared = views["wte.weight"]._replace(strides=strides)
+        path = put(tmp_path / "m.pth", StateDict(views | {"wte.weight": shared, "lm_head.weight": shared}), storages)
+        model = npgpt.load(path, n_head=3)
+        assert model.config.tie_word_embeddings
+        expected = arrays["wte.weight"] if strides[1] == 1 else arrays["wte.weight"].reshape(21, 40).T
+        np.testing.assert_array_equal(model.parameters.wte.weight, expected)
+
+
+# --- where a training checkpoint keeps the weights -------------------------------------------------------------------
+
+WRAPPED: dict[str, Callable[[StateDict], object]] = {
+    "bare": lambda state: state,
+    **{key: (lambda state, key=key: {key: state}) for key in torch_zip.WEIGHTS_KEYS},  # type: ignore[misc]
+    "an unknown key": lambda state: {"ema": state},
+    "beside a loss of no dimensions": lambda state: {"model": state, "best_val_loss": View(FLOAT6, 0, (), ())},
+    "an unknown key beside a loss": lambda state: {"ema": state, "best_val_loss": View(FLOAT6, 0, (), ())},
+    "beside a smaller state dict": lambda state: {"state_dict": state, "ema": {"a": WHOLE}},
+    "beside an optimizer's state": lambda state: {
+        "model": state,
+        "optimizer": {
+            "state": {0: {"step": View(FLOAT6, 0, (), ()), "exp_avg": WHOLE}},
+            "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.95), "params": [0, 1], "foreach": None, "fused": True}],
+        },
+        "iter_num": 5000,
+        "device": Call(Global("torch", "device"), ("cuda", 0)),
+        "shape": Call(Global("torch", "Size"), ((2, 3),)),
+        "rng_state": View(Storage("ByteStorage", "rng", 8), 0, (8,), (1,)),
+    },
+    "OrderedDict": lambda state: Call(OrderedDict, (), {"a": 1}) and OrderedDict(model=state),
+}
+
+
+@pytest.mark.parametrize("form", WRAPPED)
+def test_where_the_weights_lie(tmp_path: Path, form: str) -> None:
+    arrays = random_arrays(small(), dtype="float32")
+    views, storages = writers.in_storages(arrays)
+    views = {
+        name: view._replace(storage=view.storage._replace(key=f"w{view.storage.key}")) for name, view in views.items()
+    }
+    held = {f"w{key}": content for key, content in storages.items()} | {"0": SIX.tobytes(), "rng": bytes(8)}
+    path = put(tmp_path / "m.pth", WRAPPED[form](StateDict(views)), held)
+    same(to_arrays(npgpt.load(path, n_head=3).parameters), arrays)
+
+
+@pytest.mark.parametrize("key", torch_zip.CONFIG_KEYS)
+def test_the_configuration_beside_the_weights(tmp_path: Path, key: str) -> None:
+    arrays = random_arrays(small(), dtype="float32")
+    views, storages = writers.in_storages(arrays)
+    stated = {
+        "n_layer": 2,
+        "n_heads": 3,
+        "hidden_size": 21,
+        "optimizer": Call(Global("torch", "Size"), ((1,),)),
+        5: None,
+    }
+    path = put(tmp_path / "m.pth", {"model": StateDict(views), key: stated}, storages)
+    assert npgpt.load(path).config == small()
+    stated["n_layer"] = 3
+    put(path, {"model": StateDict(views), key: stated}, storages)
+    with pytest.raises(NpgptError, match=rf"does not fit {key} in .*m\.pth: it holds 2 blocks and n_layer is 3"):
+        npgpt.load(path)
+
+
+def test_several_state_dicts_of_unknown_keys(tmp_path: Path) -> None:
+    path = put(tmp_path / "m.pth", {"ema": {"a": WHOLE}, "teacher": {"a": WHOLE}})
+    with pytest.raises(NpgptError, match="has several state dicts, 'ema', 'teacher': save the one to use"):
+        torch_zip.read(path)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([WHOLE], "holds a list, not a state dict or a dictionary with one"),
+        (WHOLE, "holds a tensor, not a state dict"),
+        (None, "holds a NoneType, not a state dict"),
+        ({}, "has no state dict; its keys are $"),
+        ({"epoch": 3, 5: "a"}, "has no state dict; its keys are 'epoch', 5"),
+        ({"model": {}}, "has no state dict; its keys are 'model'"),
+        ({"model": {"a": WHOLE, "b": 3}}, "has no state dict; its keys are 'model'"),
+        ({"model": {"deeper": {"a": WHOLE}}}, "has no state dict; its keys are 'model'"),
+    ],
+)
+def test_no_state_dict(tmp_path: Path, value: object, message: str) -> None:
+    with pytest.raises(NpgptError, match=message):
+        torch_zip.read(put(tmp_path / "x", value))
+
+
+def test_one_dictionary_under_many_keys_is_read_once(tmp_path: Path) -> None:
+    """2,000 × 2,000 entries, were it read under every key."""
+    state = {f"t{n}": WHOLE for n in range(2000)}
+    path = put(tmp_path / "x", {f"d{n}": state for n in range(2000)})
+    tracemalloc.start()
+    with pytest.raises(NpgptError, match="has several state dicts"):
+        torch_zip.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**23
+
+
+# --- what is not asked for is not touched ----------------------------------------------------------------------------
+
+
+def training_checkpoint(spare: bytes, **options: Any) -> list[Member]:
+    """The members of a model's archive with an optimizer's state in a storage of its own."""
+    arrays = random_arrays(small(), dtype="float32")
+    views, storages = writers.in_storages(arrays)
+    adam = View(Storage("FloatStorage", "adam", len(spare) // 4), 0, (len(spare) // 4,), (1,))
+    value = {"model": StateDict(views), "optimizer": {"state": {0: {"exp_avg": adam}}}}
+    members = writers.torch_members(writers.pickled(value), storages)
+    return [*members, Member("archive/data/adam", spare, **options)]
+
+
+def test_an_optimizers_state_is_not_read(tmp_path: Path) -> None:
+    """32 MB whose checksum is wrong: nobody looks."""
+    content = writers.zip_archive(training_checkpoint(bytes(2**25), crc=12345))
+    path = writers.write(tmp_path, {"ckpt.pt": content})
+    tracemalloc.start()
+    model = npgpt.load(path, n_head=3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+    same(to_arrays(model.parameters), random_arrays(small(), dtype="float32"))
+
+
+def test_a_storage_that_only_the_optimizer_has_may_be_missing_or_of_another_size(tmp_path: Path) -> None:
+    for spare in (training_checkpoint(bytes(64))[:-1], training_checkpoint(bytes(64), size=32, stored=32)):
+        path = writers.write(tmp_path, {"ckpt.pt": writers.zip_archive(spare)})
+        assert npgpt.load(path, n_head=3).config == small()
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def loaded(path: Path) -> dict[str, NDArray[Any]]:
+    return {name: tensor.load() for name, tensor in torch_zip.read(path).tensors.items()}
+
+
+def refused(content: bytes, folder: Path, message: str) -> None:
+    """One line that names the file."""
+    path = writers.write(folder, {"bad.pth": content})
+    with pytest.raises(NpgptError, match=message) as error:
+        loaded(path)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600 + len(str(path))
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        (View(FLOAT6, 1, (2, 3), (3, 1)), r"h\.0, \[2, 3\] with strides \[3, 1\] from 1, does not fit .* 6 elements"),
+        (View(FLOAT6, 6, (1,), (1,)), r"h\.0, .* does not fit"),
+        (View(FLOAT6, 6, (), ()), r"h\.0, .* does not fit"),
+        (View(FLOAT6, 10**15, (1,), (1,)), r"h\.0, .* does not fit"),
+        (View(FLOAT6, 0, (2,), (6,)), r"h\.0, .* does not fit"),
+        (View(FLOAT6, 0, (2,), (2**58,)), r"h\.0, .* does not fit"),
+        (View(FLOAT6, 0, (7,), (1,)), r"h\.0, .* does not fit"),
+        (View(FLOAT6, 0, (7,), (0,)), r"h\.0, .* does not fit"),
+        (View(FLOAT6, 0, (10**15,), (0,)), r"h\.0, .* does not fit"),
+        (View(FLOAT6, 0, (3, 3), (1, 1)), r"h\.0, .* does not fit"),
+        (View(FLOAT6, 0, (2**40, 2**40), (0, 0)), r"h\.0 has a shape that no file can hold"),
+        (View(FLOAT6, 0, (0, 2**58, 2**58), (0, 0, 0)), r"h\.0 has a shape that no file can hold"),
+        (View(FLOAT6, -1, (1,), (1,)), "malformed: .*a tensor's storage, offset, size or stride"),
+        (View(FLOAT6, 5, (2, 3), (-3, -1)), "a tensor's storage, offset, size or stride"),
+        (View(FLOAT6, 0, (-2, -3), (3, 1)), "a tensor's storage, offset, size or stride"),
+        (View(FLOAT6, 0, (6,), (1, 1)), "a tensor's storage, offset, size or stride"),
+        (View(FLOAT6, 0, (1,) * 65, (1,) * 65), "a tensor's storage, offset, size or stride"),
+        (View(FLOAT6, 0, (1,), (2**61,)), "a tensor's storage, offset, size or stride"),
+        (View(FLOAT6, 0, [6], [1]), "a tensor's storage, offset, size or stride"),
+        (View(FLOAT6, 0, (6.0,), (1,)), "a tensor's storage, offset, size or stride"),
+        (View(FLOAT6, 0, (True,), (1,)), "a tensor's storage, offset, size or stride"),
+        (View(FLOAT6, False, (6,), (1,)), "a tensor's storage, offset, size or stride"),
+        (View(None, 0, (6,), (1,)), "a tensor's storage, offset, size or stride"),
+        (View(WHOLE, 0, (6,), (1,)), "a tensor's storage, offset, size or stride"),
+        (View(FLOAT6._replace(numel=5), 0, (1,), (1,)), r"h\.0 lies in archive/data/0, which has 24 bytes .* have 20"),
+        (View(FLOAT6._replace(numel=7), 0, (1,), (1,)), r"h\.0 lies in .* which has 24 bytes and must have 28"),
+        (View(FLOAT6._replace(kind="DoubleStorage"), 0, (1,), (1,)), r"must have 48: 6 × float64"),
+        (View(FLOAT6._replace(numel=-6), 0, (1,), (1,)), "a persistent id is no storage"),
+        (View(FLOAT6._replace(numel=2**60), 0, (1,), (1,)), "a persistent id is no storage"),
+        (View(FLOAT6._replace(key="1"), 0, (1,), (1,)), r"h\.0 lies in archive/data/1, which is not there"),
+        (View(FLOAT6._replace(key="../data.pkl"), 0, (1,), (1,)), r"lies in archive/data/\.\./data\.pkl, which is not"),
+        (View(FLOAT6._replace(kind="ComplexFloatStorage"), 0, (1,), (1,)), r"asks for torch\.ComplexFloatStorage"),
+        (View(FLOAT6._replace(kind="UntypedStorage"), 0, (1,), (1,)), r"asks for torch\.UntypedStorage"),
+    ],
+)
+def test_a_tensor_that_does_not_fit(tmp_path: Path, view: View, message: str) -> None:
+    members = writers.torch_members(writers.pickled(StateDict({"h.0": view})), {"0": SIX.tobytes()})
+    refused(writers.zip_archive(members), tmp_path, message)
+
+
+PROGRAM = writers.pickled(StateDict({"a": WHOLE, "b": View(Storage("FloatStorage", "1", 6), 0, (6,), (1,))}))
+PICKLE, ORDER, FIRST, SECOND, VERSION = writers.torch_members(PROGRAM, {"0": SIX.tobytes(), "1": bytes(24)})
+
+
+def place(number: int) -> int:
+    """Where a member of the honest archive has its header."""
+    content = writers.zip_archive([PICKLE, ORDER, FIRST, SECOND, VERSION])
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return archive.infolist()[number].header_offset
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([PICKLE, ORDER, SECOND], "a lies in archive/data/0, which is not there"),
+        ([PICKLE, FIRST._replace(content=bytes(23)), SECOND], "a lies in archive/data/0, which has 23 bytes and must"),
+        ([PICKLE, FIRST._replace(content=bytes(25)), SECOND], "a lies in archive/data/0, which has 25 bytes and must"),
+        ([PICKLE, FIRST._replace(size=20), SECOND], "data/0 has 20 bytes, of which 24 are stored"),
+        ([PICKLE, FIRST._replace(size=28), SECOND], "data/0 has 28 bytes, of which 24 are stored"),
+        ([PICKLE, FIRST._replace(size=20, stored=20), SECOND], "which has 20 bytes and must have 24"),
+        ([PICKLE, FIRST._replace(size=200, stored=200), SECOND], "data/1 begins within archive/data/0"),
+        ([PICKLE, FIRST, SECOND._replace(size=2**31, stored=2**31)], "data/1 has 2147483648 bytes, of which .* there"),
+        ([PICKLE, FIRST, FIRST, SECOND], "data/0 stands twice"),
+        ([PICKLE, ORDER, ORDER, FIRST, SECOND], "byteorder stands twice"),
+        ([PICKLE, FIRST._replace(deflated=True), SECOND], "data/0 is compressed, and torch.save stores plainly"),
+        ([PICKLE._replace(deflated=True), FIRST, SECOND], "data.pkl is compressed"),
+        ([PICKLE, FIRST, SECOND._replace(flags=1)], "data/1 is encrypted"),
+        ([PICKLE, ORDER, FIRST, SECOND._replace(place=place(2))], "data/1 should begin at .* another member does"),
+        ([PICKLE, ORDER, FIRST._replace(place=place(3)), SECOND], "data/0 should begin at .* another member does"),
+        (
+            [PICKLE, ORDER, FIRST, SECOND._replace(place=place(0), name="archive/data.pkl")],
+            "data.pkl stands twice|2 data.pkl",
+        ),
+        ([PICKLE, FIRST._replace(local_name="archive/data/1"), SECOND], "data/0 should begin at .* another member"),
+        ([PICKLE, FIRST._replace(place=7), SECOND], "data/0 has no header at byte 7"),
+        ([PICKLE, FIRST._replace(place=2**31), SECOND], "data/0 has no header at byte 2147483648"),
+        (
+            [ORDER, FIRST, SECOND],
+            r"ZIP but no checkpoint of torch.save: it has 0 data.pkl, and holds archive/byteorder",
+        ),
+        ([PICKLE, PICKLE._replace(name="other/data.pkl"), FIRST, SECOND], "it has 2 data.pkl"),
+        ([PICKLE._replace(name="data.pkl"), FIRST, SECOND], "it has 0 data.pkl"),
+        ([PICKLE, Member("archive/constants.pkl", b"N."), FIRST, SECOND], "is a TorchScript program"),
+        ([PICKLE, Member("archive/byteorder", b"middle"), FIRST, SECOND], "byteorder is b'middle', neither little nor"),
+        ([PICKLE, Member("archive/byteorder", b"little\n"), FIRST, SECOND], "neither little nor big"),
+        ([PICKLE, Member("archive/byteorder", b"little" * 10**5), FIRST, SECOND], "neither little nor big"),
+        ([PICKLE, ORDER._replace(crc=1), FIRST, SECOND], "byteorder is damaged"),
+        ([PICKLE._replace(crc=1), FIRST, SECOND], r"data.pkl is damaged: its CRC-32 is .*, the archive says 00000001"),
+        ([PICKLE, FIRST._replace(crc=1), SECOND], "data/0 is damaged: its CRC-32 is .*, the archive says 00000001"),
+        ([PICKLE, FIRST, SECOND._replace(crc=1)], "data/1 is damaged"),
+        ([PICKLE._replace(content=b"N."), FIRST, SECOND], "holds a NoneType"),
+        ([PICKLE._replace(content=b""), FIRST, SECOND], "its pickle is malformed"),
+        ([PICKLE._replace(content=bytes(2**24 + 1)), FIRST, SECOND], "data.pkl takes 16777217 bytes, above 16777216"),
+        ([], "no checkpoint that npgpt reads|no whole ZIP archive|0 data.pkl"),
+    ],
+)
+def test_an_archive_that_is_not_as_torch_writes_it(tmp_path: Path, members: list[Member], message: str) -> None:
+    refused(writers.zip_archive(members), tmp_path, message)
+
+
+def test_the_honest_archive_and_what_may_be_there_besides(tmp_path: Path) -> None:
+    """More members, in any order, a checksum of 0 (none), no version, an archive's comment, something before it."""
+    more = [Member("archive/.data/serialization_id", b"123"), Member("archive/.format_version", b"1")]
+    for members in (
+        [PICKLE, ORDER, FIRST, SECOND, VERSION],
+        [SECOND, *more, VERSION, FIRST, ORDER, PICKLE],
+        [member._replace(crc=0) for member in (PICKLE, ORDER, FIRST, SECOND)],
+        [PICKLE, FIRST, Member("archive/data/", b""), SECOND],
+        [PICKLE, FIRST._replace(listed=False), FIRST, SECOND],
+    ):
+        for zip64 in (False, True):
+            path = writers.write(tmp_path, {"x.pth": writers.zip_archive(members, zip64=zip64)})
+            tensors = torch_zip.read(path).tensors
+            np.testing.assert_array_equal(tensors["a"].load(), SIX.reshape(2, 3))
+            np.testing.assert_array_equal(tensors["b"].load(), np.zeros(6))
+    path = writers.write(tmp_path, {"x.pth": writers.zip_archive([PICKLE, FIRST, SECOND], comment=b"by hand")})
+    np.testing.assert_array_equal(torch_zip.read(path).tensors["a"].load(), SIX.reshape(2, 3))
+
+
+def test_a_damaged_weight_is_reported_by_every_way_in(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arrays = random_arrays(small(), dtype="float32")
+    content = bytearray(writers.torch_zip(arrays))
+    at = content.index(arrays["h.1.mlp.c_fc.weight"].tobytes()) + 777
+    content[at] ^= 1
+    path = writers.write(tmp_path, {"m.pth": bytes(content)})
+    for use in (lambda: npgpt.load(path, n_head=3), lambda: inspect(path, n_head=3)):
+        with pytest.raises(NpgptError, match=r"m\.pth: archive/data/\d+ is damaged: its CRC-32 is"):
+            use()
+    assert cli.main(["convert", str(path), str(tmp_path / "out"), "--n-head", "3"]) == 2
+    assert re.fullmatch(r"npgpt: error: .*m\.pth: archive/data/\d+ is damaged.*\n", capfd.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_zip_bomb(tmp_path: Path) -> None:
+    """50 MB of zeros in 50 KB."""
+    members = [PICKLE, FIRST._replace(content=bytes(50_000_000), deflated=True), SECOND]
+    content = writers.zip_archive(members)
+    assert len(content) < 60_000
+    tracemalloc.start()
+    refused(content, tmp_path, "data/0 is compressed")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_many_tensors_in_one_storage_are_no_model(tmp_path: Path) -> None:
+    """964 tensors of a storage of 16 KB, which as a model of 80 blocks would take 1 MB."""
+    config = small(n_layer=80, n_embd=16, n_head=1, vocab_size=16, n_positions=16)
+    storage = Storage("FloatStorage", "0", 4096)
+    shapes = {name: array.shape for name, array in random_arrays(config).items()}
+    views = {
+        name: View(storage, 0, shape, tuple(prod(shape[axis + 1 :]) for axis in range(len(shape))))
+        for name, shape in shapes.items()
+    }
+    path = put(tmp_path / "m.pth", StateDict(views), {"0": bytes(4096 * 4)})
+    claimed = 4 * sum(map(prod, shapes.values()))
+    assert claimed > 2 * path.stat().st_size
+    with pytest.raises(
+        NpgptError, match=rf"its tensors take {claimed} bytes, and its files hold .*: they share storage"
+    ):
+        npgpt.load(path, n_head=1)
+
+
+def test_a_storage_is_checked_once_however_many_tensors_lie_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a checkpoint whose parameters are views of one flat buffer."""
+    arrays = random_arrays(small(), dtype="float32")
+    flat = np.concatenate([array.ravel() for array in arrays.values()])
+    views: dict[str, View] = {}
+    begin = 0
+    for name, array in arrays.items():
+        strides = tuple(prod(array.shape[axis + 1 :]) for axis in range(array.ndim))
+        views[name] = View(Storage("FloatStorage", "0", flat.size), begin, array.shape, strides)
+        begin += array.size
+    path = put(tmp_path / "m.pth", StateDict(views), {"0": flat.tobytes()})
+    lengths: list[int] = []
+    crc32 = zlib.crc32
+
+    def watched(data: memoryview) -> int:
+        lengths.append(len(data))
+        return crc32(data)
+
+    monkeypatch.setattr(zlib, "crc32", watched)
+    checkpoint = open_checkpoint(path, n_head=3)
+    same({name: checkpoint.load(name) for name in checkpoint.sources}, arrays)
+    assert lengths.count(flat.nbytes) == 1
