@@ -211,7 +211,10 @@ def _build(files: tuple[File, ...], ranks: dict[bytes, int], special: dict[str, 
         check_text(token, f"{path}: a special token")
         if not token:
             raise NpgptError(f"{path}: a token is empty")
-    encoding = tiktoken.Encoding(path.name, pat_str=PIECES, mergeable_ranks=ranks, special_tokens=special)
+    try:
+        encoding = tiktoken.Encoding(path.name, pat_str=PIECES, mergeable_ranks=ranks, special_tokens=special)
+    except ValueError as error:  # its special tokens become one pattern, which has a limit
+        raise NpgptError(f"{path}: tiktoken does not take its tokens: {error}") from None
     holes = np.array(sorted(set(range(max(used))) - used), dtype=np.intp)
     return Tokenizer(encoding, ranks, special, holes, files)
 
