@@ -48,23 +48,17 @@ def read(path: Path) -> Container:
     Raises NpgptError for a file that no reader knows, and as the readers do; OSError where it cannot be opened.
     """
     head, tail = _ends(path)
-    reader = _reader(head, tail)
-    if reader is not None:
+    is_index = sharded.recognises(head, tail) and _reader(head, tail) is None
+    return sharded.read(path, _read_one) if is_index else _read_one(path)
+
+
+def _read_one(path: Path) -> Container:
+    head, tail = _ends(path)
+    if (reader := _reader(head, tail)) is not None:
         return reader(path)
-    if sharded.recognises(head, tail):
-        return sharded.read(path, read_one)
     if re.search(r"\.data-\d+-of-\d+$", path.name) or path.name.endswith(".ckpt.meta"):
         raise NpgptError(f"{path} is a part of a TensorFlow checkpoint: give its .index file, or the folder")
     raise NpgptError(f"{path} is {_described(head)}")
-
-
-def read_one(path: Path) -> Container:
-    """Open one file that is no index."""
-    head, tail = _ends(path)
-    reader = _reader(head, tail)
-    if reader is None:
-        raise NpgptError(f"{path} is {_described(head)}")
-    return reader(path)
 
 
 def find(folder: Path) -> Path | None:
