@@ -154,9 +154,11 @@ def read_config(path: Path) -> dict[str, Any]:
 def _agreed(statements: Sequence[Stated], n_head: int | None, path: str) -> tuple[str, dict[str, Any], list[str]]:
     """The statements' sources in words, their fields together, and the keys that nobody knows.
 
-    Raises NpgptError where two contradict each other, but for n_head where that is given.
+    What a statement only implies, as nanoGPT's keys imply its activation, gives way to what another one says. Raises
+    NpgptError where two contradict each other, but for n_head where that is given.
     """
     agreed: dict[str, Any] = {}
+    implied: dict[str, Any] = {}
     origin: dict[str, str] = {}
     unknown: list[str] = []
     for statement in statements:
@@ -165,7 +167,11 @@ def _agreed(statements: Sequence[Stated], n_head: int | None, path: str) -> tupl
         if type(fields.get("n_embd")) is int and fields.get("n_inner") == 4 * fields["n_embd"]:
             fields["n_inner"] = None
         ids = {key: statement.fields[key] for key in IDS if type(statement.fields.get(key)) is int}
+        said = {configuration.SPELLINGS.get(key, key) for key in statement.fields}
         for key, value in (fields | ids).items():
+            if key not in said:
+                implied[key] = value
+                continue
             if key == "n_head" and n_head is not None:
                 continue
             if key in agreed and agreed[key] != value:
@@ -174,7 +180,7 @@ def _agreed(statements: Sequence[Stated], n_head: int | None, path: str) -> tupl
                     f"{value!r:.80}: correct or remove the wrong one"
                 )
             agreed[key], origin[key] = value, statement.source
-    return " and ".join(statement.source for statement in statements) or path, agreed, unknown
+    return " and ".join(statement.source for statement in statements) or path, implied | agreed, unknown
 
 
 def _complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape], n_head: int | None, source: str) -> Config:

@@ -106,6 +106,13 @@ def test_nanogpts_arguments(tmp_path: Path, within: Any) -> None:
     assert checkpoint.unknown_keys == []
 
 
+def test_an_older_nanogpt_says_beside_it_that_its_activation_is_the_tanh_form(tmp_path: Path, within: Any) -> None:
+    """As nanoGPT had it until 2023; its keys only imply the erf form, and a config.json says what it is."""
+    within(NANOGPT_ARGS)
+    checkpoint = open_checkpoint(put(tmp_path / "m", "nanogpt", config={"activation_function": "gelu_new"}))
+    assert checkpoint.config == CONFIG
+
+
 def test_mingpts_arguments_mean_the_tanh_form(tmp_path: Path, within: Any) -> None:
     within(NANOGPT_ARGS | {"embd_pdrop": 0.1, "model_type": None})
     arrays = random_arrays(small(tie_word_embeddings=False), dtype="float32")
