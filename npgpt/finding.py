@@ -55,7 +55,7 @@ def find(model: str | os.PathLike[str] | None = None) -> Location:
             return Location(name, weights)
     if os.path.isdir(path):
         raise NpgptError(f"the folder {path} has no checkpoint that npgpt reads; {_held(path)}")
-    if not places:
+    if not places or os.path.exists(path):
         kind = "is neither a folder nor a regular file" if os.path.exists(path) else "does not exist"
         raise NpgptError(f"the model {path} {kind}")
     looked = ", ".join(dict.fromkeys(str(place.absolute()) for place in places))

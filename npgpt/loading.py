@@ -16,6 +16,7 @@ from . import vocabulary as vocabularies
 from .checkpoints import conversion
 from .checkpoints.container import Container
 from .checkpoints.opening import CONVERTED, IDS, Checkpoint, open_checkpoint, open_vocabulary
+from .checkpoints.tensor import check_file
 from .config import PUBLISHED, Config
 from .errors import NpgptError
 from .finding import GPT2_RANKS, expanded, find
@@ -70,7 +71,8 @@ def convert(
     the checkpoint that was read. Raises NpgptError for whatever does not fit, OSError where it cannot be written.
     """
     location, folder = find(source), expanded(folder)
-    conversion.check_destination(folder, location.weights, overwrite=overwrite, replaceable=REPLACEABLE)
+    replaceable = REPLACEABLE if overwrite else None
+    conversion.check_destination(folder, location.weights, replaceable)
     checkpoint = open_checkpoint(location.weights, n_head=n_head, name_scheme=name_scheme)
     layout, parts = conversion.converted(checkpoint, dtype)
     if progress is not None:
@@ -78,7 +80,7 @@ def convert(
         parts = conversion.with_progress(parts, size * sum(prod(shape) for _, shape in layout.values()), progress)
     files = _vocabulary_files(checkpoint)
     ids = _ids(vocabulary(checkpoint)) | {key: checkpoint.stated[key] for key in IDS if key in checkpoint.stated}
-    conversion.write_folder(folder, checkpoint.config, ids, files, layout, parts)
+    conversion.write_folder(folder, checkpoint.config, ids, files, layout, parts, replaceable)
     return checkpoint
 
 
@@ -89,7 +91,7 @@ def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     folder that holds anything, OSError where it cannot be written.
     """
     folder = expanded(folder)
-    conversion.check_destination(folder, None, overwrite=False)
+    conversion.check_destination(folder, None)
     own = [] if isinstance(model.vocabulary, str) else [file for file in model.vocabulary.files if file != GPT2_RANKS]
     files = {file.name: file.read_bytes() for file in own}
     arrays = parameters.to_arrays(model.parameters)
@@ -134,6 +136,8 @@ def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     if checkpoint.container.vocabulary is not None:
         return checkpoint.container.vocabulary()
     here = vocabularies.in_folder(checkpoint.path.parent)
+    for file in here.values():
+        check_file(file)  # what cannot be taken along is no reason to leave it behind unsaid
     hugging_face, openai = vocabularies.PAIRS
     renamed = dict(zip(openai, hugging_face, strict=True)) if not here.keys() & set(hugging_face) else {}
     beside = vocabularies.in_folder(checkpoint.path.parent, vocabularies.COMPANIONS) if here else {}

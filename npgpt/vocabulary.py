@@ -57,6 +57,9 @@ def find(
     """
     try:
         here: dict[str, File] = {file.name: file for file in inside()} if inside else dict(in_folder(folder))
+        for file in here.values():
+            if isinstance(file, Path) and file.exists() and not file.is_file():  # a pipe would hang
+                raise NpgptError(f"{file} is no regular file")
         if "vocab.tiktoken" in here:
             tokenizer = from_ranks(here["vocab.tiktoken"], vocab_size)
             if isinstance(eos_token_id, int) and eos_token_id < vocab_size and tokenizer.end_of_text != eos_token_id:

@@ -90,7 +90,7 @@ def aliases(metadata: Mapping[str, object], tensors: Mapping[str, Tensor]) -> di
     """Tensors by their other names: of those that share memory, as a tied head and wte do, safetensors' save_model
     keeps one and notes {"the other": "the one"} in the metadata.
     """
-    pairs = ((name, stored) for name, stored in metadata.items() if isinstance(stored, str))
+    pairs = ((name, stored) for name, stored in metadata.items() if isinstance(stored, str) and name != "format")
     return {name: tensors[stored] for name, stored in pairs if stored in tensors and name not in tensors}
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import os
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
-from .options import add_n_head, importing
+from .options import add_n_head, importing, unwinding
 from .progress import bar
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     with importing():
         from ..loading import convert
 
-    with bar("MB", 1e6) as progress:
+    with unwinding(), bar("MB", 1e6) as progress:
         checkpoint = convert(
             options.source,
             options.folder,
@@ -54,18 +55,18 @@ def run(options: argparse.Namespace) -> int:
             overwrite=options.overwrite,
             progress=progress,
         )
-    for line in report(checkpoint, Path(options.folder), options.dtype):
+    for line in report(checkpoint, options.folder, options.dtype):
         print(printable(line))
     return 0
 
 
-def report(checkpoint: Checkpoint, folder: Path, dtype: str) -> list[str]:
+def report(checkpoint: Checkpoint, folder: str, dtype: str) -> list[str]:
     """The lines that are printed: what was detected, what was written, what to run next."""
     config = checkpoint.config
     stored = checkpoint.dtypes()
     names = ", ".join(sorted(stored))
     narrowed = "" if stored <= {dtype} or (dtype == "float32" and "float64" not in stored) else ", rounded"
-    files = sorted(path.name for path in folder.expanduser().iterdir())
+    files = sorted(os.listdir(os.path.expanduser(folder)))
     activation = {"gelu": "erf GELU"}.get(config.activation_function, "tanh GELU")
     head = "tied head" if config.tie_word_embeddings else "a head of its own"
     zeros = sum(not source.parts for source in checkpoint.sources.values())
@@ -75,5 +76,5 @@ def report(checkpoint: Checkpoint, folder: Path, dtype: str) -> list[str]:
         f"model    {config.n_layer} blocks, {config.n_embd} = {config.n_head} heads × {config.head_width}, "
         f"{config.n_positions} positions, {config.vocab_size} ids, {activation}, {head}{absent}",
         f"written  {folder}: {', '.join(files)}; {len(checkpoint.sources)} tensors {dtype}{narrowed}",
-        f"next     npgpt inspect {folder}",
+        f"next     npgpt inspect {shlex.quote(folder)}",
     ]

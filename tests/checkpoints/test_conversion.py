@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 
 import npgpt
 from npgpt import config as configuration
-from npgpt.checkpoints import containers, safetensors
+from npgpt.checkpoints import containers, naming, safetensors
 from npgpt.checkpoints.opening import open_checkpoint
 from npgpt.checkpoints.tensor import cast, row_blocks
 from npgpt.errors import NpgptError
@@ -316,10 +316,19 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     assert "does not exist" in refused("convert", "/no/such", "out", cwd=tmp_path)
     assert "no naming scheme 'x'" in refused("convert", "source", "out", "--name-scheme", "x", cwd=tmp_path)
     assert "invalid choice: 'int8'" in refused("convert", "source", "out", "--dtype", "int8", cwd=tmp_path)
-    assert "--overwrite" in refused("convert", "source", ".", "--n-head", "3", cwd=tmp_path)
+    assert "is the current folder" in refused("convert", "source", ".", "--n-head", "3", cwd=tmp_path)
+    put(tmp_path / "full")
+    assert "--overwrite" in refused("convert", "source", "full", "--n-head", "3", cwd=tmp_path)
     (tmp_path / "file").touch()
     assert "file/out cannot be a folder: " in refused("convert", "source", "file/out", "--n-head", "3", cwd=tmp_path)
-    assert listed(tmp_path) == ["file", "source"]
+    assert listed(tmp_path) == ["file", "full", "source"]
+
+
+def test_the_help_names_every_scheme() -> None:
+    help_text = " ".join(run("convert", "--help")[1].split())
+    assert ", ".join(sorted(scheme.name for scheme in naming.SCHEMES)) == ", ".join(
+        sorted(help_text.partition("another's: ")[2].partition(" --n-head")[0].split(", "))
+    )
 
 
 def test_a_source_that_was_not_converted_is_said_so_on_stderr(tmp_path: Path) -> None:
