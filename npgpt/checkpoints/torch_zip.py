@@ -191,7 +191,13 @@ CALLS: Mapping[str, Callable[..., object]] = {
     "torch.device": lambda *names: names,
     # what a training loop keeps beside the weights, a loss of NumPy's for one: read over
     **dict.fromkeys(
-        ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar", "numpy.dtype", "_codecs.encode"),
+        (
+            "numpy._core.multiarray.scalar",
+            "numpy.core.multiarray.scalar",
+            "numpy.dtype",
+            "_codecs.encode",
+            "__builtin__.bytes",
+        ),
         lambda *_: pickles.OPAQUE,
     ),
 }
