@@ -102,7 +102,7 @@ def test_every_key_may_contradict(tmp_path: Path, within: Any, key: str, inside:
 
 # not: what a scheme assumes put above what is stated
 def test_what_is_stated_counts_for_more_than_what_a_scheme_assumes(tmp_path: Path) -> None:
-    """nanoGPT's names, and the tanh form that it had until 2023."""
+    """nanoGPT's names, and the tanh form of its early versions."""
     path = put(tmp_path / "m", "nanogpt", config={"n_head": 3, "activation_function": "gelu_new"})
     assert open_checkpoint(path).config == CONFIG
 
