@@ -107,7 +107,7 @@ def test_nanogpts_arguments(tmp_path: Path, within: Any) -> None:
 
 
 def test_an_older_nanogpt_says_beside_it_that_its_activation_is_the_tanh_form(tmp_path: Path, within: Any) -> None:
-    """As early versions and their forks have it; its keys only imply the erf form, and a config.json says what it is."""
+    """As early versions and their forks have it; the keys only imply the erf form, a config.json says what it is."""
     within(NANOGPT_ARGS)
     checkpoint = open_checkpoint(put(tmp_path / "m", "nanogpt", config={"activation_function": "gelu_new"}))
     assert checkpoint.config == CONFIG
