@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .checkpoints import containers
+from .checkpoints.containers import WEIGHTS_FILE
 from .config import PUBLISHED
 from .errors import NpgptError
 
@@ -18,7 +19,6 @@ EMBEDDED_WEIGHTS = HERE / "weights" if (HERE / "weights").is_dir() else HERE.par
 GPT2_RANKS = EMBEDDED_WEIGHTS / "gpt2.tiktoken"
 
 ORGANISATIONS = {name: f"openai-community/{name}" for name in PUBLISHED} | {"distilgpt2": "distilbert/distilgpt2"}
-WEIGHTS_FILE = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,6 @@ class Location:
 
     name: str
     weights: Path
-
-    @property
-    def folder(self) -> Path:
-        """Where config.json and a vocabulary may lie."""
-        return self.weights.parent
 
 
 def find(model: str | os.PathLike[str] | None = None) -> Location:

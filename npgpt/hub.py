@@ -21,15 +21,12 @@ from .config import read_fields
 from .errors import NpgptError
 from .finding import EMBEDDED, ORGANISATIONS, hub_cache
 from .strict_json import read_object
+from .vocabulary import COMPANIONS, READABLE
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 CONFIG = "config.json"
-VOCABULARY = (
-    *("vocab.tiktoken", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe", "tokenizer.json"),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-)
 WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))  # in the order of preference
 WEIGHTS_LIKE = (".safetensors", ".bin", ".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".pt", ".pth", ".ckpt", ".tflite")
 
@@ -67,11 +64,6 @@ class Snapshot:
     sizes: dict[str, int]
     new: int
     asked: bool
-
-
-def download(name: str, revision: str | None = None) -> Path:
-    """The folder in the cache that holds the model, as fetch brings it there."""
-    return fetch(name, revision).folder
 
 
 def fetch(name: str, revision: str | None = None) -> Snapshot:
@@ -133,7 +125,7 @@ def choose(names: Collection[str], repository: str) -> list[str]:
 
     Raises NpgptError where there are no weights that npgpt reads.
     """
-    wanted = [name for name in (CONFIG, *VOCABULARY) if name in names]
+    wanted = [name for name in (CONFIG, *READABLE, *COMPANIONS) if name in names]
     for stem, suffix in WEIGHTS:
         whole, index = f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"
         shards = sorted(name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name, re.ASCII))

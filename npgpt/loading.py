@@ -15,6 +15,7 @@ from . import parameters
 from . import vocabulary as vocabularies
 from .checkpoints import conversion
 from .checkpoints.container import Container
+from .checkpoints.containers import WEIGHTS_FILE
 from .checkpoints.opening import CONVERTED, IDS, Checkpoint, open_checkpoint, open_vocabulary
 from .checkpoints.tensor import check_file
 from .config import PUBLISHED, Config
@@ -25,7 +26,7 @@ from .tokenizer import Tokenizer
 from .vocabulary import Inside
 
 # what a folder may hold to be overwritten
-REPLACEABLE = {conversion.WEIGHTS_FILE, conversion.CONFIG_FILE, *vocabularies.FILES}
+REPLACEABLE = {WEIGHTS_FILE, conversion.CONFIG_FILE, *vocabularies.FILES}
 
 
 def load(

@@ -115,7 +115,7 @@ def test_a_published_name_from_the_hub_to_the_logits(hub: Hub, cache: Path, weig
     assert lines[:2] == [f"{GPT2}: 4 of 4 files fetched", str(folder)]
     assert {line.split()[1] for line in lines[2:6]} == {path.name for path in folder.iterdir()} == files
     assert lines[5:] == [f"{size:>15,}  model.safetensors", 'next: npgpt generate --model gpt2 "It is a truth"']
-    assert finding.find("gpt2").folder == finding.find(GPT2).folder == folder
+    assert finding.find("gpt2").weights.parent == finding.find(GPT2).weights.parent == folder
     for file in files:
         assert (folder / file).resolve().parent.name == "blobs"
         assert (folder / file).read_bytes() == hub.repositories[GPT2].files[file]
@@ -166,7 +166,7 @@ def test_a_new_commit_brings_what_has_changed(hub: Hub, cache: Path, weights: Pa
     after = fetched(hub, "gpt2")[1]
     assert before != after
     assert [request.file for request in hub.requests if request.method == "GET"][1:] == ["vocab.json"]
-    assert str(finding.find("gpt2").folder) == after
+    assert str(finding.find("gpt2").weights.parent) == after
 
 
 def test_shards_are_fetched_whole_and_their_index_last(hub: Hub, cache: Path, weights: Path) -> None:

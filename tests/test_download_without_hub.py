@@ -70,7 +70,7 @@ def test_what_can_be_no_model_is_refused_before_all_else(arguments: list[str], m
 @pytest.mark.parametrize("revision", ["", "../main", "a b", "refs/../x", "/main", "main\n"])
 def test_a_revision_that_can_be_none(revision: str) -> None:
     with pytest.raises(NpgptError, match="a revision is a branch, a tag or a commit, not "):
-        hub.download("gpt2", revision)
+        hub.fetch("gpt2", revision)
 
 
 def test_help_has_an_example_and_fits_a_screen() -> None:

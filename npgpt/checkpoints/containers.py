@@ -22,8 +22,9 @@ CONTAINERS: tuple[tuple[Recognises, Callable[[Path], Container]], ...] = (
     (safetensors.recognises, safetensors.read),
 )
 # What a folder is searched for first; the names are only an order of preference.
+WEIGHTS_FILE = "model.safetensors"
 PREFERRED = (
-    "model.safetensors",
+    WEIGHTS_FILE,
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",

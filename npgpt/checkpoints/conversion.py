@@ -19,10 +19,11 @@ from ..errors import NpgptError
 from ..parameters import Shape
 from . import safetensors
 from .atomic import sync_folder, writing
+from .containers import WEIGHTS_FILE
 from .opening import CONFIG_FILES, Checkpoint
 from .tensor import cast, row_blocks
 
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", CONFIG_FILES[0]
+CONFIG_FILE = CONFIG_FILES[0]
 DTYPES = ("float32", "float16", "bfloat16")
 
 

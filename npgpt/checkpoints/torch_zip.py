@@ -9,11 +9,7 @@ pickles.py, which runs nothing; storages are mapped, so that what is not used, a
 from __future__ import annotations
 
 import functools
-import mmap
-import struct
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,34 +17,26 @@ from typing import Any, NamedTuple
 from ..config import REQUIRED, SPELLINGS
 from ..errors import NpgptError
 from ..parameters import Shape
-from . import pickles
+from . import archive, pickles
 from .container import Container
-from .tensor import LONGEST_SHAPE, Stated, Tensor, check_shape, map_file
+from .tensor import LONGEST_SHAPE, Stated, Tensor, check_shape, itemsize, map_file
 
 LARGEST_PICKLE = 2**24  # bytes; GPT-2's is 60 KB, with an optimizer's state 200 KB
 STORAGES = {
-    "FloatStorage": ("float32", 4),
-    "DoubleStorage": ("float64", 8),
-    "HalfStorage": ("float16", 2),
-    "BFloat16Storage": ("bfloat16", 2),
-    "LongStorage": ("int64", 8),
-    "IntStorage": ("int32", 4),
-    "ShortStorage": ("int16", 2),
-    "CharStorage": ("int8", 1),
-    "ByteStorage": ("uint8", 1),
-    "BoolStorage": ("bool", 1),
+    "FloatStorage": "float32",
+    "DoubleStorage": "float64",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
 }
 # where a training checkpoint keeps the weights, and where the configuration
 WEIGHTS_KEYS = ("model_state_dict", "model", "state_dict", "module", "weights", "net")
 CONFIG_KEYS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "gpt_config")
-
-
-class Member(NamedTuple):
-    """A file in the archive: where its bytes lie, and their CRC-32 (0: torch was told to compute none)."""
-
-    begin: int
-    size: int
-    crc: int
 
 
 class Storage(NamedTuple):
@@ -80,26 +68,25 @@ def read(path: Path) -> Container:
     that asks for more than tensors and plain values.
     """
     data = map_file(path)
-    entries = _directory(path)
+    entries = archive.directory(path)
     stem = _stem(path, [entry.filename for entry in entries])
-    members = _members(path, data, entries)
-    program = members[f"{stem}/data.pkl"]
-    if program.size > LARGEST_PICKLE:
-        raise NpgptError(f"{path}: its data.pkl takes {program.size} bytes, above {LARGEST_PICKLE}")
-    order = members.get(f"{stem}/byteorder", Member(0, 0, 0))
-    byteorder = _contents(path, f"{stem}/byteorder", data, order, 10) if order.size else b"little"
+    members = archive.members(path, data, entries)
+
+    def contents(name: str) -> bytes:
+        return archive.contents(path, f"{stem}/{name}", data, members[f"{stem}/{name}"])
+
+    if (size := members[f"{stem}/data.pkl"].size) > LARGEST_PICKLE:
+        raise NpgptError(f"{path}: its data.pkl takes {size} bytes, above {LARGEST_PICKLE}")
+    byteorder = contents("byteorder") if f"{stem}/byteorder" in members else b"little"  # older ones do not say
     if byteorder not in (b"little", b"big"):
         raise NpgptError(f"{path}: its byteorder is {byteorder!r:.40}, neither little nor big")
-    source = f"{path}: its pickle"
-    value = pickles.read(
-        _contents(path, f"{stem}/data.pkl", data, program, LARGEST_PICKLE), source, CALLS, NAMES, _storage
-    )
+    value = pickles.read(contents("data.pkl"), f"{path}: its pickle", CALLS, NAMES, _storage)
     views, stated = _weights_and_configuration(path, value)
     verified: set[str] = set()  # members, each once, however many tensors lie in it
 
     def verify(name: str) -> None:
         if name not in verified:
-            _verify(path, name, data, members[name])
+            archive.verify(path, name, data, members[name])
             verified.add(name)
 
     def tensor(name: str, view: View) -> Tensor:
@@ -108,7 +95,7 @@ def read(path: Path) -> Container:
         member = members.get(member_name)
         if member is None:
             raise NpgptError(f"{path}: {name} lies in {member_name:.200}, which is not there")
-        size = ITEM_SIZES[view.storage.dtype]
+        size = itemsize(view.storage.dtype)
         if member.size != view.storage.numel * size:
             raise NpgptError(
                 f"{path}: {name} lies in {member_name}, which has {member.size} bytes and must have "
@@ -137,9 +124,6 @@ def read(path: Path) -> Container:
     return Container("torch zip", (path,), {name: tensor(name, view) for name, view in views.items()}, stated)
 
 
-ITEM_SIZES = dict(STORAGES.values())
-
-
 def _whole(*numbers: object) -> bool:
     return all(type(number) is int and 0 <= number < 2**59 for number in numbers)  # in bytes, still a C long
 
@@ -147,7 +131,7 @@ def _whole(*numbers: object) -> bool:
 def _storage(persistent_id: object) -> Storage:
     """("storage", type, key, location, number of elements)."""
     match persistent_id:
-        case ("storage", str(dtype), str(key), str(), int(numel)) if dtype in ITEM_SIZES and _whole(numel):
+        case ("storage", str(dtype), str(key), str(), int(numel)) if dtype in STORAGES.values() and _whole(numel):
             return Storage(key, dtype, numel)
     raise ValueError("a persistent id is no storage")
 
@@ -202,7 +186,7 @@ CALLS: Mapping[str, Callable[..., object]] = {
     ),
 }
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int64", "int32", "bool")
-NAMES = {f"torch.{name}": dtype for name, (dtype, _) in STORAGES.items()} | {f"torch.{name}": name for name in DTYPES}
+NAMES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()} | {f"torch.{name}": name for name in DTYPES}
 
 
 def _weights_and_configuration(path: Path, value: object) -> tuple[dict[str, View], Stated | None]:
@@ -247,59 +231,3 @@ def _stem(path: Path, members: Sequence[str]) -> str:
     if f"{stems[0]}/constants.pkl" in members:
         raise NpgptError(f"{path} is a TorchScript program, not a checkpoint: save model.state_dict() instead")
     return stems[0]
-
-
-def _directory(path: Path) -> list[zipfile.ZipInfo]:
-    """The archive's directory, which zipfile reads; members are read in place."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, EOFError, OSError) as error:
-        raise NpgptError(f"{path} is no whole ZIP archive, perhaps cut short: {error}") from None
-
-
-def _members(path: Path, data: mmap.mmap, entries: Iterable[zipfile.ZipInfo]) -> dict[str, Member]:
-    """Each member's place: stored as it is, within the file, none twice, none in another."""
-    members: dict[str, Member] = {}
-    end, last = 0, ""
-    for entry in sorted(entries, key=lambda entry: entry.header_offset):
-        name, start = entry.filename, entry.header_offset
-        if name in members:
-            raise NpgptError(f"{path}: {name:.200} stands twice in the archive")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            kind = "encrypted" if entry.flag_bits & 1 else "compressed"
-            raise NpgptError(f"{path}: {name:.200} is {kind}, and torch.save stores plainly: unpack and zip -0 it")
-        header = data[start : start + 30]
-        if start < 0 or len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise NpgptError(f"{path}: {name:.200} has no header at byte {start}")
-        length, more = struct.unpack("<HH", header[26:30])
-        begin = start + 30 + length + more
-        if data[start + 30 : start + 30 + length] != _encoded(entry):
-            raise NpgptError(f"{path}: {name:.200} should begin at byte {start}, where another member does")
-        if start < end:
-            raise NpgptError(f"{path}: {name:.200} begins within {last:.200}, at byte {start}")
-        end, last = begin + entry.file_size, name
-        if entry.compress_size != entry.file_size or end > len(data):
-            raise NpgptError(
-                f"{path}: {name:.200} has {entry.file_size} bytes, of which {entry.compress_size} are stored "
-                f"and {max(0, len(data) - begin)} are there"
-            )
-        members[name] = Member(begin, entry.file_size, entry.CRC)
-    return members
-
-
-def _encoded(entry: zipfile.ZipInfo) -> bytes:
-    """Its name as it stands in the file; a bit tells which encoding zipfile took."""
-    return entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
-
-
-def _contents(path: Path, name: str, data: mmap.mmap, member: Member, longest: int) -> bytes:
-    _verify(path, name, data, member)
-    return data[member.begin : member.begin + min(member.size, longest)]
-
-
-def _verify(path: Path, name: str, data: mmap.mmap, member: Member) -> None:
-    with memoryview(data) as view, view[member.begin : member.begin + member.size] as part:
-        found = zlib.crc32(part)
-    if member.crc not in (0, found):
-        raise NpgptError(f"{path}: {name} is damaged: its CRC-32 is {found:08x}, the archive says {member.crc:08x}")

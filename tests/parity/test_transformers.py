@@ -118,7 +118,7 @@ def test_half_precision_files_of_theirs(tmp_path: Path, dtype: str) -> None:
 
 def test_greedy_text_of_the_embedded_model() -> None:
     mine = npgpt.load()
-    folder = finding.find().folder
+    folder = finding.find().weights.parent
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
     prompt = mine.tokenizer.encode("It is a truth universally acknowledged")
     out = theirs.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False, pad_token_id=4095)
