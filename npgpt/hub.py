@@ -148,7 +148,7 @@ def _library() -> Iterator[None]:
             with contextlib.redirect_stdout(None):  # on which it prints what keeps it from being imported
                 from huggingface_hub import HfApi, hf_hub_download  # noqa: F401
         except ImportError:
-            raise NpgptError('npgpt download needs the extra hub: pip install "npgpt[hub]"') from None
+            raise NpgptError("npgpt download needs the extra hub: pip install huggingface_hub") from None
         except Exception as error:  # it reads its HF_ variables as it is imported
             raise NpgptError(f"huggingface_hub cannot be imported ({error}): correct its HF_ variables") from None
         logger = logging.getLogger("huggingface_hub")

@@ -23,7 +23,7 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("name", ["gpt2", "org/name"])
 def test_without_the_extra_it_says_how_to_install_it(name: str) -> None:
-    message = 'npgpt: error: npgpt download needs the extra hub: pip install "npgpt[hub]"\n'
+    message = "npgpt: error: npgpt download needs the extra hub: pip install huggingface_hub\n"
     assert run("download", name) == (2, "", message)
 
 

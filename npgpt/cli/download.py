@@ -19,7 +19,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         "download",
         help="fetch a model from the Hugging Face hub",
         description="Bring a model's configuration, weights and vocabulary into the Hugging Face cache, where npgpt "
-        'finds it by its name. Needs the extra hub: pip install "npgpt[hub]".',
+        "finds it by its name. Needs the extra hub: pip install huggingface_hub.",
         epilog="example: npgpt download gpt2",
     )
     parser.add_argument(
