@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from . import kernels
 from .special import erf
 
 if TYPE_CHECKING:
@@ -26,9 +27,7 @@ if TYPE_CHECKING:
     from .config import Config
     from .parameters import Array, Record
 
-QUERY_BLOCK = 64  # queries that attend together
-SCORE_BLOCK = 2**17  # scores at a time: half a megabyte in float32, so that they stay in a core's L2 cache
-MLP_BLOCK = 2**16  # elements at a time through the activation, for the same reason
+MLP_BLOCK = 2**16  # elements at a time through the activation, so that they stay in a core's L2 cache
 
 
 def softmax(x: Array, out: Array | None = None) -> Array:
@@ -84,7 +83,7 @@ def layer_norm(x: Array, weight: Array, bias: Array, epsilon: float) -> Array:
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """x [..., in] @ weight [in, out] + bias [out] → [..., out], as one product: in 3-D NumPy would do B of them."""
-    y: Array = x.reshape(-1, x.shape[-1]) @ weight
+    y = kernels.product(x.reshape(-1, x.shape[-1]), weight)
     if bias is not None:
         y += bias
     return y.reshape(*x.shape[:-1], weight.shape[1])
@@ -109,33 +108,17 @@ def attention(q: Array, k: Array, v: Array, scale: float, record: Record | None 
     """softmax(scale · q kᵀ) v in every head, where a query sees its own key and those before: [B, H, T, D].
 
     q is [B, H, T, D], k and v are [B, H, S, D]. The causal mask is aligned to the lower right corner: query t is token
-    S − T + t. Blocks of queries meet only the keys up to their last, so that what lies above the diagonal is hardly
-    computed and the T × S square never stored. Vaswani et al. 2017, "Attention Is All You Need", 3.2.1.
+    S − T + t. A long prompt goes through the same formula by tiles (kernels.attention), so that the T × S square is
+    never stored, unless it is to be recorded. Vaswani et al. 2017, "Attention Is All You Need", 3.2.1.
     """
-    (B, H, T, D), S = q.shape, k.shape[2]
-    heads = np.empty((B, T, H, D), q.dtype).transpose(0, 2, 1, 3)  # in memory as merge_heads wants it
-    future = ~np.tri(min(T, QUERY_BLOCK), dtype=bool)
-    if record is not None:
-        all_scores, all_weights = np.full((B, H, T, S), -np.inf, q.dtype), np.zeros((B, H, T, S), q.dtype)
-    for b in range(B):
-        for start in range(0, T, QUERY_BLOCK):
-            stop = min(start + QUERY_BLOCK, T)
-            new, seen = stop - start, S - T + stop
-            n = max(1, SCORE_BLOCK // (new * seen))  # heads at a time: all for one query, one for many
-            for h in range(0, H, n):
-                scores = q[b, h : h + n, start:stop] @ k[b, h : h + n, :seen].swapaxes(1, 2)
-                scores *= scale
-                np.copyto(scores[:, :, -new:], -np.inf, where=future[:new, :new])
-                if record is not None:
-                    all_scores[b, h : h + n, start:stop, :seen] = scores
-                weights = softmax(scores, out=scores)
-                if record is not None:
-                    all_weights[b, h : h + n, start:stop, :seen] = weights
-                np.matmul(weights, v[b, h : h + n, :seen], out=heads[b, h : h + n, start:stop])
-    if record is not None:
-        record("attn.scores", all_scores)
-        record("attn.weights", all_weights)
-    return heads
+    T, S = q.shape[2], k.shape[2]
+    if T >= kernels.QUERIES and record is None:
+        return kernels.attention(q, k, v, scale)
+    scores = q @ k.swapaxes(2, 3)  # [B, H, T, S]
+    scores *= scale
+    np.copyto(scores, -np.inf, where=~np.tri(T, S, S - T, dtype=bool))
+    weights = softmax(tap(record, "attn.scores", scores), out=scores)
+    return tap(record, "attn.weights", weights) @ v
 
 
 def self_attention(
@@ -143,7 +126,8 @@ def self_attention(
 ) -> Array:
     """Multi-head causal self-attention of block `layer`, x [B, T, C] → [B, T, C]."""
     c_attn = tap(record, "attn.c_attn", linear(x, *p.c_attn))  # [B, T, 3C]
-    q, k, v = (split_heads(part, config.n_head) for part in np.split(c_attn, 3, axis=-1))
+    C = x.shape[-1]
+    q, k, v = (split_heads(c_attn[..., start : start + C], config.n_head) for start in (0, C, 2 * C))
     for name, part in zip("qkv", (q, k, v), strict=True):
         tap(record, f"attn.{name}", part)
     if cache is not None:

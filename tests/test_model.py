@@ -139,17 +139,14 @@ def naive_attention(q: Array, k: Array, v: Array, scale: float) -> Array:
     T=st.integers(1, 150),
     D=st.integers(1, 9),
     past=st.integers(0, 80),
-    score_block=st.sampled_from([1, 2000, 2**17]),
 )
 @settings(deadline=None, max_examples=60)
-def test_attention_by_blocks_is_attention(B: int, H: int, T: int, D: int, past: int, score_block: int) -> None:
+def test_attention_is_the_sum_over_earlier_keys_however_long(B: int, H: int, T: int, D: int, past: int) -> None:
     rng = np.random.default_rng(B * T + D)
     q, k, v = (rng.standard_normal((B, H, n, D)) for n in (T, T + past, T + past))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model, "SCORE_BLOCK", score_block)
-        heads = attention(q, k, v, 0.3)
     # weights sum to 1, so that S + D roundings leave less than this on values near 1
-    np.testing.assert_allclose(heads, naive_attention(q, k, v, 0.3), rtol=0, atol=8 * (T + past + D) * U64)
+    slack = 8 * (T + past + D) * U64
+    np.testing.assert_allclose(attention(q, k, v, 0.3), naive_attention(q, k, v, 0.3), rtol=0, atol=slack)
 
 
 # --- the whole pass --------------------------------------------------------------------------------------------------
@@ -368,12 +365,15 @@ def test_what_is_recorded_hangs_together() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_recording_changes_no_bit_and_what_is_handed_over_stays(dtype: str) -> None:
+@pytest.mark.parametrize("tokens", [31, 150])
+def test_recording_changes_nothing_and_what_is_handed_over_stays(dtype: str, tokens: int) -> None:
     config = small(n_positions=150)
-    parameters, ids = random_parameters(config, dtype=dtype), random_ids(config, (2, 150))
+    parameters, ids = random_parameters(config, dtype=dtype), random_ids(config, (2, tokens))
     kept: list[tuple[Array, Array]] = []
     logits = forward(parameters, config, ids, record=lambda name, array: kept.append((array, array.copy())))
-    np.testing.assert_array_equal(logits, forward(parameters, config, ids))
+    # a long prompt's attention goes by tiles where nothing is recorded: the same but for rounding, in either pass
+    bound = 0 if tokens < 32 else 2 * rounding_bound(config, tokens, dtype)
+    assert relative_error(forward(parameters, config, ids), logits) <= bound
     for array, copy in kept:
         np.testing.assert_array_equal(array, copy)
 

@@ -1,0 +1,171 @@
+"""How fast npgpt is, next to every engine that is installed and to what the machine allows.
+
+    python -m benchmarks [--model gpt2] [--threads 2] [--rounds 7] [--engine NAME …] [--out benchmarks/RESULTS.md]
+
+Random weights of the true shape are written once to benchmarks/cache/, with every engine's own form of them. Every
+engine runs in a fresh process with the same thread count, in turn A B C A B C. Its times count only where its greedy
+ids are those of npgpt in float64. The extra `bench` installs the peers; what is missing is skipped by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from npgpt.config import PUBLISHED
+from npgpt.threads import VARIABLES
+
+from . import report, weights
+from .engines import ENGINES, OURS
+from .peers import INT8
+from .workloads import plan, prefill, prompts
+
+REFERENCE = "npgpt float64"
+STARTS = {  # whole processes that are timed to their end
+    "python": ["-c", ""],
+    "import npgpt": ["-c", "import npgpt; npgpt.load"],
+    "import torch, transformers": ["-c", "import torch; from transformers import GPT2LMHeadModel"],
+    "import onnxruntime": ["-c", "import onnxruntime"],
+    "import openvino_genai": ["-c", "import openvino_genai"],
+    "import ctranslate2": ["-c", "import ctranslate2"],
+    "import llama_cpp": ["-c", "import llama_cpp"],
+    "npgpt --help": ["-m", "npgpt", "--help"],
+}
+
+
+def main() -> None:
+    """Run everything and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=(*PUBLISHED, "toy"), nargs="+", default=["gpt2"], help="shapes to run")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for every engine (default: all cores)")
+    parser.add_argument("--rounds", type=int, default=7, help="processes of each engine (default: 7)")
+    parser.add_argument("--engine", choices=ENGINES, nargs="+", default=list(ENGINES), help="only these")
+    parser.add_argument("--workload", nargs="+", help='only these, such as "prefill 128"; no starts, no memory')
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "RESULTS.md", help="the report")
+    parser.add_argument("--cache", type=Path, default=Path(__file__).parent / "cache", help="where weights are kept")
+    options = parser.parse_args()
+    # what every process inherits; OpenBLAS's time-out is what the command line sets for itself
+    os.environ.update(dict.fromkeys(VARIABLES, str(options.threads)), HF_HUB_OFFLINE="1")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+    results = [run(model, options) for model in options.model]
+    options.out.with_suffix(".json").write_text(json.dumps(results))
+    options.out.write_text(report.markdown(results, options.out.with_suffix(".svg").name))
+    print(options.out.read_text())
+    report.chart(results, options.out.with_suffix(".svg"))
+
+
+def run(model: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All samples of one model's shape: {"measures": [...], "ceilings": [...], "first": [...], …}."""
+    plans = plan(model)
+    source = weights.make(options.cache, model, plans.config)
+    names = [workload.name for workload in plans.workloads if not options.workload or workload.name in options.workload]
+    found: dict[str, Any] = {"model": model, "threads": options.threads, "rounds": options.rounds, "skipped": {}}
+    found |= {"ceilings": [], "measures": [], "first": [], "starts": [], "memory": []}
+    engines = [engine for engine in options.engine if engine != REFERENCE]  # slow, and run once in any case
+    paths = dict(prepared(engines, source, found["skipped"]))
+    order = {"model": model, "threads": options.threads}
+    reference = {
+        line["workload"]: line
+        for line in process(task="measure", engine=REFERENCE, path=str(source), workloads=names, **order)[0]
+    }
+    for name, line in reference.items():
+        found["measures"].append(
+            {"engine": REFERENCE, "round": 0, "workload": name, "agrees": True, "seconds": line["seconds"]}
+        )
+    for round_ in range(options.rounds):
+        lines, _ = process(task="ceilings", **order)
+        found["ceilings"] += lines
+        for engine, path in paths.items():
+            say(f"{model}, round {round_ + 1} of {options.rounds}: {engine}")
+            try:
+                lines, _ = process(task="measure", engine=engine, path=str(path), workloads=names, **order)
+                if not options.workload:
+                    prompt = prompts(prefill(plans.first), plans.config)[0]
+                    _, seconds = process(task="first", engine=engine, path=str(path), prompt=prompt, **order)
+                    found["first"].append({"engine": engine, "round": round_, "seconds": seconds})
+            except Failed as error:
+                found["skipped"][engine] = str(error)
+                continue
+            for line in lines:
+                line["agrees"] = engine in INT8 or agree(line, reference[line["workload"]])
+                del line["ids"], line["log_probabilities"]
+                found["measures"].append({"engine": engine, "round": round_, **line})
+        if not options.workload:
+            found["starts"] += starts(round_)
+    for engine, path in paths.items() if not options.workload else ():
+        for length in plans.memory:
+            say(f"{model}, memory at {length} tokens: {engine}")
+            try:
+                lines, _ = process(task="memory", engine=engine, path=str(path), length=length, **order)
+                found["memory"].append({"engine": engine, "length": length, **lines[0]})
+            except Failed as error:
+                found["skipped"][engine] = str(error)
+    found["environment"] = process(task="environment", **order)[0][0]
+    return found
+
+
+def prepared(engines: Iterable[str], source: Path, skipped: dict[str, str]) -> Iterator[tuple[str, Path]]:
+    """Every engine that can run with the path that it opens; the reason for every other goes into skipped."""
+    for engine in engines:
+        if engine in OURS:
+            yield engine, source
+            continue
+        say(f"preparing {engine}")
+        try:
+            yield engine, Path(process(task="export", engine=engine, path=str(source))[0][0]["path"])
+        except Failed as error:
+            skipped[engine] = str(error)
+            say(f"skipped {engine}: {error}")
+
+
+class Failed(Exception):
+    """A worker that ended with an error: its last line."""
+
+
+def process(**order: Any) -> tuple[list[dict[str, Any]], float]:
+    """Run one worker; its lines, and the seconds from its start to the first of them."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "benchmarks.worker", json.dumps(order)]
+    with tempfile.TemporaryFile() as errors:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as worker:
+            assert worker.stdout is not None
+            first = worker.stdout.readline()
+            seconds = time.perf_counter() - started
+            lines = [first, *worker.stdout]
+        errors.seek(0)
+        if worker.returncode:
+            said = errors.read().decode(errors="replace").strip().splitlines()
+            raise Failed(said[-1][:300] if said else f"ended with {worker.returncode}")
+    return [json.loads(line) for line in lines if line], seconds
+
+
+def starts(round_: int) -> Iterator[dict[str, Any]]:
+    """Seconds of whole processes: imports, and the command line's help."""
+    for name, arguments in STARTS.items():
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, *arguments], capture_output=True)
+        if done.returncode == 0:
+            yield {"name": name, "round": round_, "seconds": time.perf_counter() - started}
+
+
+def agree(line: dict[str, Any], reference: dict[str, Any]) -> bool:
+    """The same greedy ids, and log-probabilities within 1e-3 (float32's own error is near 1e-5)."""
+    pairs = zip(line["log_probabilities"], reference["log_probabilities"], strict=True)
+    return bool(line["ids"] == reference["ids"]) and all(abs(a - b) < 1e-3 for a, b in pairs)
+
+
+def say(message: str) -> None:
+    """Progress, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

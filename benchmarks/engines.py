@@ -1,0 +1,57 @@
+"""npgpt as one engine among the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from . import peers
+
+if TYPE_CHECKING:
+    from .workloads import Engine
+
+
+class Npgpt:
+    """What a user of the package writes: forward with a cache, and the largest logit."""
+
+    def __init__(self, folder: Path, dtype: Literal["float32", "float64"]) -> None:
+        import npgpt
+
+        self.model = npgpt.load(folder, dtype=dtype)
+        self.dtype = dtype
+
+    def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
+        """Greedy ids."""
+        import numpy as np
+
+        import npgpt
+
+        cache = npgpt.KVCache(self.model.config, len(prompts), len(prompts[0]) + new - 1, self.dtype)
+        ids = np.array(prompts)
+        drawn = []
+        for _ in range(new):
+            ids = self.model(ids, cache, last_only=True)[:, -1].argmax(axis=-1)[:, None]
+            drawn.append(ids)
+        found: list[list[int]] = np.concatenate(drawn, axis=1).tolist()
+        return found
+
+    def score(self, ids: list[int]) -> list[float]:
+        """Log-probabilities, by blocks of positions, since a row of logits is a fifth of a megabyte."""
+        import numpy as np
+
+        logits = self.model(ids)[0, :-1]
+        scores: list[float] = []
+        for start in range(0, len(logits), 16):
+            part = logits[start : start + 16]
+            part -= part.max(axis=-1, keepdims=True)
+            chosen = np.take_along_axis(part, np.array(ids[start + 1 : start + 1 + len(part)])[:, None], axis=-1)[:, 0]
+            scores += (chosen - np.log(np.exp(part, out=part).sum(axis=-1))).tolist()
+        return scores
+
+
+OURS: dict[str, Callable[[Path, int], Engine]] = {
+    "npgpt": lambda folder, threads: Npgpt(folder, "float32"),
+    "npgpt float64": lambda folder, threads: Npgpt(folder, "float64"),
+}
+ENGINES = {**OURS, **peers.ENGINES}

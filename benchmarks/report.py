@@ -1,0 +1,335 @@
+"""The samples of a run as tables and a chart. Nothing here measures."""
+
+from __future__ import annotations
+
+import datetime
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from . import machine
+from .peers import INT8
+from .workloads import Plan, Workload, plan
+
+OURS = "npgpt"
+TIE = 0.05
+MB = 1e6
+Samples = dict[int, float]  # seconds by round
+
+
+def markdown(results: list[dict[str, Any]], chart_name: str) -> str:
+    """The whole report."""
+    lines = ["# Results", "", *heading(results[0]), "", f"![Bars of the same figures]({chart_name})", ""]
+    for result in results:
+        lines += [*model(result), ""]
+    lines += ["## What was asked", "", *targets(results), ""]
+    return "\n".join(lines)
+
+
+def heading(result: dict[str, Any]) -> Iterator[str]:
+    """Where and how."""
+    where = result["environment"]
+    yield f"`python -m benchmarks` on {datetime.date.today()}, {result['threads']} threads, {result['rounds']} rounds."
+    yield ""
+    yield f"- {where['processor']}, {where['cores']} cores, {where['system']}, Python {where['python']}"
+    yield f"- NumPy's BLAS: {where['blas']}"
+    yield f"- {where['packages']}"
+    yield ""
+    yield (
+        "Random weights of the true shape, float32 unless said otherwise. Every engine runs in a fresh process of its "
+        "own in every round, in turn; figures are medians over the rounds, of medians within a process after one call "
+        "that does not count. A time counts only where the greedy ids are those of npgpt in float64 (and "
+        "log-probabilities within 1e-3 of its), int8 excepted. Ratios are taken round by round: above 1 npgpt is "
+        "faster, in brackets the lowest and the highest; within 5 % is a tie."
+    )
+
+
+def model(result: dict[str, Any]) -> Iterator[str]:
+    """All tables of one model's shape."""
+    plans = plan(result["model"])
+    yield f"## {result['model']}"
+    yield ""
+    sgemm, bandwidth = ceilings(result)
+    yield f"The machine in the same run: sgemm {sgemm / 1e9:.0f} GFLOP/s, read bandwidth {bandwidth / 1e9:.1f} GB/s."
+    yield ""
+    for engine, reason in result["skipped"].items():
+        yield f"- not run: {engine}: {reason}"
+    wrong = {(line["engine"], line["workload"]) for line in result["measures"] if not line["agrees"]}
+    for engine, workload in sorted(wrong):
+        yield f"- not counted, since its ids are others: {engine}, {workload}"
+    yield ""
+    single = [workload for workload in plans.workloads if not workload.name.startswith("batch")]
+    batches = [workload for workload in plans.workloads if workload.name.startswith("batch")]
+    for title, workloads in (("One sequence", single), ("Several sequences decoded side by side", batches)):
+        if any(samples(result, OURS, workload) for workload in workloads):
+            yield f"### {title}"
+            yield ""
+            yield from table(result, workloads)
+            yield ""
+            yield from ratios(result, workloads)
+            yield ""
+    yield from starts(result)
+    yield from memory(result, plans)
+
+
+def samples(result: dict[str, Any], engine: str, workload: Workload) -> Samples:
+    """Seconds by round, where they count."""
+    return {
+        line["round"]: line["seconds"]
+        for line in result["measures"]
+        if (line["engine"], line["workload"]) == (engine, workload.name) and line["agrees"]
+    }
+
+
+def engines(result: dict[str, Any]) -> list[str]:
+    """All that ran, in their order."""
+    return list(dict.fromkeys(line["engine"] for line in result["measures"]))
+
+
+def ceilings(result: dict[str, Any]) -> tuple[float, float]:
+    """Median sgemm operations and bytes read a second."""
+    lines = result["ceilings"]
+    return statistics.median(line["sgemm"] for line in lines), statistics.median(line["bandwidth"] for line in lines)
+
+
+def figure(workload: Workload, seconds: float) -> str:
+    """Seconds of a prefill; tokens a second of the rest."""
+    if workload.kind == "prefill":
+        return f"{seconds:.3f} s"
+    tokens = workload.batch if workload.kind == "decode" else workload.length - 1
+    return f"{tokens / seconds:,.{0 if tokens / seconds > 200 else 1}f}"
+
+
+def table(result: dict[str, Any], workloads: list[Workload]) -> Iterator[str]:
+    """Medians, an engine a row."""
+    heads = [workload.name + ("" if workload.kind == "prefill" else ", tokens/s") for workload in workloads]
+    yield row("engine", *heads)
+    yield row(*["---"] * (len(heads) + 1))
+    for engine in engines(result):
+        found = [samples(result, engine, workload) for workload in workloads]
+        figures = [
+            figure(w, statistics.median(s.values())) if s else "–" for w, s in zip(workloads, found, strict=True)
+        ]
+        yield row(engine, *figures)
+    yield row(*["the machine's limit", *(limit(result, workload) for workload in workloads)])
+
+
+def limit(result: dict[str, Any], workload: Workload) -> str:
+    """What sgemm and the memory allow, by the medians of the run."""
+    config = plan(result["model"]).config
+    sgemm, bandwidth = ceilings(result)
+    if workload.kind == "prefill":
+        operations = machine.prefill_operations(config, workload.length)
+        return figure(workload, max(operations / sgemm, machine.token_bytes(config, 0) / bandwidth))
+    if workload.kind == "decode":
+        return figure(workload, step_bytes(result, workload) / bandwidth)
+    head = 2 * config.n_embd * config.vocab_size * (workload.length - 2)
+    return figure(workload, (machine.prefill_operations(config, workload.length) + head) / sgemm)
+
+
+def step_bytes(result: dict[str, Any], workload: Workload) -> float:
+    """Bytes read by a decoding step, with the cache as it is halfway."""
+    seen = workload.length + workload.new / 2
+    return machine.token_bytes(plan(result["model"]).config, seen, workload.batch)
+
+
+def ratios(result: dict[str, Any], workloads: list[Workload]) -> Iterator[str]:
+    """How many times as long each peer takes, round by round."""
+    yield row("npgpt against", *(workload.name for workload in workloads))
+    yield row(*["---"] * (len(workloads) + 1))
+    for engine in engines(result):
+        if engine.startswith(OURS):
+            continue
+        yield row(engine, *(told(paired(result, engine, workload)) for workload in workloads))
+
+
+def paired(result: dict[str, Any], engine: str, workload: Workload) -> list[float]:
+    """The engine's seconds over npgpt's, round by round."""
+    ours, theirs = samples(result, OURS, workload), samples(result, engine, workload)
+    return [theirs[round_] / ours[round_] for round_ in sorted(ours.keys() & theirs.keys())]
+
+
+def told(found: list[float]) -> str:
+    """1.23 (1.10–1.31), with a word where npgpt is not ahead."""
+    if not found:
+        return "–"
+    middle = statistics.median(found)
+    word = " tie" if abs(middle - 1) <= TIE else " behind" if middle < 1 else ""
+    return f"{middle:.2f} ({min(found):.2f}–{max(found):.2f}){word}"
+
+
+def starts(result: dict[str, Any]) -> Iterator[str]:
+    """From process start to the first token, and what imports cost."""
+    if not result["first"]:
+        return
+    yield "### Process start"
+    yield ""
+    first = plan(result["model"]).first
+    yield row("engine", f"start to first token, {first}-token prompt", "npgpt against it")
+    yield row("---", "---", "---")
+    by_engine: dict[str, Samples] = {}
+    for line in result["first"]:
+        by_engine.setdefault(line["engine"], {})[line["round"]] = line["seconds"]
+    ours = by_engine.get(OURS, {})
+    for engine, found in by_engine.items():
+        pairs = [found[round_] / ours[round_] for round_ in sorted(found.keys() & ours.keys())]
+        yield row(engine, f"{statistics.median(found.values()):.2f} s", "–" if engine == OURS else told(pairs))
+    yield ""
+    yield row("whole process", "seconds")
+    yield row("---", "---")
+    for name in dict.fromkeys(line["name"] for line in result["starts"]):
+        seconds = [line["seconds"] for line in result["starts"] if line["name"] == name]
+        yield row(f"`{name}`", f"{statistics.median(seconds):.3f} ({min(seconds):.3f}–{max(seconds):.3f})")
+    yield ""
+
+
+def memory(result: dict[str, Any], plans: Plan) -> Iterator[str]:
+    """Peak resident memory and the proportional share afterwards."""
+    if not result["memory"]:
+        return
+    yield "### Memory, MB"
+    yield ""
+    yield row(
+        "engine", *(f"peak at {n}" for n in plans.memory), *(f"proportional share after {n}" for n in plans.memory)
+    )
+    yield row(*["---"] * (1 + 2 * len(plans.memory)))
+    for engine in dict.fromkeys(line["engine"] for line in result["memory"]):
+        found = {line["length"]: line for line in result["memory"] if line["engine"] == engine}
+        yield row(
+            engine,
+            *(
+                f"{found[n][key] / MB:,.0f}" if n in found else "–"
+                for key in ("peak", "proportional")
+                for n in plans.memory
+            ),
+        )
+    weights = machine.token_bytes(plans.config, 0) + 4 * plans.config.n_positions * plans.config.n_embd
+    caches = [machine.token_bytes(plans.config, n) - machine.token_bytes(plans.config, 0) for n in plans.memory]
+    yield row("weights and cache alone", *(f"{(weights + cache) / MB:,.0f}" for cache in caches), *["–"] * len(caches))
+    yield ""
+
+
+def targets(results: list[dict[str, Any]]) -> Iterator[str]:
+    """Each aim with what came out."""
+    yield row("aim", "measured", "")
+    yield row("---", "---", "---")
+    for result in results:
+        yield from (
+            row(f"{result['model']}: {aim}", found, "met" if met else "**missed**") for aim, found, met in aims(result)
+        )
+
+
+Aim = tuple[str, str, bool]
+
+
+def aims(result: dict[str, Any]) -> Iterator[Aim]:
+    """What a run of this model's shape has to reach: the aim, what was measured, whether that meets it."""
+    plans = plan(result["model"])
+    named = {workload.name: workload for workload in plans.workloads}
+    peers = [e for e in engines(result) if not e.startswith(OURS) and e not in INT8]
+    for name in ("prefill 128", "prefill 1024", "decode after 128", "decode after 900"):
+        found = {e: paired(result, e, named[name]) for e in peers} if name in named else {}
+        middles = {e: statistics.median(pairs) for e, pairs in found.items() if pairs}
+        if middles:
+            nearest = min(middles, key=lambda e: middles[e])
+            floor = 1.0 if name.startswith("prefill") else 1 - TIE
+            yield f"{name}: ahead of every float32 peer", f"{nearest}: {told(found[nearest])}", middles[nearest] > floor
+    rounds = dict(enumerate(result["ceilings"]))
+    if ours := samples(result, OURS, named["prefill 1024"]) if "prefill 1024" in named else {}:
+        operations = machine.prefill_operations(plans.config, 1024)
+        shares = [operations / seconds / rounds[r]["sgemm"] for r, seconds in ours.items()]
+        yield share("prefill 1024: at least 80 % of sgemm", shares, 0.8)
+    for name in ("decode after 128", "decode after 900"):
+        if ours := samples(result, OURS, named[name]) if name in named else {}:
+            needed = step_bytes(result, named[name])
+            shares = [needed / seconds / rounds[r]["bandwidth"] for r, seconds in ours.items()]
+            yield share(f"{name}: at least 90 % of the bandwidth", shares, 0.9)
+    if "batch 8" in named and (eight := samples(result, OURS, named["batch 8"])):
+        one = samples(result, OURS, named["batch 1"])
+        gain = statistics.median(8 * one[r] / eight[r] for r in eight)
+        yield "batch of 8: at least 4 times one sequence", f"{gain:.2f} times", gain >= 4
+    yield from start_aims(result)
+    yield from memory_aims(result, plans)
+
+
+def share(aim: str, shares: list[float], floor: float) -> Aim:
+    """A share of a ceiling, round by round."""
+    middle = statistics.median(shares)
+    return aim, f"{middle:.0%} ({min(shares):.0%}–{max(shares):.0%})", middle >= floor
+
+
+def start_aims(result: dict[str, Any]) -> Iterator[Aim]:
+    """First token and --help."""
+    first = [line["seconds"] for line in result["first"] if line["engine"] == OURS]
+    if first and result["model"] == "gpt2":
+        others: dict[str, list[float]] = {}
+        for line in result["first"]:
+            if not line["engine"].startswith(OURS):
+                others.setdefault(line["engine"], []).append(line["seconds"])
+        middle = statistics.median(first)
+        fastest = min((statistics.median(seconds) for seconds in others.values()), default=float("inf"))
+        yield (
+            "process start to first token: under 0.5 s, ahead of every peer",
+            f"{middle:.2f} s, the fastest peer {fastest:.2f} s",
+            middle < min(0.5, fastest),
+        )
+    helped = [line["seconds"] for line in result["starts"] if line["name"] == "npgpt --help"]
+    if helped and result["model"] == "gpt2":
+        middle = statistics.median(helped)
+        yield "`npgpt --help` under 0.15 s", f"{middle:.3f} s", middle < 0.15
+
+
+def memory_aims(result: dict[str, Any], plans: Plan) -> Iterator[Aim]:
+    """Weights, cache and so much more."""
+    room = {"gpt2": 120, "gpt2-xl": 300}.get(result["model"])
+    for line in result["memory"]:
+        if room and line["engine"] == OURS and line["length"] == 1024:
+            weights = machine.token_bytes(plans.config, 1024) + 4 * plans.config.n_positions * plans.config.n_embd
+            more = (line["peak"] - weights) / MB
+            yield f"peak at 1024 tokens: weights, cache and at most {room} MB", f"{more:.0f} MB more", more <= room
+
+
+def chart(results: list[dict[str, Any]], path: Path) -> None:
+    """Bars, an engine each, for the chief workloads of the first model; no chart without matplotlib."""
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no chart: pip install matplotlib")
+        return
+    result = results[0]
+    matplotlib.rcParams.update({"svg.hashsalt": "npgpt", "svg.fonttype": "none", "font.family": "sans-serif"})
+    wanted: list[tuple[str, Callable[[Workload, float], float]]] = [
+        ("prefill 1024", lambda w, s: s),
+        ("prefill 128", lambda w, s: s),
+        ("decode after 128", lambda w, s: 1 / s),
+        ("batch 8", lambda w, s: w.batch / s),
+    ]
+    named = {workload.name: workload for workload in plan(result["model"]).workloads}
+    shown = [(named[name], value) for name, value in wanted if name in named and samples(result, OURS, named[name])]
+    if not shown:
+        return
+    names = [engine for engine in engines(result) if engine != "npgpt float64"]
+    picture = Figure(figsize=(10, 0.32 * len(names) * ((len(shown) + 1) // 2) + 1.2), layout="constrained")
+    axes = picture.subplots((len(shown) + 1) // 2, 2, squeeze=False).flat
+    for axis, (workload, value) in zip(axes, shown, strict=False):
+        bars = {}
+        for engine in names:
+            if found := samples(result, engine, workload):
+                bars[engine] = value(workload, statistics.median(found.values()))
+        colours = ["#1b6ca8" if name == OURS else "#c9c9c9" if name in INT8 else "#8fb4cf" for name in bars]
+        drawn = axis.barh(list(bars), list(bars.values()), color=colours)
+        axis.bar_label(drawn, fmt="%.3g", padding=3, fontsize=8)
+        unit = "seconds, less is better" if workload.kind == "prefill" else "tokens a second, more is better"
+        axis.set_title(f"{workload.name}: {unit}", fontsize=9, loc="left")
+        axis.invert_yaxis()
+        axis.margins(x=0.15)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    picture.savefig(path, metadata={"Date": None})
+
+
+def row(*cells: str) -> str:
+    """A line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |"

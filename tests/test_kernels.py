@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npgpt import kernels
+from npgpt.model import attention
+from npgpt.parameters import Array
+
+U32, U64 = 2.0**-24, 2.0**-53
+
+
+def plain(q: Array, k: Array, v: Array, scale: float) -> Array:
+    """model.attention's formula, which a recorded pass takes."""
+    return attention(q, k, v, scale, record=lambda name, array: None)
+
+
+@given(
+    B=st.integers(1, 2),
+    H=st.integers(1, 5),
+    T=st.integers(1, 140),
+    D=st.sampled_from([1, 7, 64, 130, 5000]),
+    past=st.integers(0, 130),
+    scores=st.sampled_from([1, 5000, 2**18]),
+    long=st.sampled_from([1, 2**17]),
+    threads=st.integers(1, 4),
+)
+@settings(deadline=None, max_examples=60)
+def test_attention_by_tiles_is_attention(
+    B: int, H: int, T: int, D: int, past: int, scores: int, long: int, threads: int
+) -> None:
+    if D == 5000:
+        B, H = 1, 1
+    rng = np.random.default_rng(B * T + D)
+    q, k, v = (rng.standard_normal((B, H, n, D)) for n in (T, T + past, T + past))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "SCORES", scores)
+        patch.setattr(kernels, "LONG", long)
+        patch.setattr(kernels, "thread_count", lambda: threads)
+        heads = kernels.attention(q, k, v, 0.3)
+    assert heads.dtype == np.float64
+    # weights sum to 1; a score, of size √D, is a sum of D products and reaches a weight as a relative error
+    np.testing.assert_allclose(heads, plain(q, k, v, 0.3), rtol=0, atol=8 * (T + past + D) * U64)
+    assert heads.transpose(0, 2, 1, 3).flags.c_contiguous  # merge_heads then copies nothing
+
+
+def test_large_scores_and_hidden_rubbish_do_no_harm() -> None:
+    """Scores beyond exp's range; what stands behind a query must not reach it, be it infinite."""
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 1, 2, 100, 8)).astype(np.float32)
+    q *= 1000
+    heads = kernels.attention(q, k, v, 1.0)
+    assert np.isfinite(heads).all()
+    # scores near 3000 are off by 8 u of that, and so are their exponentials, relatively
+    truth = plain(q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), 1.0)
+    np.testing.assert_allclose(heads, truth, atol=8 * 4e3 * U32 * 4)
+    spoiled = k.copy()
+    spoiled[:, :, 70:] = np.inf
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(kernels.attention(q, spoiled, v, 1.0)[:, :, :70], heads[:, :, :70])
+
+
+@given(
+    rows=st.integers(1, 40),
+    n_in=st.integers(1, 40),
+    n_out=st.integers(1, 700),
+    order=st.sampled_from("CF"),
+    dtype=st.sampled_from(["float32", "float64"]),
+    threads=st.integers(1, 3),
+)
+@settings(deadline=None)
+def test_a_product_is_a_product(rows: int, n_in: int, n_out: int, order: str, dtype: str, threads: int) -> None:
+    rng = np.random.default_rng(rows + n_in)
+    x = rng.standard_normal((rows, n_in)).astype(dtype)
+    weight = np.asarray(rng.standard_normal((n_in, n_out)), dtype, order=order)  # type: ignore[call-overload]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "LARGE", 1)
+        patch.setattr(kernels, "thread_count", lambda: threads)
+        y = kernels.product(x, weight)
+    assert y.dtype == dtype
+    assert y.shape == (rows, n_out)
+    assert y.flags.c_contiguous
+    expected = x.astype(np.float64) @ weight.astype(np.float64)
+    slack = 4 * n_in * np.finfo(dtype).eps * (np.abs(x) @ np.abs(weight)).max()  # n_in roundings of the largest sum
+    np.testing.assert_allclose(y, expected, rtol=0, atol=slack)
+
+
+def test_the_head_of_a_real_size_goes_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """wte has 50257 rows, which no block divides."""
+    wte = np.random.default_rng(0).standard_normal((50257, 192), np.float32)
+    x = np.random.default_rng(1).standard_normal((5, 192), np.float32)
+    assert wte.size >= kernels.LARGE
+    shared: list[int] = []
+
+    def in_turn(threads: int, run: Callable[[int], None], jobs: Iterable[int]) -> None:
+        for job in jobs:
+            shared.append(job)
+            run(job)
+
+    monkeypatch.setattr(kernels, "in_threads", in_turn)
+    y = kernels.product(x, wte.T)
+    assert shared
+    np.testing.assert_allclose(y, x.astype(np.float64) @ wte.T, rtol=0, atol=192 * U32 * 192)
