@@ -55,6 +55,7 @@ def main() -> None:
     # what every process inherits; OpenBLAS's time-out is what the command line sets for itself
     os.environ.update(dict.fromkeys(VARIABLES, str(options.threads)), HF_HUB_OFFLINE="1")
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     results = [run(model, options) for model in options.model]
     options.out.with_suffix(".json").write_text(json.dumps(results))
     options.out.write_text(report.markdown(results, options.out.with_suffix(".svg").name))

@@ -71,7 +71,7 @@ class LLMsFromScratch:
     whose mask has as many rows as there are keys.
     """
 
-    LONGEST = 256  # tokens recomputed at every step; more would take minutes
+    LONGEST = 160  # tokens recomputed at every step; more would take minutes
 
     def __init__(self, folder: Path, threads: int) -> None:
         import torch

@@ -72,7 +72,7 @@ def test_ids_that_are_others_do_not_count() -> None:
 
 
 def test_what_has_to_be_computed_and_read() -> None:
-    """The issue's own figures for gpt2: 193.5 GFLOP for 1024 tokens, 0.49 GB for a token."""
+    """For gpt2 193.5 GFLOP for 1024 tokens, 0.49 GB for a token."""
     config = PUBLISHED["gpt2"]
     assert machine.prefill_operations(config, 1024) == pytest.approx(193.5e9, rel=1e-3)
     assert machine.token_bytes(config, 0) == 4 * (124_439_808 - 1024 * 768)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import json
 import os
@@ -391,3 +392,13 @@ def test_threads_are_set_before_numpy(monkeypatch: pytest.MonkeyPatch, capsys: p
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=True)
     assert done.stdout == b"3 3\n"
+
+
+@pytest.mark.parametrize(("users", "then"), [(None, "20"), ("26", "26")])
+def test_idle_blas_threads_sleep_soon_unless_the_user_says_when(users: str | None, then: str) -> None:
+    code = "import os; from npgpt.cli.options import set_threads; set_threads(None); print(dict(os.environ))"
+    known = {name: value for name, value in os.environ.items() if "THREAD" not in name}
+    told = known if users is None else {**known, "OPENBLAS_THREAD_TIMEOUT": users}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True, env=told)
+    assert ast.literal_eval(done.stdout) == {**ast.literal_eval(done.stdout), **told, "OPENBLAS_THREAD_TIMEOUT": then}
+    assert "OPENBLAS_NUM_THREADS" not in ast.literal_eval(done.stdout)

@@ -78,6 +78,24 @@ def test_the_true_size_of_gpt2(dtype: str, difference: Report) -> None:
         difference(f"transformers, {dtype}, gpt2's size", name, largest_difference(array, mine[name]))
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("ids_shape", [(1, 400), (2, 33)])
+def test_tiles_blocks_and_threads_at_the_true_size(dtype: str, ids_shape: tuple[int, int], difference: Report) -> None:
+    """What an unrecorded pass goes through: a prompt, then one token in every row, more rows than one in the head."""
+    config = PUBLISHED["gpt2"]
+    arrays, ids = random_arrays(config, dtype=dtype), random_ids(config, ids_shape)
+    model, p = peers.transformers_model(config, arrays), parameters.from_arrays(config, arrays)
+    cache = npgpt.KVCache(config, *ids_shape, dtype)
+    bound = FLOAT64 if dtype == "float64" else 2 * rounding_bound(config, ids_shape[1], "float32")
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(ids)).logits.numpy()[:, -2:]
+    for start, expected in ((0, theirs[:, :1]), (ids_shape[1] - 1, theirs[:, 1:])):
+        stop = ids_shape[1] - 1 if start == 0 else ids_shape[1]
+        mine = forward(p, config, ids[:, start:stop], cache, last_only=True)
+        assert relative_error(mine, expected) < bound
+        difference(f"transformers, {dtype}, gpt2's size, unrecorded", "logits", largest_difference(expected, mine))
+
+
 def test_what_is_saved_here_loads_there(tmp_path: Path) -> None:
     for shape, config in SHAPES.items():
         arrays, ids = random_arrays(config, dtype="float32"), random_ids(config, (2, 9))
