@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -300,24 +300,20 @@ def chart(results: list[dict[str, Any]], path: Path) -> None:
         return
     result = results[0]
     matplotlib.rcParams.update({"svg.hashsalt": "npgpt", "svg.fonttype": "none", "font.family": "sans-serif"})
-    wanted: list[tuple[str, Callable[[Workload, float], float]]] = [
-        ("prefill 1024", lambda w, s: s),
-        ("prefill 128", lambda w, s: s),
-        ("decode after 128", lambda w, s: 1 / s),
-        ("batch 8", lambda w, s: w.batch / s),
-    ]
-    named = {workload.name: workload for workload in plan(result["model"]).workloads}
-    shown = [(named[name], value) for name, value in wanted if name in named and samples(result, OURS, named[name])]
+    workloads = plan(result["model"]).workloads
+    chief = [w for w in workloads if w.name in ("prefill 1024", "prefill 128", "decode after 128", "batch 8")]
+    shown = [workload for workload in chief or workloads[:4] if samples(result, OURS, workload)]
     if not shown:
         return
     names = [engine for engine in engines(result) if engine != "npgpt float64"]
     picture = Figure(figsize=(10, 0.32 * len(names) * ((len(shown) + 1) // 2) + 1.2), layout="constrained")
     axes = picture.subplots((len(shown) + 1) // 2, 2, squeeze=False).flat
-    for axis, (workload, value) in zip(axes, shown, strict=False):
+    for axis, workload in zip(axes, shown, strict=False):
         bars = {}
         for engine in names:
             if found := samples(result, engine, workload):
-                bars[engine] = value(workload, statistics.median(found.values()))
+                seconds = statistics.median(found.values())
+                bars[engine] = seconds if workload.kind == "prefill" else workload.batch / seconds
         colours = ["#1b6ca8" if name == OURS else "#c9c9c9" if name in INT8 else "#8fb4cf" for name in bars]
         drawn = axis.barh(list(bars), list(bars.values()), color=colours)
         axis.bar_label(drawn, fmt="%.3g", padding=3, fontsize=8)
