@@ -10,8 +10,10 @@ ids are those of npgpt in float64. The extra `bench` installs the peers; what is
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -21,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from npgpt.config import PUBLISHED
-from npgpt.threads import VARIABLES
+from npgpt.threads import SHORT_TIMEOUT, VARIABLES
 
 from . import report, weights
-from .engines import ENGINES, OURS
+from .engines import ENGINES
 from .peers import INT8
 from .workloads import plan, prefill, prompts
 
@@ -52,9 +54,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "RESULTS.md", help="the report")
     parser.add_argument("--cache", type=Path, default=Path(__file__).parent / "cache", help="where weights are kept")
     options = parser.parse_args()
+    known = {workload.name for model in options.model for workload in plan(model).workloads}
+    if unknown := set(options.workload or ()) - known:
+        parser.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+    if min(options.threads, options.rounds) < 1:
+        parser.error(f"--threads {options.threads} and --rounds {options.rounds} must be at least 1")
     # what every process inherits; OpenBLAS's time-out is what the command line sets for itself
     os.environ.update(dict.fromkeys(VARIABLES, str(options.threads)), HF_HUB_OFFLINE="1")
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", str(SHORT_TIMEOUT))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     results = [run(model, options) for model in options.model]
     options.out.with_suffix(".json").write_text(json.dumps(results))
@@ -65,10 +72,11 @@ def main() -> None:
 
 def run(model: str, options: argparse.Namespace) -> dict[str, Any]:
     """All samples of one model's shape: {"measures": [...], "ceilings": [...], "first": [...], …}."""
-    plans = plan(model)
-    source = weights.make(options.cache, model, plans.config)
-    names = [workload.name for workload in plans.workloads if not options.workload or workload.name in options.workload]
+    planned = plan(model)
+    source = weights.make(options.cache, model, planned.config)
+    names = [w.name for w in planned.workloads if not options.workload or w.name in options.workload]
     found: dict[str, Any] = {"model": model, "threads": options.threads, "rounds": options.rounds, "skipped": {}}
+    found |= {"command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]), "day": str(datetime.date.today())}
     found |= {"ceilings": [], "measures": [], "first": [], "starts": [], "memory": []}
     engines = [engine for engine in options.engine if engine != REFERENCE]  # slow, and run once in any case
     paths = dict(prepared(engines, source, found["skipped"]))
@@ -89,7 +97,7 @@ def run(model: str, options: argparse.Namespace) -> dict[str, Any]:
             try:
                 lines, _ = process(task="measure", engine=engine, path=str(path), workloads=names, **order)
                 if not options.workload:
-                    prompt = prompts(prefill(plans.first), plans.config)[0]
+                    prompt = prompts(prefill(planned.first), planned.config)[0]
                     _, seconds = process(task="first", engine=engine, path=str(path), prompt=prompt, **order)
                     found["first"].append({"engine": engine, "round": round_, "seconds": seconds})
             except Failed as error:
@@ -101,8 +109,10 @@ def run(model: str, options: argparse.Namespace) -> dict[str, Any]:
                 found["measures"].append({"engine": engine, "round": round_, **line})
         if not options.workload:
             found["starts"] += starts(round_)
+            seconds_of = process(task="load", path=str(source))[0][0]
+            found["starts"] += [{"name": name, "round": round_, "seconds": took} for name, took in seconds_of.items()]
     for engine, path in paths.items() if not options.workload else ():
-        for length in plans.memory:
+        for length in planned.memory:
             say(f"{model}, memory at {length} tokens: {engine}")
             try:
                 lines, _ = process(task="memory", engine=engine, path=str(path), length=length, **order)
@@ -116,9 +126,6 @@ def run(model: str, options: argparse.Namespace) -> dict[str, Any]:
 def prepared(engines: Iterable[str], source: Path, skipped: dict[str, str]) -> Iterator[tuple[str, Path]]:
     """Every engine that can run with the path that it opens; the reason for every other goes into skipped."""
     for engine in engines:
-        if engine in OURS:
-            yield engine, source
-            continue
         say(f"preparing {engine}")
         try:
             yield engine, Path(process(task="export", engine=engine, path=str(source))[0][0]["path"])
@@ -159,8 +166,10 @@ def starts(round_: int) -> Iterator[dict[str, Any]]:
 
 def agree(line: dict[str, Any], reference: dict[str, Any]) -> bool:
     """The same greedy ids, and log-probabilities within 1e-3 (float32's own error is near 1e-5)."""
+    if (line["ids"], len(line["log_probabilities"])) != (reference["ids"], len(reference["log_probabilities"])):
+        return False
     pairs = zip(line["log_probabilities"], reference["log_probabilities"], strict=True)
-    return bool(line["ids"] == reference["ids"]) and all(abs(a - b) < 1e-3 for a, b in pairs)
+    return all(abs(a - b) < 1e-3 for a, b in pairs)
 
 
 def say(message: str) -> None:

@@ -14,17 +14,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from npgpt import parameters
 from npgpt.checkpoints import safetensors
 from npgpt.config import PUBLISHED
+
+from .weights import normal
 
 CACHE = Path(__file__).parent / "cache"
 MATRICES = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -60,13 +59,7 @@ def make_source(model: str) -> Path:
         for name, shape in parameters.schema(PUBLISHED[model]).items()
     }
     generator = np.random.default_rng(0)
-
-    def parts(name: str) -> Iterator[NDArray[Any]]:
-        for row in range(0, layout[name][1][0], 1024):
-            rows = min(1024, layout[name][1][0] - row)
-            yield generator.standard_normal((rows, *layout[name][1][1:]), dtype=np.float32)
-
-    safetensors.write_parts(path, layout, parts)
+    safetensors.write_parts(path, layout, lambda name: normal(generator, layout[name][1]))
     return path
 
 

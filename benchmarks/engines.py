@@ -37,21 +37,13 @@ class Npgpt:
         return found
 
     def score(self, ids: list[int]) -> list[float]:
-        """Log-probabilities, by blocks of positions, since a row of logits is a fifth of a megabyte."""
-        import numpy as np
-
-        logits = self.model(ids)[0, :-1]
-        scores: list[float] = []
-        for start in range(0, len(logits), 16):
-            part = logits[start : start + 16]
-            part -= part.max(axis=-1, keepdims=True)
-            chosen = np.take_along_axis(part, np.array(ids[start + 1 : start + 1 + len(part)])[:, None], axis=-1)[:, 0]
-            scores += (chosen - np.log(np.exp(part, out=part).sum(axis=-1))).tolist()
-        return scores
+        """Log-probabilities."""
+        return peers.log_probabilities(self.model(ids)[0], ids)
 
 
 OURS: dict[str, Callable[[Path, int], Engine]] = {
     "npgpt": lambda folder, threads: Npgpt(folder, "float32"),
+    "npgpt, misaligned file": lambda folder, threads: Npgpt(folder, "float32"),
     "npgpt float64": lambda folder, threads: Npgpt(folder, "float64"),
 }
 ENGINES = {**OURS, **peers.ENGINES}

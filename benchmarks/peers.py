@@ -337,7 +337,7 @@ class LlamaCpp:
         return log_probabilities(self.logits(self.empty(1), [ids], 0, every=True), ids)
 
 
-def log_probabilities(logits: NDArray[np.float32], ids: Ids) -> list[float]:
+def log_probabilities(logits: NDArray[np.floating[Any]], ids: Ids) -> list[float]:
     """Of ids[1:], by logits of every position; a block at a time, since a row of logits is a fifth of a megabyte."""
     scores: list[float] = []
     for start in range(0, len(ids) - 1, 16):

@@ -35,16 +35,20 @@ def make(cache: Path, name: str, config: Config) -> Path:
 
     def parts(tensor: str) -> Iterator[NDArray[Any]]:
         _, shape = layout[tensor]
-        scale = 0.1 if len(shape) == 1 or tensor in ("wte.weight", "wpe.weight") else 2 / math.sqrt(shape[0])
-        shift = 1 if tensor.startswith("ln_") or ".ln_" in tensor else 0
-        for row in range(0, shape[0], ROWS):
-            part = generator.standard_normal((min(ROWS, shape[0] - row), *shape[1:]), dtype=np.float32)
+        embedding, gain = tensor in ("wte.weight", "wpe.weight"), "ln_" in tensor and tensor.endswith(".weight")
+        scale = 0.1 if embedding or len(shape) == 1 else 2 / math.sqrt(shape[0])
+        for part in normal(generator, shape):
             part *= scale
-            if shift and tensor.endswith("weight"):
-                part += shift
+            part += gain
             yield part
 
     safetensors.write_parts(folder / "model.safetensors", layout, parts)
     with atomic.writing(folder / "config.json") as file:
         file.write(json.dumps(to_dict(config)).encode())
     return folder
+
+
+def normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
+    """N(0, 1) of that shape in parts of some rows, since a tensor of gpt2-xl takes 322 MB."""
+    for row in range(0, shape[0], ROWS):
+        yield generator.standard_normal((min(ROWS, shape[0] - row), *shape[1:]), dtype=np.float32)

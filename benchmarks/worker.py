@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 
 def main() -> None:
-    """Do one task: "environment", "ceilings", "export", "measure", "first" (one token, nothing before it), "memory"."""
+    """Do one task: "environment", "ceilings", "export", "load", "first" (a token), "memory" or "measure"."""
     order = json.loads(sys.argv[1])
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -36,6 +37,9 @@ def main() -> None:
 
         say(path=str(export(order["engine"], Path(order["path"]))))
         return
+    if order["task"] == "load":
+        say(**loading(order["path"]))
+        return
     from .engines import ENGINES
 
     engine = ENGINES[order["engine"]](Path(order["path"]), order["threads"])
@@ -44,17 +48,32 @@ def main() -> None:
         os._exit(0)  # what follows is not timed, and some engines take long over it
     from .workloads import measure, plan, prefill, prompts
 
-    plans = plan(order["model"])
+    planned = plan(order["model"])
     if order["task"] == "memory":
-        engine.generate(prompts(prefill(order["length"]), plans.config), 1)
+        engine.generate(prompts(prefill(order["length"]), planned.config), 1)
         say(**memory())
         return
     for name in order["workloads"]:
         try:
-            found = measure(engine, plans.named(name), plans.config)
+            found = measure(engine, planned.named(name), planned.config)
         except NotImplementedError:
             continue
         say(workload=name, seconds=found.seconds, ids=found.ids, log_probabilities=found.log_probabilities)
+
+
+def loading(path: str) -> dict[str, float]:
+    """Seconds to map the weights, header and shapes checked, and of npgpt.load, which reads the vocabulary, too."""
+    import npgpt
+    from npgpt import finding, parameters
+    from npgpt.checkpoints.opening import open_checkpoint
+
+    npgpt.load()  # another model first, so that imports are not counted
+    started = time.perf_counter()
+    checkpoint = open_checkpoint(finding.find(path).weights)
+    parameters.from_arrays(checkpoint.config, {name: checkpoint.load(name, "float32") for name in checkpoint.sources})
+    mapped = time.perf_counter()
+    npgpt.load(path)
+    return {"mapping the weights": mapped - started, "npgpt.load": time.perf_counter() - mapped}
 
 
 def memory() -> dict[str, int]:

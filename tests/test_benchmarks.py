@@ -20,21 +20,33 @@ ROOT = Path(__file__).parent.parent
 
 def test_a_run_at_toy_size_writes_a_report(tmp_path: Path) -> None:
     out = tmp_path / "RESULTS.md"
-    arguments = ["--model", "toy", "--rounds", "1", "--threads", "1", "--engine", "npgpt", "npgpt float64"]
+    arguments = ["--model", "toy", "--rounds", "1", "--threads", "1", "--engine"]
+    arguments += ["npgpt", "npgpt, misaligned file", "npgpt float64"]
     command = [sys.executable, "-m", "benchmarks", *arguments, "--out", str(out), "--cache", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     text = out.read_text()
     for workload in plan("toy").workloads:
         assert re.search(rf"\| {workload.name}\b", text), workload
-    for row in ("npgpt", "npgpt float64", "the machine's limit", "`npgpt --help`", "weights and cache alone"):
+    for row in (
+        "npgpt",
+        "npgpt, misaligned file",
+        "npgpt float64",
+        "`mapping the weights`",
+        "the machine's limit",
+        "`npgpt --help`",
+        "weights and cache alone",
+    ):
         assert f"| {row} |" in text
+    assert "python -m benchmarks --model toy" in text
     assert "not counted" not in text
     assert "not run" not in text
+    header = (tmp_path / "toy.misaligned" / "model.safetensors").read_bytes()[:8]
+    assert int.from_bytes(header, "little") % 4 == 3
     assert json.loads(out.with_suffix(".json").read_text())[0]["measures"]
 
 
-def made_up(npgpt: float, peer: float, **other: Any) -> dict[str, Any]:
+def made_up(npgpt: float, peer: float) -> dict[str, Any]:
     """Three rounds on gpt2's shape; the seconds of every workload."""
     measures = [
         {"engine": engine, "round": round_, "workload": workload.name, "seconds": seconds, "agrees": True}
@@ -45,7 +57,8 @@ def made_up(npgpt: float, peer: float, **other: Any) -> dict[str, Any]:
     ceilings = [{"sgemm": 200e9, "bandwidth": 50e9}] * 3
     found = {"measures": measures, "ceilings": ceilings, "first": [], "starts": [], "memory": [], "skipped": {}}
     where = {"processor": "", "cores": "2", "system": "", "python": "", "blas": "", "packages": ""}
-    return {"model": "gpt2", "threads": 2, "rounds": 3, "environment": where, **found, **other}
+    run = {"model": "gpt2", "threads": 2, "rounds": 3, "command": "python -m benchmarks", "day": "2026-11-24"}
+    return {**run, "environment": where, **found}
 
 
 @pytest.mark.parametrize(("npgpt", "peer", "ahead"), [(1.0, 1.2, True), (1.2, 1.0, False), (1.0, 1.0, False)])
@@ -78,6 +91,28 @@ def test_what_has_to_be_computed_and_read() -> None:
     assert machine.token_bytes(config, 0) == 4 * (124_439_808 - 1024 * 768)
     # keys and values of 100 tokens in two rows: 12 blocks of 2 × 768 floats
     assert machine.token_bytes(config, 100, 2) - machine.token_bytes(config, 0) == 2 * 100 * 12 * 2 * 768 * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--workload", "prefill 3"], "no workload prefill 3; there are batch 1"), (["--rounds", "0"], "--rounds 0")],
+)
+def test_a_run_that_cannot_be_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "benchmarks", "--model", "toy", *arguments, "--out", str(tmp_path / "R.md")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("ours", "peer", "met"), [(0.2, 0.3, True), (0.3, 0.2, False), (0.6, 0.7, False)])
+def test_the_first_token_has_to_be_soon_and_first(ours: float, peer: float, met: bool) -> None:
+    result = made_up(1.0, 1.0)
+    result["first"] = [
+        {"engine": engine, "round": 0, "seconds": seconds}
+        for engine, seconds in (("npgpt", ours), ("peer", peer), ("llama.cpp Q8_0", 0.01))
+    ]
+    assert [reached for aim, _, reached in report.aims(result) if "first token" in aim] == [met]
 
 
 def test_figures_are_given_as_readers_expect() -> None:

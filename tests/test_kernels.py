@@ -65,20 +65,24 @@ def test_large_scores_and_hidden_rubbish_do_no_harm() -> None:
 
 
 @given(
-    rows=st.integers(1, 40),
+    rows=st.integers(1, 20),
     n_in=st.integers(1, 40),
     n_out=st.integers(1, 700),
     order=st.sampled_from("CF"),
     dtype=st.sampled_from(["float32", "float64"]),
+    small=st.sampled_from([1, 5000, 10**6]),
     threads=st.integers(1, 3),
 )
 @settings(deadline=None)
-def test_a_product_is_a_product(rows: int, n_in: int, n_out: int, order: str, dtype: str, threads: int) -> None:
+def test_a_product_is_a_product(
+    rows: int, n_in: int, n_out: int, order: str, dtype: str, small: int, threads: int
+) -> None:
     rng = np.random.default_rng(rows + n_in)
     x = rng.standard_normal((rows, n_in)).astype(dtype)
     weight = np.asarray(rng.standard_normal((n_in, n_out)), dtype, order=order)  # type: ignore[call-overload]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "LARGE", 1)
+        patch.setattr(kernels, "SMALL", small)
         patch.setattr(kernels, "thread_count", lambda: threads)
         y = kernels.product(x, weight)
     assert y.dtype == dtype

@@ -13,6 +13,7 @@ from npgpt.threads import VARIABLES, in_threads, thread_count
 def no_variable(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("OPENBLAS_THREAD_TIMEOUT", "20")
     return monkeypatch
 
 
@@ -24,6 +25,17 @@ def test_as_many_threads_as_the_user_says_and_never_more_than_cores(no_variable:
         assert thread_count() == expected, said
     no_variable.setenv("OMP_NUM_THREADS", "100000")
     no_variable.setenv("OPENBLAS_NUM_THREADS", "1")  # the library's own word comes first
+    assert thread_count() == 1
+
+
+@pytest.mark.parametrize(("timeout", "more"), [("20", True), ("4", True), ("21", False), ("", False), ("soon", False)])
+def test_none_beside_openblas_threads_that_stay_awake(
+    no_variable: pytest.MonkeyPatch, timeout: str, more: bool
+) -> None:
+    no_variable.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
+    no_variable.setenv("OPENBLAS_THREAD_TIMEOUT", timeout)
+    assert thread_count() == (3 if more else 1)
+    no_variable.delenv("OPENBLAS_THREAD_TIMEOUT")
     assert thread_count() == 1
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from ..errors import NpgptError, printable
-from ..threads import VARIABLES
+from ..threads import SHORT_TIMEOUT, VARIABLES
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +32,7 @@ def set_threads(threads: int | None) -> None:
 
     Raises NpgptError for a number below 1, and where NumPy is there already.
     """
-    # Between two products OpenBLAS's threads wait awake, on the cores that threads.in_threads wants just then: for 2²⁶
-    # ticks of the clock, some 26 ms. 2²⁰ are enough between two products of a token. A value of the user's own stays.
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", str(SHORT_TIMEOUT))  # so that thread_count() may be above 1
     if threads is None:
         return
     if threads < 1:
