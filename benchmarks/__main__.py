@@ -45,7 +45,9 @@ STARTS = {  # whole processes that are timed to their end
 
 def main() -> None:
     """Run everything and write the report."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", choices=(*PUBLISHED, "toy"), nargs="+", default=["gpt2"], help="shapes to run")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for every engine (default: all cores)")
     parser.add_argument("--rounds", type=int, default=7, help="processes of each engine (default: 7)")
@@ -92,7 +94,7 @@ def run(model: str, options: argparse.Namespace) -> dict[str, Any]:
     for round_ in range(options.rounds):
         lines, _ = process(task="ceilings", **order)
         found["ceilings"] += lines
-        for engine, path in paths.items():
+        for engine, path in list(paths.items()):
             say(f"{model}, round {round_ + 1} of {options.rounds}: {engine}")
             try:
                 lines, _ = process(task="measure", engine=engine, path=str(path), workloads=names, **order)
@@ -102,6 +104,7 @@ def run(model: str, options: argparse.Namespace) -> dict[str, Any]:
                     found["first"].append({"engine": engine, "round": round_, "seconds": seconds})
             except Failed as error:
                 found["skipped"][engine] = str(error)
+                del paths[engine]
                 continue
             for line in lines:
                 line["agrees"] = engine in INT8 or agree(line, reference[line["workload"]])

@@ -22,8 +22,9 @@ def markdown(results: list[dict[str, Any]], chart_name: str) -> str:
     lines = ["# Results", "", *heading(results[0]), "", f"![Bars of the same figures]({chart_name})", ""]
     for result in results:
         lines += [*model(result), ""]
-    lines += ["## What was asked", "", *targets(results), ""]
-    return "\n".join(lines)
+    if found := list(targets(results)):
+        lines += ["## Aims", "", row("aim", "measured", ""), row("---", "---", "---"), *found]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def heading(result: dict[str, Any]) -> Iterator[str]:
@@ -49,8 +50,12 @@ def model(result: dict[str, Any]) -> Iterator[str]:
     planned = plan(result["model"])
     yield f"## {result['model']}"
     yield ""
-    sgemm, bandwidth = ceilings(result)
-    yield f"The machine in the same run: sgemm {sgemm / 1e9:.0f} GFLOP/s, read bandwidth {bandwidth / 1e9:.1f} GB/s."
+    rates = {key: sorted(line[key] / 1e9 for line in result["ceilings"]) for key in ("sgemm", "bandwidth")}
+    sgemm, bandwidth = (f"{statistics.median(r):.1f} ({r[0]:.1f}–{r[-1]:.1f})" for r in rates.values())
+    yield (
+        f"The machine in the same run: sgemm {sgemm} GFLOP/s, read bandwidth {bandwidth} GB/s. Its limit in the tables "
+        "is computed from the medians, and a round in which the machine is faster can exceed it."
+    )
     yield ""
     for engine, reason in result["skipped"].items():
         yield f"- not run, or not to the end: {engine}: {reason}"
@@ -209,8 +214,6 @@ def memory(result: dict[str, Any], planned: Plan) -> Iterator[str]:
 
 def targets(results: list[dict[str, Any]]) -> Iterator[str]:
     """Each aim with what came out."""
-    yield row("aim", "measured", "")
-    yield row("---", "---", "---")
     for result in results:
         yield from (
             row(f"{result['model']}: {aim}", found, "met" if met else "**missed**") for aim, found, met in aims(result)
