@@ -22,6 +22,8 @@ def markdown(results: list[dict[str, Any]], chart_name: str) -> str:
     lines = ["# Results", "", *heading(results[0]), "", f"![Bars of the same figures]({chart_name})", ""]
     for result in results:
         lines += [*model(result), ""]
+    if len(results) > 1:
+        lines += ["## Growth with the model's size", "", *growth(results)]
     if found := list(targets(results)):
         lines += ["## Aims", "", row("aim", "measured", ""), row("---", "---", "---"), *found]
     return "\n".join(lines).rstrip() + "\n"
@@ -75,6 +77,19 @@ def model(result: dict[str, Any]) -> Iterator[str]:
             yield ""
     yield from starts(result)
     yield from memory(result, planned)
+
+
+def growth(results: list[dict[str, Any]]) -> Iterator[str]:
+    """Every workload that all shapes share, a shape a column."""
+    models = [result["model"] for result in results]
+    shared = [w for w in plan(models[0]).workloads if all(samples(result, OURS, w.name) for result in results)]
+    for workload in shared:
+        yield row(workload.name, *models)
+        yield row(*["---"] * (len(models) + 1))
+        for engine in dict.fromkeys(engine for result in results for engine in engines(result)):
+            found = [samples(result, engine, workload.name) for result in results]
+            yield row(engine, *(figure(workload, statistics.median(s.values())) if s else "–" for s in found))
+        yield ""
 
 
 def samples(result: dict[str, Any], engine: str, workload: str) -> Samples:

@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def loading(path: str) -> dict[str, float]:
-    """Seconds to map the weights, header and shapes checked, and of npgpt.load, which reads the vocabulary, too."""
+    """Seconds to map the weights, header and shapes checked, and of npgpt.load."""
     import npgpt
     from npgpt import finding, parameters
     from npgpt.checkpoints.opening import open_checkpoint

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from numpy.typing import ArrayLike
 
@@ -19,15 +20,20 @@ from .tokenizer import Tokenizer
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A GPT-2 that is ready to run. vocabulary is its tokenizer, or the reason why it has none; origin says from which
-    file it was loaded, and as what, where that is another form than the converted one.
+    """A GPT-2 that is ready to run. read_vocabulary gives its tokenizer, or the reason why it has none; origin says
+    from which file it was loaded, and as what, where that is another form than the converted one.
     """
 
     name: str
     config: Config
     parameters: Parameters = field(repr=False)
-    vocabulary: Tokenizer | str = field(repr=False)
+    read_vocabulary: Callable[[], Tokenizer | str] = field(repr=False)
     origin: str = ""
+
+    @cached_property
+    def vocabulary(self) -> Tokenizer | str:
+        """The tokenizer, or the reason why there is none; read when it is first asked for, since ids run without."""
+        return self.read_vocabulary()
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -51,7 +51,7 @@ def load(
     weights = parameters.from_arrays(checkpoint.config, arrays)
     form = checkpoint.description
     origin = "" if form == CONVERTED else f"{checkpoint.path}: {form}"
-    return LanguageModel(location.name, checkpoint.config, weights, vocabulary(checkpoint), origin)
+    return LanguageModel(location.name, checkpoint.config, weights, lambda: vocabulary(checkpoint), origin)
 
 
 def convert(

@@ -119,3 +119,19 @@ def test_figures_are_given_as_readers_expect() -> None:
     assert report.figure(prefill(128), 0.1234) == "0.123 s"
     assert report.figure(Workload("batch 8", "decode", 32, batch=8, new=32), 0.02) == "400"
     assert report.figure(Workload("decode", "decode", 32, new=32), 0.0123) == "81.3"
+
+
+def test_growth_has_a_shape_a_column() -> None:
+    small, large = made_up(1.0, 2.0), made_up(4.0, 6.0) | {"model": "gpt2-medium"}
+    large["measures"] = [m for m in large["measures"] if m["workload"] in ("prefill 128", "prefill 1024")]
+    lines = list(report.growth([small, large]))
+    assert lines[:4] == [
+        "| prefill 128 | gpt2 | gpt2-medium |",
+        "| --- | --- | --- |",
+        "| npgpt | 1.000 s | 4.000 s |",
+        "| peer | 2.000 s | 6.000 s |",
+    ]
+    assert [line for line in lines if line.startswith("| prefill")] == [
+        lines[0],
+        "| prefill 1024 | gpt2 | gpt2-medium |",
+    ]

@@ -98,7 +98,7 @@ def with_logits(monkeypatch: pytest.MonkeyPatch, favourites: Sequence[int], voca
 
 def gpt2_like(vocab_size: int) -> LanguageModel:
     config = small(vocab_size=vocab_size, n_positions=64)
-    return LanguageModel("fake", config, random_parameters(config), GPT2)
+    return LanguageModel("fake", config, random_parameters(config), lambda: GPT2)
 
 
 def test_end_of_text_ends_it_unless_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +210,7 @@ def test_bad_arguments_are_refused_before_anything_runs(arguments: dict[str, Any
 
 def test_a_model_without_text_runs_on_ids_and_says_why() -> None:
     config = small()
-    model = LanguageModel("bare", config, random_parameters(config), "its 40 ids are nobody's")
+    model = LanguageModel("bare", config, random_parameters(config), lambda: "its 40 ids are nobody's")
     steps = list(model.steps([1, 2], max_tokens=3, sampling=GREEDY))
     assert [step.text for step in steps] == [""] * 4
     for use in (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
@@ -108,7 +107,7 @@ def write_folder(
     shown, folder = folder, Path(os.path.realpath(folder))  # of a link, the folder that it leads to
     made = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    mark = secrets.token_hex(4)
+    mark = os.urandom(4).hex()
     unfinished, old = (folder.with_name(f".{folder.name}.{mark}.{kind}") for kind in ("part", "old"))
     try:
         unfinished.mkdir()
