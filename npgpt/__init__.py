@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .loading import load as load
     from .loading import save as save
     from .model import forward as forward
+    from .oracle.checking import check as check
+    from .oracle.checking import check_greedy as check_greedy
+    from .oracle.parts import check_part as check_part
     from .parameters import Parameters as Parameters
     from .sampling import Sampling as Sampling
     from .tokenizer import Tokenizer as Tokenizer
@@ -39,6 +42,9 @@ _HOME = {
     "load": "loading",
     "save": "loading",
     "forward": "model",
+    "check": "oracle.checking",
+    "check_greedy": "oracle.checking",
+    "check_part": "oracle.parts",
     "Parameters": "parameters",
     "Sampling": "sampling",
     "Tokenizer": "tokenizer",

@@ -91,7 +91,7 @@ def open_checkpoint(
     if config is None:
         fields = {key: value for key, value in stated.items() if key in _FIELDS}
         known = {name: shape for name, shape in shapes.items() if shape is not None}
-        config = _complete({**scheme.assumes, **fields}, known, n_head, source)
+        config = complete({**scheme.assumes, **fields}, known, n_head, source)
     if shapes.get("lm_head.weight") == shapes.get("wte.weight") == (config.vocab_size, config.n_embd):
         same = same_bits(*(tensors[sources[name].parts[0]] for name in ("lm_head.weight", "wte.weight")))
         ties = given or "tie_word_embeddings" in stated or (scheme.ties and bool(statements))
@@ -183,7 +183,7 @@ def _agreed(statements: Sequence[Stated], n_head: int | None, path: str) -> tupl
     return " and ".join(statement.source for statement in statements) or path, implied | agreed, unknown
 
 
-def _complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape], n_head: int | None, source: str) -> Config:
+def complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape], n_head: int | None, source: str) -> Config:
     """A Config from what is stated and what the shapes tell.
 
     No shape depends on n_head, so that is taken from the argument, else from what is stated, else from the published

@@ -1,0 +1,51 @@
+"""How long `npgpt.check` takes on gpt2's true shape: python -m benchmarks.oracle [--model gpt2] [--tokens 16]
+
+Random weights, in which attention's heads are merged without a transpose: from the logits alone, with every single
+entry of the catalogue tried, and from all stages. A process each would count loading too; here it is told apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+import npgpt
+from npgpt.config import PUBLISHED
+from npgpt.oracle.arithmetic import plain
+from npgpt.oracle.catalogue import catalogue
+from npgpt.oracle.checking import in_float64
+from npgpt.oracle.textbook import Pass, stages, textbook
+
+from . import weights
+
+
+def main() -> None:
+    """Print seconds."""
+    parser = argparse.ArgumentParser("python -m benchmarks.oracle", description=__doc__)
+    parser.add_argument("--model", choices=[*PUBLISHED, "toy"], default="gpt2")
+    parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--mistake", default="heads merged without transpose")
+    parser.add_argument("--cache", type=Path, default=Path(__file__).parent / "cache")
+    options = parser.parse_args()
+    started = time.perf_counter()
+    from .workloads import plan
+
+    model = npgpt.load(weights.make(options.cache, options.model, plan(options.model).config), dtype="float64")
+    print(f"loading in float64: {time.perf_counter() - started:.1f} s")
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (1, options.tokens))
+    (entry,) = (entry for entry in catalogue(model.config, options.tokens) if entry.name == options.mistake)
+    single = {name: array.astype(np.float32) for name, array in in_float64(model).items()}
+    run = Pass(entry.change(textbook(model.config, single)), ids)
+    theirs = {stage: plain(run[stage]).astype(np.float32) for stage in stages(model.config.n_layer)}
+    del theirs["log_probabilities"]
+    for title, given in (("from logits", {"logits": theirs["logits"]}), ("from all stages", theirs)):
+        started = time.perf_counter()
+        report = npgpt.check(given, ids, model)
+        print(f"{title}: {time.perf_counter() - started:.1f} s; {report.verdict}")
+
+
+if __name__ == "__main__":
+    main()

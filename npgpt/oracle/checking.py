@@ -1,0 +1,269 @@
+"""check: another implementation's numbers against GPT-2's, as one report."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import parameters
+from ..config import Config
+from ..errors import NpgptError
+from ..language_model import LanguageModel
+from ..loading import load
+from ..parameters import Array
+from . import modules
+from .arithmetic import UNIT
+from .catalogue import Mistake, catalogue
+from .diagnosis import Judge, diagnose
+from .evidence import OUTPUTS, Case, cases
+from .judging import aligned, difference, run_all, tolerances
+from .report import Report, Row, logit_statistics
+from .textbook import Pass, stages, textbook
+
+Weights = LanguageModel | str | os.PathLike[str]
+
+
+def check(
+    theirs: Any,
+    prompt: str | ArrayLike,
+    weights: Weights | None = None,
+    *,
+    dtype: str | None = None,
+    config: Config | None = None,
+    n_head: int | None = None,
+    attention_mask: ArrayLike | None = None,
+    chunks: Sequence[int] = (),
+) -> Report:
+    """Compare another implementation of GPT-2 with the reference, and name the mistakes in it.
+
+    theirs: logits [V], [T, V] or [B, T, V]; stages by name; a callable from ids [B, T] to logits; or a PyTorch module
+    with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, which is run as it stands. prompt: a text, or
+    ids [T] or [B, T]. weights: the model that theirs should be, by name or path; without it a module's own weights are
+    taken as true, and anything else is compared with the embedded model. dtype: in which theirs computed; by default
+    the dtype of what it gives. Raises NpgptError where the two cannot be compared.
+    """
+    reference: LanguageModel | None = None
+    if isinstance(weights, LanguageModel):
+        reference = weights
+    elif weights is not None or not modules.is_module(theirs):
+        reference = load(weights, dtype="float64", n_head=n_head)
+    problems: list[str] = []
+    notes: list[str] = []
+    if modules.is_module(theirs):
+        opened = modules.open_module(theirs, n_head, config)
+        model_config, tensors = opened.config, dict(opened.tensors)
+        if reference is None:
+            notes.append(
+                "The module's own weights are taken as true: mistakes in loading them cannot be seen (weights=)."
+            )
+        else:
+            problems += modules.compare_weights(tensors, in_float64(reference))
+            if reference.config.n_head != model_config.n_head:
+                problems.append(f"n_head is {model_config.n_head}, the reference has {reference.config.n_head}")
+    else:
+        assert reference is not None
+        opened, model_config, tensors = None, config or reference.config, in_float64(reference)
+    ids = _ids(prompt, reference, model_config)
+    if opened is not None:
+        if part := modules.dropout(theirs):
+            problems.append(f"the module is in training mode, and {part} drops out: call .eval()")
+        arrays: Mapping[str, ArrayLike] = modules.run_module(opened, ids)
+        again = modules.run_module(opened, ids)
+        if not np.array_equal(arrays["logits"], again["logits"], equal_nan=True):
+            problems.append("its outputs differ from run to run: dropout is on, or something else is drawn")
+        dtype = dtype or opened.dtype
+    elif callable(theirs):
+        output = theirs(ids)
+        dtype = dtype or _dtype(output)
+        arrays = {"logits": modules.logits_of(output)}
+        if not np.array_equal(arrays["logits"], modules.logits_of(theirs(ids)), equal_nan=True):
+            problems.append("its outputs differ from run to run: dropout is on, or something else is drawn")
+    elif isinstance(theirs, Mapping):
+        dtype = dtype or _dtype(next(iter(theirs.values()), None))
+        arrays = {name: modules.as_array(array) for name, array in theirs.items()}
+    else:
+        dtype = dtype or _dtype(theirs)
+        arrays = {"logits": modules.as_array(theirs)}
+    if opened is not None and (arrays["logits"].shape[1:2] or (0,))[0] == 1 < ids.shape[1]:  # type: ignore[union-attr]
+        notes.append("The module gives the last position's logits alone.")
+    return compare(
+        model_config, tensors, cases(arrays, model_config, ids, attention_mask, chunks), dtype, problems, notes
+    )
+
+
+def in_float64(model: LanguageModel) -> dict[str, Array]:
+    """A model's tensors by canonical name."""
+    return {
+        name: array.astype(np.float64, copy=False) for name, array in parameters.to_arrays(model.parameters).items()
+    }
+
+
+def _ids(prompt: str | ArrayLike, model: LanguageModel | None, config: Config) -> NDArray[np.integer[Any]]:
+    """Ids [B, T] of a prompt; of a text by the model's vocabulary, or by GPT-2's where its size is GPT-2's."""
+    if isinstance(prompt, str):
+        if model is None:
+            from ..config import GPT2_VOCAB_SIZES
+            from ..loading import load_tokenizer
+
+            if config.vocab_size not in GPT2_VOCAB_SIZES:
+                raise NpgptError(f"a text needs a vocabulary, and {config.vocab_size} ids are not GPT-2's: give ids")
+            return config.check_token_ids(load_tokenizer("gpt2").encode(prompt))
+        return config.check_token_ids(model.encode_prompt(prompt))
+    return config.check_token_ids(prompt)
+
+
+def _dtype(found: Any) -> str:
+    """Of a tensor or an array; float32 for what tells none."""
+    name = str(getattr(getattr(found, "logits", found), "dtype", "float32")).removeprefix("torch.")
+    return name if name in UNIT else "float32"
+
+
+@np.errstate(all="ignore")  # what a mistake makes infinite is judged, not warned of
+def compare(
+    config: Config,
+    tensors: Mapping[str, Array],
+    given: Sequence[Case],
+    dtype: str = "float32",
+    problems: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    entries: Sequence[Mistake] | None = None,
+) -> Report:
+    """The comparison itself: cases against a model of these float64 tensors. dtype: in which theirs computed; entries:
+    the mistakes that are looked for, by default all that a model of this shape can have.
+    """
+    if dtype not in UNIT:
+        raise NpgptError(f"their dtype must be one of {', '.join(UNIT)}, not {dtype}")
+    judged = [stage for stage in stages(config.n_layer) if any(stage in case.theirs for case in given)]
+    if not judged:
+        raise NpgptError("there is nothing to compare: no judged position has logits or a stage")
+    book = textbook(config, tensors)
+    reference = run_all(book, given)
+    allowed = tolerances(config, tensors, given, reference, dtype, judged)
+    judge = Judge(given, judged, allowed, tensors, dtype)
+    own = _alone(judge, book)
+    rows = [
+        Row(stage, difference(stage, *_having(judge, stage, reference), allowed[stage], dtype), own.get(stage))
+        for stage in judged
+    ]
+    tokens = max(case.token_ids.shape[1] for case in given)
+    if entries is None:
+        entries = catalogue(config, tokens, given[0].chunks, any(case.padding for case in given))
+    statistics = None
+    if "logits" in judged:
+        pairs = [
+            aligned("logits", case.theirs["logits"], run["logits"])
+            for case, run in zip(*_having(judge, "logits", reference), strict=True)
+        ]
+        whole = [pair for pair in pairs if pair is not None and np.isfinite(pair[0]).all()]
+        if len(whole) == len(pairs):
+            statistics = logit_statistics([a for a, _ in whole], [b for _, b in whole], allowed["logits"])
+        else:
+            notes = [
+                *notes,
+                "Their logits are not finite, or of another number of positions, so that they have no statistics.",
+            ]
+    return Report(rows, diagnose(judge, reference, entries), dtype, list(notes), statistics, list(problems))
+
+
+def _having(judge: Judge, stage: str, runs: Sequence[Pass]) -> tuple[list[Case], list[Pass]]:
+    have = judge.theirs(stage)
+    return [case for case, _ in have], [runs[number] for _, number in have]
+
+
+def _alone(judge: Judge, book: Any) -> dict[str, float]:
+    """Each stage computed from their own input, in tolerances: where the next mistake begins. The first has none."""
+    found = {}
+    inputs = [
+        {name: array for name, array in case.theirs.items() if name not in OUTPUTS and name != "wpe"}
+        for case in judge.cases
+    ]
+    runs = run_all(book, judge.cases, inputs)
+    for stage in judge.stages:
+        if stage not in ("wte", "wpe"):
+            fresh = [_Only(run, stage) for run in runs]
+            found[stage] = judge.ratio(stage, fresh)  # type: ignore[arg-type]
+    return found
+
+
+class _Only:
+    """A pass in which one stage is computed anew and everything else is as given."""
+
+    def __init__(self, run: Pass, stage: str) -> None:
+        self.book, self._value, self._stage = run.book, run.compute(stage), stage
+
+    def __getitem__(self, stage: str) -> Any:
+        assert stage == self._stage
+        return self._value
+
+
+@dataclass(frozen=True)
+class GreedyReport:
+    """Greedy text against the reference's: the first token that differs, and whether a near tie explains it.
+
+    margin: by how much the reference prefers its own token to theirs there, in logits; tolerance: what rounding of two
+    logits explains.
+    """
+
+    at: int | None
+    theirs: int | None
+    expected: int | None
+    margin: float
+    tolerance: float
+
+    @property
+    def matches(self) -> bool:
+        """The same, or different by a near tie."""
+        return self.at is None or self.margin <= self.tolerance
+
+    @property
+    def code(self) -> int:
+        """Of the command's exit."""
+        return 0 if self.matches else 1
+
+    def __str__(self) -> str:
+        if self.at is None:
+            return "Matches: every greedy token is the reference's."
+        where = f"token {self.at} is {self.theirs}, the reference has {self.expected}"
+        margin = f"it prefers its own by {self.margin:.3g}, and rounding explains up to {self.tolerance:.3g}"
+        return f"Matches, up to a near tie: {where}; {margin}." if self.matches else f"Differs: {where}; {margin}."
+
+
+def check_greedy(
+    theirs: ArrayLike, prompt: str | ArrayLike, weights: Weights | None = None, *, dtype: str = "float32"
+) -> GreedyReport:
+    """Judge greedy ids [N] that another implementation continued a prompt with, or prompt and continuation together.
+
+    At the first token that differs the two logits' margin is compared with their rounding. Raises NpgptError for ids
+    that do not fit into the context.
+    """
+    model = weights if isinstance(weights, LanguageModel) else load(weights, dtype="float64")
+    ids = _ids(prompt, model, model.config)
+    if len(ids) != 1:
+        raise NpgptError(f"greedy ids are judged a row at a time, and the prompt has {len(ids)}")
+    drawn = model.config.check_token_ids(theirs).reshape(-1)
+    before = ids[0]
+    if len(drawn) > len(before) and np.array_equal(drawn[: len(before)], before):
+        drawn = drawn[len(before) :]
+    tensors = in_float64(model)
+    whole = model.config.check_token_ids(np.concatenate([before, drawn[:-1]]))
+    run = Pass(textbook(model.config, tensors), whole)
+    rows = run["logits"][0, len(before) - 1 :]
+    wrong = np.flatnonzero(rows.argmax(axis=-1) != drawn)
+    if not len(wrong):
+        return GreedyReport(None, None, None, 0.0, 0.0)
+    at = int(wrong[0])
+    row, best = rows[at], int(rows[at].argmax())
+    case = Case(whole[:, : len(before) + at], {"logits": rows[None, at : at + 1]})
+    allowed = tolerances(
+        model.config, tensors, [case], run_all(textbook(model.config, tensors), [case]), dtype, ["logits"]
+    )
+    # a logit is off by the root mean square, a difference of two by √2 of that; 3 of these are rare
+    return GreedyReport(
+        at, int(drawn[at]), best, float(row[best] - row[drawn[at]]), 3 * math.sqrt(2) * allowed["logits"]
+    )

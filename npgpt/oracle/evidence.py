@@ -1,0 +1,183 @@
+"""What another implementation gave, under npgpt's stage names and in npgpt's shapes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..config import Config
+from ..errors import NpgptError
+from ..parameters import Array
+from .textbook import COMPARED, located, stages
+
+OUTPUTS = ("logits", "log_probabilities")
+HEADS_LAST = {"attn.q": "hook_q", "attn.k": "hook_k", "attn.v": "hook_v", "attn.heads": "hook_z"}  # [B, T, H, D] there
+TRANSFORMER_LENS = {
+    "hook_embed": "wte",
+    "hook_pos_embed": "wpe",
+    "attn.hook_attn_scores": "attn.scores",
+    "attn.hook_pattern": "attn.weights",
+    "hook_attn_out": "attn.c_proj",
+    "hook_resid_mid": "attn.residual",
+    "mlp.hook_pre": "mlp.c_fc",
+    "mlp.hook_post": "mlp.act",
+    "hook_mlp_out": "mlp.c_proj",
+    "hook_resid_post": "",
+} | {f"attn.{theirs}": ours for ours, theirs in HEADS_LAST.items()}
+ALIASES = {"log_probs": "log_probabilities", "logprobs": "log_probabilities", "log_softmax": "log_probabilities"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows of one length, run together: ids [B, T], their stages in their own order, each [B, …], and how they were
+    run: chunks of tokens with a cache, where that is known; padding, tokens on the left that are not here; given,
+    stages that both were handed, as a part's input is.
+    """
+
+    token_ids: NDArray[np.integer[Any]]
+    theirs: Mapping[str, Array]
+    chunks: tuple[int, ...] = ()
+    padding: int = 0
+    given: Mapping[str, Array] = field(default_factory=dict)
+
+
+def canonical(name: str, config: Config) -> tuple[str, bool]:
+    """npgpt's name of a stage, and whether its heads stand behind the tokens, [B, T, H, D].
+
+    Knows npgpt's names, Hugging Face's hidden_states.N (the last one is after ln_f) and attentions.N, and
+    TransformerLens's hooks. Raises NpgptError for any other.
+    """
+    known = ALIASES.get(name, name)
+    if known in stages(config.n_layer):
+        return known, False
+    if match := re.fullmatch(r"(hidden_states|attentions)[._](\d+)", name):
+        kind, number = match[1], int(match[2])
+        if kind == "attentions" and number < config.n_layer:
+            return f"h.{number}.attn.weights", False
+        if kind == "hidden_states" and number <= config.n_layer:
+            last = "ln_f" if number == config.n_layer else f"h.{number - 1}"
+            return last if number else "embedding", False
+        raise NpgptError(f"{name}: the model has {config.n_layer} blocks")
+    hook = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)", name)
+    if hook and hook[2] in TRANSFORMER_LENS:
+        local = TRANSFORMER_LENS[hook[2]]
+        if hook[1] is None:
+            return local, False
+        if int(hook[1]) < config.n_layer:
+            return f"h.{hook[1]}.{local}".rstrip("."), local in HEADS_LAST
+    if (match := re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", name)) and int(match[1]) < config.n_layer:
+        return f"h.{int(match[1]) - 1}" if int(match[1]) else "embedding", False
+    layer, local = located(name) if re.match(r"h\.\d+", name) else (None, name)
+    if layer is not None and local in ("", *COMPARED):
+        raise NpgptError(
+            f"there is no stage {name}: the model has {config.n_layer} blocks, h.0 to h.{config.n_layer - 1}"
+        )
+    raise NpgptError(
+        f"{name!r:.80} is no stage that npgpt knows; there are wte, wpe, embedding, h.N, "
+        f"{', '.join('h.N.' + local for local in COMPARED if local)}, ln_f, logits, log_probabilities; hidden_states.N "
+        "and attentions.N; and TransformerLens's hooks"
+    )
+
+
+def cases(
+    arrays: Mapping[str, ArrayLike],
+    config: Config,
+    token_ids: ArrayLike,
+    attention_mask: ArrayLike | None = None,
+    chunks: Sequence[int] = (),
+) -> list[Case]:
+    """Their arrays checked, named and shaped. Padded positions, on either side, are left out.
+
+    Raises NpgptError for a name or a shape that cannot be, for ids that do not fit, and where nothing is to compare.
+    """
+    ids = config.check_token_ids(token_ids)
+    if not arrays:
+        raise NpgptError("there is nothing to compare: no logits and no stage")
+    if chunks and sum(chunks) != ids.shape[1]:
+        raise NpgptError(f"chunks {list(chunks)} are {sum(chunks)} tokens, and there are {ids.shape[1]}")
+    theirs: dict[str, Array] = {}
+    for name, array in arrays.items():
+        stage, heads_last = canonical(name, config)
+        if stage in theirs:
+            raise NpgptError(f"{name} is {stage}, which is given twice")
+        theirs[stage] = shaped(stage, name, array, config, ids.shape, heads_last)
+    if attention_mask is None:
+        return [Case(ids, theirs, tuple(chunks))]
+    mask = np.atleast_2d(np.asarray(attention_mask))
+    if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
+        raise NpgptError(f"attention_mask must be 0 or 1 for each of the ids {list(ids.shape)}, not {list(mask.shape)}")
+    if mask.all():
+        return [Case(ids, theirs, tuple(chunks))]
+    found = []
+    for row, judged in enumerate(mask.astype(bool)):
+        places = np.flatnonzero(judged)
+        if not len(places) or places[-1] - places[0] + 1 != len(places):
+            raise NpgptError(f"attention_mask of row {row} must be one run of ones, with padding on one side")
+        begin, end = int(places[0]), int(places[-1]) + 1
+        found.append(Case(ids[row : row + 1, begin:end], _cut(theirs, row, begin, end, ids.shape[1]), (), begin))
+    return found
+
+
+def _cut(theirs: Mapping[str, Array], row: int, begin: int, end: int, tokens: int) -> dict[str, Array]:
+    """One row's stages without its padding."""
+    found = {}
+    for stage, array in theirs.items():
+        _, local = located(stage)
+        part = array[row : row + 1] if stage != "wpe" or len(array) > 1 else array
+        if local in ("attn.scores", "attn.weights"):
+            part = part[:, :, begin:end, begin:end]
+        elif local in HEADS_LAST:
+            part = part[:, :, begin:end]
+        elif part.shape[1] == tokens:
+            part = part[:, begin:end]
+        elif end != tokens:
+            continue  # the last position of a row that is padded on the right
+        found[stage] = part
+    return found
+
+
+def shaped(
+    stage: str, name: str, array: ArrayLike, config: Config, ids: tuple[int, int], heads_last: bool = False
+) -> Array:
+    """A stage as [B, …] in float64, with the padding of a vocabulary cut off. Raises NpgptError where it cannot be one.
+
+    Of outputs the last position alone may be there, or one more or one less than there are ids.
+    """
+    found = np.asarray(array)
+    if found.dtype.kind not in "fiu":
+        raise NpgptError(f"{name} must be numbers, not {found.dtype}")
+    found = found.astype(np.float64)
+    B, T = ids
+    H, D, V = config.n_head, config.head_width, config.vocab_size
+    _, local = located(stage)
+    if local in ("attn.scores", "attn.weights"):
+        expected: tuple[int, ...] = (B, H, T, T)
+    elif local in HEADS_LAST:
+        expected = (B, T, H, D) if heads_last else (B, H, T, D)
+    else:
+        widths = {"attn.c_attn": 3 * config.n_embd, "mlp.c_fc": config.inner_width, "mlp.act": config.inner_width}
+        expected = (B, T, V if stage in OUTPUTS else widths.get(local, config.n_embd))
+    if stage in OUTPUTS:
+        if found.ndim == 1:
+            found = found[None, None]
+        elif found.ndim == 2:
+            found = found[None] if B == 1 else found[:, None]
+        if found.ndim == 3 and V <= found.shape[2] <= V + 1024 and stage == "logits":
+            found = found[..., :V]  # padded to a multiple
+        fits = found.ndim == 3 and (found.shape[0], found.shape[2]) == (B, V) and found.shape[1] in (1, T - 1, T, T + 1)
+        if found.ndim == 3 and (found.shape[0], found.shape[2]) == (B, V) and not fits:
+            raise NpgptError(
+                f"{name} has {found.shape[1]} positions, and there are {T} ids: they do not belong together"
+            )
+    else:
+        if found.ndim == len(expected) - 1 and (B == 1 or stage == "wpe"):
+            found = found[None]
+        fits = found.shape == expected or (stage == "wpe" and found.shape == (1, *expected[1:]))
+    if not fits:
+        raise NpgptError(f"{name} is {list(np.shape(array))}; for these ids and this model it is {list(expected)}")
+    return found.transpose(0, 2, 1, 3) if heads_last else found

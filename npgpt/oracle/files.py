@@ -1,0 +1,140 @@
+"""Another implementation's numbers out of a file: arrays by name, ids and attention mask."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checkpoints import containers, llmc
+from ..checkpoints.tensor import Tensor, check_file
+from ..errors import NpgptError
+from .arithmetic import UNIT
+
+IDS = ("token_ids", "input_ids", "ids", "tokens")
+MASKS = ("attention_mask", "mask")
+GREEDY = ("greedy_ids", "generated_ids", "sequences")
+INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "U8": "uint8", "BOOL": "bool"}  # safetensors' names
+INTEGERS |= {name: name for name in ("int64", "int32", "int16", "uint8", "bool")}  # torch.save's
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a file holds: stages by the names that they have there, ids, a mask, greedy ids; dtype as it is stored."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    dtype: str
+    token_ids: NDArray[Any] | None = None
+    attention_mask: NDArray[Any] | None = None
+    greedy_ids: NDArray[Any] | None = None
+    flat: bool = False  # logits of a width that only the model tells, and more behind them
+
+
+def read(path: Path, shape: tuple[int, ...] | None = None, dtype: str = "float32") -> Given:
+    """Read .npz, .npy, .safetensors, .pt, llm.c's debug state, or, with a shape, raw little-endian numbers of dtype.
+
+    Raises NpgptError for a file of another kind, and for one that is damaged; OSError where it cannot be opened.
+    """
+    check_file(path)
+    with path.open("rb") as file:
+        head = file.read(8)
+    if shape is not None:
+        return Given({"logits": _raw(path, shape, dtype)}, dtype)
+    if head.startswith(llmc.STATE):
+        return _debug_state(path)
+    if head.startswith(b"\x93NUMPY"):
+        return Given({"logits": (array := _load(path))}, _dtype([array]))
+    if head.startswith(b"PK") and _is_npz(path):
+        return _sorted(_load(path))
+    if path.suffix == ".bin" and not head.startswith(b"PK"):
+        raise NpgptError(
+            f"{path} begins with {head!r}, no form that npgpt knows: raw numbers need --shape, such as 16,50257"
+        )
+    return _sorted({name: _array(tensor) for name, tensor in containers.read(path).tensors.items()})
+
+
+def _is_npz(path: Path) -> bool:
+    """Whether a ZIP holds .npy files; torch.save's holds a pickle."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".npy") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return False
+
+
+def _load(path: Path) -> Any:
+    """NumPy's own reader, which runs nothing of the file."""
+    try:
+        found = np.load(path, allow_pickle=False)
+        return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+        raise NpgptError(f"{path} cannot be read as NumPy's: {error}") from None
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    """Floats as they are, bfloat16 widened; whole numbers for ids and masks."""
+    if tensor.dtype in INTEGERS:
+        dtype = np.dtype(INTEGERS[tensor.dtype]).newbyteorder(">" if tensor.big_endian else "<")
+        strides = None if tensor.strides is None else [stride * dtype.itemsize for stride in tensor.strides]
+        return np.ndarray(tensor.shape, dtype, tensor.data, tensor.begin, strides).copy()
+    return tensor.load("float32") if tensor.dtype == "bfloat16" else tensor.stored()
+
+
+def _sorted(arrays: Mapping[str, NDArray[Any]]) -> Given:
+    """Ids and mask told from stages by their names."""
+
+    def take(names: tuple[str, ...]) -> NDArray[Any] | None:
+        return next((arrays[name] for name in names if name in arrays), None)
+
+    rest = {name: array for name, array in arrays.items() if name not in (*IDS, *MASKS, *GREEDY)}
+    stacked = rest.pop("hidden_states", None)  # [n_layer + 1, …], as torch.stack makes it
+    if stacked is not None:
+        rest |= {f"hidden_states.{number}": array for number, array in enumerate(stacked)}
+    return Given(rest, _dtype(list(rest.values())), take(IDS), take(MASKS), take(GREEDY))
+
+
+def _dtype(arrays: list[NDArray[Any]]) -> str:
+    """The dtype that arrays were stored in, float32 where that tells nothing."""
+    names = [str(array.dtype.newbyteorder("=")) for array in arrays]
+    return names[0] if names and names[0] in UNIT else "float32"
+
+
+def _raw(path: Path, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """Numbers without a header. Raises NpgptError where the file's size is another."""
+    stored = np.dtype("<u2" if dtype == "bfloat16" else np.dtype(dtype).newbyteorder("<"))
+    size, expected = path.stat().st_size, prod(shape) * stored.itemsize
+    if size != expected:
+        raise NpgptError(f"{path} has {size} bytes; {list(shape)} in {dtype} takes {expected}")
+    found = np.fromfile(path, stored).reshape(shape)
+    return (found.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else found
+
+
+def _debug_state(path: Path) -> Given:
+    """llm.c's reference state: 256 int32, ids [B, T], targets [B, T], logits [B, T, V], the loss, then gradients.
+
+    Nothing states V or how long the gradients are: the logits are as wide as makes the rest a model's gradients.
+    """
+    content = np.memmap(path, "<i4", "r")
+    if len(content) < 256 or content[1] not in (1, 2):
+        raise NpgptError(f"{path} is no reference state of llm.c's that npgpt knows, or cut short")
+    B, T = int(content[2]), int(content[3])
+    begin = 256 + 2 * B * T
+    if B < 1 or T < 1 or len(content) < begin:
+        raise NpgptError(f"{path} is cut short: its header says [{B}, {T}]")
+    ids = np.array(content[256 : 256 + B * T]).reshape(B, T)
+    return Given({"logits": np.array(content[begin:]).view("<f4")}, "float32", ids, flat=True)
+
+
+def state_logits(given: Given, vocab_size: int) -> NDArray[Any]:
+    """The logits of a reference state, whose width only the model tells. Raises NpgptError where they do not fit."""
+    assert given.token_ids is not None
+    count, flat = given.token_ids.size * vocab_size, given.arrays["logits"]
+    if flat.size < count:
+        raise NpgptError(f"the reference state has {flat.size} numbers behind its ids, too few for {count} logits")
+    return flat[:count].reshape(*given.token_ids.shape, vocab_size)

@@ -1,0 +1,106 @@
+"""The report as one page of HTML: no network, no script, readable in dark and light."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator
+
+from .report import Report, Row, lines
+from .textbook import COMPARED, located
+
+STYLE = """
+:root { color-scheme: light dark; font: 15px/1.45 system-ui, sans-serif; }
+body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
+h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
+table { border-collapse: collapse; }
+th { font-weight: 500; text-align: left; padding: .15rem .5rem; font-size: .85rem; }
+td { min-width: 3.4rem; padding: .2rem .3rem; text-align: center; font-size: .8rem; }
+td { border: 1px solid Canvas; color: #111; }
+td.none { border: 0; } .scroll { overflow-x: auto; } pre { overflow-x: auto; font-size: .8rem; }
+dt { font-weight: 600; margin-top: .8rem; } .legend td { min-width: 5rem; }
+"""
+
+
+def page(report: Report) -> str:
+    """The whole page."""
+    return "\n".join(
+        [
+            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>npgpt check</title>',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<style>{STYLE}</style></head><body>",
+            f"<h1>{html.escape(report.verdict[0].upper() + report.verdict[1:])}.</h1>",
+            *findings(report),
+            "<h2>Error by block and stage, in tolerances</h2>",
+            "<p>Up to 1 rounding explains it. Point at a cell for figures; framed is the first that differs.</p>",
+            *heat_map(report.rows, report.first),
+            "<h2>All that was said</h2>",
+            f"<pre>{html.escape(chr(10).join(lines(report)))}</pre>",
+            "</body></html>\n",
+        ]
+    )
+
+
+def findings(report: Report) -> Iterator[str]:
+    """What is wrong, and with which words it is known."""
+    for problem in report.problems:
+        yield f"<p>{html.escape(problem)}</p>"
+    for finding in report.diagnosis.findings:
+        if len(finding.mistakes) > 1:
+            yield f"<p>At {html.escape(finding.stage)}, one of these, which this data cannot tell apart:</p>"
+        yield "<dl>"
+        for entry in finding.mistakes:
+            yield f"<dt>{html.escape(entry.name)}</dt>"
+            yield f"<dd>{html.escape(entry.explanation)} ({html.escape(entry.source)})</dd>"
+        yield "</dl>"
+        if finding.decide:
+            yield f"<p>To decide: {html.escape(finding.decide)}.</p>"
+
+
+def heat_map(rows: list[Row], first: Row | None) -> Iterator[str]:
+    """A row of cells for each block; what belongs to none stands above and below."""
+    by_place = {located(row.stage): row for row in rows}
+    columns = [
+        name for name in COMPARED if any((layer, name) in by_place for layer, _ in by_place if layer is not None)
+    ]
+    whole = [row for row in rows if located(row.stage)[0] is None]
+    yield '<div class="scroll"><table><tr>'
+    yield from (f'<th scope="col">{row.stage}</th>' for row in whole)
+    yield "</tr><tr>"
+    yield from (cell(row, first) for row in whole)
+    yield "</tr></table></div>"
+    if columns:
+        yield '<div class="scroll"><table><tr><th></th>'
+        yield from (f'<th scope="col">{name or "output"}</th>' for name in columns)
+        yield "</tr>"
+        for layer in sorted({layer for layer, _ in by_place if layer is not None}):
+            yield f'<tr><th scope="row">h.{layer}</th>'
+            yield from (cell(by_place.get((layer, name)), first) for name in columns)
+            yield "</tr>"
+        yield "</table></div>"
+    yield '<table class="legend"><tr>'
+    for ratio, text in ((0.1, "rounding"), (1.0, "1: the limit"), (30.0, "30"), (1e3, "1,000 and more")):
+        yield f'<td style="background:{colour(ratio)}">{text}</td>'
+    yield "</tr></table>"
+
+
+def cell(row: Row | None, first: Row | None) -> str:
+    """One stage."""
+    if row is None:
+        return '<td class="none"></td>'
+    d = row.difference
+    alone = "" if row.alone is None else f"; {row.alone:.3g} from their own input"
+    title = (
+        f"{row.stage}: {d.ratio:.3g} tolerances{alone}; rms {d.rms:.3g}, largest {d.largest:.3g}, {d.nmse:.1f} dB, "
+        f"cosine {d.cosine:.7f}, {d.ulps:.3g} units in the last place"
+    )
+    frame = ";outline:3px solid CanvasText;outline-offset:-3px" if row is first else ""
+    return f'<td style="background:{colour(d.ratio)}{frame}" title="{html.escape(title)}">{d.ratio:.2g}</td>'
+
+
+def colour(ratio: float) -> str:
+    """Green up to 1, from yellow to red beyond, by the logarithm."""
+    if ratio <= 1:
+        return f"hsl(140 45% {78 - 12 * ratio:.0f}%)"
+    height = min(1.0, math.log10(ratio) / 3) if math.isfinite(ratio) else 1.0
+    return f"hsl({50 - 50 * height:.0f} 85% {72 - 12 * height:.0f}%)"

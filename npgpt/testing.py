@@ -1,0 +1,25 @@
+"""For test suites: npgpt's judgement as an assertion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from .oracle.checking import Weights, check, check_greedy
+
+
+def assert_matches(theirs: Any, prompt: str | ArrayLike, weights: Weights | None = None, **options: Any) -> None:
+    """Raise AssertionError, with the report as its message, where npgpt.check finds a difference that rounding cannot
+    explain. Arguments as npgpt.check has them.
+    """
+    report = check(theirs, prompt, weights, **options)
+    if not report.matches:
+        raise AssertionError(f"\n{report}")
+
+
+def assert_greedy(theirs: ArrayLike, prompt: str | ArrayLike, weights: Weights | None = None, **options: Any) -> None:
+    """Raise AssertionError where greedy ids differ from the reference's by more than a near tie."""
+    report = check_greedy(theirs, prompt, weights, **options)
+    if not report.matches:
+        raise AssertionError(str(report))

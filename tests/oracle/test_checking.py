@@ -1,0 +1,311 @@
+"""What a user hands over: arrays, files, callables, masks, chunks; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt import parameters
+from npgpt.checkpoints import safetensors
+from npgpt.cli import main
+from npgpt.errors import NpgptError
+from npgpt.language_model import LanguageModel
+from npgpt.oracle import files
+from npgpt.oracle.catalogue import catalogue
+from npgpt.oracle.evidence import canonical, cases
+from npgpt.oracle.page import page
+from npgpt.oracle.textbook import Pass, stages, textbook
+from npgpt.testing import assert_greedy, assert_matches
+from tests.models import random_arrays, random_ids, small
+
+CONFIG = small(n_embd=24, n_head=4)
+ARRAYS = random_arrays(CONFIG)
+MODEL = LanguageModel("bare", CONFIG, parameters.from_arrays(CONFIG, ARRAYS), lambda: "its ids are nobody's")
+IDS = random_ids(CONFIG, (1, 8))
+USUAL = Pass(textbook(CONFIG, ARRAYS), IDS)
+
+
+def wrong(name: str, ids: np.typing.NDArray[Any] = IDS) -> Pass:
+    (entry,) = (entry for entry in catalogue(CONFIG, ids.shape[1]) if entry.name == name)
+    return Pass(entry.change(textbook(CONFIG, ARRAYS)), ids)
+
+
+def single(array: np.typing.NDArray[Any]) -> np.typing.NDArray[np.float32]:
+    return array.astype(np.float32)
+
+
+@pytest.mark.parametrize("cut", [lambda x: x, lambda x: x[0], lambda x: x[0, -1], lambda x: x[:, -1:]])
+def test_logits_in_every_form(cut: Any) -> None:
+    assert npgpt.check(single(cut(USUAL["logits"])), IDS, MODEL).matches
+    report = npgpt.check(single(cut(wrong("ReLU")["logits"])), IDS[0].tolist(), MODEL)
+    assert (report.code, report.names) == (1, ["ReLU"])
+
+
+def test_a_padded_vocabulary_and_log_probabilities() -> None:
+    padded = np.concatenate([USUAL["logits"], np.zeros((1, 8, 24))], axis=-1)
+    assert npgpt.check({"logits": padded}, IDS, MODEL).matches
+    assert npgpt.check({"log_probs": single(USUAL["log_probabilities"])}, IDS, MODEL).matches
+    assert npgpt.check({"logits": single(USUAL["log_probabilities"])}, IDS, MODEL).names == [
+        "log-softmax given as logits"
+    ]
+
+
+def test_a_constant_shift_is_seen() -> None:
+    report = npgpt.check(single(USUAL["logits"] + 3), IDS, MODEL)
+    assert not report.matches
+    assert "Nothing but a constant at each position differs" in " ".join(str(report).split())
+    assert report.logits is not None
+    assert abs(report.logits.shift - 3) < 1e-5
+    assert report.logits.top_1 == report.logits.top_10 == 1
+
+
+def test_a_callable_is_run_and_one_that_draws_is_caught() -> None:
+    assert npgpt.check(lambda ids: single(Pass(textbook(CONFIG, ARRAYS), ids)["logits"]), IDS, MODEL).matches
+    rng = np.random.default_rng(0)
+    report = npgpt.check(lambda ids: single(USUAL["logits"] + rng.standard_normal()), IDS, MODEL)
+    assert "differ from run to run" in str(report)
+    assert report.code == 1
+
+
+def test_the_last_positions_class() -> None:
+    """Of the last logits alone, a missing last token and the previous position's logits are the same thing."""
+    report = npgpt.check(single(wrong("last token missing")["logits"][0, -1]), IDS, MODEL)
+    assert report.names == ["last token missing or logits of the previous position"]
+    assert npgpt.check(single(wrong("BOS prepended")["logits"]), IDS, MODEL).names == ["BOS prepended"]
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_padded_positions_are_not_judged(left: bool) -> None:
+    """Two rows of 8 and 5 tokens; what stands at the padding is arbitrary."""
+    ids = random_ids(CONFIG, (2, 8))
+    mask = np.ones((2, 8), int)
+    mask[1, slice(0, 3) if left else slice(5, 8)] = 0
+    logits = np.full((2, 8, CONFIG.vocab_size), 1e6)
+    for row in range(2):
+        logits[row, mask[row] == 1] = Pass(textbook(CONFIG, ARRAYS), ids[row : row + 1, mask[row] == 1])["logits"][0]
+    assert npgpt.check(single(logits), ids, MODEL, attention_mask=mask).matches
+    if left:
+        late = {"positions": lambda s: np.arange(5) + 3}
+        late_run = Pass(textbook(CONFIG, ARRAYS).altered(late), ids[1:, 3:])
+        logits[1, 3:] = late_run["logits"][0]
+        report = npgpt.check(single(logits), ids, MODEL, attention_mask=mask)
+        assert "positions count the padding" in " ".join(report.names)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cache positions one too far", "cache positions one short", "cache positions never advance", "cache not extended"],
+)
+def test_mistakes_of_a_cache(name: str) -> None:
+    (entry,) = (entry for entry in catalogue(CONFIG, 8, (5, 2, 1)) if entry.name == name)
+    logits = Pass(entry.change(textbook(CONFIG, ARRAYS)), IDS)["logits"]
+    assert npgpt.check(single(logits), IDS, MODEL, chunks=(5, 2, 1)).names == [name]
+
+
+def test_names_of_others() -> None:
+    assert canonical("hidden_states.0", CONFIG) == ("embedding", False)
+    assert canonical("hidden_states.1", CONFIG) == ("h.0", False)
+    assert canonical("hidden_states.2", CONFIG) == ("ln_f", False)
+    assert canonical("attentions.1", CONFIG) == ("h.1.attn.weights", False)
+    assert canonical("blocks.1.attn.hook_z", CONFIG) == ("h.1.attn.heads", True)
+    assert canonical("blocks.1.hook_resid_pre", CONFIG) == ("h.0", False)
+    assert canonical("blocks.0.hook_resid_pre", CONFIG) == ("embedding", False)
+    assert canonical("blocks.1.hook_resid_post", CONFIG) == ("h.1", False)
+    assert canonical("hook_pos_embed", CONFIG) == ("wpe", False)
+    theirs = {
+        "hidden_states.2": USUAL["ln_f"],
+        "attentions.0": USUAL["h.0.attn.weights"],
+        "blocks.0.attn.hook_z": USUAL["h.0.attn.heads"].transpose(0, 2, 1, 3),
+        "blocks.0.attn.hook_attn_scores": np.maximum(USUAL["h.0.attn.scores"], -1e9),
+        "wpe": USUAL["wpe"],
+        **{name: USUAL[name] for name in stages(2) if name.startswith("h.1")},
+    }
+    assert npgpt.check(theirs, IDS, MODEL, dtype="float64").matches
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ids", "options", "message"),
+    [
+        ({}, IDS, {}, "nothing to compare"),
+        ({"h.0.attn.qq": IDS}, IDS, {}, "no stage that npgpt knows"),
+        ({"h.2.ln_1": IDS}, IDS, {}, "the model has 2 blocks"),
+        ({"hidden_states.3": IDS}, IDS, {}, "the model has 2 blocks"),
+        ({"ln_f": np.zeros((1, 8, 23))}, IDS, {}, r"ln_f is \[1, 8, 23\].* \[1, 8, 24\]"),
+        (np.zeros((1, 5, 40)), IDS, {}, "5 positions, and there are 8 ids"),
+        (np.zeros((1, 8, 39)), IDS, {}, r"\[1, 8, 39\]"),
+        (np.zeros((1, 8, 40), bool), IDS, {}, "must be numbers, not bool"),
+        (np.zeros((1, 8, 40)), [40], {}, "token id 40"),
+        (np.zeros((1, 8, 40)), "text", {}, "nobody's"),
+        (np.zeros((1, 8, 40)), IDS, {"dtype": "float8"}, "not float8"),
+        (np.zeros((1, 8, 40)), IDS, {"attention_mask": [[1, 0, 1, 1, 1, 1, 1, 1]]}, "one run of ones"),
+        (np.zeros((1, 8, 40)), IDS, {"attention_mask": [[1, 1]]}, "attention_mask must be"),
+        (np.zeros((1, 8, 40)), IDS, {"chunks": (3, 3)}, "6 tokens, and there are 8"),
+    ],
+)
+def test_what_cannot_be_compared(theirs: Any, ids: Any, options: Any, message: str) -> None:
+    with pytest.raises(NpgptError, match=message):
+        npgpt.check(theirs, ids, MODEL, **options)
+
+
+def test_assertions_have_the_report_as_their_message() -> None:
+    assert_matches(single(USUAL["logits"]), IDS, MODEL)
+    with pytest.raises(AssertionError, match="erf GELU"):
+        assert_matches(single(wrong("erf GELU")["logits"]), IDS, MODEL)
+
+
+def test_greedy_text_is_judged_by_its_margin() -> None:
+    ids: list[int] = IDS[0].tolist()
+    drawn: list[int] = []
+    for _ in range(4):
+        row = Pass(textbook(CONFIG, ARRAYS), np.array([ids + drawn]))["logits"][0, -1]
+        drawn.append(int(row.argmax()))
+    assert_greedy(drawn, IDS, MODEL)
+    assert_greedy(ids + drawn, IDS, MODEL)
+    other = [*drawn[:2], (drawn[2] + 1) % CONFIG.vocab_size, 0]
+    with pytest.raises(AssertionError, match=rf"token 2 is {other[2]}, the reference has {drawn[2]}"):
+        assert_greedy(other, IDS, MODEL)
+    tie = ARRAYS | {"wte.weight": ARRAYS["wte.weight"].copy()}
+    twin = (drawn[0] + 1) % CONFIG.vocab_size
+    tie["wte.weight"][twin] = tie["wte.weight"][drawn[0]] * (1 - 1e-8)  # the same logit but for 1e-8 of it
+    model = LanguageModel("tie", CONFIG, parameters.from_arrays(CONFIG, tie), lambda: "none")
+    if not {twin, drawn[0]} & set(ids):
+        row = Pass(textbook(CONFIG, tie), IDS)["logits"][0, -1]
+        assert row.argmax() in (twin, drawn[0])
+        loser = drawn[0] + twin - int(row.argmax())
+        assert "near tie" in str(npgpt.check_greedy([loser], IDS, model))
+
+
+def saved(tmp_path: Path, **arrays: Any) -> Path:
+    np.savez(tmp_path / "theirs.npz", **arrays)
+    return tmp_path / "theirs.npz"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("model") / "small"
+    single_model = LanguageModel(
+        "small", CONFIG, parameters.from_arrays(CONFIG, {k: single(v) for k, v in ARRAYS.items()}), lambda: "none"
+    )
+    npgpt.save(single_model, place)
+    return place
+
+
+def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = saved(tmp_path, logits=single(USUAL["logits"]), input_ids=IDS)
+    assert main(["check", str(good), "--model", str(folder)]) == 0
+    assert capsys.readouterr().out.startswith("Matches: rounding in float32")
+    bad = saved(tmp_path, logits=single(wrong("n_head 2")["logits"]))
+    ids = ",".join(map(str, IDS[0]))
+    html = tmp_path / "report.html"
+    assert main(["check", str(bad), "--model", str(folder), "--ids", ids, "--html", str(html)]) == 1
+    out = capsys.readouterr().out
+    assert "it is n_head 2" in out.splitlines()[0]
+    assert all(len(line) <= 100 for line in out.splitlines())
+    assert "n_head 2" in html.read_text()
+    assert not re.search(r"https?://|<script", html.read_text())
+    assert main(["check", str(bad), "--model", str(folder), "--ids", ids, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["mistakes"][0]["one_of"][0]["name"] == "n_head 2"
+    assert found["stages"][0]["stage"] == "logits"
+
+
+@pytest.mark.parametrize("form", ["npy", "safetensors", "bin", "float16 bin", "bfloat16 safetensors"])
+def test_files_of_every_form(tmp_path: Path, folder: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    logits, path = single(USUAL["logits"][0]), tmp_path / f"theirs.{form.split()[-1]}"
+    options = ["--ids", ",".join(map(str, IDS[0]))]
+    if form == "npy":
+        np.save(path, logits)
+    elif form == "safetensors":
+        safetensors.write(path, {"logits": logits})
+    elif form == "bfloat16 safetensors":
+        bits = (logits.view(np.uint32) >> 16).astype(np.uint16)
+        safetensors.write_parts(path, {"logits": ("bfloat16", logits.shape)}, lambda _: [bits])
+        options += ["--their-dtype", "bfloat16"]
+    else:
+        dtype = "float16" if "float16" in form else "float32"
+        path.write_bytes(logits.astype(dtype).tobytes())
+        options += ["--shape", "8,40", "--their-dtype", dtype]
+    assert main(["check", str(path), "--model", str(folder), *options]) == 0, capsys.readouterr()
+
+
+def test_llmcs_debug_state(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = np.zeros(256, np.int32)
+    header[:4] = 20240327, 2, 1, 8
+    tail = np.zeros(99, np.float32)
+    for logits, code in ((USUAL["logits"], 0), (wrong("ReLU")["logits"], 1)):
+        path = tmp_path / "state.bin"
+        ids = IDS.astype(np.int32).tobytes()
+        path.write_bytes(header.tobytes() + ids + ids + single(logits).tobytes() + tail.tobytes())
+        assert main(["check", str(path), "--model", str(folder)]) == code
+    capsys.readouterr()
+    path.write_bytes(path.read_bytes()[:2000])
+    assert main(["check", str(path), "--model", str(folder)]) == 2
+    assert "too few" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (b"", [], "begins with|empty"),
+        (b"hello, world", [], "begins with"),
+        (b"\x93NUMPY broken", [], "cannot be read as NumPy's"),
+        (b"PK\x03\x04 broken", [], "."),
+        (b"1234", ["--shape", "8,40"], r"has 4 bytes; \[8, 40\] in float32 takes 1280"),
+        (b"1234", ["--shape", "8,x"], "--shape must be whole numbers"),
+    ],
+)
+def test_bad_files_are_one_line(
+    tmp_path: Path, folder: Path, content: bytes, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "theirs.bin"
+    path.write_bytes(content)
+    assert main(["check", str(path), "--model", str(folder), "--ids", "1,2", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert error.count("\n") == 1
+
+
+def test_ids_are_told_or_refused(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(tmp_path, logits=single(USUAL["logits"]))
+    assert main(["check", str(path), "--model", str(folder)]) == 2
+    assert "holds no ids" in capsys.readouterr().err
+    path = saved(tmp_path, logits=single(USUAL["logits"]), input_ids=IDS)
+    assert main(["check", str(path), "--model", str(folder), "--ids", "1,2,3"]) == 2
+    assert "holds other ids" in capsys.readouterr().err
+    assert main(["check", str(tmp_path / "nothing.npz"), "--model", str(folder)]) == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_another_models_weights_are_no_named_mistake() -> None:
+    """Another model of the same shape: nothing explains it, and nothing is guessed."""
+    other = random_arrays(CONFIG, seed=9)
+    report = npgpt.check(single(Pass(textbook(CONFIG, other), IDS)["logits"]), IDS, MODEL)
+    assert (report.code, report.names, report.diagnosis.unexplained) == (1, [], "logits")
+
+
+def test_a_page_has_every_stage() -> None:
+    theirs = {name: single(wrong("quick GELU")[name]) for name in stages(2) if name not in ("log_probabilities",)}
+    report = npgpt.check({k: np.nan_to_num(v, neginf=-1e9) for k, v in theirs.items()}, IDS, MODEL)
+    text = page(report)
+    assert report.names == ["quick GELU"]
+    assert text.count("<td style") >= len(theirs)
+    assert "prefers-color-scheme" in text or "color-scheme: light dark" in text
+
+
+def test_reading_alone_runs_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "object.npy"
+    np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
+    with pytest.raises(NpgptError, match="allow_pickle"):
+        files.read(path)
+
+
+def test_cases_of_a_batch_keep_their_rows() -> None:
+    ids = random_ids(CONFIG, (2, 8))
+    (case,) = cases({"logits": np.zeros((2, 40))}, CONFIG, ids)
+    assert case.theirs["logits"].shape == (2, 1, 40)

@@ -1,0 +1,110 @@
+"""Parts alone, as functions; modules are in tests/parity."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt import model
+from npgpt.errors import NpgptError
+from npgpt.parameters import Array
+from tests.models import random_arrays, small
+
+CONFIG = small(n_embd=24, n_head=4, n_layer=1)
+WEIGHTS = {name.removeprefix("h.0."): array for name, array in random_arrays(CONFIG).items() if name.startswith("h.0.")}
+
+
+def attention(x: Array, scale: float = 6**-0.5, merge: bool = True, heads: int = 4) -> Array:
+    c_attn = x @ WEIGHTS["attn.c_attn.weight"] + WEIGHTS["attn.c_attn.bias"]
+    q, k, v = (model.split_heads(part, heads) for part in np.split(c_attn, 3, axis=-1))
+    out = model.attention(q, k, v, scale)
+    return (model.merge_heads(out) if merge else out.reshape(x.shape)) @ WEIGHTS["attn.c_proj.weight"] + WEIGHTS[
+        "attn.c_proj.bias"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, ""),
+        ({"scale": 1.0}, "attention scale missing"),
+        ({"scale": 24**-0.5}, "attention scaled by C"),
+        ({"merge": False}, "heads merged without transpose"),
+        ({"heads": 2}, "n_head 2"),
+    ],
+)
+def test_attention(options: Any, name: str) -> None:
+    if "heads" in options:
+        options = options | {"scale": 12**-0.5}
+    report = npgpt.check_part("attention", lambda x: attention(x, **options), weights=WEIGHTS, n_head=4)
+    assert report.names == ([name] if name else []), str(report)
+    assert report.matches == (not name)
+
+
+def norm(x: Array, epsilon: float = 1e-5, ddof: int = 0) -> Array:
+    root = np.sqrt(x.var(axis=-1, keepdims=True, ddof=ddof) + epsilon)
+    result: Array = (x - x.mean(axis=-1, keepdims=True)) / root * WEIGHTS["ln_1.weight"] + WEIGHTS["ln_1.bias"]
+    return result
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, ""),
+        ({"epsilon": 1e-6}, "LayerNorm epsilon 1e-6"),
+        ({"epsilon": 1e-12}, "LayerNorm epsilon 1e-12"),
+        ({"ddof": 1}, "unbiased variance"),
+    ],
+)
+def test_layer_norm(options: Any, name: str) -> None:
+    report = npgpt.check_part("layer_norm", lambda x: norm(x, **options), weights=WEIGHTS)
+    assert report.names == ([name] if name else []), str(report)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [
+        (model.gelu, ""),
+        (model.gelu_erf, "erf GELU"),
+        (lambda x: x / (1 + np.exp(-1.702 * x)), "quick GELU"),
+        (lambda x: np.maximum(x, 0), "ReLU"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gelu(function: Any, name: str, dtype: str) -> None:
+    assert npgpt.check_part("gelu", function, dtype=dtype).names == ([name] if name else [])
+
+
+def mlp(x: Array, activation: Any = model.gelu) -> Array:
+    h = activation(x @ WEIGHTS["mlp.c_fc.weight"] + WEIGHTS["mlp.c_fc.bias"])
+    result: Array = h @ WEIGHTS["mlp.c_proj.weight"] + WEIGHTS["mlp.c_proj.bias"]
+    return result
+
+
+def test_mlp_and_block() -> None:
+    assert npgpt.check_part("mlp", mlp, weights=WEIGHTS).matches
+    assert npgpt.check_part("mlp", lambda x: mlp(x, model.gelu_erf), weights=WEIGHTS).names == ["erf GELU"]
+
+    def block(x: Array, residual: bool = True) -> Array:
+        x = x * residual + attention(norm(x))
+        centred = x - x.mean(axis=-1, keepdims=True)
+        normal = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-5)
+        return x + mlp(normal * WEIGHTS["ln_2.weight"] + WEIGHTS["ln_2.bias"])
+
+    assert npgpt.check_part("block", block, weights=WEIGHTS, n_head=4).matches
+    wrong = npgpt.check_part("block", lambda x: block(x, residual=False), weights=WEIGHTS, n_head=4)
+    assert wrong.names == ["attention residual missing"]
+
+
+def test_what_is_refused() -> None:
+    for arguments, message in (
+        ({"part": "head", "theirs": norm}, "there is no part 'head'"),
+        ({"part": "attention", "theirs": attention, "n_head": 4}, "needs its weights"),
+        ({"part": "attention", "theirs": attention, "weights": WEIGHTS}, "needs n_head="),
+        ({"part": "mlp", "theirs": lambda x: mlp(x)[:, :1], "weights": WEIGHTS}, "must be the same"),
+    ):
+        with pytest.raises(NpgptError, match=message):
+            npgpt.check_part(**arguments)  # type: ignore[arg-type]

@@ -1,0 +1,252 @@
+"""The oracle against implementations that are not npgpt's: it names their mistakes, and sees none where none is."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt import parameters
+from npgpt.cli import main
+from npgpt.config import Config
+from npgpt.language_model import LanguageModel
+from npgpt.oracle.catalogue import catalogue
+from npgpt.oracle.checking import compare
+from npgpt.oracle.evidence import cases
+from npgpt.oracle.textbook import Pass, textbook
+from tests.models import random_arrays, random_ids, small
+
+pytestmark = pytest.mark.parity
+torch = pytest.importorskip("torch", reason="extra parity is not installed")
+transformers = pytest.importorskip("transformers", reason="extra parity is not installed")
+foreign = pytest.importorskip("tests.parity.foreign", reason="extra parity is not installed")
+table = pytest.importorskip("tests.parity.oracle_table", reason="extra parity is not installed")
+
+CONFIG = small(n_embd=24, n_head=4)
+ARRAYS = random_arrays(CONFIG)
+REFERENCE = LanguageModel("reference", CONFIG, parameters.from_arrays(CONFIG, ARRAYS), lambda: "none")
+IDS = random_ids(CONFIG, (2, 9))
+ENTRIES = [(title, entry.name) for title, config in table.MODELS.items() for entry in catalogue(config, table.TOKENS)]
+
+
+@pytest.mark.parametrize(("model", "name"), ENTRIES)
+def test_every_mistake_in_every_implementation(model: str, name: str) -> None:
+    for style, stages in itertools.product(foreign.STYLES, (True, False)):
+        found = table.report(style, table.MODELS[model], (name,), stages)
+        cell = table.verdict(found, name)
+        assert not cell.startswith("MISSED"), (style, stages, cell, str(found))
+
+
+def test_the_committed_table_has_every_entry() -> None:
+    text = (Path(__file__).parent / "ORACLE.md").read_text("utf-8")
+    assert "MISSED" not in text
+    assert all(f"| {name} |" in text for _, name in ENTRIES)
+
+
+def random_config(rng: random.Random) -> Config:
+    heads = rng.choice((1, 2, 3, 4))
+    return small(
+        n_embd=heads * rng.choice((4, 7, 16)),
+        n_head=heads,
+        n_layer=rng.choice((1, 2, 4)),
+        n_inner=rng.choice((None, 50)),
+    )
+
+
+@pytest.mark.parametrize("number", range(200))
+def test_never_an_alarm_over_correct_implementations(number: int) -> None:
+    """float32, float16 and bfloat16; eager and SDPA; batched and cached."""
+    rng = random.Random(number)
+    config = random_config(rng)
+    arrays = random_arrays(config, number)
+    ids = random_ids(config, (rng.choice((1, 3)), rng.choice((1, 2, 9, 20))), number)
+    dtype = ("float32", "float16", "bfloat16")[number % 3]
+    style = foreign.STYLES[number % 2]
+    if config.n_inner is not None or number % 4 == 0:
+        style = "transformers"
+    if style == "transformers":
+        from tests.parity import peers
+
+        module = peers.transformers_model(config, {name: array.astype(np.float32) for name, array in arrays.items()})
+        if number % 8 == 0:
+            module.set_attn_implementation("sdpa")
+    else:
+        module = foreign.build(style, config, arrays)
+    module = module.to(getattr(torch, dtype))
+    if style == "transformers" and number % 5 == 0 and ids.shape[1] > 2:
+        cut, past = ids.shape[1] // 2, None
+        logits: list[Any] = []
+        for part in (ids[:, :cut], ids[:, cut:-1], ids[:, -1:]):
+            with torch.no_grad():
+                output = module(torch.tensor(part), past_key_values=past, use_cache=True) if part.size else None
+            if output is not None:
+                past, logits = output.past_key_values, [*logits, output.logits.float().numpy()]
+        theirs = {"logits": np.concatenate(logits, axis=1)}
+    else:
+        theirs = foreign.capture(module, style, ids)
+    # what the module holds is rounded to its dtype, which its own tolerance has in it
+    report = compare(config, arrays, cases(theirs, config, ids), dtype, entries=[])
+    assert report.matches, str(report)
+
+
+def visible_pairs(config: Config, count: int) -> list[tuple[str, str]]:
+    """Pairs of which each mistake clearly shows on top of the other."""
+    rng = random.Random(0)
+    found: list[tuple[str, str]] = []
+    arrays, ids = random_arrays(config), random_ids(config, (1, table.TOKENS))
+    skip = ("BOS", "last token", "layer", "log", "cache", "n_head", "vocabulary")
+    entries = [entry for entry in catalogue(config, table.TOKENS) if not entry.name.startswith(skip)]
+    book = textbook(config, arrays)
+    usual = Pass(book, ids)["logits"]
+
+    def gap(a: Any, b: Any) -> float:
+        return float(np.sqrt(np.square(a - b).mean() / np.square(usual).mean()))
+
+    while len(found) < count:
+        one, two = rng.sample(entries, 2)
+        first, second = (Pass(entry.change(book), ids)["logits"] for entry in (one, two))
+        both, turned = (Pass(b.change(a.change(book)), ids)["logits"] for a, b in ((one, two), (two, one)))
+        clear = 5 * 6 * 3e-7  # five tolerances, six of rounding near 3e-7
+        if min(gap(both, usual), gap(both, first), gap(both, second)) > 10 * clear and gap(both, turned) < 1e-12:
+            found.append((one.name, two.name))
+    return found
+
+
+PAIRS = table.MODELS["3 blocks, 4 × 6"]
+
+
+@pytest.mark.parametrize(("stages", "least"), [(True, 95), (False, 80)])
+def test_two_mistakes_at_once(stages: bool, least: int) -> None:
+    missed = []
+    for number, pair in enumerate(visible_pairs(PAIRS, 100)):
+        style = foreign.STYLES[number % 3]
+        found = table.report(style, PAIRS, pair, stages)
+        names = {entry.name for finding in found.diagnosis.findings for entry in finding.mistakes}
+        if not set(pair) <= names:
+            missed.append((style, pair, found.verdict))
+    assert len(missed) <= 100 - least, (len(missed), missed)
+
+
+@pytest.mark.parametrize("style", ["llms-from-scratch", "nanogpt", "transformers"])
+def test_a_module_as_it_stands(style: str) -> None:
+    """No file, no weights: the module is run, and its own weights are taken as true."""
+    module = foreign.build(style, CONFIG, ARRAYS)
+    report = npgpt.check(module, IDS)
+    assert report.matches, str(report)
+    assert len(report.rows) > 20
+    assert "mistakes in loading them cannot be seen" in str(report)
+    wrong = npgpt.check(foreign.build(style, CONFIG, ARRAYS, ("heads merged without transpose",)), IDS)
+    assert wrong.names == ["heads merged without transpose"]
+    assert wrong.first is not None
+    assert wrong.first.stage == "h.0.attn.merged"
+
+
+@pytest.mark.parametrize("style", ["llms-from-scratch", "nanogpt", "transformers"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("attn.c_proj transposed", "transposed"),
+        ("q, k, v weights transposed", "transposed in each of q, k, v"),
+        ("all biases dropped", "zero"),
+        ("weights rounded to float16", "rounded to float16"),
+        ("layers 0 and 1 swapped", "another order"),
+    ],
+)
+def test_loading_mistakes_are_named_against_the_reference(style: str, name: str, said: str) -> None:
+    module = foreign.build(style, CONFIG, ARRAYS, (name,))
+    report = npgpt.check(module, IDS, REFERENCE)
+    assert report.code == 1
+    assert any(said in problem for problem in report.problems), report.problems
+    assert npgpt.check(foreign.build(style, CONFIG, ARRAYS), IDS, REFERENCE).matches
+
+
+def test_dropout_left_on_is_a_finding_and_eval_is_never_called() -> None:
+    module = foreign.build("llms-from-scratch", CONFIG, ARRAYS)
+    module.drop_emb.p = 0.1
+    module.train()
+    report = npgpt.check(module, IDS)
+    assert module.training
+    assert "drop_emb (Dropout, p = 0.1) drops out: call .eval()" in " ".join(report.problems)
+    assert "differ from run to run" in " ".join(report.problems)
+
+
+def test_the_books_own_model() -> None:
+    ch04 = pytest.importorskip("llms_from_scratch.ch04", reason="llms-from-scratch 1.0.19 is not installed")
+    torch.manual_seed(0)
+    book = {"vocab_size": 50257, "context_length": 32, "emb_dim": 48, "n_heads": 4, "n_layers": 2}
+    model = ch04.GPTModel(book | {"drop_rate": 0.0, "qkv_bias": False}).eval()
+    report = npgpt.check(model, "Every effort moves you")
+    assert report.matches, str(report)
+    for block in model.trf_blocks:
+        block.ff.layers[1] = torch.nn.ReLU()
+    assert npgpt.check(model, "Every effort moves you").names == ["ReLU"]
+
+
+def test_parts_of_the_book() -> None:
+    ch03 = pytest.importorskip("llms_from_scratch.ch03", reason="llms-from-scratch 1.0.19 is not installed")
+    ch04 = pytest.importorskip("llms_from_scratch.ch04", reason="llms-from-scratch 1.0.19 is not installed")
+    torch.manual_seed(0)
+    attention = ch03.MultiHeadAttention(24, 24, 32, 0.0, 4, qkv_bias=True)
+    assert npgpt.check_part("attention", attention).matches
+    attention.num_heads, attention.head_dim = 2, 12
+    assert npgpt.check_part("attention", attention, n_head=4).names == ["n_head 2"]
+    norm = ch04.LayerNorm(24)
+    assert npgpt.check_part("layer_norm", norm).matches
+    norm.eps = 1e-3
+    assert npgpt.check_part("layer_norm", norm).names == ["LayerNorm epsilon 1e-3"]
+    assert npgpt.check_part("gelu", ch04.GELU()).matches
+    assert npgpt.check_part("gelu", torch.nn.GELU()).names == ["erf GELU"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_files_that_torch_writes(tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    single = {name: array.astype(np.float32) for name, array in ARRAYS.items()}
+    model = LanguageModel("model", CONFIG, parameters.from_arrays(CONFIG, single), lambda: "none")
+    npgpt.save(model, tmp_path / "model")
+    for mistakes, code in (((), 0), (("MLP residual missing",), 1)):
+        module = foreign.build("transformers", CONFIG, ARRAYS, mistakes).to(getattr(torch, dtype))
+        with torch.no_grad():
+            output = module(torch.tensor(IDS), output_hidden_states=True)
+        given = {"input_ids": torch.tensor(IDS), "logits": output.logits}
+        given |= {f"hidden_states.{number}": hidden for number, hidden in enumerate(output.hidden_states)}
+        torch.save(given, tmp_path / "theirs.pt")
+        assert (
+            main(["check", str(tmp_path / "theirs.pt"), "--model", str(tmp_path / "model"), "--their-dtype", dtype])
+            == code
+        )
+        assert ("MLP residual missing" in " ".join(capsys.readouterr().out.partition("\n\n")[0].split())) == bool(code)
+
+
+def test_the_readmes_checks() -> None:
+    """Line by line as they stand there, with the embedded model for gpt2, and ids where a text has no vocabulary."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    (block,) = (text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "check_part" in text)
+    austen = npgpt.load()
+    module = foreign.build("nanogpt", austen.config, parameters.to_arrays(austen.parameters))
+    found: dict[str, Any] = {}
+    austen([464, 3290], record=found.__setitem__)
+    attention = foreign.build("nanogpt", small(n_embd=36, n_head=12), random_arrays(small(n_embd=36, n_head=12)))
+    names = {
+        "npgpt": npgpt,
+        "model": module,
+        "logits": found["logits"],
+        "a": found["h.0.attn.c_attn"],
+        "b": found["h.0"],
+        "my_logits": austen,
+        "my_attention": attention.transformer.h[0].attn,
+    }
+    reports = []
+    for line in block.replace('"gpt2"', "None").replace("moves you", "moves").splitlines():
+        code = line.partition("#")[0].strip()
+        if code.startswith("npgpt.") and "model, " not in code:
+            reports.append(eval(code, names))
+        elif code:
+            exec(code.replace('"Every effort moves"', "[464, 3290]").replace(", None)", ")"), names)
+    assert [report.matches for report in reports[:4]] == [True] * 4
+    assert len(reports) == 5
