@@ -15,7 +15,8 @@ body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
 h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
 table { border-collapse: collapse; }
 th { font-weight: 500; text-align: left; padding: .15rem .5rem; font-size: .85rem; }
-td { min-width: 3.4rem; padding: .2rem .3rem; text-align: center; font-size: .8rem; }
+td { min-width: 2.3rem; padding: .25rem .1rem; text-align: center; font-size: .75rem; }
+.blocks th[scope=col] { writing-mode: vertical-rl; transform: rotate(180deg); padding: .4rem .1rem; }
 td { border: 1px solid Canvas; color: #111; }
 td.none { border: 0; } .scroll { overflow-x: auto; } pre { overflow-x: auto; font-size: .8rem; }
 dt { font-weight: 600; margin-top: .8rem; } .legend td { min-width: 5rem; }
@@ -70,7 +71,7 @@ def heat_map(rows: list[Row], first: Row | None) -> Iterator[str]:
     yield from (cell(row, first) for row in whole)
     yield "</tr></table></div>"
     if columns:
-        yield '<div class="scroll"><table><tr><th></th>'
+        yield '<div class="scroll"><table class="blocks"><tr><th></th>'
         yield from (f'<th scope="col">{name or "output"}</th>' for name in columns)
         yield "</tr>"
         for layer in sorted({layer for layer, _ in by_place if layer is not None}):
@@ -95,7 +96,14 @@ def cell(row: Row | None, first: Row | None) -> str:
         f"cosine {d.cosine:.7f}, {d.ulps:.3g} units in the last place"
     )
     frame = ";outline:3px solid CanvasText;outline-offset:-3px" if row is first else ""
-    return f'<td style="background:{colour(d.ratio)}{frame}" title="{html.escape(title)}">{d.ratio:.2g}</td>'
+    return f'<td style="background:{colour(d.ratio)}{frame}" title="{html.escape(title)}">{short(d.ratio)}</td>'
+
+
+def short(ratio: float) -> str:
+    """At most four characters."""
+    if ratio < 1000:
+        return f"{ratio:.1f}" if ratio < 10 else f"{ratio:.0f}"
+    return "∞" if math.isinf(ratio) else f"{ratio / 1e3:.0f}k" if ratio < 1e6 else ">1M"
 
 
 def colour(ratio: float) -> str:
