@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from .catalogue import Mistake, catalogue
 from .diagnosis import Judge, diagnose
 from .evidence import OUTPUTS, Case, cases
 from .judging import aligned, difference, run_all, tolerances
-from .report import Report, Row, logit_statistics
+from .modules import logits_of, run_module
+from .report import DRAWN, Report, Row, logit_statistics
 from .textbook import Pass, stages, textbook
 
 Weights = LanguageModel | str | os.PathLike[str]
@@ -73,28 +74,59 @@ def check(
     if opened is not None:
         if part := modules.dropout(theirs):
             problems.append(f"the module is in training mode, and {part} drops out: call .eval()")
-        arrays: Mapping[str, ArrayLike] = modules.run_module(opened, ids)
-        again = modules.run_module(opened, ids)
+        arrays: Mapping[str, ArrayLike] = run_module(opened, ids)
+        again = run_module(opened, ids)
         if not np.array_equal(arrays["logits"], again["logits"], equal_nan=True):
-            problems.append("its outputs differ from run to run: dropout is on, or something else is drawn")
+            problems.append(DRAWN)
         dtype = dtype or opened.dtype
     elif callable(theirs):
         output = theirs(ids)
         dtype = dtype or _dtype(output)
-        arrays = {"logits": modules.logits_of(output)}
-        if not np.array_equal(arrays["logits"], modules.logits_of(theirs(ids)), equal_nan=True):
-            problems.append("its outputs differ from run to run: dropout is on, or something else is drawn")
+        arrays = {"logits": logits_of(output)}
+        if not np.array_equal(arrays["logits"], logits_of(theirs(ids)), equal_nan=True):
+            problems.append(DRAWN)
     elif isinstance(theirs, Mapping):
         dtype = dtype or _dtype(next(iter(theirs.values()), None))
         arrays = {name: modules.as_array(array) for name, array in theirs.items()}
     else:
         dtype = dtype or _dtype(theirs)
         arrays = {"logits": modules.as_array(theirs)}
-    if opened is not None and (arrays["logits"].shape[1:2] or (0,))[0] == 1 < ids.shape[1]:  # type: ignore[union-attr]
-        notes.append("The module gives the last position's logits alone.")
-    return compare(
-        model_config, tensors, cases(arrays, model_config, ids, attention_mask, chunks), dtype, problems, notes
-    )
+    given = cases(arrays, model_config, ids, attention_mask, chunks)
+    report = compare(model_config, tensors, given, dtype, problems, notes)
+    if report.diagnosis.unexplained is None or not (opened is not None or callable(theirs)):
+        return report
+
+    def run(ids: NDArray[np.integer[Any]]) -> Array:
+        """Theirs, on other ids."""
+        return run_module(opened, ids)["logits"] if opened is not None else logits_of(theirs(ids)).astype(np.float64)
+
+    return replace(report, notes=[*report.notes, *experiments(run, model_config, tensors, ids, dtype)])
+
+
+def experiments(
+    run: Callable[[NDArray[np.integer[Any]]], Array],
+    config: Config,
+    tensors: Mapping[str, Array],
+    ids: NDArray[np.integer[Any]],
+    dtype: str,
+) -> list[str]:
+    """The two that tell most where nothing is explained: one token alone, and another token at the end."""
+    if ids.shape[1] < 2:
+        return []
+    try:
+        one = cases({"logits": run(ids[:, :1])}, config, ids[:, :1])
+        agrees = compare(config, tensors, one, dtype, entries=[]).matches
+        found = [f"Tried: the first token alone {'agrees' if agrees else 'differs as well'}."]
+    except NpgptError as error:
+        found = [f"Tried: the first token alone gives what cannot be compared ({error})."]
+    other = ids.copy()
+    other[:, -1] = (other[:, -1] + 1) % config.vocab_size
+    before, after = run(ids), run(other)
+    if before.ndim == 3 and before.shape == after.shape and before.shape[1] == ids.shape[1]:
+        gap = np.abs(before[:, :-1] - after[:, :-1]).max()
+        seen = gap > 1000 * UNIT[dtype] * np.abs(before).max()
+        found.append(f"Tried: another last token {'changes' if seen else 'does not change'} earlier positions.")
+    return found
 
 
 def in_float64(model: LanguageModel) -> dict[str, Array]:

@@ -165,6 +165,8 @@ def logits_of(output: Any) -> NDArray[Any]:
     if hasattr(output, "logits"):
         output = output.logits
     elif isinstance(output, Mapping):
+        if "logits" not in output:
+            raise NpgptError(f"it gives no logits, but {', '.join(map(str, output))}: is the output head left out?")
         output = output["logits"]
     elif isinstance(output, (tuple, list)) and not isinstance(output[0], (int, float)):
         output = output[0]

@@ -17,6 +17,7 @@ from .judging import CLEAR, FACTOR, Difference
 from .textbook import log_softmax
 
 SHOWN = 14  # stages in the printed table
+DRAWN = "its outputs differ from run to run: dropout is on, or something else is drawn"
 WIDTH = 100  # characters of a printed line
 
 
@@ -78,7 +79,8 @@ class Report:
         if self.matches:
             return f"matches: rounding in {self.dtype} explains every difference, in {_stages(len(self.rows))}"
         if self.first is None:
-            return f"differs: {'; '.join(self.problems)}"
+            more = f"; and {len(self.problems) - 1} more" if len(self.problems) > 1 else ""
+            return f"differs: {self.problems[0]}{more}"
         text = f"differs: {self.first.stage} is the first stage that rounding in {self.dtype} cannot explain"
         if self.diagnosis.findings:
             text += f"; it is {', and '.join(self.names)}"
@@ -183,6 +185,8 @@ def lines(report: Report) -> Iterator[str]:
 def sign(report: Report) -> str:
     """What the first unexplained stage itself tells, or the experiments that tell most."""
     stage = report.diagnosis.unexplained
+    if DRAWN in report.problems:
+        return "It is drawn anew in every run: mend that first."
     if stage in ("wte", "wpe", "embedding"):
         return "The embeddings themselves differ: are these the same weights, and the same ids?"
     if stage == "logits" and any(row.stage == "ln_f" and row.difference.ratio <= 1 for row in report.rows):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -176,9 +177,10 @@ class Pass:
         layer, local = located(name)
         if layer is None:
             return self.book.model[local](Scope(self, None))
-        done = max((below for below in range(layer) if f"h.{below}" in self.known), default=-1)
-        for below in range(done + 1, layer):  # from below, since Python's stack is shorter than gpt2-xl
-            self[f"h.{below}"]
+        if layer and f"h.{layer - 1}" not in self.known:  # from below, since Python's stack is shorter than gpt2-xl
+            done = max((below for below in range(layer) if f"h.{below}" in self.known), default=-1)
+            for below in range(done + 1, layer):
+                self[f"h.{below}"]
         return self.book.block[local](Scope(self, layer))
 
 
@@ -213,6 +215,7 @@ class Scope:
         return self.run[f"h.{self.block}.{name}" if self.block is not None and name in BLOCK else name]
 
 
+@cache
 def located(name: str) -> tuple[int | None, str]:
     """ "h.3.attn.q" is (3, "attn.q"), "h.3" is (3, ""), "ln_f" is (None, "ln_f")."""
     if not name.startswith("h."):

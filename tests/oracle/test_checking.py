@@ -309,3 +309,19 @@ def test_cases_of_a_batch_keep_their_rows() -> None:
     ids = random_ids(CONFIG, (2, 8))
     (case,) = cases({"logits": np.zeros((2, 40))}, CONFIG, ids)
     assert case.theirs["logits"].shape == (2, 1, 40)
+
+
+def test_what_can_be_run_is_experimented_with() -> None:
+    """A callable whose MLP nobody knows, without a causal mask: T = 1 differs too, and a later token is seen."""
+
+    def strange(ids: np.typing.NDArray[Any], mask: bool = True) -> np.typing.NDArray[np.float32]:
+        formulas: dict[str, Any] = {"mlp.act": lambda s: np.sin(s["mlp.c_fc"])}
+        if not mask:
+            formulas["visible"] = lambda s: np.ones((ids.shape[1], ids.shape[1]), bool)
+        return single(Pass(textbook(CONFIG, ARRAYS).altered(formulas), ids)["logits"])
+
+    notes = npgpt.check(strange, IDS, MODEL).notes
+    assert "Tried: the first token alone differs as well." in notes
+    assert "Tried: another last token does not change earlier positions." in notes
+    notes = npgpt.check(lambda ids: strange(ids, mask=False), IDS, MODEL).notes
+    assert "Tried: another last token changes earlier positions." in notes

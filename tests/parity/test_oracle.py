@@ -15,6 +15,7 @@ import npgpt
 from npgpt import parameters
 from npgpt.cli import main
 from npgpt.config import Config
+from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.oracle.catalogue import catalogue
 from npgpt.oracle.checking import compare
@@ -47,6 +48,20 @@ def test_the_committed_table_has_every_entry() -> None:
     text = (Path(__file__).parent / "ORACLE.md").read_text("utf-8")
     assert "MISSED" not in text
     assert all(f"| {name} |" in text for _, name in ENTRIES)
+
+
+@pytest.mark.parametrize("model", table.MODELS)
+@pytest.mark.parametrize("style", foreign.STYLES)
+@pytest.mark.parametrize("name", foreign.CACHE)
+def test_every_mistake_of_a_cache(model: str, style: str, name: str) -> None:
+    config, chunks = table.MODELS[model], (5, 2, 1, 1)
+    arrays, ids = random_arrays(config), random_ids(config, (1, 9))
+    single = {key: array.astype(np.float32) for key, array in arrays.items()}
+    logits = foreign.chunked(style, config, single, chunks, ids, (name,))
+    found = compare(config, arrays, cases({"logits": logits}, config, ids, chunks=chunks))
+    assert found.names == [name], str(found)
+    right = foreign.chunked(style, config, single, chunks, ids)
+    assert compare(config, arrays, cases({"logits": right}, config, ids, chunks=chunks), entries=[]).matches
 
 
 def random_config(rng: random.Random) -> Config:
@@ -174,6 +189,21 @@ def test_dropout_left_on_is_a_finding_and_eval_is_never_called() -> None:
     assert module.training
     assert "drop_emb (Dropout, p = 0.1) drops out: call .eval()" in " ".join(report.problems)
     assert "differ from run to run" in " ".join(report.problems)
+    assert "mend that first" in str(report)
+
+
+def test_what_is_no_whole_gpt2_is_refused() -> None:
+    body = transformers.GPT2Model(transformers.GPT2Config(vocab_size=40, n_embd=24, n_layer=1, n_head=4)).eval()
+    with pytest.raises(NpgptError, match="it gives no logits, but last_hidden_state"):
+        npgpt.check(body, IDS)
+    with pytest.raises(NpgptError, match="Linear is no GPT-2 that npgpt knows"):
+        npgpt.check(torch.nn.Linear(3, 3), IDS)
+
+
+def test_weights_of_another_shape_are_told() -> None:
+    report = npgpt.check(foreign.build("nanogpt", CONFIG, ARRAYS), IDS, "austen")
+    assert report.code == 1
+    assert report.verdict.startswith("differs: wte.weight is of shape [40, 24], not [4096, 192]; and ")
 
 
 def test_the_books_own_model() -> None:
