@@ -54,15 +54,17 @@ def check_part(
     tensors: dict[str, Array] = {name: np.asarray(array, np.float64) for name, array in (weights or {}).items()}
     if not tensors and modules.is_module(theirs) and part != "gelu":
         tensors = _own(part, theirs)
-    width = _width(part, tensors, x)
+    given_width, width = _widths(part, tensors, x)
     heads = n_head or (
         modules._n_head(theirs) if part in ("attention", "block") and modules.is_module(theirs) else None
     )
     if part in ("attention", "block") and heads is None:
         raise NpgptError(f"{part} needs n_head=, the number of heads")
+    dropped = modules.dropout(theirs) if modules.is_module(theirs) else ""
+    problems = [f"the module is in training mode, and {dropped} drops out: call .eval()"] if dropped else []
     rng = np.random.default_rng(seed)
     if x is None:  # uneven, so that means, variances and orders show; small rows too, so that an epsilon does
-        x = rng.standard_normal((2, TOKENS, width)) * np.geomspace(0.02, 3, TOKENS)[:, None] + 0.3
+        x = rng.standard_normal((2, TOKENS, given_width)) * np.geomspace(0.02, 3, TOKENS)[:, None] + 0.3
         x = np.linspace(-6, 6, 2 * TOKENS * width).reshape(2, TOKENS, width) if part == "gelu" else x
     x = (
         np.asarray(x, np.float64).reshape(-1, *np.shape(x)[-2:])
@@ -83,8 +85,12 @@ def check_part(
     ]
     stage = f"h.0.{ENDS[part]}".rstrip(".")
     given = start if start == "embedding" else f"h.0.{start}"
-    if output.shape != x.shape:
-        raise NpgptError(f"{part} gives {list(output.shape)} for an input of {list(x.shape)}: it must be the same")
+    if x.shape[-1] != given_width:
+        raise NpgptError(f"{part} takes an input of width {given_width}, and x is {list(x.shape)}")
+    if output.shape != (expected := (*x.shape[:2], width)):
+        raise NpgptError(
+            f"{part} gives {list(output.shape)} for an input of {list(x.shape)}: it must be {list(expected)}"
+        )
     whole = _complete(tensors, config, rng)
     ids = np.zeros(x.shape[:2], int)
     return compare(
@@ -92,13 +98,14 @@ def check_part(
         whole,
         [Case(ids, {stage: output}, given={given: x})],
         dtype,
-        entries=_entries(part, config, x.shape[1]),
+        problems,
+        entries=_entries(part, config, x.shape[1], square=given_width == width),
     )
 
 
-def _entries(part: str, config: Config, tokens: int) -> list[Mistake]:
+def _entries(part: str, config: Config, tokens: int, square: bool) -> list[Mistake]:
     """Those that a part alone can have."""
-    foreign = (
+    foreign: tuple[str, ...] = (
         "position",
         "BOS",
         "last token",
@@ -110,6 +117,8 @@ def _entries(part: str, config: Config, tokens: int) -> list[Mistake]:
         "weights rounded",
         "cache",
     )
+    if not square:
+        foreign += ("q, k, v weights transposed", "post-norm order")
     found = [entry for entry in catalogue(config, tokens) if not entry.name.startswith(foreign)]
     return [replace(entry, first=0) for entry in found]
 
@@ -159,8 +168,8 @@ def _own(part: str, module: Any) -> dict[str, Array]:
     return found
 
 
-def _width(part: str, tensors: Mapping[str, Array], x: Array | None) -> int:
-    """C, by the tensors or the input. Raises NpgptError where neither is there."""
+def _widths(part: str, tensors: Mapping[str, Array], x: Array | None) -> tuple[int, int]:
+    """Of input and output, by the tensors or the input; an attention alone may have two. Raises NpgptError for none."""
     needed = {
         "attention": ("attn.c_attn.weight", "attn.c_proj.weight"),
         "layer_norm": ("ln_1.weight", "ln_1.bias"),
@@ -178,8 +187,9 @@ def _width(part: str, tensors: Mapping[str, Array], x: Array | None) -> int:
     if missing := [name for name in needed if name not in tensors]:
         raise NpgptError(f"{part} needs its weights, and {', '.join(missing)} cannot be told: give weights={{…}}")
     if part == "gelu":
-        return 64 if x is None else int(np.shape(x)[-1])
-    return int(tensors[needed[0]].shape[0])
+        return (width := 64 if x is None else int(np.shape(x)[-1])), width
+    first = tensors[needed[0]]
+    return len(first), first.shape[1] // 3 if part == "attention" else len(first)
 
 
 def _run(theirs: Callable[..., Any], x: Array, tensors: Mapping[str, Array], dtype: str | None) -> tuple[Array, str]:
@@ -209,6 +219,6 @@ def _complete(tensors: Mapping[str, Array], config: Config, rng: np.random.Gener
     for name, shape in schema(config).items():
         local = name.removeprefix("h.0.")
         found[name] = tensors[local] if local in tensors else rng.standard_normal(shape)
-        if found[name].shape != shape:
+        if found[name].shape != shape and (local != "attn.c_attn.weight" or found[name].shape[1:] != shape[1:]):
             raise NpgptError(f"{local} is {list(found[name].shape)}, and must be {list(shape)}")
     return found

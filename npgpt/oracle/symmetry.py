@@ -47,7 +47,8 @@ class Redraw:
             }
             for part, (rows, columns) in orders.items():
                 weight, bias = (tensors[f"h.{layer}.{part}.{kind}"] for kind in ("weight", "bias"))
-                weight = weight if rows is None else weight.take(rows, axis=0)
+                if rows is not None and len(rows) == len(weight):  # an attention alone may have another input width
+                    weight = weight.take(rows, axis=0)
                 found[f"h.{layer}.{part}.weight"], found[f"h.{layer}.{part}.bias"] = (
                     weight.take(columns, axis=-1),
                     bias[columns],
@@ -86,8 +87,10 @@ class Redraw:
             out[..., self.values[layer]] = array
         elif local in ("mlp.c_fc", "mlp.act"):
             out[..., self.units[layer]] = array
-        else:
+        elif array.shape[-1] == len(self.channels):
             out[..., self.channels] = array
+        else:
+            return array  # the input of an attention alone
         return out
 
 

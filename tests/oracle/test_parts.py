@@ -44,6 +44,23 @@ def test_attention(options: Any, name: str) -> None:
     assert report.matches == (not name)
 
 
+def test_attention_with_another_width_of_input() -> None:
+    """As in the book's third chapter: 3 in, 2 out."""
+    rng = np.random.default_rng(0)
+    weights = {"attn.c_attn.weight": rng.standard_normal((3, 6)), "attn.c_proj.weight": rng.standard_normal((2, 2))}
+    weights |= {"attn.c_attn.bias": rng.standard_normal(6), "attn.c_proj.bias": rng.standard_normal(2)}
+
+    def small_attention(x: Array, scale: float = 1.0) -> Array:
+        c_attn = x @ weights["attn.c_attn.weight"] + weights["attn.c_attn.bias"]
+        q, k, v = (model.split_heads(part, 2) for part in np.split(c_attn, 3, axis=-1))
+        merged = model.merge_heads(model.attention(q, k, v, scale))
+        return merged @ weights["attn.c_proj.weight"] + weights["attn.c_proj.bias"]
+
+    assert npgpt.check_part("attention", small_attention, weights=weights, n_head=2).matches
+    report = npgpt.check_part("attention", lambda x: small_attention(x, 2**-0.5), weights=weights, n_head=2)
+    assert report.names == ["attention scaled by C"]
+
+
 def norm(x: Array, epsilon: float = 1e-5, ddof: int = 0) -> Array:
     root = np.sqrt(x.var(axis=-1, keepdims=True, ddof=ddof) + epsilon)
     result: Array = (x - x.mean(axis=-1, keepdims=True)) / root * WEIGHTS["ln_1.weight"] + WEIGHTS["ln_1.bias"]
@@ -104,7 +121,7 @@ def test_what_is_refused() -> None:
         ({"part": "head", "theirs": norm}, "there is no part 'head'"),
         ({"part": "attention", "theirs": attention, "n_head": 4}, "needs its weights"),
         ({"part": "attention", "theirs": attention, "weights": WEIGHTS}, "needs n_head="),
-        ({"part": "mlp", "theirs": lambda x: mlp(x)[:, :1], "weights": WEIGHTS}, "must be the same"),
+        ({"part": "mlp", "theirs": lambda x: mlp(x)[:, :1], "weights": WEIGHTS}, "it must be"),
     ):
         with pytest.raises(NpgptError, match=message):
             npgpt.check_part(**arguments)  # type: ignore[arg-type]

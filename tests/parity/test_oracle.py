@@ -226,6 +226,10 @@ def test_parts_of_the_book() -> None:
     assert npgpt.check_part("attention", attention).matches
     attention.num_heads, attention.head_dim = 2, 12
     assert npgpt.check_part("attention", attention, n_head=4).names == ["n_head 2"]
+    chapter = ch03.MultiHeadAttention(3, 2, 32, 0.0, num_heads=2)  # as the book builds it: no bias, another width
+    assert npgpt.check_part("attention", chapter).matches
+    dropping = ch03.MultiHeadAttention(24, 24, 32, 0.5, 4)
+    assert "drops out: call .eval()" in str(npgpt.check_part("attention", dropping))
     norm = ch04.LayerNorm(24)
     assert npgpt.check_part("layer_norm", norm).matches
     norm.eps = 1e-3
