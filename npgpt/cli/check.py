@@ -28,7 +28,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--their-dtype",
         choices=("float32", "float16", "bfloat16", "float64"),
-        help="it computed in (default: the file's)",
+        help="it computed in (default: the coarsest that fits)",
     )
     parser.add_argument("--shape", metavar="T,V", help="of raw numbers in a .bin")
     parser.add_argument("--chunks", metavar="5,1,1", help="tokens run at a time with a cache, where it was")
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         arrays,
         ids,
         model,
-        dtype=options.their_dtype or given.dtype,
+        dtype=options.their_dtype,
         attention_mask=given.attention_mask,
         chunks=_numbers("--chunks", options.chunks) or (),
     )

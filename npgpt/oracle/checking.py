@@ -18,7 +18,7 @@ from ..language_model import LanguageModel
 from ..loading import load
 from ..parameters import Array
 from . import modules
-from .arithmetic import UNIT
+from .arithmetic import UNIT, rounded
 from .catalogue import Mistake, catalogue
 from .diagnosis import Judge, diagnose
 from .evidence import OUTPUTS, Case, cases
@@ -27,6 +27,7 @@ from .modules import logits_of, run_module
 from .report import DRAWN, Report, Row, logit_statistics
 from .textbook import Pass, stages, textbook
 
+FEW = 8  # different numbers, below which they tell no dtype
 Weights = LanguageModel | str | os.PathLike[str]
 
 
@@ -47,7 +48,7 @@ def check(
     with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, which is run as it stands. prompt: a text, or
     ids [T] or [B, T]. weights: the model that theirs should be, by name or path; without it a module's own weights are
     taken as true, and anything else is compared with the embedded model. dtype: in which theirs computed; by default
-    the dtype of what it gives. Raises NpgptError where the two cannot be compared.
+    the coarsest that holds all it gives. Raises NpgptError where the two cannot be compared.
     """
     reference: LanguageModel | None = None
     if isinstance(weights, LanguageModel):
@@ -80,17 +81,18 @@ def check(
             problems.append(DRAWN)
         dtype = dtype or opened.dtype
     elif callable(theirs):
-        output = theirs(ids)
-        dtype = dtype or _dtype(output)
-        arrays = {"logits": logits_of(output)}
+        arrays = {"logits": logits_of(theirs(ids))}
         if not np.array_equal(arrays["logits"], logits_of(theirs(ids)), equal_nan=True):
             problems.append(DRAWN)
     elif isinstance(theirs, Mapping):
-        dtype = dtype or _dtype(next(iter(theirs.values()), None))
         arrays = {name: modules.as_array(array) for name, array in theirs.items()}
     else:
-        dtype = dtype or _dtype(theirs)
         arrays = {"logits": modules.as_array(theirs)}
+    if dtype is None:
+        last = np.asarray(arrays["logits"] if "logits" in arrays else [*arrays.values()][-1:])
+        dtype = computed_in(last)
+        if dtype != str(last.dtype) and last.dtype.kind == "f":
+            notes.append(f"Every number is one of {dtype}, though stored as {last.dtype}: so it is judged (dtype=).")
     given = cases(arrays, model_config, ids, attention_mask, chunks)
     report = compare(model_config, tensors, given, dtype, problems, notes)
     if report.diagnosis.unexplained is None or not (opened is not None or callable(theirs)):
@@ -150,10 +152,13 @@ def _ids(prompt: str | ArrayLike, model: LanguageModel | None, config: Config) -
     return config.check_token_ids(prompt)
 
 
-def _dtype(found: Any) -> str:
-    """Of a tensor or an array; float32 for what tells none."""
-    name = str(getattr(getattr(found, "logits", found), "dtype", "float32")).removeprefix("torch.")
-    return name if name in UNIT else "float32"
+def computed_in(x: NDArray[Any]) -> str:
+    """The coarsest dtype that has all of these numbers, since float16 and bfloat16 are often widened to be stored."""
+    stored = str(x.dtype) if str(x.dtype) in UNIT else "float32"
+    if x.dtype.kind != "f" or len(np.unique(x[np.isfinite(x)])) < FEW:
+        return stored
+    coarser = (dtype for dtype in ("bfloat16", "float16", "float32") if UNIT[dtype] > UNIT[stored])
+    return next((dtype for dtype in coarser if np.array_equal(rounded(x, dtype), x, equal_nan=True)), stored)
 
 
 @np.errstate(all="ignore")  # what a mistake makes infinite is judged, not warned of

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from ..checkpoints import containers, llmc
 from ..checkpoints.tensor import Tensor, check_file
 from ..errors import NpgptError
-from .arithmetic import UNIT
 
 IDS = ("token_ids", "input_ids", "ids", "tokens")
 MASKS = ("attention_mask", "mask")
@@ -26,10 +25,9 @@ INTEGERS |= {name: name for name in ("int64", "int32", "int16", "uint8", "bool")
 
 @dataclass(frozen=True)
 class Given:
-    """What a file holds: stages by the names that they have there, ids, a mask, greedy ids; dtype as it is stored."""
+    """What a file holds: stages by the names that they have there, ids, a mask, greedy ids."""
 
     arrays: Mapping[str, NDArray[Any]]
-    dtype: str
     token_ids: NDArray[Any] | None = None
     attention_mask: NDArray[Any] | None = None
     greedy_ids: NDArray[Any] | None = None
@@ -45,11 +43,11 @@ def read(path: Path, shape: tuple[int, ...] | None = None, dtype: str = "float32
     with path.open("rb") as file:
         head = file.read(8)
     if shape is not None:
-        return Given({"logits": _raw(path, shape, dtype)}, dtype)
+        return Given({"logits": _raw(path, shape, dtype)})
     if head.startswith(llmc.STATE):
         return _debug_state(path)
     if head.startswith(b"\x93NUMPY"):
-        return Given({"logits": (array := _load(path))}, _dtype([array]))
+        return Given({"logits": _load(path)})
     if head.startswith(b"PK") and _is_npz(path):
         return _sorted(_load(path))
     if path.suffix == ".bin" and not head.startswith(b"PK"):
@@ -96,13 +94,7 @@ def _sorted(arrays: Mapping[str, NDArray[Any]]) -> Given:
     stacked = rest.pop("hidden_states", None)  # [n_layer + 1, …], as torch.stack makes it
     if stacked is not None:
         rest |= {f"hidden_states.{number}": array for number, array in enumerate(stacked)}
-    return Given(rest, _dtype(list(rest.values())), take(IDS), take(MASKS), take(GREEDY))
-
-
-def _dtype(arrays: list[NDArray[Any]]) -> str:
-    """The dtype that arrays were stored in, float32 where that tells nothing."""
-    names = [str(array.dtype.newbyteorder("=")) for array in arrays]
-    return names[0] if names and names[0] in UNIT else "float32"
+    return Given(rest, take(IDS), take(MASKS), take(GREEDY))
 
 
 def _raw(path: Path, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
@@ -128,7 +120,7 @@ def _debug_state(path: Path) -> Given:
     if B < 1 or T < 1 or len(content) < begin:
         raise NpgptError(f"{path} is cut short: its header says [{B}, {T}]")
     ids = np.array(content[256 : 256 + B * T]).reshape(B, T)
-    return Given({"logits": np.array(content[begin:]).view("<f4")}, "float32", ids, flat=True)
+    return Given({"logits": np.array(content[begin:]).view("<f4")}, ids, flat=True)
 
 
 def state_logits(given: Given, vocab_size: int) -> NDArray[Any]:

@@ -17,7 +17,9 @@ from npgpt.cli import main
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.oracle import files
+from npgpt.oracle.arithmetic import as_computed, plain
 from npgpt.oracle.catalogue import catalogue
+from npgpt.oracle.checking import computed_in
 from npgpt.oracle.evidence import canonical, cases
 from npgpt.oracle.page import page
 from npgpt.oracle.textbook import Pass, stages, textbook
@@ -140,6 +142,7 @@ def test_names_of_others() -> None:
         (np.zeros((1, 5, 40)), IDS, {}, "5 positions, and there are 8 ids"),
         (np.zeros((1, 8, 39)), IDS, {}, r"\[1, 8, 39\]"),
         (np.zeros((1, 8, 40), bool), IDS, {}, "must be numbers, not bool"),
+        (np.array(["a", "b"]), IDS, {}, "must be numbers, not <U1"),
         (np.zeros((1, 8, 40)), [40], {}, "token id 40"),
         (np.zeros((1, 8, 40)), "text", {}, "nobody's"),
         (np.zeros((1, 8, 40)), IDS, {"dtype": "float8"}, "not float8"),
@@ -325,3 +328,16 @@ def test_what_can_be_run_is_experimented_with() -> None:
     assert "Tried: another last token does not change earlier positions." in notes
     notes = npgpt.check(lambda ids: strange(ids, mask=False), IDS, MODEL).notes
     assert "Tried: another last token changes earlier positions." in notes
+
+
+def test_the_dtype_is_told_from_the_numbers() -> None:
+    """bfloat16 and float16 widened to be stored, float32 as float64: common, and no reason for an alarm."""
+    for dtype in ("bfloat16", "float16", "float32"):
+        rough = {name: as_computed(array, dtype) for name, array in ARRAYS.items()}
+        logits = plain(Pass(textbook(CONFIG, rough), IDS)["logits"])
+        report = npgpt.check(logits, IDS, MODEL)
+        assert (report.dtype, report.matches) == (dtype, True)
+        assert f"Every number is one of {dtype}, though stored as float64" in str(report)
+        assert npgpt.check(logits, IDS, MODEL, dtype="float64").code == 1
+    assert computed_in(np.zeros(100)) == "float64"
+    assert computed_in(USUAL["logits"]) == "float64"
