@@ -69,3 +69,11 @@ def test_importing_npgpt_and_its_help_does_not_import_numpy() -> None:
 def test_every_public_name_is_there() -> None:
     for name in npgpt.__all__:
         assert getattr(npgpt, name).__doc__ or name == "PUBLISHED"
+
+
+def test_the_textbook_is_a_second_derivation() -> None:
+    """It takes nothing from the forward pass that it keeps honest, and nothing but the command line leans on it."""
+    assert imports(ROOMS / "oracle" / "textbook.py") & {".model", ".kernels", ".cache"} == set()
+    for path in ROOMS.rglob("*.py"):
+        if path.relative_to(ROOMS).parts[0] not in ("oracle", "cli", "testing.py"):
+            assert ".oracle" not in imports(path), path

@@ -11,9 +11,9 @@ import numpy as np
 
 from ..parameters import Array
 from .arithmetic import UNIT, as_computed, plain
-from .catalogue import Mistake
 from .evidence import OUTPUTS, Case
 from .judging import CLEAR, FACTOR, Tolerances, rms, run_all
+from .mistake import Mistake
 from .textbook import Pass, Textbook, located, stages
 
 MOST = 4  # mistakes that are looked for one after another

@@ -13,9 +13,10 @@ from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array
 from . import modules
-from .catalogue import Mistake, catalogue
+from .catalogue import catalogue
 from .checking import compare
 from .evidence import Case
+from .mistake import Mistake
 from .report import Report
 
 # The stage that each part ends in, and where a state_dict has its tensors: (suffix, canonical name, transposed)

@@ -9,10 +9,11 @@ from npgpt import parameters
 from npgpt.config import Config
 from npgpt.model import forward
 from npgpt.oracle.arithmetic import as_computed, plain
-from npgpt.oracle.catalogue import Mistake, catalogue
+from npgpt.oracle.catalogue import catalogue
 from npgpt.oracle.checking import compare
 from npgpt.oracle.evidence import cases
 from npgpt.oracle.judging import CLEAR
+from npgpt.oracle.mistake import Mistake
 from npgpt.oracle.report import Report
 from npgpt.oracle.textbook import COMPARED, Pass, Textbook, textbook
 from npgpt.parameters import Array
