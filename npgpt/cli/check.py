@@ -46,6 +46,9 @@ def run(options: argparse.Namespace) -> int:
         from ..oracle import files, page
         from ..oracle.checking import check, check_greedy
 
+    html = None if options.html is None else Path(os.path.expanduser(options.html))
+    if html is not None and not html.parent.is_dir():  # before all the work, not after it
+        raise NpgptError(f"--html {options.html}: there is no folder {html.parent}")
     shape = _numbers("--shape", options.shape)
     theirs = Path(os.path.expanduser(options.theirs))
     given = files.read(theirs, tuple(shape) if shape else None, options.their_dtype or "float32")
@@ -79,11 +82,11 @@ def run(options: argparse.Namespace) -> int:
         attention_mask=given.attention_mask,
         chunks=_numbers("--chunks", options.chunks) or (),
     )
-    if options.html is not None:
-        with writing(Path(os.path.expanduser(options.html))) as file:
+    print(report.to_json() if options.json else report)
+    if html is not None:
+        with writing(html) as file:
             file.write(page.page(report).encode())
         note(f"wrote {options.html}")
-    print(report.to_json() if options.json else report)
     return report.code
 
 

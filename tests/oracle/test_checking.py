@@ -212,6 +212,8 @@ def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
     assert all(len(line) <= 100 for line in out.splitlines())
     assert "n_head 2" in html.read_text()
     assert not re.search(r"https?://|<script", html.read_text())
+    assert main(["check", str(bad), "--ids", ids, "--html", str(tmp_path / "none" / "x.html")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
     assert main(["check", str(bad), "--model", str(folder), "--ids", ids, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["mistakes"][0]["one_of"][0]["name"] == "n_head 2"
