@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .loading import save as save
     from .model import forward as forward
     from .oracle.checking import check as check
-    from .oracle.checking import check_greedy as check_greedy
+    from .oracle.greedy import check_greedy as check_greedy
     from .oracle.parts import check_part as check_part
     from .parameters import Parameters as Parameters
     from .sampling import Sampling as Sampling
@@ -43,7 +43,7 @@ _HOME = {
     "save": "loading",
     "forward": "model",
     "check": "oracle.checking",
-    "check_greedy": "oracle.checking",
+    "check_greedy": "oracle.greedy",
     "check_part": "oracle.parts",
     "Parameters": "parameters",
     "Sampling": "sampling",

@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
         from ..checkpoints.atomic import writing
         from ..loading import load
         from ..oracle import files, page
-        from ..oracle.checking import check, check_greedy
+        from ..oracle.checking import check
+        from ..oracle.greedy import check_greedy
 
     html = None if options.html is None else Path(os.path.expanduser(options.html))
     if html is not None and not html.parent.is_dir():  # before all the work, not after it

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from .judging import aligned, difference, run_all, tolerances
 from .mistake import Mistake
 from .modules import logits_of, run_module
 from .report import DRAWN, Report, Row, logit_statistics
-from .textbook import Pass, stages, textbook
+from .textbook import Pass, Textbook, stages, textbook
 
 FEW = 8  # different numbers, below which they tell no dtype
 Weights = LanguageModel | str | os.PathLike[str]
@@ -72,10 +71,9 @@ def check(
     else:
         assert reference is not None
         opened, model_config, tensors = None, config or reference.config, in_float64(reference)
-    ids = _ids(prompt, reference, model_config)
+    ids = ids_of(prompt, reference, model_config)
     if opened is not None:
-        if part := modules.dropout(theirs):
-            problems.append(f"the module is in training mode, and {part} drops out: call .eval()")
+        problems += modules.dropout(theirs)
         arrays: Mapping[str, ArrayLike] = run_module(opened, ids)
         again = run_module(opened, ids)
         if not np.array_equal(arrays["logits"], again["logits"], equal_nan=True):
@@ -139,7 +137,7 @@ def in_float64(model: LanguageModel) -> dict[str, Array]:
     }
 
 
-def _ids(prompt: str | ArrayLike, model: LanguageModel | None, config: Config) -> NDArray[np.integer[Any]]:
+def ids_of(prompt: str | ArrayLike, model: LanguageModel | None, config: Config) -> NDArray[np.integer[Any]]:
     """Ids [B, T] of a prompt; of a text by the model's vocabulary, or by GPT-2's where its size is GPT-2's."""
     if isinstance(prompt, str):
         if model is None:
@@ -214,7 +212,7 @@ def _having(judge: Judge, stage: str, runs: Sequence[Pass]) -> tuple[list[Case],
     return [case for case, _ in have], [runs[number] for _, number in have]
 
 
-def _alone(judge: Judge, book: Any) -> dict[str, float]:
+def _alone(judge: Judge, book: Textbook) -> dict[str, float]:
     """Each stage computed from their own input, in tolerances: where the next mistake begins. The first has none."""
     found = {}
     inputs = [
@@ -224,84 +222,5 @@ def _alone(judge: Judge, book: Any) -> dict[str, float]:
     runs = run_all(book, judge.cases, inputs)
     for stage in judge.stages:
         if stage not in ("wte", "wpe"):
-            fresh = [_Only(run, stage) for run in runs]
-            found[stage] = judge.ratio(stage, fresh)  # type: ignore[arg-type]
+            found[stage] = judge.ratio(stage, [replace(run, known={stage: run.compute(stage)}) for run in runs])
     return found
-
-
-class _Only:
-    """A pass in which one stage is computed anew and everything else is as given."""
-
-    def __init__(self, run: Pass, stage: str) -> None:
-        self.book, self._value, self._stage = run.book, run.compute(stage), stage
-
-    def __getitem__(self, stage: str) -> Any:
-        assert stage == self._stage
-        return self._value
-
-
-@dataclass(frozen=True)
-class GreedyReport:
-    """Greedy text against the reference's: the first token that differs, and whether a near tie explains it.
-
-    margin: by how much the reference prefers its own token to theirs there, in logits; tolerance: what rounding of two
-    logits explains.
-    """
-
-    at: int | None
-    theirs: int | None
-    expected: int | None
-    margin: float
-    tolerance: float
-
-    @property
-    def matches(self) -> bool:
-        """The same, or different by a near tie."""
-        return self.at is None or self.margin <= self.tolerance
-
-    @property
-    def code(self) -> int:
-        """Of the command's exit."""
-        return 0 if self.matches else 1
-
-    def __str__(self) -> str:
-        if self.at is None:
-            return "Matches: every greedy token is the reference's."
-        where = f"token {self.at} is {self.theirs}, the reference has {self.expected}"
-        margin = f"it prefers its own by {self.margin:.3g}, and rounding explains up to {self.tolerance:.3g}"
-        return f"Matches, up to a near tie: {where}; {margin}." if self.matches else f"Differs: {where}; {margin}."
-
-
-def check_greedy(
-    theirs: ArrayLike, prompt: str | ArrayLike, weights: Weights | None = None, *, dtype: str = "float32"
-) -> GreedyReport:
-    """Judge greedy ids [N] that another implementation continued a prompt with, or prompt and continuation together.
-
-    At the first token that differs the two logits' margin is compared with their rounding. Raises NpgptError for ids
-    that do not fit into the context.
-    """
-    model = weights if isinstance(weights, LanguageModel) else load(weights, dtype="float64")
-    ids = _ids(prompt, model, model.config)
-    if len(ids) != 1:
-        raise NpgptError(f"greedy ids are judged a row at a time, and the prompt has {len(ids)}")
-    drawn = model.config.check_token_ids(theirs).reshape(-1)
-    before = ids[0]
-    if len(drawn) > len(before) and np.array_equal(drawn[: len(before)], before):
-        drawn = drawn[len(before) :]
-    tensors = in_float64(model)
-    whole = model.config.check_token_ids(np.concatenate([before, drawn[:-1]]))
-    run = Pass(textbook(model.config, tensors), whole)
-    rows = run["logits"][0, len(before) - 1 :]
-    wrong = np.flatnonzero(rows.argmax(axis=-1) != drawn)
-    if not len(wrong):
-        return GreedyReport(None, None, None, 0.0, 0.0)
-    at = int(wrong[0])
-    row, best = rows[at], int(rows[at].argmax())
-    case = Case(whole[:, : len(before) + at], {"logits": rows[None, at : at + 1]})
-    allowed = tolerances(
-        model.config, tensors, [case], run_all(textbook(model.config, tensors), [case]), dtype, ["logits"]
-    )
-    # a logit is off by the root mean square, a difference of two by √2 of that; 3 of these are rare
-    return GreedyReport(
-        at, int(drawn[at]), best, float(row[best] - row[drawn[at]]), 3 * math.sqrt(2) * allowed["logits"]
-    )

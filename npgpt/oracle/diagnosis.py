@@ -11,7 +11,7 @@ import numpy as np
 
 from ..parameters import Array
 from .arithmetic import UNIT, as_computed, plain
-from .evidence import OUTPUTS, Case
+from .evidence import Case
 from .judging import CLEAR, FACTOR, Tolerances, rms, run_all
 from .mistake import Mistake
 from .textbook import Pass, Textbook, located, stages
@@ -81,16 +81,12 @@ class Judge:
         if self.samples is None or self.samples[0] is not book:
             self.samples = (book, [self._sample(book, number) for number in range(SAMPLES if book.flips else 1)])
         have = self.theirs(stage)
-        last = [stage in OUTPUTS and case.theirs[stage].shape[1] == 1 for case, _ in have]
         exact = [runs[number][stage] for _, number in have]
-        exact = [array[:, -1:] if one else array for array, one in zip(exact, last, strict=True)]
-        largest = 0.0
-        for sample in self.samples[1]:
-            with np.errstate(over="ignore", invalid="ignore"):
-                mine = [plain(sample[number][stage]) for _, number in have]
-            mine = [array[:, -1:] if one else array for array, one in zip(mine, last, strict=True)]
-            largest = max(largest, rms(stage, mine, exact))
-        return largest
+        with np.errstate(over="ignore", invalid="ignore"):
+            return max(
+                rms(stage, [case.seen(stage, plain(sample[number][stage])) for case, number in have], exact)
+                for sample in self.samples[1]
+            )
 
     def _sample(self, book: Textbook, number: int) -> list[Pass]:
         """The book in the declared dtype; from the second sample on with its weights moved."""
@@ -209,10 +205,8 @@ def _visible(judge: Judge, entry: Mistake, current: Sequence[Pass]) -> bool:
 
 def _effect(stage: str, cases: Sequence[Case], altered: Sequence[Pass], usual: Sequence[Pass]) -> float:
     """How far two kinds of runs are from each other, on the positions that theirs has."""
-    pairs = [(plain(a[stage]), plain(b[stage])) for a, b in zip(altered, usual, strict=True)]
-    last = [stage in OUTPUTS and case.theirs[stage].shape[1] == 1 for case in cases]
-    pairs = [(x[:, -1:], y[:, -1:]) if one else (x, y) for (x, y), one in zip(pairs, last, strict=True)]
-    return rms(stage, [x for x, _ in pairs], [y for _, y in pairs])
+    one = [case.seen(stage, plain(run[stage])) for case, run in zip(cases, altered, strict=True)]
+    return rms(stage, one, [run[stage] for run in usual])
 
 
 def _decide(judge: Judge, current: Sequence[Pass], group: Sequence[Mistake]) -> str:

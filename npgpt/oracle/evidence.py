@@ -45,6 +45,11 @@ class Case:
     padding: int = 0
     given: Mapping[str, Array] = field(default_factory=dict)
 
+    def seen(self, stage: str, array: Array) -> Array:
+        """A stage [B, T, …] on the positions that theirs has: all of them, or of an output the last alone."""
+        last = stage in OUTPUTS and stage in self.theirs and self.theirs[stage].shape[1] == 1
+        return array[:, -1:] if last else array
+
 
 def canonical(name: str, config: Config) -> tuple[str, bool]:
     """npgpt's name of a stage, and whether its heads stand behind the tokens, [B, T, H, D].

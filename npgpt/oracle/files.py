@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -71,7 +72,7 @@ def _load(path: Path) -> Any:
     try:
         found = np.load(path, allow_pickle=False)
         return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise NpgptError(f"{path} cannot be read as NumPy's: {error}") from None
 
 
@@ -110,7 +111,7 @@ def _raw(path: Path, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
 def _debug_state(path: Path) -> Given:
     """llm.c's reference state: 256 int32, ids [B, T], targets [B, T], logits [B, T, V], the loss, then gradients.
 
-    Nothing states V or how long the gradients are: the logits are as wide as makes the rest a model's gradients.
+    Nothing in it states V, so that the logits are flat here, with all that follows them; state_logits cuts them out.
     """
     content = np.memmap(path, "<i4", "r")
     if len(content) < 256 or content[1] not in (1, 2):
@@ -120,7 +121,7 @@ def _debug_state(path: Path) -> Given:
     if B < 1 or T < 1 or len(content) < begin:
         raise NpgptError(f"{path} is cut short: its header says [{B}, {T}]")
     ids = np.array(content[256 : 256 + B * T]).reshape(B, T)
-    return Given({"logits": np.array(content[begin:]).view("<f4")}, ids, flat=True)
+    return Given({"logits": content[begin:].view("<f4")}, ids, flat=True)
 
 
 def state_logits(given: Given, vocab_size: int) -> NDArray[Any]:

@@ -82,8 +82,6 @@ def rms(stage: str, theirs: Sequence[Array], expected: Sequence[Array]) -> float
 class Tolerances:
     """By stage, of one model on some cases in one dtype; computed when asked for."""
 
-    config: Config
-    tensors: Mapping[str, Array]
     cases: Sequence[Case]
     reference: Sequence[Pass]
     dtype: str
@@ -109,12 +107,10 @@ class Tolerances:
         """Of each draw, on the positions that theirs has."""
         found = []
         for draw in self.draws:
-            theirs = []
-            for (order, run), case in zip(draw, self.cases, strict=True):
-                array = plain(order.restored(stage, run[stage]))
-                seen = case.theirs.get(stage)
-                last = stage in OUTPUTS and seen is not None and seen.shape[1] == 1
-                theirs.append(array[:, -1:] if last else array)
+            theirs = [
+                case.seen(stage, plain(order.restored(stage, run[stage])))
+                for (order, run), case in zip(draw, self.cases, strict=True)
+            ]
             found.append(rms(stage, theirs, [run[stage] for run in self.reference]))
         return found
 
@@ -143,7 +139,7 @@ def tolerances(
             run.known = {stage: run.known[stage] for stage in wanted}
             run.book = textbook(config, {})  # and the tensors go
         draws.append([(order, run) for run in runs])
-    return Tolerances(config, tensors, cases, reference, dtype, draws, {})
+    return Tolerances(cases, reference, dtype, draws, {})
 
 
 def difference(stage: str, cases: Sequence[Case], runs: Sequence[Pass], tolerance: float, dtype: str) -> Difference:

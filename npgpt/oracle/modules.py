@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..checkpoints.tensor import Tensor
 from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array, check_shapes
+from .arithmetic import rounded
 
 # Where a module's outputs, or inputs, are stages; (pattern of its path, its stage, whether the input is meant).
 # Paths are without what wraps the model: "transformer.", "_orig_mod.", "module.".
@@ -89,11 +91,9 @@ def as_array(tensor: Any) -> NDArray[Any]:
     return np.asarray(tensor)
 
 
-def dtype_of(theirs: Any) -> str:
-    """The dtype of a module's parameters, or of a tensor."""
-    if is_module(theirs):
-        theirs = next(iter(theirs.parameters()))
-    return str(theirs.dtype).removeprefix("torch.")
+def dtype_of(module: Any) -> str:
+    """The dtype of a module's parameters."""
+    return str(next(iter(module.parameters())).dtype).removeprefix("torch.")
 
 
 def open_module(module: Any, n_head: int | None, config: Config | None) -> Module:
@@ -121,7 +121,7 @@ def open_module(module: Any, n_head: int | None, config: Config | None) -> Modul
     if config is None:
         stated = {"activation_function": "gelu_new", "tie_word_embeddings": tied}
         known = {key: shape for key, shape in shapes.items() if shape is not None}
-        config = complete(stated, known, n_head or _n_head(module), name)
+        config = complete(stated, known, n_head or stated_n_head(module), name)
     check_shapes(config, shapes, f"{name} ({scheme.title})", "its own sizes")
     tensors = {}
     for key, source in sources.items():
@@ -133,7 +133,7 @@ def open_module(module: Any, n_head: int | None, config: Config | None) -> Modul
     return Module(module, scheme, tensors, config, dtype_of(module))
 
 
-def _n_head(module: Any) -> int:
+def stated_n_head(module: Any) -> int:
     """What the module says of its heads: an attention's num_heads or n_head, else its config's."""
     places = [part for _, part in module.named_modules()]
     places += [config for part in places if (config := getattr(part, "config", None)) is not None]
@@ -145,13 +145,14 @@ def _n_head(module: Any) -> int:
     raise NpgptError(f"{type(module).__name__} does not say how many heads it has (num_heads or n_head): give n_head=")
 
 
-def dropout(module: Any) -> str:
-    """The name of a part that drops out as the module stands, or ""."""
+def dropout(module: Any) -> list[str]:
+    """The first part that drops out as the module stands, as a problem; none where nothing does."""
     for path, part in module.named_modules():
         p = getattr(part, "p", 0)
         if getattr(part, "training", False) and "Dropout" in type(part).__name__ and isinstance(p, float) and p > 0:
-            return f"{path} ({type(part).__name__}, p = {p})"
-    return ""
+            what = f"{path} ({type(part).__name__}, p = {p})"
+            return [f"the module is in training mode, and {what} drops out: call .eval()"]
+    return []
 
 
 def ids_for(module: Any, token_ids: NDArray[np.integer[Any]]) -> Any:
@@ -230,10 +231,6 @@ def _listed(names: list[str]) -> str:
 
 def _how(name: str, found: Array, expected: Array, reference: Mapping[str, Array]) -> str:
     """In which way one tensor differs."""
-    from itertools import permutations
-
-    from .arithmetic import rounded
-
     if not found.any():
         return "zero: dropped, or never loaded"
     if found.ndim == 2 and found.shape[0] == found.shape[1] and np.array_equal(found, expected.T):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..config import Config
 from ..errors import NpgptError
-from ..parameters import Array
+from ..parameters import Array, schema
 from . import modules
 from .catalogue import catalogue
 from .checking import compare
@@ -19,9 +18,15 @@ from .evidence import Case
 from .mistake import Mistake
 from .report import Report
 
-# The stage that each part ends in, and where a state_dict has its tensors: (suffix, canonical name, transposed)
-ENDS = {"attention": "attn.c_proj", "layer_norm": "ln_1", "gelu": "mlp.act", "mlp": "mlp.c_proj", "block": ""}
-LINEAR = {
+# The stage that each part is given, and the one that it ends in.
+PARTS = {
+    "attention": ("h.0.ln_1", "h.0.attn.c_proj"),
+    "layer_norm": ("embedding", "h.0.ln_1"),
+    "gelu": ("h.0.mlp.c_fc", "h.0.mlp.act"),
+    "mlp": ("h.0.ln_2", "h.0.mlp.c_proj"),
+    "block": ("embedding", "h.0"),
+}
+LINEAR = {  # the end of a linear layer's path in a module, and its canonical name
     "attention": (
         ("c_proj", "attn.c_proj"),
         ("out_proj", "attn.c_proj"),
@@ -50,42 +55,30 @@ def check_part(
     off it. x: the input [B, T, C] (numbers for "gelu"); by default one that tells the known mistakes apart. The weights
     are taken as true. Raises NpgptError where they cannot be told, or do not fit.
     """
-    if part not in ENDS:
-        raise NpgptError(f"there is no part {part!r}; there are {', '.join(ENDS)}")
+    if part not in PARTS:
+        raise NpgptError(f"there is no part {part!r}; there are {', '.join(PARTS)}")
     tensors: dict[str, Array] = {name: np.asarray(array, np.float64) for name, array in (weights or {}).items()}
     if not tensors and modules.is_module(theirs) and part != "gelu":
         tensors = _own(part, theirs)
     given_width, width = _widths(part, tensors, x)
-    heads = n_head or (
-        modules._n_head(theirs) if part in ("attention", "block") and modules.is_module(theirs) else None
-    )
-    if part in ("attention", "block") and heads is None:
+    has_heads, is_module = part in ("attention", "block"), modules.is_module(theirs)
+    heads = n_head or (modules.stated_n_head(theirs) if has_heads and is_module else None)
+    if has_heads and heads is None:
         raise NpgptError(f"{part} needs n_head=, the number of heads")
-    dropped = modules.dropout(theirs) if modules.is_module(theirs) else ""
-    problems = [f"the module is in training mode, and {dropped} drops out: call .eval()"] if dropped else []
+    problems = modules.dropout(theirs) if is_module else []
     rng = np.random.default_rng(seed)
     if x is None:  # uneven, so that means, variances and orders show; small rows too, so that an epsilon does
         x = rng.standard_normal((2, TOKENS, given_width)) * np.geomspace(0.02, 3, TOKENS)[:, None] + 0.3
         x = np.linspace(-6, 6, 2 * TOKENS * width).reshape(2, TOKENS, width) if part == "gelu" else x
-    x = (
-        np.asarray(x, np.float64).reshape(-1, *np.shape(x)[-2:])
-        if np.ndim(x) > 1
-        else np.asarray(x, np.float64)[None, None]
-    )
-    inner = (
-        tensors["mlp.c_fc.weight"].shape[1]
-        if "mlp.c_fc.weight" in tensors
-        else x.shape[-1]
-        if part == "gelu"
-        else 4 * width
-    )
+    x = np.asarray(x, np.float64)
+    x = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x[None, None]
+    if part == "gelu":
+        inner = x.shape[-1]
+    else:
+        inner = tensors["mlp.c_fc.weight"].shape[1] if "mlp.c_fc.weight" in tensors else 4 * width
     config = Config(vocab_size=2, n_positions=x.shape[1], n_embd=width, n_layer=1, n_head=heads or 1, n_inner=inner)
     output, dtype = _run(theirs, x, tensors, dtype)
-    start = {"attention": "ln_1", "layer_norm": "embedding", "gelu": "mlp.c_fc", "mlp": "ln_2", "block": "embedding"}[
-        part
-    ]
-    stage = f"h.0.{ENDS[part]}".rstrip(".")
-    given = start if start == "embedding" else f"h.0.{start}"
+    given, stage = PARTS[part]
     if x.shape[-1] != given_width:
         raise NpgptError(f"{part} takes an input of width {given_width}, and x is {list(x.shape)}")
     if output.shape != (expected := (*x.shape[:2], width)):
@@ -120,8 +113,7 @@ def _entries(part: str, config: Config, tokens: int, square: bool) -> list[Mista
     )
     if not square:
         foreign += ("q, k, v weights transposed", "post-norm order")
-    found = [entry for entry in catalogue(config, tokens) if not entry.name.startswith(foreign)]
-    return [replace(entry, first=0) for entry in found]
+    return [entry for entry in catalogue(config, tokens) if not entry.name.startswith(foreign)]
 
 
 def _own(part: str, module: Any) -> dict[str, Array]:
@@ -214,8 +206,6 @@ def _first(output: Any) -> Any:
 
 def _complete(tensors: Mapping[str, Array], config: Config, rng: np.random.Generator) -> dict[str, Array]:
     """The rest of a model, which the part does not see."""
-    from ..parameters import schema
-
     found = {}
     for name, shape in schema(config).items():
         local = name.removeprefix("h.0.")

@@ -177,11 +177,11 @@ def test_greedy_text_is_judged_by_its_margin() -> None:
     twin = (drawn[0] + 1) % CONFIG.vocab_size
     tie["wte.weight"][twin] = tie["wte.weight"][drawn[0]] * (1 - 1e-8)  # the same logit but for 1e-8 of it
     model = LanguageModel("tie", CONFIG, parameters.from_arrays(CONFIG, tie), lambda: "none")
-    if not {twin, drawn[0]} & set(ids):
-        row = Pass(textbook(CONFIG, tie), IDS)["logits"][0, -1]
-        assert row.argmax() in (twin, drawn[0])
-        loser = drawn[0] + twin - int(row.argmax())
-        assert "near tie" in str(npgpt.check_greedy([loser], IDS, model))
+    assert not {twin, drawn[0]} & set(ids)  # or the prompt itself would be another
+    row = Pass(textbook(CONFIG, tie), IDS)["logits"][0, -1]
+    assert row.argmax() in (twin, drawn[0])
+    loser = drawn[0] + twin - int(row.argmax())
+    assert "near tie" in str(npgpt.check_greedy([loser], IDS, model))
 
 
 def saved(tmp_path: Path, **arrays: Any) -> Path:
