@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .oracle.parts import check_part as check_part
     from .parameters import Parameters as Parameters
     from .sampling import Sampling as Sampling
+    from .scoring import Score as Score
+    from .scoring import score as score
     from .tokenizer import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
@@ -47,6 +49,8 @@ _HOME = {
     "check_part": "oracle.parts",
     "Parameters": "parameters",
     "Sampling": "sampling",
+    "Score": "scoring",
+    "score": "scoring",
     "Tokenizer": "tokenizer",
 }
 __all__ = sorted(_HOME)

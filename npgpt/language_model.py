@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
 from numpy.typing import ArrayLike
 
+from . import parameters as P
 from .cache import KVCache
 from .config import Config
 from .errors import NpgptError
@@ -21,7 +25,8 @@ from .tokenizer import Tokenizer
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
     """A GPT-2 that is ready to run. read_vocabulary gives its tokenizer, or the reason why it has none; origin says
-    from which file it was loaded, and as what, where that is another form than the converted one.
+    from which file it was loaded, and as what, where that is another form than the converted one; files hold its
+    weights. To another process it goes as `again`, the call that loads it there: weights are not copied, but mapped.
     """
 
     name: str
@@ -29,6 +34,23 @@ class LanguageModel:
     parameters: Parameters = field(repr=False)
     read_vocabulary: Callable[[], Tokenizer | str] = field(repr=False)
     origin: str = ""
+    files: tuple[Path, ...] = ()
+    again: partial[LanguageModel] | None = field(default=None, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.again is None:
+            raise NpgptError(
+                f"{self.name} lies in no file that another process could load: npgpt.save, then npgpt.load"
+            )
+        return self.again.func, (*self.again.args, self.fingerprint)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits of the configuration and the first values of every parameter: other weights have others."""
+        digest = hashlib.sha256(repr(self.config).encode())
+        for name, array in P.to_arrays(self.parameters).items():
+            digest.update(f"{name} {array.dtype}".encode() + array.flat[:64].tobytes())
+        return digest.hexdigest()[:16]
 
     @cached_property
     def vocabulary(self) -> Tokenizer | str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,26 @@ def load(
     arrays = {name: checkpoint.load(name, dtype) for name in checkpoint.sources}
     weights = parameters.from_arrays(checkpoint.config, arrays)
     form = checkpoint.description
-    origin = "" if form == CONVERTED else f"{checkpoint.path}: {form}"
-    return LanguageModel(location.name, checkpoint.config, weights, lambda: vocabulary(checkpoint), origin)
+    return LanguageModel(
+        location.name,
+        checkpoint.config,
+        weights,
+        lambda: vocabulary(checkpoint),
+        origin="" if form == CONVERTED else f"{checkpoint.path}: {form}",
+        files=checkpoint.container.files,
+        again=partial(_load_again, location.weights.absolute(), dtype, n_head, config, name_scheme),
+    )
+
+
+@lru_cache(maxsize=1)  # in a process that computes for another, where every piece of work brings the model anew
+def _load_again(
+    path: Path, dtype: str, n_head: int | None, config: Config | None, name_scheme: str | None, fingerprint: str
+) -> LanguageModel:
+    """The same model in another process. Raises NpgptError where the file is not there, or no longer the same."""
+    model = load(path, dtype=dtype, n_head=n_head, config=config, name_scheme=name_scheme)
+    if model.fingerprint != fingerprint:
+        raise NpgptError(f"{path} holds other weights here than where the work was handed out")
+    return model
 
 
 def convert(

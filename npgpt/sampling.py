@@ -44,11 +44,7 @@ def next_token(logits: Array, sampling: Sampling, generator: np.random.Generator
     Worked in float64, so that a float32 and a float64 model's close logits draw alike. Raises NpgptError where logits
     are NaN or have no finite maximum: the weights are broken.
     """
-    if not np.isfinite(logits.max()):
-        raise NpgptError(
-            "the logits are not finite: the weights hold NaN or infinity (npgpt inspect names them), "
-            "or values far too large"
-        )
+    check_finite(logits.max())
     if sampling.temperature == 0:
         return int(logits.argmax())
     with np.errstate(over="ignore"):  # a tiny temperature may push all but the likeliest to −inf
@@ -61,6 +57,15 @@ def next_token(logits: Array, sampling: Sampling, generator: np.random.Generator
         kept = min_p(kept, sampling.min_p)
     cumulative = np.cumsum(softmax(kept))
     return int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right"))
+
+
+def check_finite(largest: Array) -> None:
+    """Raise NpgptError where the maximum of logits, or one of several, is NaN or infinite."""
+    if not np.isfinite(largest).all():
+        raise NpgptError(
+            "the logits are not finite: the weights hold NaN or infinity (npgpt inspect names them), "
+            "or values far too large"
+        )
 
 
 def top_k(logits: Array, k: int) -> Array:

@@ -29,8 +29,12 @@ def thread_count() -> int:
     """
     if not 0 < _number("OPENBLAS_THREAD_TIMEOUT") <= SHORT_TIMEOUT:
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, next(filter(None, map(_number, VARIABLES)), cores))
+    return min(cores(), next(filter(None, map(_number, VARIABLES)), cores()))
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _number(variable: str) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NpgptError
-from .options import add_model, add_n_head, importing, note, read_text, set_threads
+from .options import add_model, add_n_head, importing, note, output_path, read_text, set_threads
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -47,9 +47,7 @@ def run(options: argparse.Namespace) -> int:
         from ..oracle.checking import check
         from ..oracle.greedy import check_greedy
 
-    html = None if options.html is None else Path(os.path.expanduser(options.html))
-    if html is not None and not html.parent.is_dir():  # before all the work, not after it
-        raise NpgptError(f"--html {options.html}: there is no folder {html.parent}")
+    html = output_path("--html", options.html)
     shape = _numbers("--shape", options.shape)
     theirs = Path(os.path.expanduser(options.theirs))
     given = files.read(theirs, tuple(shape) if shape else None, options.their_dtype or "float32")

@@ -9,7 +9,8 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import NoReturn
+from pathlib import Path
+from typing import NoReturn, TextIO
 
 from ..errors import NpgptError, printable
 from ..threads import SHORT_TIMEOUT, VARIABLES
@@ -75,16 +76,38 @@ def unwinding() -> Iterator[None]:
 
 def read_text(argument: str) -> str:
     """The argument itself, or all of standard input for '-'. Raises NpgptError where that is not UTF-8."""
-    if argument != "-":
-        return argument
-    if sys.stdin is None:
-        raise NpgptError("standard input is closed")
+    return read_file("-") if argument == "-" else argument
+
+
+def read_file(name: str) -> str:
+    """All of a file, or of standard input for '-'. Raises NpgptError where that is not UTF-8, OSError as open does."""
+    if name == "-":
+        if sys.stdin is None:
+            raise NpgptError("standard input is closed")
+        name, content = "standard input", sys.stdin.buffer.read()
+    else:
+        content = Path(os.path.expanduser(name)).read_bytes()
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise NpgptError(
-            f"standard input is not UTF-8: byte 0x{error.object[error.start]:02X} at {error.start}"
-        ) from None
+        raise NpgptError(f"{name} is not UTF-8: byte 0x{error.object[error.start]:02X} at {error.start}") from None
+
+
+def output_path(option: str, argument: str | None) -> Path | None:
+    """Where an option's file will be. Raises NpgptError where there is no such folder: before the work, not after."""
+    if argument is None:
+        return None
+    path = Path(os.path.expanduser(argument))
+    if not path.parent.is_dir():
+        raise NpgptError(f"{option} {argument}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise NpgptError(f"{option} {argument}: that is a folder, and should be a file")
+    return path
+
+
+def coloured(stream: TextIO) -> bool:
+    """Whether it shows colours and may (https://no-color.org)."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
 
 
 def note(message: str) -> None:

@@ -1,0 +1,99 @@
+"""How a text longer than the context is cut into windows, and which tokens count: published numbers differ by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .config import Config, whole_number
+from .errors import NpgptError
+
+NAMES = ("rolling", "huggingface", "llama.cpp")
+
+
+class Window(NamedTuple):
+    """Of a sequence of ids: those from `begin` up to `last` − 1, which is left out, are read; `first` to `last` − 1
+    are scored, each by what was read before it.
+    """
+
+    begin: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convention:
+    """A window reads `context` ids at most, the next one begins `stride` later and scores what is new in it.
+
+    rolling: lm-evaluation-harness's rolling log-likelihood. A window's last id predicts the one behind the window, and
+    the last window begins early enough to be full: every token is scored once. huggingface: the perplexity guide of
+    transformers. A window predicts its own ids alone, so that its first one, where no earlier window had it, is not
+    scored. llama.cpp: its program perplexity. The same side by side, full windows alone, and of each the second half.
+    end_of_text: <|endoftext|> stands before the text, so that its first token is scored too.
+    """
+
+    name: str
+    context: int
+    stride: int
+    end_of_text: bool
+
+    def __str__(self) -> str:
+        before = "<|endoftext|> before the text" if self.end_of_text else "nothing before the text"
+        counted = {
+            "rolling": "every token that has one before it counts, once",
+            "huggingface": "what is new in a window counts, if it has one before it there",
+            "llama.cpp": "the second half of every full window counts",
+        }
+        return f"{self.name}: windows of {self.context} tokens, stride {self.stride}, {before}; {counted[self.name]}"
+
+
+def convention(
+    name: str,
+    config: Config,
+    context: int | None = None,
+    stride: int | None = None,
+    end_of_text: bool | None = None,
+) -> Convention:
+    """A convention by name, with what is its own custom for all that is None.
+
+    Raises NpgptError for an unknown name, a context that is not the model's or below 2, a stride above the context.
+    """
+    if name not in NAMES:
+        raise NpgptError(f"no convention is called {name!r:.80}; there are {', '.join(NAMES)}")
+    if context is None:
+        context = min(512, config.n_positions) if name == "llama.cpp" else config.n_positions
+    context = whole_number(f"the context of a window (n_positions = {config.n_positions} at most)", context, low=2)
+    if context > config.n_positions:
+        raise NpgptError(f"a window of {context} tokens is longer than the model's context, {config.n_positions}")
+    if stride is None:
+        stride = max(1, context // 2) if name == "huggingface" else context
+    stride = whole_number("the stride", stride)
+    if stride > context:
+        raise NpgptError(f"a stride of {stride} above the window of {context} would leave tokens out: up to {context}")
+    if name == "llama.cpp" and stride != context:
+        raise NpgptError(f"llama.cpp's windows stand side by side: a stride of {context}, not {stride}")
+    return Convention(
+        name=name,
+        context=context,
+        stride=stride,
+        end_of_text=name == "rolling" if end_of_text is None else end_of_text,
+    )
+
+
+def windows(length: int, c: Convention) -> list[Window]:
+    """The windows of `length` ids, <|endoftext|> counted in; none where no token can be scored."""
+    span = c.context + 1 if c.name == "rolling" else c.context  # ids read, and the last one predicted
+    found: list[Window] = []
+    begin, scored = 0, 1  # the first id is never scored
+    while scored < length:
+        last = min(begin + span, length)
+        if c.name == "llama.cpp":
+            if last - begin < span:
+                break
+            found.append(Window(begin, begin + c.context // 2 + 1, last))
+        elif c.name == "rolling":
+            found.append(Window(max(0, last - span), scored, last))
+        elif last > max(scored, begin + 1):
+            found.append(Window(begin, max(scored, begin + 1), last))
+        begin, scored = begin + c.stride, last
+    return found

@@ -1,0 +1,285 @@
+"""npgpt score as a process."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pty
+import random
+import re
+import select
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+import npgpt
+from tests.test_cli import COMMAND, ROOT, bare, refused, run
+
+__all__ = ["bare"]  # a fixture
+
+TEXTS = {
+    "a.txt": "Emma Woodhouse, handsome, clever, and rich, with a comfortable home.\n" * 3,
+    "b.txt": "naïve 日本\n",
+    "c.txt": "It is a truth universally acknowledged\n" * 12,
+    "d.txt": "and",
+    "e.txt": "It is a truth universally acknowledged",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, text in TEXTS.items():
+        (tmp_path / name).write_bytes(text.encode())
+    return tmp_path
+
+
+def test_the_sums_and_the_convention_are_printed(folder: Path) -> None:
+    code, out, error = run("score", "a.txt", "b.txt", "--stride", "100", "--no-bos", cwd=folder)
+    assert (code, error) == (0, "")
+    scores = list(npgpt.score([TEXTS["a.txt"], TEXTS["b.txt"]], stride=100, end_of_text=False))
+    for name, found in zip(("a.txt", "b.txt"), scores, strict=True):
+        assert f"{name}: {found.totals.tokens} tokens; scored are {found.totals.scored}, of" in out
+        assert f"  perplexity per token     {found.perplexity:,.3f}\n" in out
+    assert "all 2 texts: " in out
+    assert "\x1b" not in out
+    last = out.splitlines()[-1]
+    assert last.startswith("austen, float32; rolling: windows of 256 tokens, stride 100, nothing before the text; ")
+
+
+def test_standard_input_is_taken_as_it_is(folder: Path) -> None:
+    named = run("score", "b.txt", "--json", cwd=folder)[1]
+    for arguments in ([], ["-"]):
+        code, out, _ = run("score", *arguments, "--json", stdin=TEXTS["b.txt"].encode())
+        assert code == 0
+        assert json.loads(out) == json.loads(named) | {"text": "-"}
+
+
+def test_json_lines_join_with_other_engines(folder: Path) -> None:
+    code, out, error = run("score", "a.txt", "b.txt", "--json", "--top", "2", "--dtype", "float64", cwd=folder)
+    assert code == 0
+    assert error.startswith("npgpt: all 2 texts: ")
+    assert error.count("\n") == 1
+    for line, name in zip(out.splitlines(), ("a.txt", "b.txt"), strict=True):
+        record = json.loads(line)
+        text = TEXTS[name].encode()
+        starts = [*record["byte_offsets"], len(text)]
+        cut = [text[a:b] for a, b in itertools.pairwise(starts)]
+        assert [piece.decode(errors="backslashreplace") for piece in cut] == record["pieces"]
+        (found,) = npgpt.score([text.decode()], npgpt.load(dtype="float64"), top=2)
+        assert record["log_probs"] == pytest.approx(found.log_probs.tolist(), abs=1e-10)
+        assert record["ranks"] == found.ranks.tolist()
+
+
+def test_top_tells_what_the_model_would_rather_have_said(folder: Path) -> None:
+    out = run("score", "e.txt", "--top", "2", cwd=folder)[1]
+    rows = out.splitlines()
+    assert rows[0].split() == ["byte", "rank", "bits", "token"]
+    assert [row.split()[0] for row in rows[1:4]] == ["0", "2", "5"]
+    assert rows[2].split()[1] == "1"  # " is" after "It"
+    assert rows[2].split("%")[0].count("' is'") == 2
+
+
+def on_a_terminal(*arguments: str, cwd: Path, **environment: str) -> str:
+    """What a terminal of 80 columns gets to see of both streams."""
+    main, other = pty.openpty()
+    variables = {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "80"} | environment
+    started = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | variables
+    process = subprocess.Popen([*COMMAND, *arguments], stdin=other, stdout=other, stderr=other, cwd=cwd, env=started)
+    os.close(other)
+    seen = b""
+    while True:
+        try:
+            if not select.select([main], [], [], 60)[0]:
+                break
+            part = os.read(main, 2**16)
+        except OSError:  # Linux says so at the end
+            break
+        if not part:
+            break
+        seen += part
+    os.close(main)
+    assert process.wait(60) == 0
+    return seen.decode().replace("\r\n", "\n")
+
+
+def test_a_terminal_shows_the_text_tinted_and_a_bar(folder: Path) -> None:
+    seen = on_a_terminal("score", "c.txt", cwd=folder)
+    assert "\x1b[30;48;5;" in seen
+    assert "bits of surprise, from:" in seen
+    assert "tokens/s" in seen
+    assert seen.index("tokens/s") < seen.index("bits of surprise")
+    for variables in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        assert "48;5" not in on_a_terminal("score", "d.txt", cwd=folder, **variables)
+
+
+def test_html(folder: Path) -> None:
+    code, out, error = run("score", "b.txt", "d.txt", "--html", "page.html", "--top", "2", cwd=folder)
+    page = (folder / "page.html").read_text("utf-8")
+    assert code == 0
+    assert error == "npgpt: wrote page.html\n"
+    assert "all 2 texts" in out
+    assert page.startswith("<!DOCTYPE html>")
+    assert page.count('<div class="text">') == 2
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_workers_give_the_same(folder: Path) -> None:
+    command = ["score", *TEXTS, "--json", "--context", "32"]
+    one, two = (
+        run(*command, "--threads", "1", cwd=folder),
+        run(*command, "--workers", "2", "--threads", "1", cwd=folder),
+    )
+    assert one[0] == 0
+    assert one == two
+
+
+def test_resume_skips_what_is_there_and_adds_the_rest(folder: Path) -> None:
+    expected = run("score", *TEXTS, "--json", cwd=folder)[1]
+    code, out, error = run("score", *TEXTS, "--resume", "out.jsonl", cwd=folder)
+    assert (code, error) == (0, "")
+    assert (folder / "out.jsonl").read_text() == expected
+    assert f"all {len(TEXTS)} texts: " in out
+    code, again, error = run("score", *TEXTS, "--resume", "out.jsonl", cwd=folder)
+    assert (code, again, error) == (0, out, "npgpt: 5 of 5 texts are in out.jsonl already\n")
+    assert (folder / "out.jsonl").read_text() == expected
+    # one taken out of the middle comes behind the others
+    lines = expected.splitlines(keepends=True)
+    (folder / "out.jsonl").write_text("".join(lines[:1] + lines[2:]))
+    assert run("score", *TEXTS, "--resume", "out.jsonl", cwd=folder)[0] == 0
+    assert (folder / "out.jsonl").read_text() == "".join([lines[0], *lines[2:], lines[1]])
+
+
+def test_killed_at_any_moment_nothing_is_lost_or_repeated(folder: Path) -> None:
+    """SIGKILL after random times, and once more until it is whole: the file is that of a run in one go."""
+    names = [f"{number}.txt" for number in range(30)]
+    for number, name in enumerate(names):
+        (folder / name).write_text(f"Letter {number}. " + TEXTS["a.txt"] * (1 + number % 3))
+    expected = run("score", *names, "--json", "--threads", "1", cwd=folder)[1]
+    rng, kills = random.Random(1), 0
+    command = [*COMMAND, "score", *names, "--resume", "out.jsonl", "--threads", "1"]
+    sizes = [0]
+    while kills < 200:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 30
+        target = sizes[-1] + rng.randrange(1, 40_000)
+        while process.poll() is None and time.monotonic() < deadline:
+            if (folder / "out.jsonl").exists() and (folder / "out.jsonl").stat().st_size >= target:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.0005)
+        if process.wait(60) == 0:
+            break
+        kills += 1
+        sizes.append((folder / "out.jsonl").stat().st_size)
+    assert kills > 3
+    assert (folder / "out.jsonl").read_text() == expected
+
+
+def test_workers_do_not_outlive_a_killed_command(folder: Path) -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("only /proc tells a process's children")
+    (folder / "long.txt").write_text(TEXTS["a.txt"] * 2000)
+    process = subprocess.Popen(
+        [*COMMAND, "score", "long.txt", "--workers", "2"], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+
+    def children() -> list[int]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = path.read_text().rsplit(")", 1)[1].split()
+                if fields[1] == str(process.pid) and b"spawn_main" in (path.parent / "cmdline").read_bytes():
+                    found.append(int(path.parent.name))
+            except OSError:  # it ended meanwhile
+                continue
+        return found
+
+    deadline = time.monotonic() + 30
+    while len(workers := children()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    process.kill()
+    process.wait()
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline + 30, "workers outlive the command"
+        time.sleep(0.05)
+
+
+def test_ctrl_c_ends_workers_quietly(folder: Path) -> None:
+    (folder / "long.txt").write_text(TEXTS["a.txt"] * 2000)
+    process = subprocess.Popen(
+        [*COMMAND, "score", "long.txt", "--workers", "2"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error) == (130, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing.txt"], "nothing.txt"),
+        (["."], "directory"),
+        (["latin.txt"], "latin.txt is not UTF-8: byte 0xE9 at 2"),
+        (["a.txt", "empty.txt"], "empty.txt is empty: there is nothing to score"),
+        (["a.txt", "--stride", "300"], "a stride of 300 above the window of 256 would leave tokens out: up to 256"),
+        (["a.txt", "--stride", "0"], "the stride must be at least 1, not 0"),
+        (["a.txt", "--context", "300"], "a window of 300 tokens is longer than the model's context, 256"),
+        (["a.txt", "--convention", "paper"], "no convention is called 'paper'"),
+        (["d.txt", "--no-bos"], "d.txt has too few tokens, 1,"),
+        (["a.txt", "--top", "-1"], "top, .* at least 0"),
+        (["a.txt", "--workers", "0"], "--workers must be at least 1, not 0"),
+        (["a.txt", "--html", "no/where.html"], "--html no/where.html: there is no folder no"),
+        (["a.txt", "--html", "."], "--html .: that is a folder"),
+        (["a.txt", "--resume", "no/where.jsonl"], "--resume no/where.jsonl: there is no folder no"),
+        (["a.txt", "--resume", "latin.txt"], "latin.txt ends with something else"),
+        (["a.txt", "--json", "--html", "x.html"], "not allowed with"),
+        (["a.txt", "--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str) -> None:
+    (folder / "latin.txt").write_bytes("naïve".replace("ï", "é").encode("latin-1"))
+    (folder / "empty.txt").write_bytes(b"")
+    before = sorted(folder.iterdir())
+    assert re.search(message, refused("score", *arguments, cwd=folder))
+    assert sorted(folder.iterdir()) == before
+
+
+def test_resume_refuses_what_was_made_otherwise(folder: Path) -> None:
+    assert run("score", "a.txt", "--resume", "out.jsonl", cwd=folder)[0] == 0
+    before = (folder / "out.jsonl").read_bytes()
+    error = refused("score", "a.txt", "--resume", "out.jsonl", "--stride", "9", cwd=folder)
+    assert "out.jsonl was made with stride 256, and now it is 9" in error
+    error = refused("score", "a.txt", "--resume", "out.jsonl", "--dtype", "float64", cwd=folder)
+    assert "out.jsonl was made with weights " in error
+    (folder / "a.txt").write_text("another text")
+    error = refused("score", "a.txt", "--resume", "out.jsonl", cwd=folder)
+    assert "a.txt is another text than the a.txt in out.jsonl" in error
+    assert (folder / "out.jsonl").read_bytes() == before
+
+
+def test_a_model_without_text_is_told(bare: Path, folder: Path) -> None:
+    assert "has no text" in refused("score", "a.txt", "--model", str(bare), cwd=folder)
+
+
+def test_help_fits_a_screen() -> None:
+    out = run("score", "--help", COLUMNS="80")[1]
+    assert len(out.splitlines()) <= 40
+    assert max(map(len, out.splitlines())) <= 80

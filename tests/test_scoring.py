@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import npgpt
+from npgpt import parameters, scoring, windows
+from npgpt.errors import NpgptError
+from npgpt.language_model import LanguageModel
+from npgpt.parameters import Array
+from npgpt.scoring import Score, Totals, likelihood, score, total
+from npgpt.workers import processes
+from tests.models import random_parameters, small
+
+TEXTS = [
+    "Emma Woodhouse, handsome, clever, and rich, with a comfortable home and happy disposition. " * 3,
+    "naïve 日本\n",
+    "It was a truth. " * 12,
+    "Emma",
+    "and",
+]
+
+
+@pytest.fixture(scope="module")
+def austen() -> LanguageModel:
+    return npgpt.load(dtype="float64")
+
+
+def log_softmax(logits: Array) -> list[float]:
+    """The definition."""
+    largest = float(logits.max())
+    norm = math.log(math.fsum(math.exp(float(v) - largest) for v in logits))
+    return [float(v) - largest - norm for v in logits]
+
+
+def by_definition(model: LanguageModel, text: str, rule: windows.Convention) -> list[float]:
+    """Every token alone: the window that scores it, run up to it."""
+    ids = model.tokenizer.encode(text)
+    if rule.end_of_text:
+        ids = [model.tokenizer.end_of_text or 0, *ids]
+    found = [math.nan] * len(ids)
+    for window in windows.windows(len(ids), rule):
+        logits = model(ids[window.begin : window.last - 1])[0]
+        for place in range(window.first, window.last):
+            found[place] = log_softmax(logits[place - 1 - window.begin])[ids[place]]
+    return found[1:] if rule.end_of_text else found
+
+
+@given(st.integers(1, 6), st.integers(1, 12), st.sampled_from(["float32", "float64"]), st.data())
+@settings(deadline=None)
+def test_likelihood_by_brute_force(n: int, V: int, dtype: str, data: st.DataObject) -> None:
+    values = data.draw(st.lists(st.integers(-30, 30), min_size=n * V, max_size=n * V))
+    logits = (np.array(values) / 4).reshape(n, V).astype(dtype)
+    ids = np.array(data.draw(st.lists(st.integers(0, V - 1), min_size=n, max_size=n)))
+    top = data.draw(st.integers(0, V))
+    found = likelihood(logits, ids, top)
+    for row, (these, token_id) in enumerate(zip(logits, ids.tolist(), strict=True)):
+        expected = log_softmax(these)
+        order = sorted(range(V), key=lambda i, these=these: (-these[i], i))  # type: ignore[misc]
+        # float32: V exponentials, each off by an ulp or two, of differences that are exact here (multiples of 1/4)
+        tolerance = 1e-6 if dtype == "float32" else 1e-14 * 40
+        assert found.log_probs[row] == pytest.approx(expected[token_id], abs=tolerance)
+        assert found.ranks[row] == 1 + sum(v > these[token_id] for v in these)
+        values_there = [float(these[i]) for i in found.top_ids[row]]
+        assert values_there == [float(these[i]) for i in order[:top]]
+        np.testing.assert_allclose(found.top_log_probs[row], [expected[i] for i in found.top_ids[row]], atol=tolerance)
+
+
+def test_likelihood_goes_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    logits, ids = rng.standard_normal((23, 50)), rng.integers(0, 50, 23)
+    whole = likelihood(logits, ids, 3)
+    monkeypatch.setattr(scoring, "BLOCK", 100)
+    for one, other in zip(whole, likelihood(logits, ids, 3), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["rolling", "huggingface", "llama.cpp"])
+@pytest.mark.parametrize(("context", "stride"), [(256, 256), (40, 40), (40, 7)])
+def test_scores_by_definition(austen: LanguageModel, name: str, context: int, stride: int) -> None:
+    if name == "llama.cpp":
+        stride = context
+    rule = windows.convention(name, austen.config, context, stride)
+    least = {"rolling": 1, "huggingface": 2, "llama.cpp": context}[name]
+    texts = [text for text in [*TEXTS, TEXTS[0] * 5] if len(austen.tokenizer.encode(text)) >= least]
+    for text, found in zip(texts, score(texts, austen, convention=name, context=context, stride=stride), strict=True):
+        expected = by_definition(austen, text, rule)
+        np.testing.assert_allclose(found.log_probs, expected, rtol=1e-10)
+        assert np.array_equal(found.ranks == 0, np.isnan(expected))
+        assert b"".join(found.pieces).decode() == text
+        assert [
+            text.encode()[at : at + len(p)] for at, p in zip(found.byte_offsets, found.pieces, strict=True)
+        ] == list(found.pieces)
+
+
+def test_float32_differs_by_rounding_alone(austen: LanguageModel) -> None:
+    for one, other in zip(score(TEXTS, npgpt.load()), score(TEXTS, austen), strict=True):
+        # logits of about 10 in float32, u = 6e-8, after some hundreds of roundings: 1e-6 is typical, see tolerances.py
+        np.testing.assert_allclose(one.log_probs, other.log_probs, atol=5e-5)
+
+
+def test_the_first_token_is_scored_where_end_of_text_stands_before_it(austen: LanguageModel) -> None:
+    (before,) = score(["Emma"], austen)
+    (without,) = score(["Emma"], austen, end_of_text=False)
+    ids = austen.tokenizer.encode("Emma")
+    expected = log_softmax(austen([4095])[0, -1])[ids[0]]
+    assert before.log_probs[0] == pytest.approx(expected)
+    assert math.isnan(without.log_probs[0])
+    assert without.ranks[0] == 0
+    assert without.totals.scored == len(ids) - 1
+
+
+def test_sums_literally() -> None:
+    nan = math.nan
+    text = "a bc\u3000déf\ng"
+    pieces = (b"a", b" b", b"c\xe3\x80", b"\x80", b"d\xc3", b"\xa9f", b"\n", b"g")
+    assert b"".join(pieces).decode() == text
+    log_probs = np.array([nan, -1.0, -2.0, -0.5, -4.0, nan, -0.25, -0.25])
+    found = Score(
+        np.arange(8),
+        pieces,
+        scoring.unknown(8, 0)._replace(log_probs=log_probs, ranks=np.array([0, *[1] * 4, 0, 1, 1])),
+    )
+    assert found.byte_offsets.tolist() == [0, 1, 3, 6, 7, 9, 11, 12]
+    # words begin in: a (not scored), " b", "d\xc3", g
+    assert found.totals == Totals(tokens=8, scored=6, words=3, bytes=2 + 3 + 1 + 2 + 1 + 1, nll=8.0)
+    assert found.perplexity == pytest.approx(math.exp(8 / 6))
+    assert found.totals.word_perplexity == pytest.approx(math.exp(8 / 3))
+    assert found.totals.bits_per_byte == pytest.approx(8 / math.log(2) / 10)
+
+
+@given(st.text(min_size=1, max_size=60))
+@settings(deadline=None, max_examples=60)
+def test_words_are_those_between_white_space(text: str) -> None:
+    model = npgpt.load()
+    (found,) = score([text], model, context=16)
+    assert found.totals.words == len(text.split())
+    assert found.totals.bytes == len(text.encode())
+    assert found.totals.tokens == found.totals.scored == len(found.pieces)
+
+
+def test_sums_of_several_and_of_none() -> None:
+    parts = [Totals(3, 2, 1, 9, 0.1), Totals(5, 4, 2, 10, 0.2)]
+    assert total(parts) == Totals(8, 6, 3, 19, math.fsum([0.1, 0.2]))
+    nothing = Totals(1, 0, 0, 0, 0.0)
+    assert all(math.isnan(v) for v in (nothing.perplexity, nothing.word_perplexity, nothing.bits_per_byte))
+    assert Totals(9, 9, 1, 9, 5000.0).word_perplexity == math.inf
+
+
+def test_batches_hold_windows_of_one_length_and_no_more_than_one_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = npgpt.load()
+    seen: list[tuple[int, ...]] = []
+    once = LanguageModel.__call__
+
+    def call(self: LanguageModel, token_ids: Any, *rest: Any, **named: Any) -> Array:
+        seen.append(np.shape(token_ids))
+        return once(self, token_ids, *rest, **named)
+
+    monkeypatch.setattr(LanguageModel, "__call__", call)
+    list(score(["Emma"] * 20 + ["and"] * 3 + TEXTS[:1], model, context=24))
+    assert all(B * T <= 24 for B, T in seen)
+    assert any(B > 4 for B, _ in seen)
+    assert (
+        sum(B * T for B, T in seen) < 1.1 * sum(len(model.tokenizer.encode(t)) for t in ["Emma"] * 20 + TEXTS[:1]) + 60
+    )
+
+
+class Backwards(Executor):
+    """Computes what it is given last first, and not before somebody waits."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Future[Any], Any]] = []
+        self.most = 0
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        model, *rest = args
+        result, inner = future.result, (fn, pickle.loads(pickle.dumps(model)), *rest)
+
+        def wait(timeout: float | None = None) -> Any:
+            while self.waiting:
+                other, (call, *its) = self.waiting.pop()
+                other.set_result(call(*its))
+            return result(timeout)
+
+        future.result = wait  # type: ignore[method-assign]
+        self.waiting.append((future, inner))
+        self.most = max(self.most, len(self.waiting))
+        return future
+
+
+def same(one: Iterator[Score] | list[Score], other: Iterator[Score] | list[Score]) -> None:
+    for a, b in zip(one, other, strict=True):
+        assert a.pieces == b.pieces
+        for mine, theirs in zip(a.likelihood, b.likelihood, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("make", [Backwards, lambda: ThreadPoolExecutor(3), None])
+def test_any_executor_gives_the_same_in_order(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "AHEAD", 5)
+    monkeypatch.setattr(scoring, "GROUP", 2)
+    model = npgpt.load(dtype="float64")
+    texts, options = TEXTS * 4, {"context": 32, "stride": 20, "top": 2}
+    executor = make() if make else None
+    same(score(texts, model, executor, **options), score(texts, model, **options))  # type: ignore[arg-type]
+    if isinstance(executor, Backwards):
+        assert executor.most == 5  # no more is handed out than can be kept
+
+
+def test_texts_may_be_endless() -> None:
+    def more() -> Iterator[str]:
+        while True:
+            yield "Emma Woodhouse " * 40
+
+    found = score(more(), npgpt.load())
+    assert next(found).totals.tokens == next(found).totals.tokens > 40
+
+
+def test_what_is_skipped_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "GROUP", 2)
+    model, texts = npgpt.load(), TEXTS * 3
+    whole = list(score(texts, model))
+    done = {0, 1, 2, 3, 7}
+    same(score(texts, model, skip=done), [found for number, found in enumerate(whole) if number not in done])
+    assert list(score(texts, model, skip=range(len(texts)))) == []
+
+
+def test_progress_counts_tokens_up_to_their_number() -> None:
+    seen: list[tuple[int, int]] = []
+    found = list(score(TEXTS, npgpt.load(), progress=lambda *numbers: seen.append(numbers)))
+    count = sum(text.totals.scored for text in found)
+    assert seen[-1] == (count, count)
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+
+
+def test_processes_give_the_same_share_the_weights_and_end(tmp_path: Path) -> None:
+    model, texts = npgpt.load(), TEXTS * 4
+    with processes(2, 1) as pool:
+        found = list(score(texts, model, pool, context=64))
+        workers = list(pool._processes)
+        if os.path.exists(f"/proc/{workers[0]}/smaps"):
+            mapped = [memory(worker, "austen/model.safetensors") for worker in workers]
+            assert all(size["Rss"] > 0 for size in mapped), "no worker has mapped the weights"
+            assert all(size["Private_Dirty"] == 0 for size in mapped)
+            # shared with this process, too: no worker's share is more than a half
+            assert all(size["Pss"] <= 0.55 * size["Rss"] for size in mapped)
+    for one, other in zip(found, score(texts, model, context=64), strict=True):
+        # to the last bit where both have as many threads; OpenBLAS may cut a product in other places for one
+        np.testing.assert_allclose(one.log_probs, other.log_probs, rtol=0, atol=1e-5)
+    wait_for_the_end(workers)
+
+
+def memory(process: int, file: str) -> dict[str, int]:
+    """Kilobytes of a file's mappings in a process."""
+    sums = {"Rss": 0, "Pss": 0, "Private_Dirty": 0}
+    inside = False
+    for line in Path(f"/proc/{process}/smaps").read_text().splitlines():
+        key, *values = line.split()
+        if not key.endswith(":"):
+            inside = line.endswith(file)
+        elif inside and key[:-1] in sums:
+            sums[key[:-1]] += int(values[0])
+    return sums
+
+
+def wait_for_the_end(workers: list[int]) -> None:
+    deadline = time.monotonic() + 30
+    while any(running(worker) for worker in workers):
+        assert time.monotonic() < deadline, "a worker outlives its work"
+        time.sleep(0.02)
+
+
+def running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+        return not Path(f"/proc/{process}/stat").exists() or Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+def test_a_killed_worker_is_told() -> None:
+    with processes(2, 1) as pool:
+        found = score(TEXTS * 50, npgpt.load(), pool)
+        next(found)
+        os.kill(next(iter(pool._processes)), signal.SIGKILL)
+        with pytest.raises(BrokenProcessPool):
+            list(found)
+
+
+def test_processes_leave_the_environment_alone() -> None:
+    before = dict(os.environ)
+    with processes(1, 3) as pool:
+        assert pool.submit(os.getenv, "OPENBLAS_NUM_THREADS").result() == "3"
+    assert dict(os.environ) == before
+
+
+def test_a_model_goes_to_another_process_as_its_file(tmp_path: Path) -> None:
+    model = npgpt.load(dtype="float64")
+    content = pickle.dumps(model)
+    assert len(content) < 1000
+    again = pickle.loads(content)
+    assert again.config == model.config
+    np.testing.assert_array_equal(again([1, 2, 3]), model([1, 2, 3]))
+    assert pickle.loads(content) is again  # not once for each piece of work
+
+    npgpt.save(model, tmp_path / "one")
+    content = pickle.dumps(npgpt.load(tmp_path / "one"))
+    changed = npgpt.load(tmp_path / "one", dtype="float64")
+    arrays = parameters.to_arrays(changed.parameters)
+    arrays["h.3.ln_1.bias"] = arrays["h.3.ln_1.bias"] + 1
+    changed = replace(changed, parameters=parameters.from_arrays(changed.config, arrays))
+    npgpt.save(changed, tmp_path / "other")
+    (tmp_path / "other" / "model.safetensors").replace(tmp_path / "one" / "model.safetensors")
+    with pytest.raises(NpgptError, match="holds other weights here than where the work was handed out"):
+        pickle.loads(content)
+
+
+def test_a_model_of_no_file_stays_here() -> None:
+    config = small()
+    model = LanguageModel("mine", config, random_parameters(config), lambda: "none")
+    with pytest.raises(NpgptError, match=r"mine lies in no file that another process could load: npgpt\.save"):
+        pickle.dumps(model)
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "message"),
+    [
+        ("Emma", {}, r"texts are several: put a single one into a list"),
+        ([""], {}, "text 0 is empty: there is nothing to score"),
+        (["Emma", ""], {"names": ["a.txt", "b.txt"]}, "b.txt is empty"),
+        (["and"], {"end_of_text": False}, r"text 0 has too few tokens, 1, .*it takes 2, or <\|endoftext\|> before it"),
+        (["and"], {"convention": "llama.cpp"}, "it takes a whole window of 256"),
+        (["\ud800"], {}, "lone surrogate"),
+        (["Emma"], {"top": -1}, "top, .* at least 0, not -1"),
+        (["Emma"], {"top": 4097}, "top, .* at most 4096, not 4097"),
+        (["Emma"], {"stride": 257}, "a stride of 257 above the window of 256"),
+    ],
+)
+def test_what_cannot_be_scored(texts: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(NpgptError, match=message):
+        list(score(texts, npgpt.load(), **options))
+
+
+def test_wrong_arguments_are_told_at_once() -> None:
+    with pytest.raises(NpgptError, match="stride"):
+        score([], npgpt.load(), stride=0)
+
+
+def test_broken_weights_are_told() -> None:
+    model = npgpt.load(dtype="float64")
+    ln_f = model.parameters.ln_f
+    weights = model.parameters._replace(ln_f=ln_f._replace(bias=ln_f.bias * np.nan))
+    broken = replace(model, parameters=weights)
+    with pytest.raises(NpgptError, match="logits are not finite"):
+        list(score(["Emma"], broken))
