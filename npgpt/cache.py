@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,6 +48,23 @@ class KVCache:
         if len(self.keys) != config.n_layer:
             raise NpgptError(f"the cache was made for {len(self.keys)} blocks, the model has {config.n_layer}")
         return whole_number("a cache's length", self.length, low=0, high=self.capacity)
+
+    def rows(self, rows: Sequence[int]) -> KVCache:
+        """A new cache of these rows in this order, each as often as it is given; what is filled is copied, no more.
+
+        rows([0] * n) takes one prompt on in n ways; rows([0, 2]) drops what is over. Raises NpgptError for no rows at
+        all, and for one that is not there.
+        """
+        whole_number("a new cache's number of rows", len(rows))
+        n_layer, batch_size, *room = self.keys.shape
+        new = copy.copy(self)
+        new.keys = np.empty((n_layer, len(rows), *room), self.keys.dtype)
+        new.values = np.empty_like(new.keys)
+        for to, row in enumerate(rows):
+            row = whole_number("a cache's row", row, low=0, high=batch_size - 1)
+            new.keys[:, to, :, : self.length] = self.keys[:, row, :, : self.length]
+            new.values[:, to, :, : self.length] = self.values[:, row, :, : self.length]
+        return new
 
     def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Put block `layer`'s new k and v [B, H, T, D] behind the old ones; give back all, views [B, H, S, D].

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,11 +22,12 @@ Finish: TypeAlias = Literal["end_of_text", "stop", "length", "context"]
 
 
 class Step(NamedTuple):
-    """One token drawn and the text that became certain with it; the last step, and only that, has finish."""
+    """One token drawn and the text that became certain with it; a sample's last step, and only that, has finish."""
 
     token_id: int | None  # None in a last step that draws nothing more
     text: str
     finish: Finish | None = None
+    sample: int = 0
 
 
 def generate(
@@ -39,19 +41,31 @@ def generate(
     tokenizer: Tokenizer | None = None,
     stop: Iterable[str] = (),
     ignore_eos: bool = False,
+    samples: int = 1,
 ) -> Iterator[Step]:
     """Continue a prompt of ids [T], a step for each token as it is drawn; the same seed gives the same steps.
 
     With a tokenizer <|endoftext|> ends it, unless ignore_eos, ids that stand for no text are never drawn, and steps
     have text. Held back are a UTF-8 sequence that is not whole and what may be the beginning of a stop string; a stop
-    string ends it and is not in the text. The cache is allocated once. Raises NpgptError at once for a prompt that does
-    not fit (Config.check_token_ids) or has several rows, a negative max_tokens or seed, and an empty stop string.
+    string ends it and is not in the text.
+
+    Of several samples the steps come in turn, each with its sample's number, from 0. The prompt is read once, for all;
+    then those that still run are the rows of one batch, whose keys and values take samples times one's memory. Sample
+    i is drawn as the only one of seed + i is (in float32, a batch's last bits being others, up to near ties).
+
+    Raises NpgptError at once for a prompt that does not fit (Config.check_token_ids) or has several rows, a negative
+    max_tokens or seed, no samples, and an empty stop string.
     """
     ids = config.check_token_ids(prompt)
     if len(ids) != 1:
         raise NpgptError(f"one prompt at a time is continued, not {len(ids)} rows")
     max_tokens = whole_number("max_tokens", max_tokens, low=0)
-    seed = None if seed is None else whole_number("a seed", seed, low=0, high=2**64 - 1)
+    samples = whole_number("samples", samples)
+    seeds: Sequence[int | None] = [None] * samples
+    if seed is not None:
+        seed = whole_number("a seed", seed, low=0, high=2**64 - 1)
+        last = whole_number("the last sample's seed, seed + samples − 1,", seed + samples - 1, low=0, high=2**64 - 1)
+        seeds = range(seed, last + 1)
     stop = tuple(stop)
     if stop and tokenizer is None:
         raise NpgptError("a stop string needs a model that has text")
@@ -59,43 +73,74 @@ def generate(
         check_text(text, "a stop string")
         if not text:
             raise NpgptError("a stop string must not be empty")
-    cache = KVCache(config, 1, min(config.n_positions, ids.shape[1] + max_tokens), parameters.wte.weight.dtype)
     end_of_text = tokenizer.end_of_text if tokenizer and not ignore_eos else None
-    generator = np.random.default_rng(seed)
+    seen = ids[0].tolist()
+    all_samples = [
+        _Sample(n, [*seen], np.random.default_rng(seeds[n]), TextDecoder(tokenizer, seen) if tokenizer else None, stop)
+        for n in range(samples)
+    ]
 
-    def draw(ids: NDArray[np.integer[Any]]) -> Iterator[Step]:
-        """Steps without text. The context holds n_positions tokens; one more can be drawn, and not fed."""
+    def draw(running: list[_Sample], ids: NDArray[np.integer[Any]], cache: KVCache) -> Iterator[Step]:
+        """ids are the prompt [1, T], then a token [R, 1] of each that runs. The context holds n_positions tokens; one
+        more can be drawn, and not fed.
+        """
         finish: Finish = "length"
+        rows = [0] * samples  # which row of logits is whose: the prompt's one is everybody's
         for _ in range(max_tokens):
             if cache.length + ids.shape[1] > config.n_positions:
                 finish = "context"
                 break
             with np.errstate(over="ignore", invalid="ignore"):  # next_token says in words what is wrong
-                logits = forward(parameters, config, ids, cache, last_only=True)[0, -1]
+                logits = forward(parameters, config, ids, cache, last_only=True)[:, -1]
             if tokenizer:
                 tokenizer.hide_unused(logits)
-            token_id = next_token(logits, sampling, generator)
-            if token_id == end_of_text:
-                finish = "end_of_text"
-                break
-            yield Step(token_id, "")
-            ids = np.array([[token_id]])
-        yield Step(None, "", finish)
+            going = []
+            for row, sample in zip(rows, running, strict=True):
+                token_id = next_token(logits[row], sampling, sample.generator, sample.seen)
+                step = sample.end("end_of_text") if token_id == end_of_text else sample.take(token_id)
+                yield step
+                if step.finish is None:
+                    going.append((row, sample))
+            if not going:
+                return
+            rows, running = [row for row, _ in going], [sample for _, sample in going]
+            if len(rows) != len(logits):
+                cache, rows = cache.rows(rows), list(range(len(rows)))
+            ids = np.array([[sample.seen[-1]] for sample in running])
+        for sample in running:
+            yield sample.end(finish)
 
-    return _with_text(draw(ids), TextDecoder(tokenizer, ids[0].tolist()), stop) if tokenizer else draw(ids)
+    capacity = min(config.n_positions, ids.shape[1] + max_tokens)
+    return draw(all_samples, ids, KVCache(config, 1, capacity, parameters.wte.weight.dtype))
 
 
-def _with_text(steps: Iterator[Step], decoder: TextDecoder, stop: Sequence[str]) -> Iterator[Step]:
-    """The same steps with their text, up to the first stop string."""
-    held = ""
-    for step in steps:
-        held += decoder.flush() if step.token_id is None else decoder.feed(step.token_id)
-        if found := [at for text in stop if (at := held.find(text)) >= 0]:
-            yield Step(step.token_id, held[: min(found)], "stop")
-            return
-        certain = len(held) if step.finish else len(held) - _beginning(held, stop)
-        yield step._replace(text=held[:certain])
-        held = held[certain:]
+@dataclass(eq=False)
+class _Sample:
+    """One continuation as it runs."""
+
+    number: int
+    seen: list[int]  # ids of the prompt and what was drawn
+    generator: np.random.Generator
+    decoder: TextDecoder | None
+    stop: Sequence[str]
+    held: str = ""  # text that is not certain yet
+
+    def take(self, token_id: int) -> Step:
+        """The step of a token drawn; it is the last where a stop string is complete with it."""
+        self.seen.append(token_id)
+        return self._step(token_id, self.decoder.feed(token_id) if self.decoder else "")
+
+    def end(self, finish: Finish) -> Step:
+        """The last step, with what was held back."""
+        return self._step(None, self.decoder.flush() if self.decoder else "", finish)
+
+    def _step(self, token_id: int | None, text: str, finish: Finish | None = None) -> Step:
+        self.held += text
+        if found := [at for s in self.stop if (at := self.held.find(s)) >= 0]:
+            return Step(token_id, self.held[: min(found)], "stop", self.number)
+        certain = len(self.held) if finish else len(self.held) - _beginning(self.held, self.stop)
+        shown, self.held = self.held[:certain], self.held[certain:]
+        return Step(token_id, shown, finish, self.number)
 
 
 def _beginning(text: str, stop: Sequence[str]) -> int:

@@ -99,17 +99,21 @@ class LanguageModel:
         top_k: int | None = None,
         top_p: float | None = None,
         min_p: float | None = None,
+        repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] = (),
         ignore_eos: bool = False,
     ) -> Iterator[str]:
         """Yield the text that follows a prompt (a text or ids [T]), piece by piece as it becomes certain.
 
-        temperature 0 is greedy; the same seed gives the same text; a stop string ends it and is not yielded, nor is
-        <|endoftext|>, which ends it unless ignore_eos. Raises NpgptError at once for an argument out of range, a prompt
-        longer than the context, and a model without text.
+        temperature 0 is greedy; a repetition_penalty above 1 makes ids of the prompt and the text less likely; the same
+        seed gives the same text; a stop string ends it and is not yielded, nor is <|endoftext|>, which ends it unless
+        ignore_eos. Raises NpgptError at once for an argument out of range, a prompt longer than the context, and a
+        model without text.
         """
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        sampling = Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
+        )
         if isinstance(self.vocabulary, str):
             raise self._no_text()
         ids = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
@@ -126,9 +130,11 @@ class LanguageModel:
         seed: int | None = None,
         stop: Iterable[str] = (),
         ignore_eos: bool = False,
+        samples: int = 1,
     ) -> Iterator[Step]:
         """Continue prompt ids [T] token by token, with ids, text and why it ended; a model without text runs too.
 
+        Of several samples, which read the prompt once, the steps come in turn, and step.sample tells whose they are.
         See npgpt.generation.generate.
         """
         return generate(
@@ -141,4 +147,5 @@ class LanguageModel:
             tokenizer=None if isinstance(self.vocabulary, str) else self.vocabulary,
             stop=stop,
             ignore_eos=ignore_eos,
+            samples=samples,
         )

@@ -1,6 +1,6 @@
 """From the logits of one next token to its id: plain functions on an array [V].
 
-Each filter sets what it takes away to −inf and returns a new array; what is left keeps its logits.
+Each returns a new array. A filter sets what it takes away to −inf; what is left keeps its logits.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from .config import whole_number
 from .errors import NpgptError
@@ -17,7 +18,7 @@ from .parameters import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to draw: temperature, then top_k, top_p, min_p, each None where it is not wanted.
+    """How to draw: repetition_penalty, temperature, then top_k, top_p, min_p, each None where it is not wanted.
 
     Raises NpgptError for a value out of range.
     """
@@ -26,6 +27,7 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -36,27 +38,61 @@ class Sampling:
             raise NpgptError(f"top-p is a probability above 0 and up to 1, not {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
             raise NpgptError(f"min-p is a fraction from 0 to 1 of the likeliest token's probability, not {self.min_p}")
+        if self.repetition_penalty is not None and not 0 < self.repetition_penalty < float("inf"):
+            raise NpgptError(f"repetition-penalty must be a finite number above 0, not {self.repetition_penalty}")
 
 
-def next_token(logits: Array, sampling: Sampling, generator: np.random.Generator) -> int:
+def next_token(logits: Array, sampling: Sampling, generator: np.random.Generator, seen: ArrayLike = ()) -> int:
     """Draw one id from logits [V]; temperature 0 takes the likeliest, of equals the lowest id, and draws nothing.
 
-    Worked in float64, so that a float32 and a float64 model's close logits draw alike. Raises NpgptError where logits
-    are NaN or have no finite maximum: the weights are broken.
+    seen: the ids [S] of prompt and continuation, for the repetition penalty. Raises NpgptError where logits are NaN or
+    have no finite maximum: the weights are broken.
+    """
+    kept = adjusted(logits, sampling, seen)
+    if sampling.temperature == 0:
+        return int(kept.argmax())
+    cumulative = np.cumsum(softmax(kept))
+    return int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right"))
+
+
+def adjusted(logits: Array, sampling: Sampling, seen: ArrayLike = ()) -> Array:
+    """The logits [V] that are drawn from: penalty, temperature (unless 0), top-k, top-p, min-p, in transformers' order.
+
+    Less their maximum, and in float64, so that a float32 and a float64 model's close logits draw alike.
     """
     check_finite(logits.max())
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    with np.errstate(over="ignore"):  # a tiny temperature may push all but the likeliest to −inf
-        kept = (logits.astype(np.float64) - logits.max()) / sampling.temperature
+    kept: Array = logits.astype(np.float64)
+    if sampling.repetition_penalty is not None:
+        kept = repetition_penalty(kept, seen, sampling.repetition_penalty)
+        if not np.isfinite(kept.max()):
+            raise NpgptError(
+                f"repetition-penalty {sampling.repetition_penalty} takes the logits out of float64's range"
+            )
+    kept -= kept.max()  # after the penalty, for which it matters what is above 0
+    if sampling.temperature > 0:
+        with np.errstate(over="ignore"):  # a tiny temperature may push all but the likeliest to −inf
+            kept /= sampling.temperature
     if sampling.top_k is not None:
         kept = top_k(kept, sampling.top_k)
     if sampling.top_p is not None:
         kept = top_p(kept, sampling.top_p)
     if sampling.min_p is not None:
         kept = min_p(kept, sampling.min_p)
-    cumulative = np.cumsum(softmax(kept))
-    return int(np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right"))
+    return kept
+
+
+def repetition_penalty(logits: Array, seen: ArrayLike, penalty: float) -> Array:
+    """Of every id in seen [S], however often it is there, divide a logit above 0 by the penalty, multiply one below.
+
+    Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model for Controllable Generation", and transformers:
+    the paper would divide one below 0 too, which makes it likelier. Ids that logits lack are of no effect.
+    """
+    ids = np.asarray(seen, np.int64)
+    ids = ids[(ids >= 0) & (ids < len(logits))]  # a negative one would count from the end
+    old, penalised = logits[ids], logits.copy()
+    with np.errstate(over="ignore"):
+        penalised[ids] = np.where(old > 0, old / penalty, old * penalty)
+    return penalised
 
 
 def check_finite(largest: Array) -> None:

@@ -78,9 +78,9 @@ class Tokenizer:
         return b"".join(self.piece(token_id) for token_id in token_ids).decode("utf-8", errors="replace")
 
     def hide_unused(self, logits: NDArray[np.floating[Any]]) -> None:
-        """Set to −inf, in place, the logits [V] that stand for no text, such as the rows that pad V to 50304."""
-        logits[self.holes] = -np.inf
-        logits[self.n_vocab :] = -np.inf
+        """Set to −inf, in place, the logits [..., V] that stand for no text, such as the rows that pad V to 50304."""
+        logits[..., self.holes] = -np.inf
+        logits[..., self.n_vocab :] = -np.inf
 
 
 class TextDecoder:

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from npgpt.cache import KVCache
 from npgpt.errors import NpgptError
@@ -77,6 +79,64 @@ def test_a_cache_for_more_blocks_is_refused_and_a_length_that_cannot_be() -> Non
     cache.length = -1
     with pytest.raises(NpgptError, match="length must be at least 0, not -1"):
         forward(random_parameters(small()), small(), [1], cache)
+
+
+def filled(batch_size: int, length: int) -> KVCache:
+    """A cache of 5 positions with as many tokens in it, all of them other numbers."""
+    cache = KVCache(small(), batch_size, 5, "float64")
+    k = np.random.default_rng(0).standard_normal((2, batch_size, 3, length, 7))
+    for layer in range(2):
+        cache.extend(layer, k[layer], -k[layer])
+    cache.length = length
+    return cache
+
+
+def test_rows_of_a_cache() -> None:
+    cache = filled(3, 4)
+    new = cache.rows([2, 0, 2])
+    assert (new.keys.shape, new.capacity, new.length, str(new.values.dtype)) == ((2, 3, 3, 5, 7), 5, 4, "float64")
+    np.testing.assert_array_equal(new.keys[:, 1, :, :4], cache.keys[:, 0, :, :4])
+    np.testing.assert_array_equal(new.values[:, 2, :, :4], cache.values[:, 2, :, :4])
+    assert not np.shares_memory(new.keys, cache.keys)
+    assert not np.shares_memory(new.values, cache.values)
+    new.length = 1
+    assert cache.length == 4
+    assert cache.rows([0] * 4).keys.shape == (2, 4, 3, 5, 7)
+    assert cache.rows([1]).keys.shape == (2, 1, 3, 5, 7)
+
+
+@given(st.data())
+@settings(deadline=None)
+def test_any_rows_go_on_as_they_would_have_gone_on_alone(data: st.DataObject) -> None:
+    config = small()
+    parameters = random_parameters(config)
+    batch_size, length = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    rows = data.draw(st.lists(st.integers(0, batch_size - 1), min_size=1, max_size=6))
+    ids = np.random.default_rng(1).integers(0, 40, (batch_size, length))
+    following = np.random.default_rng(2).integers(0, 40, (len(rows), 1))
+    cache = KVCache(config, batch_size, 5, "float64")
+    forward(parameters, config, ids, cache)
+    cache.keys[..., length:, :] = cache.values[..., length:, :] = np.nan  # what is not filled is not copied
+    new = cache.rows(rows)
+    logits = forward(parameters, config, following, new)
+    expected = forward(parameters, config, np.concatenate([ids[rows], following], axis=1))[:, -1:]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-12)
+    assert (new.length, cache.length) == (length + 1, length)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "a new cache's number of rows must be at least 1, not 0"),
+        ([0, 2], "a cache's row must be at most 1, not 2"),
+        ([-1], "a cache's row must be at least 0, not -1"),
+        ([1.0], "a cache's row must be a whole number, not 1.0"),
+        ([True], "a cache's row must be a whole number, not True"),
+    ],
+)
+def test_rows_that_are_not_there(rows: list[Any], message: str) -> None:
+    with pytest.raises(NpgptError, match=message):
+        filled(2, 1).rows(rows)
 
 
 def test_what_a_cache_shows_of_itself() -> None:

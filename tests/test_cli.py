@@ -124,6 +124,55 @@ def test_an_empty_prompt_and_the_special_token() -> None:
     assert 4095 not in json.loads(out)["prompt_ids"]
 
 
+SAMPLES = ("--samples", "3", "--seed", "10", "--max-tokens", "20", "--stop", ".", "--dtype", "float64")
+
+
+def test_samples() -> None:
+    """Each as it comes of its own seed alone, whole and in order, though the first ends last."""
+    code, out, error = run("generate", "It is a truth", *SAMPLES)
+    alone = [
+        run("generate", "It is a truth", *SAMPLES, "--samples", "1", "--seed", str(seed))[1] for seed in (10, 11, 12)
+    ]
+    assert (code, error) == (0, "")
+    assert out == "".join(f"--- sample {n} of 3, seed {n + 9} ---\n{text}" for n, text in enumerate(alone, 1))
+    assert all(text.startswith("It is a truth") for text in alone)
+    assert len(set(alone)) == 3
+
+
+def test_samples_as_json_are_a_line_each() -> None:
+    code, out, error = run("generate", "It is a truth", *SAMPLES, "--json", "-v")
+    reports = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [(report["sample"], report["seed"]) for report in reports] == [(1, 10), (2, 11), (3, 12)]
+    for report in reports:
+        single = json.loads(
+            run("generate", "It is a truth", *SAMPLES, "--samples", "1", "--seed", str(report["seed"]), "--json")[1]
+        )
+        assert single.keys() == report.keys()
+        for key in ("prompt_ids", "text", "token_ids", "finish", "seed"):
+            assert single[key] == report[key]
+        assert single["sample"] == 1
+    counts = ", ".join(f"{len(report['token_ids'])} generated ({report['finish']})" for report in reports)
+    assert error.startswith(f"npgpt: 4 prompt tokens, {counts}, seed 10 to 12; 0.")
+    assert error.endswith(" tokens/s\n")
+
+
+def test_samples_on_ids_to_the_contexts_end(bare: Path) -> None:
+    arguments = ("--model", str(bare), "--ids", "1,2,3", "--max-tokens", "99", "--samples", "2", "--temperature", "0")
+    code, out, error = run("generate", *arguments)
+    first, second = (part.partition(" ---\n")[2] for part in out.split("--- sample ")[1:])
+    assert (code, error) == (0, "npgpt: the context of 24 tokens is full\n")
+    assert first == second
+    assert len(first.split()) == 25
+
+
+def test_repetition_penalty() -> None:
+    def text(*penalty: str) -> str:
+        return run("generate", CARD_PROMPT, "--temperature", "0", "--max-tokens", "40", *penalty)[1]
+
+    assert text("--repetition-penalty", "1") == text() == CARD_GREEDY + "\n" != text("--repetition-penalty", "1.5")
+
+
 def test_stop() -> None:
     code, out, _ = run("generate", CARD_PROMPT, "--temperature", "0", "--stop", "not here", "--stop", " much in")
     assert (code, out) == (0, CARD_GREEDY[: CARD_GREEDY.index(" much in")] + "\n")
@@ -207,10 +256,10 @@ def test_inspect_names_what_is_wrong(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", ["generate", "tokens", "inspect"])
 def test_help_has_an_example_and_fits_a_screen(verb: str) -> None:
-    code, out, _ = run(verb, "--help", COLUMNS="100")
+    code, out, _ = run(verb, "--help", COLUMNS="80")
     assert code == 0
     assert f"example: npgpt {verb}" in out
-    assert len(out.splitlines()) <= 50
+    assert len(out.splitlines()) <= 40
 
 
 def test_version_and_help() -> None:
@@ -231,6 +280,9 @@ def test_version_and_help() -> None:
         (["generate", "a", "--top-k", "0"], "top-k, the number of tokens to keep, must be at least 1, not 0"),
         (["generate", "a", "--top-p", "2"], "not 2.0"),
         (["generate", "a", "--min-p", "-1"], "not -1.0"),
+        (["generate", "a", "--repetition-penalty", "0"], "repetition-penalty must be a finite number above 0, not 0.0"),
+        (["generate", "a", "--samples", "0"], "samples must be at least 1, not 0"),
+        (["generate", "a", "--samples", "2", "--seed", str(2**64 - 1)], "the last sample's seed"),
         (["generate", "a", "--seed", "-5"], "a seed must be at least 0, not -5"),
         (["generate", "a", "--stop", ""], "stop string must not be empty"),
         (["generate", "a", "--threads", "0"], "--threads must be at least 1, not 0"),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import base64
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,6 +67,7 @@ def test_the_filters_reach_the_draw() -> None:
         return "".join(AUSTEN.generate("It is a truth", max_tokens=20, seed=5, **options))
 
     greedy = text(temperature=0)
+    assert text(temperature=0, repetition_penalty=1.3) != greedy == text(temperature=0, repetition_penalty=1.0)
     for only_the_likeliest in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}):
         assert text(temperature=1.5, **only_the_likeliest) == greedy
     assert text() == text(temperature=0.8) == text(temperature=0.8, top_k=4096, top_p=1.0, min_p=0.0) != greedy
@@ -141,14 +144,35 @@ def test_stop_strings_may_span_tokens_and_are_not_shown(
     assert "".join(AUSTEN.generate("x", temperature=0, stop=(s for s in stop))) == expected
 
 
+def test_a_stop_string_over_three_tokens_and_over_the_prompts_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop string that the prompt begins is none: only new text is looked at."""
+    ids = [790, 820, 351, 448]
+    assert [AUSTEN.tokenizer.piece(token_id) for token_id in ids] == [b" every", b"day", b" with", b"out"]
+    for stop, text, finish, steps in (
+        ("yday w", " ever", "stop", 3),
+        (" everyday with", "", "stop", 3),
+        ("rydays", " everyday without", "end_of_text", 5),
+        ("this every", " everyday without", "end_of_text", 5),
+        ("s everyday with", " everyday without", "end_of_text", 5),
+    ):
+        with_logits(monkeypatch, [*ids, 4095], 4096)
+        found = list(AUSTEN.steps(AUSTEN.encode_prompt("this"), max_tokens=9, sampling=GREEDY, stop=[stop]))
+        assert ("".join(step.text for step in found), found[-1].finish, len(found)) == (text, finish, steps)
+
+
 @given(st.text("ab ", max_size=12), st.lists(st.text("ab ", min_size=1, max_size=4), max_size=3))
 @settings(deadline=None)
 def test_stopping_by_brute_force(text: str, stop: list[str]) -> None:
     """However the text is cut into tokens, what is shown is the text before the first stop string to be complete."""
     ids = AUSTEN.tokenizer.encode(text)
     ends = [text.find(s) + len(s) for s in stop if s in text]
-    steps = [*(Step(token_id, "") for token_id in ids), Step(None, "", "length")]
-    shown = list(generation._with_text(iter(steps), tokenizer.TextDecoder(AUSTEN.tokenizer), stop))
+    decoder = tokenizer.TextDecoder(AUSTEN.tokenizer)
+    sample = generation._Sample(0, [], np.random.default_rng(), decoder, stop)
+    shown = []
+    for token_id in [*ids, None]:
+        shown.append(sample.end("length") if token_id is None else sample.take(token_id))
+        if shown[-1].finish:
+            break
     joined = "".join(step.text for step in shown)
     if not ends:
         assert joined == text
@@ -190,6 +214,7 @@ def test_empty_prompt_starts_from_end_of_text() -> None:
         ({"max_tokens": -1}, "max_tokens must be at least 0, not -1"),
         ({"seed": -1}, "a seed must be at least 0, not -1"),
         ({"max_tokens": 3.5}, "max_tokens must be a whole number, not 3.5"),
+        ({"repetition_penalty": 0}, "repetition-penalty must be a finite number above 0, not 0"),
         ({"seed": True}, "a seed must be a whole number, not True"),
         ({"top_k": 2.5}, "top-k, .* must be a whole number, not 2.5"),
         ({"stop": [""]}, "stop string must not be empty"),
@@ -206,6 +231,31 @@ def test_empty_prompt_starts_from_end_of_text() -> None:
 def test_bad_arguments_are_refused_before_anything_runs(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(NpgptError, match=message):
         AUSTEN.generate(**{"prompt": "a"} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"samples": 0}, "samples must be at least 1, not 0"),
+        ({"samples": 2.0}, "samples must be a whole number, not 2.0"),
+        ({"samples": True}, "samples must be a whole number, not True"),
+        ({"samples": 3, "seed": 2**64 - 2}, "the last sample's seed, .*, must be at most 18446744073709551615, not"),
+    ],
+)
+def test_samples_out_of_range(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(NpgptError, match=message):
+        AUSTEN.steps([1], max_tokens=1, sampling=GREEDY, **arguments)
+    assert len(list(AUSTEN.steps([1], max_tokens=0, sampling=GREEDY, samples=3, seed=2**64 - 3))) == 3
+
+
+def test_the_penalty_is_of_prompt_and_continuation() -> None:
+    """Whatever was there is never repeated where the penalty is huge, and all logits are above 0."""
+    config = small(vocab_size=20)
+    parameters = random_parameters(config)
+    parameters.wte.weight[:, 0], parameters.ln_f.bias[0] = 1, 1000
+    sampling = Sampling(temperature=0, repetition_penalty=1e9)
+    steps = generation.generate(parameters, config, [5, 3], max_tokens=18, sampling=sampling)
+    assert sorted([5, 3, *(step.token_id for step in steps if step.token_id is not None)]) == list(range(20))
 
 
 def test_a_model_without_text_runs_on_ids_and_says_why() -> None:
@@ -266,4 +316,100 @@ def test_the_cache_is_of_the_models_dtype(monkeypatch: pytest.MonkeyPatch) -> No
     assert [(str(cache.keys.dtype), cache.capacity, cache.length) for cache in made] == [
         ("float32", 7, 6),
         ("float64", 7, 6),
+    ]
+
+
+AUSTEN_64 = npgpt.load(dtype="float64")
+
+
+def alone(steps: Iterable[Step], samples: int) -> list[list[Step]]:
+    """The steps of each sample, as if it were the only one."""
+    steps = list(steps)
+    return [[step._replace(sample=0) for step in steps if step.sample == number] for number in range(samples)]
+
+
+@given(
+    prompt=st.lists(st.integers(0, 39), min_size=1, max_size=24),
+    max_tokens=st.integers(0, 30),
+    samples=st.integers(1, 5),
+    seed=st.integers(0, 2**64 - 5),
+    penalty=st.sampled_from([None, 1.5]),
+)
+@settings(deadline=None, max_examples=50)
+def test_each_sample_is_as_if_drawn_alone(
+    prompt: list[int], max_tokens: int, samples: int, seed: int, penalty: float | None
+) -> None:
+    config = small()
+    parameters = random_parameters(config)
+    sampling = Sampling(temperature=1.5, repetition_penalty=penalty)
+
+    def steps(seed: int, samples: int) -> list[Step]:
+        return list(
+            generation.generate(
+                parameters, config, prompt, max_tokens=max_tokens, sampling=sampling, seed=seed, samples=samples
+            )
+        )
+
+    assert alone(steps(seed, samples), samples) == [steps(seed + number, 1) for number in range(samples)]
+
+
+def test_samples_that_end_at_different_times_and_for_different_reasons() -> None:
+    """Rows leave the batch from its middle, its end and its beginning, and no text reaches another's row."""
+    prompt = [*AUSTEN_64.tokenizer.encode(" and" * 225), 1026, 318, 257, 3872]
+    finishes: set[Finish | None] = set()
+    lengths: set[int] = set()
+    for max_tokens in (20, 40):
+        options: dict[str, Any] = {
+            "max_tokens": max_tokens,
+            "sampling": Sampling(temperature=1.2, repetition_penalty=1.1),
+            "stop": ["ing", "ed to", ".", "?"],
+        }
+        together = alone(AUSTEN_64.steps(prompt, seed=5, samples=12, **options), 12)
+        assert together == [list(AUSTEN_64.steps(prompt, seed=5 + number, **options)) for number in range(12)]
+        finishes |= {steps[-1].finish for steps in together}
+        lengths |= {len(steps) for steps in together}
+    assert finishes >= {"stop", "context", "length"}
+    assert len(lengths) > 6
+
+
+def test_end_of_text_ends_one_sample_alone(tmp_path: Path) -> None:
+    """A model of the 256 bytes and <|endoftext|>: what it writes is mostly no UTF-8, held back by each."""
+    config = small(vocab_size=257, n_positions=64)
+    (tmp_path / "bytes.tiktoken").write_bytes(b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256)))
+    byte_text = vocabulary.from_ranks(tmp_path / "bytes.tiktoken", 257)
+    model = LanguageModel("bytes", config, random_parameters(config), lambda: byte_text)
+    options: dict[str, Any] = {"max_tokens": 60, "sampling": Sampling(temperature=8)}
+    together = alone(model.steps([1, 2], seed=1, samples=12, **options), 12)
+    assert together == [list(model.steps([1, 2], seed=1 + number, **options)) for number in range(12)]
+    assert {steps[-1].finish for steps in together} == {"end_of_text", "length"}
+    assert len({len(steps) for steps in together}) > 2
+
+
+def test_the_prompt_is_read_once_and_who_has_ended_is_computed_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[tuple[int, ...]] = []
+
+    def watch(parameters: Any, config: Any, ids: Any, *arguments: Any, **keywords: Any) -> Any:
+        read.append(np.shape(ids))
+        return forward(parameters, config, ids, *arguments, **keywords)
+
+    monkeypatch.setattr(generation, "forward", watch)
+    stop = ["er", "ing", "is"]
+    steps = AUSTEN.steps([1026, 318, 257], max_tokens=30, sampling=Sampling(), seed=0, samples=6, stop=stop)
+    drawn = [sum(step.token_id is not None for step in own) for own in alone(steps, 6)]
+    assert len(set(drawn)) > 3
+    assert read == [(1, 3), *((sum(n > fed for n in drawn), 1) for fed in range(1, max(drawn)))]
+
+
+def test_samples_without_a_seed_are_all_others() -> None:
+    """And greedy ones are all the same."""
+    for sampling, texts in ((Sampling(temperature=1.0), 6), (GREEDY, 1)):
+        steps = AUSTEN.steps([1026, 318], max_tokens=20, sampling=sampling, samples=6)
+        assert len({"".join(step.text for step in own) for own in alone(steps, 6)}) == texts
+
+
+def test_steps_of_samples_come_in_turn() -> None:
+    steps = AUSTEN.steps([1026, 318], max_tokens=2, sampling=GREEDY, samples=3)
+    assert [(step.sample, step.finish) for step in steps] == [
+        *((number, None) for _ in range(2) for number in range(3)),
+        *((number, "length") for number in range(3)),
     ]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from npgpt.errors import NpgptError
 from npgpt.parameters import Array
-from npgpt.sampling import Sampling, min_p, next_token, top_k, top_p
+from npgpt.sampling import Sampling, adjusted, min_p, next_token, repetition_penalty, top_k, top_p
 
 LOGITS = st.lists(st.floats(-20, 20), min_size=1, max_size=30).map(np.array)
 SPREAD = np.log([0.5, 0.25, 0.15, 0.06, 0.04])
@@ -78,6 +78,63 @@ def test_min_p_literal() -> None:
     assert kept(min_p(SPREAD, 0)) == {0, 1, 2, 3, 4}
 
 
+@given(LOGITS, st.lists(st.integers(-40, 40)), st.floats(0.01, 100))
+@settings(deadline=None)
+def test_repetition_penalty_by_brute_force(logits: Array, seen: list[int], penalty: float) -> None:
+    expected = [
+        value if i not in seen else value / penalty if value > 0 else value * penalty
+        for i, value in enumerate(logits.tolist())
+    ]
+    assert repetition_penalty(logits, seen, penalty).tolist() == expected
+
+
+def test_repetition_penalty_literal() -> None:
+    logits = np.array([3.0, -3.0, 0.0, 5.0, -np.inf, 4.0])
+    for array in (logits, logits.astype(np.float32)):
+        array.flags.writeable = False
+        penalised = repetition_penalty(array, [0, 1, 2, 4, 0, 0, -1, 6, 2**40], 1.5)
+        assert penalised.tolist() == [2.0, -4.5, 0.0, 5.0, -np.inf, 4.0]
+        assert penalised.dtype == array.dtype
+        assert repetition_penalty(array, [], 1.5).tolist() == array.tolist()
+        assert not np.shares_memory(repetition_penalty(array, [], 1.5), array)
+
+
+def test_the_penalty_comes_first_and_to_greedy_too() -> None:
+    """On the logits as the model gave them: less their maximum none would be above 0."""
+    logits, generator = np.array([6.0, 5.0, 2.0, -1.0]), np.random.default_rng(0)
+    for temperature in (0, 1e-6):
+        sampling = Sampling(temperature=temperature, repetition_penalty=2)
+        assert next_token(logits, sampling, generator, [0]) == 1
+        assert next_token(logits, sampling, generator, [0, 1]) == 0
+        assert next_token(logits, sampling, generator, np.array([0, 0, 1, 1, 2])) == 0
+        assert next_token(logits, sampling, generator) == 0
+    shown = adjusted(logits, Sampling(temperature=2, repetition_penalty=2, top_k=3), [0, 3])
+    assert shown.tolist() == [-1.0, 0.0, -1.5, -np.inf]
+    likelier = adjusted(logits, Sampling(temperature=1, repetition_penalty=0.5), [1, 3])
+    assert likelier.tolist() == [-4.0, 0.0, -8.0, -10.5]
+
+
+def test_a_penalty_that_no_number_holds_is_refused() -> None:
+    for logits, penalty in ((np.array([9.0, 1.0]), 5e-324), (np.array([-9.0, -np.inf]), 1e308)):
+        with pytest.raises(NpgptError, match="takes the logits out of float64's range"):
+            next_token(logits, Sampling(repetition_penalty=penalty), np.random.default_rng(0), [0])
+    assert next_token(np.array([-9.0, -1.0]), Sampling(repetition_penalty=1e308), np.random.default_rng(0), [0]) == 1
+
+
+@given(LOGITS, st.floats(0.05, 50))
+@settings(deadline=None)
+def test_temperature_by_brute_force(logits: Array, temperature: float) -> None:
+    """Drawn is softmax(logits / T): the id in whose share of the cumulative probability the random number falls."""
+    chances = probabilities(logits / temperature)
+    e = np.exp(adjusted(logits, Sampling(temperature=temperature)))
+    np.testing.assert_allclose(
+        e / e.sum(), chances, rtol=1e-10, atol=1e-300
+    )  # exp(x) is off by x's rounding, |x| ≤ 800
+    random = float(np.random.default_rng(5).random())
+    token_id = next_token(logits, Sampling(temperature=temperature), np.random.default_rng(5))
+    assert math.fsum(chances[:token_id]) - 1e-10 <= random <= math.fsum(chances[: token_id + 1]) + 1e-10
+
+
 @given(LOGITS)
 @settings(deadline=None)
 def test_filters_leave_their_input_and_what_they_keep_alone(logits: Array) -> None:
@@ -102,6 +159,9 @@ def test_greedy_takes_the_first_of_equals_and_draws_nothing() -> None:
         (Sampling(temperature=1, top_p=0.6), [2, 1, 0, 0, 0]),
         (Sampling(temperature=1, min_p=0.2), [50, 25, 15, 0, 0]),
         (Sampling(temperature=2, top_k=3, top_p=0.5), [math.sqrt(2), 1, 0, 0, 0]),
+        (Sampling(temperature=0.8), [0.5**1.25, 0.25**1.25, 0.15**1.25, 0.06**1.25, 0.04**1.25]),
+        (Sampling(temperature=2), [0.5**0.5, 0.25**0.5, 0.15**0.5, 0.06**0.5, 0.04**0.5]),
+        (Sampling(temperature=1e9), [1, 1, 1, 1, 1]),
         (Sampling(temperature=1e-9), [1, 0, 0, 0, 0]),
         (Sampling(temperature=1e-320), [1, 0, 0, 0, 0]),
     ],
@@ -147,6 +207,10 @@ def test_broken_logits_are_refused(bad: float) -> None:
         ({"top_p": 1.01}, "top-p .* not 1.01"),
         ({"min_p": -0.1}, "min-p .* not -0.1"),
         ({"min_p": math.nan}, "min-p"),
+        ({"repetition_penalty": 0}, "repetition-penalty must be a finite number above 0, not 0"),
+        ({"repetition_penalty": -1.5}, "repetition-penalty .* not -1.5"),
+        ({"repetition_penalty": math.inf}, "repetition-penalty .* not inf"),
+        ({"repetition_penalty": math.nan}, "repetition-penalty .* not nan"),
     ],
 )
 def test_values_out_of_range(fields: dict[str, Any], message: str) -> None:

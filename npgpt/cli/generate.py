@@ -7,6 +7,7 @@ import json
 import secrets
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
@@ -21,12 +22,11 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     parser = verbs.add_parser(
         "generate",
         help="continue a prompt",
+        usage="npgpt generate [PROMPT | -] [option …]",
         description="Print a prompt and, as it is produced, what the model writes after it.",
         epilog='example: npgpt generate "It is a truth universally acknowledged" --temperature 0 --max-tokens 40',
     )
-    parser.add_argument(
-        "prompt", nargs="?", help="the text, or - for standard input, newline and all; none: <|endoftext|>"
-    )
+    parser.add_argument("prompt", nargs="?", help="the text, or - for all of standard input; none: <|endoftext|>")
     parser.add_argument("--ids", metavar="1,2,3", help="the prompt as token ids")
     add_model(parser)
     add_n_head(parser)
@@ -34,27 +34,27 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default: 0.8)")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest")
     parser.add_argument(
-        "--top-p", type=float, metavar="P", help="from the likeliest until they reach P, the one that crosses it too"
+        "--top-p", type=float, metavar="P", help="from the likeliest, down to where their sum reaches P"
     )
+    parser.add_argument("--min-p", type=float, metavar="P", help="from those P times as likely as the likeliest")
     parser.add_argument(
-        "--min-p", type=float, metavar="P", help="from those at least P times as likely as the likeliest"
+        "--repetition-penalty", type=float, metavar="R", help="above 1: ids that were there become less likely"
     )
+    parser.add_argument("--seed", type=int, metavar="S", help="same seed, same text (default: a new one; see -v)")
     parser.add_argument(
-        "--seed", type=int, metavar="S", help="same seed, same text (default: a new one, which -v tells)"
+        "--samples", type=int, default=1, metavar="N", help="N continuations, of seeds S, S + 1, … (default: 1)"
     )
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
     parser.add_argument("--ignore-eos", action="store_true", help="go on after <|endoftext|>")
     parser.add_argument("--special", action="store_true", help="read special tokens such as <|endoftext|> as such")
+    parser.add_argument("--keep-last", action="store_true", help="cut the head of a prompt longer than the context")
     parser.add_argument(
-        "--keep-last",
-        action="store_true",
-        help="cut the head of a prompt longer than the context",
+        "--dtype", choices=("float32", "float64"), default="float32", metavar="D", help="float32 (default) or float64"
     )
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
     parser.add_argument("--threads", type=int, metavar="N", help="threads for matrix products (default: all cores)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object at the end instead of text")
+    parser.add_argument("--json", action="store_true", help="a JSON object at the end, one a line for each sample")
     parser.add_argument("-v", "--verbose", action="store_true", help="counts and times on stderr")
     parser.set_defaults(run=run)
 
@@ -67,7 +67,13 @@ def run(options: argparse.Namespace) -> int:
         from ..sampling import Sampling
 
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    sampling = Sampling(temperature=options.temperature, top_k=options.top_k, top_p=options.top_p, min_p=options.min_p)
+    sampling = Sampling(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+    )
     model = load(options.model, dtype=options.dtype, n_head=options.n_head)
     if model.origin:
         note(model.origin)
@@ -80,45 +86,85 @@ def run(options: argparse.Namespace) -> int:
         seed=seed,
         stop=options.stop,
         ignore_eos=options.ignore_eos,
+        samples=options.samples,
     )
     prompt = "" if options.prompt is None and options.ids is None else _as_text(model, prompt_ids)
+    samples = [_Sample(seed + number) for number in range(options.samples)]
+    streamed = len(samples) == 1 and not options.json
+    complete = 0  # so many samples, from the first on, are printed
     started = time.perf_counter()
-    text, token_ids, times = "", [], []
     for number, step in enumerate(steps):
+        sample = samples[step.sample]
         if step.token_id is not None:
-            token_ids.append(step.token_id)
-            times.append(time.perf_counter())
+            sample.token_ids.append(step.token_id)
+            sample.times.append(time.perf_counter() - started)
         piece = step.text if has_text else _spaced(step[:1])
-        text += piece
-        if not options.json:
+        sample.text += piece
+        sample.finish = step.finish
+        if streamed:
             print(piece if number else prompt + piece, end="", flush=True)
-    finish = step.finish
+        while complete < len(samples) and samples[complete].finish:
+            _print_whole(complete, samples, prompt, prompt_ids, model, as_json=options.json)
+            complete += 1
 
-    seconds = times[0] - started if times else None
-    rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else None
-    if options.json:
+    if any(sample.finish == "context" for sample in samples):
+        note(f"the context of {model.config.n_positions} tokens is full")
+    if options.verbose:
+        note(f"{len(prompt_ids)} prompt tokens, {_counts(samples)}")
+    return 0
+
+
+@dataclass
+class _Sample:
+    """What is known of one continuation."""
+
+    seed: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)  # seconds from the start to each token
+    finish: str | None = None
+
+
+def _print_whole(
+    number: int, samples: list[_Sample], prompt: str, prompt_ids: list[int], model: LanguageModel, *, as_json: bool
+) -> None:
+    """Print a sample that has ended: as JSON, as text with a line above it, or, streamed already, the last newline."""
+    sample = samples[number]
+    if as_json:
         report: dict[str, Any] = {
             "model": model.name,
             "dtype": str(model.parameters.wte.weight.dtype),
             "prompt": prompt,
             "prompt_ids": prompt_ids,
-            "text": text,
-            "token_ids": token_ids,
-            "finish": finish,
-            "seed": seed,
-            "seconds_to_first_token": seconds,
-            "tokens_per_second": rate,
+            "sample": number + 1,
+            "text": sample.text,
+            "token_ids": sample.token_ids,
+            "finish": sample.finish,
+            "seed": sample.seed,
+            "seconds_to_first_token": sample.times[0] if sample.times else None,
+            "tokens_per_second": _rate([sample]),
         }
-        print(json.dumps(report))
+        print(json.dumps(report), flush=True)
+    elif len(samples) > 1:
+        print(f"--- sample {number + 1} of {len(samples)}, seed {sample.seed} ---\n{prompt}{sample.text}", flush=True)
     else:
         print()
-    if finish == "context":
-        note(f"the context of {model.config.n_positions} tokens is full")
-    if options.verbose:
-        pace = f"{seconds:.3f} s to the first token" if seconds is not None else "no token"
-        pace += f", then {rate:.1f} tokens/s" if rate is not None else ""
-        note(f"{len(prompt_ids)} prompt tokens, {len(token_ids)} generated ({finish}), seed {seed}; {pace}")
-    return 0
+
+
+def _counts(samples: list[_Sample]) -> str:
+    """How many tokens of each sample, why it ended, its seed, and how fast they came, all taken together."""
+    counts = ", ".join(f"{len(sample.token_ids)} generated ({sample.finish})" for sample in samples)
+    seeds = f"seed {samples[0].seed}" + (f" to {samples[-1].seed}" if len(samples) > 1 else "")
+    first, rate = min((sample.times[0] for sample in samples if sample.times), default=None), _rate(samples)
+    pace = f"{first:.3f} s to the first token" if first is not None else "no token"
+    return f"{counts}, {seeds}; {pace}" + (f", then {rate:.1f} tokens/s" if rate is not None else "")
+
+
+def _rate(samples: list[_Sample]) -> float | None:
+    """Tokens a second after each sample's first, or None where there are none."""
+    begun = [sample.times for sample in samples if sample.times]
+    after = sum(len(times) - 1 for times in begun)
+    return after / (max(times[-1] for times in begun) - begun[0][0]) if after else None
 
 
 def _prompt_ids(options: argparse.Namespace, model: LanguageModel) -> list[int]:

@@ -1,0 +1,181 @@
+"""npgpt's penalty and filters, and transformers' logits processors.
+
+Both are compared in what they keep, which has to be equal, and in the values of that, which have to be the same bits,
+since a filter leaves them alone. Two definitions differ, and cases are made so that it does not show:
+
+- At the threshold of top-p and min-p both compare rounded sums and ratios. Here thresholds are put midway between two
+  tokens whose probabilities are further apart than float32's rounding by orders of magnitude.
+- Of tokens that are equal at top-p's threshold npgpt takes the lowest ids, transformers (which sums from below) leaves
+  it to its sort. Here nothing equals the last token kept. Ties of top-k are kept by both, and are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import npgpt
+from npgpt import finding
+from npgpt.model import softmax
+from npgpt.parameters import Array
+from npgpt.sampling import Sampling, adjusted, min_p, repetition_penalty, top_k, top_p
+from tests.tolerances import largest_difference
+
+pytestmark = pytest.mark.parity
+torch = pytest.importorskip("torch", reason="extra parity is not installed")
+transformers = pytest.importorskip("transformers", reason="extra parity is not installed")
+
+CASES = [(V, dtype, seed) for V in (2, 7, 40, 1000, 50257) for dtype in ("float64", "float32") for seed in range(3)]
+GAP = 1e-3  # of a probability, or of a ratio, at least, between the threshold and the tokens on its two sides
+Report = Callable[[str, str, float], None]
+
+
+def random_logits(V: int, dtype: str, seed: int) -> Array:
+    """Logits [V] about −3, so that both signs are there, a few of them far likelier than the rest."""
+    return (4 * np.random.default_rng(seed).standard_normal(V) - 3).astype(dtype)
+
+
+def theirs(
+    processors: list[str], arguments: list[float], logits: Array, seen: NDArray[np.int64] | None = None
+) -> Array:
+    """Logits [V] through transformers' processors of these names, one after another."""
+    ids = torch.from_numpy(np.zeros(1, np.int64) if seen is None else seen)[None]
+    scores = torch.from_numpy(logits)[None]
+    for name, argument in zip(processors, arguments, strict=True):
+        scores = getattr(transformers, name)(argument)(ids, scores)
+    array: Array = scores[0].numpy()
+    assert array.dtype == logits.dtype
+    return array
+
+
+def p_midway(logits: Array) -> tuple[float, int]:
+    """A top-p midway between two cumulative probabilities, and how many tokens that keeps."""
+    chances = np.sort(softmax(logits.astype(np.float64)))[::-1]
+    n = int(np.count_nonzero(chances > 2 * GAP))  # the last of them crosses p, and by more than GAP
+    cumulative = np.cumsum(chances)
+    return float(cumulative[n - 1] - chances[n - 1] / 2), n
+
+
+def ratio_midway(logits: Array) -> tuple[float, int]:
+    """A min-p midway in the widest gap among the likeliest 20, and how many tokens that keeps."""
+    chances = np.sort(softmax(logits.astype(np.float64)))[::-1][:20]
+    ratios = chances[chances > 0] / chances[0]
+    n = int(np.argmax(ratios[1:-1] / ratios[2:])) + 2 if len(ratios) > 2 else 1
+    low, high = float(ratios[n]), float(ratios[n - 1])
+    assert high / low > 1 + 2 * GAP
+    return (low * high) ** 0.5, n
+
+
+@pytest.mark.parametrize(("V", "dtype", "seed"), CASES)
+def test_repetition_penalty(V: int, dtype: str, seed: int) -> None:
+    logits = random_logits(V, dtype, seed)
+    logits[1], logits[V // 2] = 0, -np.inf
+    rng = np.random.default_rng(seed)
+    some = rng.integers(0, V, min(V, 700))
+    beyond = np.array([0, 1, V // 2, V // 2, V, V + 5])  # a vocabulary may be larger than the head
+    for seen in (some, np.repeat(some, 3), np.concatenate([some, beyond]), some[:1]):
+        for penalty in (1.2, 0.7, 1.0, 100.0):
+            mine = repetition_penalty(logits, seen, penalty)
+            assert mine.dtype == dtype
+            np.testing.assert_array_equal(
+                mine, theirs(["RepetitionPenaltyLogitsProcessor"], [penalty], logits, seen), strict=True
+            )
+
+
+@pytest.mark.parametrize(("V", "dtype", "seed"), CASES)
+def test_temperature(V: int, dtype: str, seed: int, difference: Report) -> None:
+    """npgpt divides float64 logits less their maximum, transformers the model's own: compared as probabilities."""
+    logits = random_logits(V, dtype, seed)
+    for temperature in (0.1, 0.8, 1.0, 1.7, 50.0):
+        mine = adjusted(logits, Sampling(temperature=temperature))
+        compare(mine, theirs(["TemperatureLogitsWarper"], [temperature], logits), 1, difference)
+
+
+@pytest.mark.parametrize(("V", "dtype", "seed"), CASES)
+def test_top_k(V: int, dtype: str, seed: int) -> None:
+    logits = random_logits(V, dtype, seed)
+    for array in (logits, np.round(logits)):  # the second is full of ties
+        for k in (1, 2, 5, 50, V - 1, V, V + 1):
+            np.testing.assert_array_equal(top_k(array, k), theirs(["TopKLogitsWarper"], [k], array), strict=True)
+
+
+@pytest.mark.parametrize(("V", "dtype", "seed"), CASES)
+def test_top_p(V: int, dtype: str, seed: int) -> None:
+    for scale in (1.0, 0.5, 2.0):
+        logits = (scale * random_logits(V, dtype, seed)).astype(dtype)
+        p, n = p_midway(logits)
+        mine = top_p(logits, p)
+        assert np.isfinite(mine).sum() == n
+        np.testing.assert_array_equal(mine, theirs(["TopPLogitsWarper"], [p], logits), strict=True)
+    np.testing.assert_array_equal(top_p(logits, 1), theirs(["TopPLogitsWarper"], [1.0], logits), strict=True)
+
+
+@pytest.mark.parametrize(("V", "dtype", "seed"), CASES)
+def test_min_p(V: int, dtype: str, seed: int) -> None:
+    for scale in (1.0, 0.5, 2.0):
+        logits = (scale * random_logits(V, dtype, seed)).astype(dtype)
+        p, n = ratio_midway(logits)
+        mine = min_p(logits, p)
+        assert np.isfinite(mine).sum() == n
+        np.testing.assert_array_equal(mine, theirs(["MinPLogitsWarper"], [p], logits), strict=True)
+    np.testing.assert_array_equal(min_p(logits, 0), theirs(["MinPLogitsWarper"], [0.0], logits), strict=True)
+    ties = np.array([1, 1, 0], dtype)
+    np.testing.assert_array_equal(min_p(ties, 1), theirs(["MinPLogitsWarper"], [1.0], ties), strict=True)
+
+
+@pytest.mark.parametrize(("V", "dtype", "seed"), CASES)
+@pytest.mark.parametrize(("penalty", "temperature", "k"), [(1.3, 0.8, 50), (0.9, 1.5, 12), (2.0, 0.3, 3)])
+def test_all_of_them(
+    V: int, dtype: str, seed: int, penalty: float, temperature: float, k: int, difference: Report
+) -> None:
+    """In transformers' order, each threshold midway in what those before leave, worked out in float64."""
+    logits = random_logits(V, dtype, seed)
+    seen = np.random.default_rng(seed).integers(0, V, V // 2 + 1)
+    left = repetition_penalty(logits.astype(np.float64), seen, penalty) / temperature
+    left = top_k(left, k)
+    p, _ = p_midway(left)
+    left = top_p(left, p)
+    ratio, n = ratio_midway(left) if np.isfinite(left).sum() > 1 else (0.5, 1)
+    sampling = Sampling(temperature=temperature, top_k=k, top_p=p, min_p=ratio, repetition_penalty=penalty)
+    mine = adjusted(logits, sampling, seen)
+    assert np.isfinite(mine).sum() == n
+    steps = {
+        "RepetitionPenaltyLogitsProcessor": penalty,
+        "TemperatureLogitsWarper": temperature,
+        "TopKLogitsWarper": k,
+        "TopPLogitsWarper": p,
+        "MinPLogitsWarper": ratio,
+    }
+    compare(mine, theirs([*steps], [*steps.values()], logits, seen), 2, difference)
+
+
+def compare(mine: Array, theirs: Array, roundings: int, difference: Report) -> None:
+    """The same tokens are kept, and as probabilities they differ by the rounding of theirs.
+
+    A logit x rounded so many times is off by u |x| each; exp makes of that as much relative error, the sum beneath the
+    probabilities the same again, and both have a few roundings of their own, the sum up to √V.
+    """
+    np.testing.assert_array_equal(np.isfinite(mine), np.isfinite(theirs))
+    kept = np.isfinite(mine)
+    u = float(np.finfo(theirs.dtype).eps) / 2
+    a, b = softmax(mine)[kept], softmax(theirs.astype(np.float64))[kept]
+    error = float(np.max(np.abs(a / b - 1)))
+    difference(f"transformers' processors, {theirs.dtype}", "probabilities", largest_difference(b, a))
+    own = float(np.finfo(np.float64).eps) * (float(np.abs(mine[kept]).max()) + len(mine) ** 0.5 + 4)
+    assert error <= 2 * roundings * u * float(np.abs(theirs[kept]).max()) + 2 * own
+
+
+def test_greedy_text_with_a_penalty() -> None:
+    mine = npgpt.load()
+    model = transformers.GPT2LMHeadModel.from_pretrained(finding.find().weights.parent, dtype=torch.float32).eval()
+    prompt = mine.tokenizer.encode("It is a truth universally acknowledged")
+    for penalty in (1.1, 1.3, 2.0):
+        out = model.generate(
+            torch.tensor([prompt]), max_new_tokens=60, do_sample=False, repetition_penalty=penalty, pad_token_id=4095
+        )
+        sampling = Sampling(temperature=0, repetition_penalty=penalty)
+        drawn = [step.token_id for step in mine.steps(prompt, max_tokens=60, sampling=sampling, ignore_eos=True)]
+        assert drawn[:-1] == out[0, len(prompt) :].tolist()
