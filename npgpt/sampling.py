@@ -45,8 +45,7 @@ class Sampling:
 def next_token(logits: Array, sampling: Sampling, generator: np.random.Generator, seen: ArrayLike = ()) -> int:
     """Draw one id from logits [V]; temperature 0 takes the likeliest, of equals the lowest id, and draws nothing.
 
-    seen: the ids [S] of prompt and continuation, for the repetition penalty. Raises NpgptError where logits are NaN or
-    have no finite maximum: the weights are broken.
+    seen: the ids [S] of prompt and continuation, for the repetition penalty. Raises NpgptError as adjusted() does.
     """
     kept = adjusted(logits, sampling, seen)
     if sampling.temperature == 0:
@@ -58,7 +57,8 @@ def next_token(logits: Array, sampling: Sampling, generator: np.random.Generator
 def adjusted(logits: Array, sampling: Sampling, seen: ArrayLike = ()) -> Array:
     """The logits [V] that are drawn from: penalty, temperature (unless 0), top-k, top-p, min-p, in transformers' order.
 
-    Less their maximum, and in float64, so that a float32 and a float64 model's close logits draw alike.
+    Less their maximum, and in float64, so that a float32 and a float64 model's close logits draw alike. Raises
+    NpgptError where logits are NaN or have no finite maximum (the weights are broken), or the penalty leaves none.
     """
     check_finite(logits.max())
     kept: Array = logits.astype(np.float64)

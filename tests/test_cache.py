@@ -93,12 +93,15 @@ def filled(batch_size: int, length: int) -> KVCache:
 
 def test_rows_of_a_cache() -> None:
     cache = filled(3, 4)
+    cache.keys[..., 4:, :] = cache.values[..., 4:, :] = 12345
     new = cache.rows([2, 0, 2])
     assert (new.keys.shape, new.capacity, new.length, str(new.values.dtype)) == ((2, 3, 3, 5, 7), 5, 4, "float64")
     np.testing.assert_array_equal(new.keys[:, 1, :, :4], cache.keys[:, 0, :, :4])
     np.testing.assert_array_equal(new.values[:, 2, :, :4], cache.values[:, 2, :, :4])
     assert not np.shares_memory(new.keys, cache.keys)
     assert not np.shares_memory(new.values, cache.values)
+    assert not (new.keys[..., 4:, :] == 12345).any()  # what is not filled is not copied
+    assert not (new.values[..., 4:, :] == 12345).any()
     new.length = 1
     assert cache.length == 4
     assert cache.rows([0] * 4).keys.shape == (2, 4, 3, 5, 7)
@@ -116,7 +119,6 @@ def test_any_rows_go_on_as_they_would_have_gone_on_alone(data: st.DataObject) ->
     following = np.random.default_rng(2).integers(0, 40, (len(rows), 1))
     cache = KVCache(config, batch_size, 5, "float64")
     forward(parameters, config, ids, cache)
-    cache.keys[..., length:, :] = cache.values[..., length:, :] = np.nan  # what is not filled is not copied
     new = cache.rows(rows)
     logits = forward(parameters, config, following, new)
     expected = forward(parameters, config, np.concatenate([ids[rows], following], axis=1))[:, -1:]

@@ -124,7 +124,7 @@ def test_an_empty_prompt_and_the_special_token() -> None:
     assert 4095 not in json.loads(out)["prompt_ids"]
 
 
-SAMPLES = ("--samples", "3", "--seed", "10", "--max-tokens", "20", "--stop", ".", "--dtype", "float64")
+SAMPLES = ("--samples", "3", "--seed", "10", "--max-tokens", "20", "--stop", " that", "--dtype", "float64")
 
 
 def test_samples() -> None:
@@ -144,6 +144,8 @@ def test_samples_as_json_are_a_line_each() -> None:
     reports = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert [(report["sample"], report["seed"]) for report in reports] == [(1, 10), (2, 11), (3, 12)]
+    assert [report["finish"] for report in reports] == ["length", "stop", "stop"]
+    assert len(reports[0]["token_ids"]) > len(reports[2]["token_ids"]) > len(reports[1]["token_ids"])
     for report in reports:
         single = json.loads(
             run("generate", "It is a truth", *SAMPLES, "--samples", "1", "--seed", str(report["seed"]), "--json")[1]
