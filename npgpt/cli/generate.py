@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
-from .options import add_model, add_n_head, importing, note, read_text, set_threads
+from .options import add_model, add_n_head, importing, note, read_ids, read_text, set_threads
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
@@ -172,10 +172,7 @@ def _prompt_ids(options: argparse.Namespace, model: LanguageModel) -> list[int]:
     if options.ids is not None and options.prompt is not None:
         raise NpgptError("give the prompt as text or as --ids, not both")
     if options.ids is not None:
-        try:
-            ids = [int(number) for number in options.ids.split(",")]
-        except ValueError:
-            raise NpgptError(f"--ids takes whole numbers with commas between them, not {options.ids!r}") from None
+        ids = read_ids(options.ids)
     else:
         ids = model.encode_prompt(read_text(options.prompt or ""), special=options.special)
     context = model.config.n_positions

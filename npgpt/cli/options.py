@@ -110,6 +110,14 @@ def coloured(stream: TextIO) -> bool:
     return stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
 
 
+def read_ids(argument: str) -> list[int]:
+    """Token ids between commas. Raises NpgptError for what is no whole number."""
+    try:
+        return [int(number) for number in argument.split(",")]
+    except ValueError:
+        raise NpgptError(f"--ids takes whole numbers with commas between them, not {argument!r:.80}") from None
+
+
 def note(message: str) -> None:
     """One line on stderr beside the output proper; where stderr cannot be written, nothing."""
     with contextlib.suppress(OSError):

@@ -1,0 +1,80 @@
+"""Which token looks at which: the attention weights of a text, layer by layer and head by head."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .errors import NpgptError, printable
+from .language_model import LanguageModel
+from .parameters import Array
+
+
+@dataclass(frozen=True, eq=False)
+class Attended:
+    """The weights of some layers and heads over T tokens: weights[i, j, query, key] is layers[i]'s heads[j]'s.
+
+    Every row is a softmax over the keys and sums to 1; above the diagonal all are masked, and 0.
+    """
+
+    model: str
+    n_layer: int
+    n_head: int
+    token_ids: tuple[int, ...]
+    pieces: tuple[bytes, ...]  # a token's bytes; its id in digits where it has no text
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+    weights: Array = field(repr=False)  # [len(layers), len(heads), T, T]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The pieces as printable text: bytes that are no whole UTF-8 are \\xe2, a newline is \\n."""
+        return tuple(printable(piece.decode("utf-8", errors="backslashreplace")) for piece in self.pieces)
+
+
+def attend(
+    model: LanguageModel, token_ids: Sequence[int], *, layer: int | None = None, head: int | None = None
+) -> Attended:
+    """The attention weights of token_ids [T] in one layer or all, one head or all.
+
+    Raises NpgptError for a layer or head that does not exist, ids that do not fit, and weights that are not finite.
+    """
+    layers = chosen("layer", layer, model.config.n_layer, model.name)
+    heads = chosen("head", head, model.config.n_head, model.name)
+    T = model.config.check_token_ids(token_ids).shape[1]
+    weights = np.zeros((len(layers), len(heads), T, T), model.parameters.wte.weight.dtype)
+    places = {f"h.{number}.attn.weights": place for place, number in enumerate(layers)}
+
+    def record(name: str, array: Array) -> None:
+        if name in places:
+            weights[places[name]] = array[0, list(heads)]
+
+    model(token_ids, record=record, last_only=True)
+    if not np.isfinite(weights).all():
+        raise NpgptError(f"{model.name} has attention weights that are not finite: see npgpt inspect for its values")
+    pieces = tuple(_piece(model, token_id) for token_id in token_ids)
+    config = model.config
+    return Attended(model.name, config.n_layer, config.n_head, tuple(token_ids), pieces, layers, heads, weights)
+
+
+def chosen(kind: str, number: int | None, count: int, name: str) -> tuple[int, ...]:
+    """The numbers of the layers or heads wanted: one, or all. Raises NpgptError for one that does not exist."""
+    if number is None:
+        return tuple(range(count))
+    if not 0 <= number < count:
+        raise NpgptError(
+            f"{kind} {number} does not exist: {name} has {count}, from 0 to {count - 1}; give one of these or none"
+        )
+    return (number,)
+
+
+def _piece(model: LanguageModel, token_id: int) -> bytes:
+    """Its bytes, or its id in digits where the model or the id has no text."""
+    if not isinstance(model.vocabulary, str):
+        try:
+            return model.vocabulary.piece(token_id)
+        except NpgptError:  # an id that pads the vocabulary
+            pass
+    return b"%d" % token_id

@@ -1,0 +1,54 @@
+"""Attention weights as one page of HTML: a template and its data, no network, readable in dark and light."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+
+from .attending import Attended
+from .errors import NpgptError
+from .parameters import Array
+
+TEMPLATE = Path(__file__).with_name("attention_page.html")
+PLACE = "{{data}}"
+LARGEST = 64 * 2**20  # bytes of a page that a browser still opens at once
+STEPS = (
+    2**16 - 1
+)  # a weight is stored as a whole number of 1 / 65535 ≈ 1.5e-5, so to within 7.6e-6; 4 decimals are shown
+
+
+def page(attended: Attended) -> str:
+    """The whole page. Raises NpgptError where it would be too large."""
+    check_size(len(attended.layers), len(attended.heads), len(attended.token_ids))
+    data = {
+        "model": attended.model,
+        "n_layer": attended.n_layer,
+        "n_head": attended.n_head,
+        "layers": attended.layers,
+        "heads": attended.heads,
+        "ids": attended.token_ids,
+        "pieces": attended.texts,
+        "weights": base64.b64encode(packed(attended.weights)).decode(),
+    }
+    # no "<" and so no "</script>": a text must not end the element that holds it
+    text = json.dumps(data).replace("<", "\\u003c")
+    return TEMPLATE.read_text("utf-8").replace(PLACE, text)
+
+
+def packed(weights: Array) -> bytes:
+    """The lower triangles of weights [L, H, T, T], row by row, as uint16 with the low byte first."""
+    query, key = np.tril_indices(weights.shape[-1])
+    return np.rint(np.multiply(weights[:, :, query, key], STEPS, dtype=np.float64)).astype("<u2").tobytes()
+
+
+def check_size(layers: int, heads: int, tokens: int) -> None:
+    """Raise NpgptError where the weights of so many layers and heads make a page too large."""
+    size = layers * heads * tokens * (tokens + 1) // 2 * 2 * 4 // 3
+    if size > LARGEST:
+        raise NpgptError(
+            f"a page of {layers} layers × {heads} heads × {tokens} tokens would take {size / 2**20:.0f} MiB, "
+            f"and may take {LARGEST // 2**20}: give one layer (--layer), one head (--head) or a shorter text"
+        )

@@ -1,0 +1,189 @@
+"""The page of `npgpt attend` in a real browser: what is shown against the numbers of the model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from npgpt.attending import Attended, attend
+from npgpt.loading import load
+from tests.browser.devtools import NAMES, Browser, find, pixels
+
+ROOT = Path(__file__).parents[2]
+TEXT = "It is a truth </script> é\n“acknowledged”"
+LIGHT = np.array([0.2126, 0.7152, 0.0722])
+
+
+@pytest.fixture(scope="module")
+def attended() -> Attended:
+    """The numbers: every layer and head of the embedded model."""
+    model = load()
+    return attend(model, model.encode_prompt(TEXT))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """One browser for all."""
+    path = find()
+    if path is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed (Debian: apt-get install chromium)")
+    found = Browser(path, tmp_path_factory.mktemp("profile"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page as the command writes it."""
+    path = tmp_path_factory.mktemp("page") / "attention.html"
+    subprocess.run([sys.executable, "-m", "npgpt", "attend", TEXT, "--html", str(path)], cwd=ROOT, check=True)
+    return path
+
+
+@pytest.fixture
+def opened(browser: Browser, file: Path) -> Iterator[Browser]:
+    """The page, opened anew in light; at the end it has complained of nothing and asked for nothing."""
+    browser.prefer("light")
+    browser.open(file)
+    yield browser
+    methods = {"Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"}
+    assert [event for event in browser.events if event["method"] in methods] == []
+    asked = [event for event in browser.events if event["method"] == "Network.requestWillBeSent"]
+    assert [event["params"]["request"]["url"] for event in asked] == [file.resolve().as_uri()]
+
+
+def expected(attended: Attended, layer: int, head: int, query: int, key: int) -> str:
+    """What the readout has to say."""
+    value = f"{attended.weights[layer, head, query, key]:.4f}" if key <= query else "masked"
+    return f"query {query} “{attended.texts[query]}” → key {key} “{attended.texts[key]}”: {value}"
+
+
+def agrees(shown: str, attended: Attended, layer: int, head: int, query: int, key: int) -> bool:
+    """Equal, but for the last decimal where the stored weight is rounded the other way."""
+    text, _, value = shown.rpartition(": ")
+    wanted, _, number = expected(attended, layer, head, query, key).rpartition(": ")
+    if number == "masked":
+        return (text, value) == (wanted, number)
+    return text == wanted and abs(float(value) - attended.weights[layer, head, query, key]) <= 0.5e-4 + 0.5 / 65535
+
+
+def middle(browser: Browser, T: int, query: int, key: int) -> tuple[float, float]:
+    """Where the middle of a cell of the large map is on the screen."""
+    left, top, width, height = browser.box("#large")
+    return left + width * (key + 0.5) / T, top + height * (query + 0.5) / T
+
+
+def test_every_head_by_keyboard(opened: Browser, attended: Attended) -> None:
+    """Tab to the overview, through its heads by arrow keys, Tab to the map, through its cells, h and l for others."""
+    T = len(attended.pieces)
+    opened.press("Tab")
+    assert opened.evaluate("document.activeElement.getAttribute('aria-label')") == "layer 0, head 0"
+    for arrow in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowRight", "ArrowLeft"):
+        opened.press(arrow)
+    assert opened.evaluate("document.activeElement.getAttribute('aria-label')") == "layer 2, head 1"
+    assert opened.evaluate("document.querySelectorAll('[aria-selected=true]').length") == 1
+    assert opened.text("#chosen") == "Layer 2, head 1"
+    opened.press("Tab")
+    assert opened.evaluate("document.activeElement.id") == "map"
+    query, key = T - 1, 0
+    moves = {"ArrowUp": (-1, 0), "ArrowDown": (1, 0), "ArrowLeft": (0, -1), "ArrowRight": (0, 1)}
+    for arrow in ["ArrowRight"] * 3 + ["ArrowUp"] * 4 + ["ArrowLeft", "ArrowDown", "ArrowDown", "ArrowUp"]:
+        opened.press(arrow)
+        query, key = query + moves[arrow][0], key + moves[arrow][1]
+        assert agrees(opened.text("#readout"), attended, 2, 1, query, key), opened.text("#readout")
+    opened.press("End")
+    assert agrees(opened.text("#readout"), attended, 2, 1, query, query)
+    opened.press("ArrowRight")
+    assert opened.text("#readout") == expected(attended, 2, 1, query, query + 1)
+    opened.press("Home")
+    layer, head = 2, 1
+    for letter, shift, step in (("h", False, (0, 1)), ("l", False, (1, 0)), ("H", True, (0, -1)), ("L", True, (-1, 0))):
+        opened.press(letter, shift)
+        layer, head = layer + step[0], head + step[1]
+        assert opened.text("#chosen") == f"Layer {layer}, head {head}"
+        assert agrees(opened.text("#readout"), attended, layer, head, query, 0)
+    for _ in range(8):
+        opened.press("l")
+    assert opened.text("#chosen") == "Layer 5, head 1"  # the last
+
+
+def test_cells_and_heads_by_mouse(opened: Browser, attended: Attended) -> None:
+    T = len(attended.pieces)
+    for layer, head in ((0, 0), (3, 3), (5, 4)):
+        left, top, width, height = opened.box(f"#overview tr:nth-child({layer + 2}) td:nth-child({head + 2})")
+        opened.point(left + width / 2, top + height / 2, click=True)
+        assert opened.text("#chosen") == f"Layer {layer}, head {head}"
+        for query, key in ((0, 0), (T - 1, T - 1), (T - 1, 0), (7, 3), (T - 2, 6), (2, 9)):
+            opened.point(*middle(opened, T, query, key))
+            assert agrees(opened.text("#readout"), attended, layer, head, query, key), opened.text("#readout")
+            now = opened.evaluate("[...document.querySelectorAll('.now')].map((label) => label.title)")
+            assert [title.split(":")[0] for title in now] == [str(key), str(query)]
+    opened.point(*middle(opened, T, 6, 2), click=True)
+    opened.point(1, 1)
+    assert agrees(opened.text("#readout"), attended, 5, 4, 6, 2)  # it stays where it was clicked
+    assert opened.evaluate("document.activeElement.id") == "map"
+
+
+@pytest.mark.parametrize(("scheme", "sign"), [("light", -1), ("dark", 1)])
+def test_colours_go_with_the_weights(opened: Browser, attended: Attended, scheme: str, sign: int) -> None:
+    """On the screen: the larger a weight the further from the paper; and what is masked is the paper, hatched."""
+    T = len(attended.pieces)
+    opened.prefer(scheme)
+    paper, hatching = {
+        "light": ((255, 255, 255), (212, 212, 212)),
+        "dark": ((19, 21, 24), (53, 56, 61)),
+    }[scheme]
+    opened.press("Tab")
+    for layer in range(3):
+        weights = attended.weights[layer, layer]
+        left, top, width, height = opened.box("#large")
+        image = pixels(opened.screenshot()).astype(float)
+        x, y = (start + extent * (np.arange(T) + 0.5) / T for start, extent in ((left, width), (top, height)))
+        light = image[np.ix_(y.astype(int), x.astype(int))][:, :, :3] @ LIGHT
+        seen = np.tri(T, dtype=bool)
+        order = np.argsort(weights[seen], kind="stable")
+        steps = sign * np.diff(light[seen][order])
+        assert (steps >= -1.0).all()  # a rounded colour, which may be one level off in each channel
+        assert abs(light[0, 0] - light[seen][order[0]]) > 100  # row 0 has one weight, and that is 1
+        corner = image[int(y[0] - height / T / 2) + 1 : int(y[0]), int(x[-2]) : int(x[-1]), :3]
+        assert set(map(tuple, corner.reshape(-1, 3))) == {paper, hatching}
+        opened.press("ArrowRight")
+        opened.press("ArrowDown")
+
+
+def test_words_on_the_page(opened: Browser, attended: Attended) -> None:
+    T = len(attended.pieces)
+    body = opened.text("body")
+    for words in (f"[1, n_head, T, T] = [1, 6, {T}, {T}]", "over the keys: each row, a query's weights, sums to 1"):
+        assert words in body
+    labels = opened.evaluate("[...document.querySelectorAll('.queries span')].map((label) => label.textContent)")
+    assert labels == [text.replace(" ", "␣") for text in attended.texts]
+    assert opened.evaluate("[...document.querySelectorAll('.keys span')].map((label) => label.textContent)") == labels
+    assert opened.text("#model") == f"austen over {T} tokens"
+
+
+def test_text_stands_out_from_the_paper(opened: Browser) -> None:
+    """At least 4.5 to 1 in both schemes, for every colour that text has (WCAG 2.1, 1.4.3)."""
+    for scheme in ("light", "dark"):
+        opened.prefer(scheme)
+        found = {
+            name: opened.evaluate(f"getComputedStyle(document.documentElement).getPropertyValue('--{name}').trim()")
+            for name in ("paper", "ink", "faint", "mark")
+        }
+        light = {name: relative_luminance(colour) for name, colour in found.items()}
+        for name in ("ink", "faint", "mark"):
+            low, high = sorted((light[name], light["paper"]))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (scheme, name)
+
+
+def relative_luminance(colour: str) -> float:
+    """Of #rgb or #rrggbb, as WCAG defines it."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    channels = np.array([int(digits[start : start + 2], 16) for start in (0, 2, 4)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ LIGHT)

@@ -1,0 +1,269 @@
+"""Attention as it is shown: the numbers, the lines of text, the page's data."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import unicodedata
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from npgpt import NpgptError, forward, heat
+from npgpt.attending import Attended, attend
+from npgpt.attention_page import check_size, page
+from npgpt.language_model import LanguageModel
+from npgpt.loading import load
+from npgpt.parameters import Array
+from tests.models import random_parameters, small
+
+HALF_A_STEP = 0.5 / 65535 * (1 + 1e-9)  # by which a stored weight may be off
+THREE = np.array([[1, 0, 0], [0.04, 0.96, 0], [0, 0.5, 0.5]])
+CODES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def bare() -> LanguageModel:
+    """A model of 40 ids without a vocabulary."""
+    return LanguageModel("bare", small(), random_parameters(small()), lambda: "it has none")
+
+
+def random_weights(layers: int, heads: int, tokens: int, seed: int = 0) -> Array:
+    """Rows of softmax under a causal mask, from flat to sharp: [layers, heads, tokens, tokens]."""
+    scores = 3 * np.random.default_rng(seed).standard_normal((layers, heads, tokens, tokens)).astype(np.float32)
+    weights: Array = np.exp(np.where(np.tri(tokens, dtype=bool), scores, -np.inf))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    return weights
+
+
+def attended(weights: Array, *pieces: bytes) -> Attended:
+    """As if a model had them."""
+    layers, heads, T, _ = weights.shape
+    pieces = pieces or tuple(b" %d" % number for number in range(T))
+    return Attended("random", layers, heads, (7,) * T, pieces, tuple(range(layers)), tuple(range(heads)), weights)
+
+
+def data_of(text: str) -> dict[str, object]:
+    """What a page holds as data."""
+    found = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    assert len(found) == 1
+    data: dict[str, object] = json.loads(found[0])
+    return data
+
+
+def weights_of(data: dict[str, object]) -> Array:
+    """The weights [L, H, T, T] that a page holds."""
+    L, H, T = (len(data[name]) for name in ("layers", "heads", "pieces"))  # type: ignore[arg-type]
+    steps = np.frombuffer(base64.b64decode(str(data["weights"])), "<u2").reshape(L, H, -1)
+    weights = np.zeros((L, H, T, T))
+    query, key = np.tril_indices(T)
+    weights[:, :, query, key] = steps / 65535
+    return weights
+
+
+def test_weights_are_those_that_the_forward_pass_records() -> None:
+    model, ids = bare(), [3, 1, 39, 1, 0]
+    recorded: dict[str, Array] = {}
+    forward(model.parameters, model.config, ids, record=recorded.__setitem__)
+    every = np.stack([recorded[f"h.{layer}.attn.weights"][0] for layer in range(2)])
+    whole = attend(model, ids)
+    assert whole.weights.shape == (2, 3, 5, 5)
+    np.testing.assert_array_equal(whole.weights, every)
+    np.testing.assert_allclose(whole.weights.sum(-1), 1, rtol=1e-14)
+    assert not np.triu(whole.weights, 1).any()
+    assert (whole.layers, whole.heads, whole.n_layer, whole.n_head) == ((0, 1), (0, 1, 2), 2, 3)
+    one = attend(model, ids, layer=1, head=2)
+    np.testing.assert_array_equal(one.weights, every[1:, 2:])
+    assert (one.layers, one.heads) == ((1,), (2,))
+    assert one.pieces == (b"3", b"1", b"39", b"1", b"0")
+
+
+def test_pieces_are_the_tokens_bytes() -> None:
+    model = load()
+    found = attend(model, model.encode_prompt("It is é\n語"), layer=0, head=0)
+    assert b"".join(found.pieces) == "It is é\n語".encode()
+    assert "".join(found.texts) == "It is é\\n\\xe8\\xaa\\x9e"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"layer": 2}, "layer 2 does not exist: bare has 2, from 0 to 1; give one of these or none"),
+        ({"layer": -1}, "layer -1 does not exist"),
+        ({"layer": 0, "head": 3}, "head 3 does not exist: bare has 3, from 0 to 2"),
+    ],
+)
+def test_what_does_not_exist(chosen: dict[str, int], message: str) -> None:
+    with pytest.raises(NpgptError, match=re.escape(message)):
+        attend(bare(), [1, 2], **chosen)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    model = bare()
+    model.parameters.wte.weight[1] = np.nan
+    with pytest.raises(NpgptError, match="bare has attention weights that are not finite"):
+        attend(model, [1, 2])
+
+
+def test_a_large_map() -> None:
+    assert heat.map_lines(THREE, ["I", " can", "not"], 80, heat.SHADED) == [
+        "         ␣",
+        "         c n",
+        "         a o",
+        "       I n t",
+        "0 I    ██· ·",
+        "1 ␣can ░░██·",
+        "2 not    ▓▓▓▓",
+    ]
+    assert heat.map_lines(THREE, ["é", " can", "not"], 80, heat.ASCII)[-3:] == [
+        "0 \\xe9 ##- -",
+        "1 _can ..##-",
+        "2 not    ****",
+    ]
+
+
+def test_a_large_map_in_colour() -> None:
+    lines = heat.map_lines(THREE, ["I", " can", "not"], 80, heat.COLOURED)
+    assert lines[-3] == "0 I    \x1b[48;5;226m  \x1b[0m"
+    assert lines[-2] == "1 ␣can \x1b[48;5;24m  \x1b[0m\x1b[48;5;226m  \x1b[0m"
+    assert lines[-1] == "2 not  \x1b[48;5;53m  \x1b[0m\x1b[48;5;149m    \x1b[0m"
+
+
+def test_a_grid_in_colour() -> None:
+    lines = heat.grid_lines(np.stack([THREE, THREE]), (0, 1), 80, heat.COLOURED)
+    assert lines[0] == "head 0  head 1"
+    assert lines[1] == "\x1b[48;5;226m  \x1b[0m" + " " * 6 + "\x1b[48;5;226m  \x1b[0m"
+    assert lines[3] == "  ".join(["\x1b[48;5;53m  \x1b[0m\x1b[48;5;149m    \x1b[0m"] * 2)
+
+
+def test_a_line_holds_two_rows_where_there_is_little_room() -> None:
+    upper, lower = heat.halves(heat.levels(np.where(np.tri(3), THREE, -1), 9))
+    assert upper == "\x1b[38;5;226m\x1b[48;5;24m▀\x1b[0m\x1b[38;5;226m▄\x1b[0m "
+    assert lower == "\x1b[38;5;53m▀\x1b[0m\x1b[38;5;149m▀▀\x1b[0m"
+    wide = heat.grid_lines(random_weights(1, 2, 24)[0], (0, 1), 80, heat.COLOURED)
+    assert len(wide) == 1 + 12
+    assert all(set(CODES.sub("", line)) <= set("▀▄ ") for line in wide[1:])
+
+
+def test_a_grid_without_colour() -> None:
+    lines = heat.grid_lines(np.stack([THREE, THREE, THREE]), (0, 5, 11), 20, heat.SHADED)
+    assert lines == [
+        "head 0   head 5",
+        "██· ·    ██· ·",
+        "░░██·    ░░██·",
+        "  ▓▓▓▓     ▓▓▓▓",
+        "",
+        "head 11",
+        "██· ·",
+        "░░██·",
+        "  ▓▓▓▓",
+    ]
+
+
+def test_tokens_share_a_cell_where_there_is_no_room() -> None:
+    weights = np.eye(40)
+    weights[39] = [0.96, *[0.04 / 39] * 39]
+    lines = heat.map_lines(weights, ["x"] * 40, 36, heat.SHADED)
+    assert " ".join(lines[:3]) == "(no room for every token: a cell is 2 × 2, of which it shows the largest)"
+    assert lines[3] == " " * 13 + "0         20"
+    assert len(lines) == 4 + 20
+    assert lines[4] == " 0-1 xx      █···················"
+    assert lines[-1] == "38-39 xx     █                  █"
+
+
+@given(T=st.integers(1, 70), columns=st.integers(20, 140), seed=st.integers(0, 9), data=st.data())
+@settings(deadline=None, max_examples=60)
+def test_no_line_is_too_wide_and_cells_stand_below_each_other(
+    T: int, columns: int, seed: int, data: st.DataObject
+) -> None:
+    pieces = data.draw(st.lists(st.binary(max_size=9) | st.text(max_size=7).map(str.encode), min_size=T, max_size=T))
+    weights = random_weights(1, 3, T, seed)
+    texts = attended(weights, *pieces).texts
+    assert all(text.isprintable() for text in texts)
+    for style in (heat.SHADED, heat.COLOURED, heat.ASCII):
+        lines = heat.map_lines(weights[0, 0], texts, columns, style)
+        grid = heat.grid_lines(weights[0], (0, 1, 2), columns, style)
+        plain = [CODES.sub("", line) for line in [*lines, *grid]]
+        assert all(line.isprintable() for line in plain)
+        assert all(heat.width(line) <= columns for line in plain)
+    rows = heat.map_lines(weights[0, 0], texts, columns, heat.COLOURED)
+    shared = re.search(r"a cell is (\d+)", " ".join(rows[:-1]))
+    n = -(-T // (int(shared[1]) if shared else 1))
+    ends = [heat.width(CODES.sub("", row)) for row in rows[-n:]]  # a row ends with its own key's cell
+    assert n == 1 or set(np.diff(ends)) in ({1}, {2})
+
+
+@given(T=st.integers(1, 40), group=st.integers(1, 7))
+@settings(deadline=None)
+def test_sharing_shows_the_largest_and_masks_what_is_masked(T: int, group: int) -> None:
+    weights = random_weights(1, 1, T)[0, 0]
+    cells = heat.pooled(weights, group)
+    for row in range(len(cells)):
+        for column in range(len(cells)):
+            part = weights[row * group : (row + 1) * group, column * group : (column + 1) * group]
+            assert cells[row, column] == (part.max() if column <= row else -1)
+
+
+def test_shades_are_ordered_and_none_looks_like_what_is_masked() -> None:
+    weights = np.linspace(0, 1, 1001)
+    for style in (heat.SHADED, heat.COLOURED, heat.ASCII):
+        found = heat.levels(weights, style.steps)
+        assert (np.diff(found) >= 0).all()
+        assert set(found) == set(range(style.steps))
+        assert len(set(style.shades)) == len(style.shades)
+    assert heat.levels(np.array([-1.0]), 5) == [-1]
+    assert heat.scale(heat.SHADED) == "blank 0, ░ 0.016, ▒ 0.14, ▓ 0.39, █ 0.77 to 1"
+    for bound, level in ((0.0157, 1), (0.0155, 0), (0.142, 2), (0.139, 1), (0.767, 4), (0.764, 3)):
+        assert heat.levels(np.array(bound), 5) == level
+
+
+def test_colours_become_lighter() -> None:
+    cube = [0, 95, 135, 175, 215, 255]
+    linear = [((value / 255 + 0.055) / 1.055) ** 2.4 if value else 0 for value in cube]
+    light = []
+    for number in heat.RAMP:
+        red, rest = divmod(number - 16, 36)
+        light.append(0.2126 * linear[red] + 0.7152 * linear[rest // 6] + 0.0722 * linear[rest % 6])
+    assert light == sorted(light)
+
+
+def test_width() -> None:
+    assert [heat.width(text) for text in ("a", "語", "e\u0301", "🤯", "ｱ", "")] == [1, 2, 1, 2, 1, 0]
+    assert heat.fitted("日本語", 4, heat.SHADED) == "日… "
+    assert list(heat.clusters("e\u0301語")) == ["e\u0301", "語"]
+    assert unicodedata.category("\u0301") == "Mn"
+
+
+@given(layers=st.integers(1, 3), heads=st.integers(1, 3), T=st.integers(1, 30), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+def test_a_page_holds_the_weights_to_within_half_a_step(layers: int, heads: int, T: int, seed: int) -> None:
+    weights = random_weights(layers, heads, T, seed)
+    data = data_of(page(attended(weights)))
+    assert np.abs(weights_of(data) - weights).max() <= HALF_A_STEP
+
+
+def test_a_page_is_closed_to_the_network_and_to_its_text() -> None:
+    pieces = (b"</script><script>alert(1)</script>", b"<!--", b"{{data}}", "\u2028é'\"".encode())
+    found = attended(random_weights(1, 1, 4), *pieces)
+    text = page(found)
+    assert "alert(1)</script>" not in text
+    assert text.count("<!--") == 0
+    assert text.count("</script>") == 2
+    assert data_of(text)["pieces"] == list(found.texts)
+    assert "default-src 'none'" in text
+    assert not re.findall(r"(?:src|href|url)\s*[=(]|https?:|import\b", text.replace("default-src 'none'", ""))
+
+
+def test_a_page_of_50_tokens_on_gpt2s_shape_is_small() -> None:
+    text = page(attended(random_weights(12, 12, 50)))
+    assert len(text.encode()) < 600_000
+
+
+def test_a_page_that_would_be_too_large_is_refused() -> None:
+    check_size(1, 12, 1024)
+    with pytest.raises(
+        NpgptError, match=r"12 layers × 12 heads × 1024 tokens would take 192 MiB, and may take 64: give"
+    ):
+        check_size(12, 12, 1024)
