@@ -153,13 +153,14 @@ def halves(levels: NDArray[np.intp]) -> Iterator[str]:
 
 def sharing(group: int, columns: int) -> list[str]:
     """The lines that say so, where tokens share a cell."""
-    text = f"(no room for every token: a cell is {group} × {group}, of which it shows the largest)"
+    text = f"(no room for every token: a cell is {group} by {group}, of which it shows the largest)"
     return [] if group == 1 else textwrap.wrap(text, columns)
 
 
 def ruler(cells: int, group: int) -> str:
-    """The number of every tenth cell's first token, above it."""
-    return "".join(f"{cell * group:<10}" for cell in range(0, cells, 10))[: max(cells, 1)]
+    """The number of every tenth cell's first token, above it, where that has room for all its digits."""
+    numbers = [f"{cell * group:<10}" for cell in range(0, cells, 10) if cell + len(str(cell * group)) <= cells]
+    return "".join(numbers).rstrip()
 
 
 def downwards(texts: Sequence[str], style: Style) -> list[str]:

@@ -166,7 +166,7 @@ def test_tokens_share_a_cell_where_there_is_no_room() -> None:
     weights = np.eye(40)
     weights[39] = [0.96, *[0.04 / 39] * 39]
     lines = heat.map_lines(weights, ["x"] * 40, 36, heat.SHADED)
-    assert " ".join(lines[:3]) == "(no room for every token: a cell is 2 × 2, of which it shows the largest)"
+    assert " ".join(lines[:3]) == "(no room for every token: a cell is 2 by 2, of which it shows the largest)"
     assert lines[3] == " " * 13 + "0         20"
     assert len(lines) == 4 + 20
     assert lines[4] == " 0-1 xx      █···················"
@@ -193,6 +193,12 @@ def test_no_line_is_too_wide_and_cells_stand_below_each_other(
     n = -(-T // (int(shared[1]) if shared else 1))
     ends = [heat.width(CODES.sub("", row)) for row in rows[-n:]]  # a row ends with its own key's cell
     assert n == 1 or set(np.diff(ends)) in ({1}, {2})
+
+
+def test_a_number_is_above_its_cell_or_nowhere() -> None:
+    assert heat.ruler(22, 5) == "0         50"
+    assert heat.ruler(23, 5) == "0         50        100"
+    assert heat.ruler(1, 1) == "0"
 
 
 @given(T=st.integers(1, 40), group=st.integers(1, 7))

@@ -109,7 +109,7 @@ def _style() -> Style:
     from .. import heat
 
     try:
-        "".join([*heat.SHADED[1:], "▀▄×"]).encode(sys.stdout.encoding or "ascii")
+        "".join([*heat.SHADED[1:], "▀▄"]).encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
         return heat.ASCII
     coloured = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")

@@ -12,6 +12,7 @@ import pytest
 
 from npgpt.attending import Attended, attend
 from npgpt.loading import load
+from npgpt.parameters import Array
 from tests.browser.devtools import NAMES, Browser, find, pixels
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +130,15 @@ def test_cells_and_heads_by_mouse(opened: Browser, attended: Attended) -> None:
     assert opened.evaluate("document.activeElement.id") == "map"
 
 
+def lightness(browser: Browser, selector: str, T: int) -> tuple[Array, Array]:
+    """How light the middle of each cell [T, T] of a map is on the screen; and the pixels of its masked corner."""
+    left, top, width, height = browser.box(selector)
+    image = pixels(browser.screenshot()).astype(float)[:, :, :3]
+    x, y = ((start + extent * (np.arange(T) + 0.5) / T).astype(int) for start, extent in ((left, width), (top, height)))
+    corner = image[int(top) + 1 : int(top + height / 3), int(left + 2 * width / 3) : int(left + width) - 1]
+    return image[np.ix_(y, x)] @ LIGHT, corner.reshape(-1, 3)
+
+
 @pytest.mark.parametrize(("scheme", "sign"), [("light", -1), ("dark", 1)])
 def test_colours_go_with_the_weights(opened: Browser, attended: Attended, scheme: str, sign: int) -> None:
     """On the screen: the larger a weight the further from the paper; and what is masked is the paper, hatched."""
@@ -139,19 +149,16 @@ def test_colours_go_with_the_weights(opened: Browser, attended: Attended, scheme
         "dark": ((19, 21, 24), (53, 56, 61)),
     }[scheme]
     opened.press("Tab")
-    for layer in range(3):
-        weights = attended.weights[layer, layer]
-        left, top, width, height = opened.box("#large")
-        image = pixels(opened.screenshot()).astype(float)
-        x, y = (start + extent * (np.arange(T) + 0.5) / T for start, extent in ((left, width), (top, height)))
-        light = image[np.ix_(y.astype(int), x.astype(int))][:, :, :3] @ LIGHT
+    for place in range(3):  # layer 0, head 0, then layer 1, head 1, then layer 2, head 2
+        weights = attended.weights[place, place]
         seen = np.tri(T, dtype=bool)
         order = np.argsort(weights[seen], kind="stable")
-        steps = sign * np.diff(light[seen][order])
-        assert (steps >= -1.0).all()  # a rounded colour, which may be one level off in each channel
-        assert abs(light[0, 0] - light[seen][order[0]]) > 100  # row 0 has one weight, and that is 1
-        corner = image[int(y[0] - height / T / 2) + 1 : int(y[0]), int(x[-2]) : int(x[-1]), :3]
-        assert set(map(tuple, corner.reshape(-1, 3))) == {paper, hatching}
+        for selector in ("#large", f"#overview tr:nth-child({place + 2}) td:nth-child({place + 2}) canvas"):
+            light, corner = lightness(opened, selector, T)
+            steps = sign * np.diff(light[seen][order])
+            assert (steps >= -1.0).all()  # a rounded colour, which may be one level off in each channel
+            assert abs(light[0, 0] - light[seen][order[0]]) > 100  # row 0 has one weight, and that is 1
+            assert set(map(tuple, corner)) == {paper, hatching}
         opened.press("ArrowRight")
         opened.press("ArrowDown")
 
