@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from .checkpoints.opening import open_checkpoint
 from .config import Config
 from .finding import find
 from .loading import vocabulary
+from .tracing import sha256
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
         name=location.name,
         path=location.weights,
         description=checkpoint.description,
-        files={path: (path.stat().st_size, _sha256(path)) for path in checkpoint.container.files},
+        files={path: (path.stat().st_size, sha256(path)) for path in checkpoint.container.files},
         config=config,
         published_name=config.published_name(),
         unknown_keys=checkpoint.unknown_keys,
@@ -60,11 +60,3 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
 
 def _non_finite(array: parameters.Array) -> tuple[int, int]:
     return int(np.isnan(array).sum()), int(np.isinf(array).sum())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import subprocess
@@ -10,22 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from npgpt import config as configuration
-from npgpt.checkpoints import safetensors
-from tests.models import random_arrays, small
 from tests.test_attending import CODES, data_of, weights_of
-from tests.test_cli import COMMAND, ROOT, refused, run
+from tests.test_cli import COMMAND, ROOT, bare, refused, run
 
+__all__ = ["bare"]  # a fixture
 TEXT = "It is a truth universally"
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 40 ids and 24 positions that has no vocabulary."""
-    folder = tmp_path_factory.mktemp("bare")
-    safetensors.write(folder / "model.safetensors", random_arrays(small(), dtype="float32"))
-    (folder / "config.json").write_text(json.dumps(configuration.to_dict(small())))
-    return folder
 
 
 def test_a_layer() -> None:
@@ -124,7 +112,7 @@ def test_a_page_of_all_and_of_one(tmp_path: Path) -> None:
         (["-"], "the text is empty"),
         ([" the" * 300], "the text has 300 tokens, the context holds 256: shorten it by 44"),
         ([TEXT, "--html", "no/such/folder/x.html"], "--html no/such/folder/x.html: there is no folder no/such/folder"),
-        ([TEXT, "--html", "."], "--html .: is a folder"),
+        ([TEXT, "--html", "."], "--html .: that is a folder"),
         ([TEXT, "--ids", "1"], "not both"),
         (["--ids", "1,x"], "--ids takes whole numbers with commas between them, not '1,x'"),
         (["--ids", "1,4096"], "token id 4096 at position [1] is out of range"),

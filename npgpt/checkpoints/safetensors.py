@@ -34,7 +34,7 @@ BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6} | dict.fromkeys(
 BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
 BITS |= {"F64": 64, "I64": 64, "U64": 64, "C64": 64}
 NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # what a weight may be
-WRITTEN = {name: dtype for dtype, name in NAMES.items()}
+WRITTEN = {name: dtype for dtype, name in NAMES.items()} | {"int64": "I64"}  # ids beside what was computed of them
 Parts: TypeAlias = Callable[[str], Iterable[NDArray[Any]]]  # a tensor's contents in parts, by its name
 
 
@@ -113,7 +113,7 @@ def _entry(path: Path, name: str, entry: object, data_start: int) -> tuple[str, 
 def write(
     path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write float16, float32 or float64 arrays in the order given; see write_parts."""
+    """Write float16, float32, float64 or int64 arrays in the order given; see write_parts."""
     layout = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
     write_parts(path, layout, lambda name: [arrays[name]], metadata)
 

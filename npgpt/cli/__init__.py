@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import NpgptError
-from . import attend, check, convert, download, generate, inspect, score, tokens
+from . import attend, check, convert, download, generate, inspect, score, tokens, trace
 from .options import note
 
 PIPE_CLOSED = 128 + 13  # as a shell reports a process that SIGPIPE ended
@@ -66,6 +66,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"npgpt {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in (generate, score, attend, check, tokens, inspect, convert, download):
+    for verb in (generate, score, attend, check, trace, tokens, inspect, convert, download):
         verb.add(verbs)
     return parser.parse_args(arguments)

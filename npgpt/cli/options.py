@@ -10,10 +10,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from ..errors import NpgptError, printable
 from ..threads import SHORT_TIMEOUT, VARIABLES
+
+if TYPE_CHECKING:
+    from ..language_model import LanguageModel
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +29,35 @@ def add_n_head(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--n-head", type=int, metavar="N", help="number of heads, where the model states none or a wrong one"
     )
+
+
+def add_text(parser: argparse.ArgumentParser) -> None:
+    """A text as such, from standard input, or as ids: see text_ids."""
+    parser.add_argument("text", nargs="?", help="the text, or - for standard input")
+    parser.add_argument("--ids", metavar="1,2,3", help="the text as token ids")
+    parser.add_argument("--special", action="store_true", help="read special tokens such as <|endoftext|> as such")
+
+
+def text_ids(options: argparse.Namespace, model: LanguageModel) -> tuple[str | None, list[int]]:
+    """The text, where it is one, and its ids, which fit into the context. Raises NpgptError where there is none."""
+    if options.ids is not None and options.text is not None:
+        raise NpgptError("give the text as text or as --ids, not both")
+    text = None
+    if options.ids is not None:
+        ids = read_ids(options.ids)
+    elif options.text is None:
+        raise NpgptError("there is no text: give it, or - for standard input, or --ids 1,2,3")
+    else:
+        text = read_text(options.text)
+        if not text:
+            raise NpgptError('the text is empty: it takes a token at least; give one, or "<|endoftext|>" --special')
+        ids = model.encode_prompt(text, special=options.special)
+    context = model.config.n_positions
+    if len(ids) > context:
+        raise NpgptError(
+            f"the text has {len(ids)} tokens, the context holds {context}: shorten it by {len(ids) - context}"
+        )
+    return text, ids
 
 
 def set_threads(threads: int | None) -> None:
@@ -107,7 +139,7 @@ def output_path(option: str, argument: str | None) -> Path | None:
 
 def coloured(stream: TextIO) -> bool:
     """Whether it shows colours and may (https://no-color.org)."""
-    return stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+    return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
 
 
 def read_ids(argument: str) -> list[int]:

@@ -19,6 +19,7 @@ from ..errors import NpgptError
 
 IDS = ("token_ids", "input_ids", "ids", "tokens")
 MASKS = ("attention_mask", "mask")
+METADATA = "metadata"  # npgpt trace's
 GREEDY = ("greedy_ids", "generated_ids", "sequences")
 INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "U8": "uint8", "BOOL": "bool"}  # safetensors' names
 INTEGERS |= {name: name for name in ("int64", "int32", "int16", "uint8", "bool")}  # torch.save's
@@ -91,7 +92,7 @@ def _sorted(arrays: Mapping[str, NDArray[Any]]) -> Given:
     def take(names: tuple[str, ...]) -> NDArray[Any] | None:
         return next((arrays[name] for name in names if name in arrays), None)
 
-    rest = {name: array for name, array in arrays.items() if name not in (*IDS, *MASKS, *GREEDY)}
+    rest = {name: array for name, array in arrays.items() if name not in (*IDS, *MASKS, *GREEDY, METADATA)}
     stacked = rest.pop("hidden_states", None)  # [n_layer + 1, …], as torch.stack makes it
     if stacked is not None:
         rest |= {f"hidden_states.{number}": array for number, array in enumerate(stacked)}

@@ -275,9 +275,9 @@ def test_headers_of_any_kind(tmp_path_factory: pytest.TempPathFactory, header: o
     read_all(put(tmp_path_factory.getbasetemp() / "header", header, data))
 
 
-def test_only_floats_are_written(tmp_path: Path) -> None:
-    with pytest.raises(NpgptError, match="ids is int64; written are float16, bfloat16, float32, float64"):
-        safetensors.write(tmp_path / "x", {"ids": np.arange(3)})
+def test_only_floats_and_ids_are_written(tmp_path: Path) -> None:
+    with pytest.raises(NpgptError, match="ids is int32; written are float16, bfloat16, float32, float64, int64"):
+        safetensors.write(tmp_path / "x", {"ids": np.arange(3, dtype=np.int32)})
     with pytest.raises(NpgptError, match="__metadata__ is no name"):
         safetensors.write(tmp_path / "x", {"__metadata__": np.ones(3)})
     assert list(tmp_path.iterdir()) == []

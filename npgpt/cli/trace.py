@@ -1,0 +1,50 @@
+"""npgpt trace: a run's intermediates in a file."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .options import add_model, add_n_head, add_text, importing, note, output_path, set_threads, text_ids, unwinding
+
+
+def add(verbs: argparse._SubParsersAction[Any]) -> None:
+    """Declare the verb."""
+    parser = verbs.add_parser(
+        "trace",
+        help="a run's intermediates, in a file",
+        description="Write every intermediate of one run under its name, to compare another implementation with; "
+        "npgpt check reads the same names.",
+        epilog="example: npgpt trace \"It is a truth\" -o truth.npz --only logits --only 'h.0.*'",
+    )
+    add_text(parser)
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where to: FILE.npz or FILE.safetensors")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="PATTERN", help="names that fit, such as 'h.*.attn.weights'"
+    )
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
+    add_model(parser)
+    add_n_head(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trace; see the help."""
+    set_threads(None)
+    with importing():
+        from .. import tracing
+        from ..loading import load
+
+    path = output_path("-o", options.output)
+    assert path is not None
+    tracing.suffix(path)
+    model = load(options.model, dtype=options.dtype, n_head=options.n_head)
+    if model.origin:
+        note(model.origin)
+    text, token_ids = text_ids(options, model)
+    stages = tracing.trace(model, token_ids, options.only)
+    size = sum(array.nbytes for array in stages.values())
+    note(f"{options.output}: {len(stages)} intermediates of {len(token_ids)} tokens, {options.dtype}, {size:,} bytes")
+    with unwinding():
+        tracing.write(path, stages, tracing.metadata(model, token_ids, text))
+    return 0

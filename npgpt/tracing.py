@@ -1,0 +1,101 @@
+"""The intermediates of one run, in a file: what somebody compares with who writes GPT-2 in another language."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import __version__
+from . import config as configuration
+from .checkpoints import safetensors
+from .checkpoints.atomic import writing
+from .errors import NpgptError
+from .language_model import LanguageModel
+from .parameters import Array
+
+SUFFIXES = (".npz", ".safetensors")
+
+
+def trace(model: LanguageModel, token_ids: Sequence[int], only: Sequence[str] = ()) -> dict[str, Array]:
+    """The intermediates of token_ids [T] by their names, in the order in which they arise, each with B = 1 in front.
+
+    only: patterns as a shell has them, logits or h.0.*; none: all. Raises NpgptError for a pattern that fits no name,
+    and for ids that do not fit the model.
+    """
+    found: dict[str, Array] = {}
+    names: list[str] = []
+
+    def record(name: str, array: Array) -> None:
+        names.append(name)
+        if not only or any(fnmatchcase(name, pattern) for pattern in only):
+            found[name] = array
+
+    model(token_ids, record=record)
+    for pattern in only:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            known = ", ".join(name for name in names if not name.startswith("h.") or name.startswith("h.0"))
+            raise NpgptError(f"no intermediate is called {pattern!r:.80}; for the first block they are {known}")
+    return found
+
+
+def metadata(model: LanguageModel, token_ids: Sequence[int], text: str | None) -> dict[str, Any]:
+    """What the numbers were computed from: npgpt's version, the model, its weights' sha256 as sha256sum prints it."""
+    return {
+        "npgpt": __version__,
+        "model": model.name,
+        "weights": {path.name: sha256(path) for path in model.files},
+        "config": configuration.to_dict(model.config),
+        "dtype": str(model.parameters.wte.weight.dtype),
+        "text": text,
+        "token_ids": list(token_ids),
+    }
+
+
+def sha256(path: Path) -> str:
+    """A file's digest, in hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def write(path: Path, stages: Mapping[str, Array], about: Mapping[str, Any]) -> None:
+    """Write stages, ids and metadata as the path's suffix says, whole or not at all; see `writers`.
+
+    Raises NpgptError for another suffix, OSError where it cannot be written.
+    """
+    writers[suffix(path)](path, {"token_ids": np.array([about["token_ids"]], np.int64), **stages}, about)
+
+
+def suffix(path: Path) -> str:
+    """Raises NpgptError for one that is not written."""
+    if path.suffix not in SUFFIXES:
+        raise NpgptError(f"{path} must end in {' or '.join(SUFFIXES)}, which says in what form it is written")
+    return path.suffix
+
+
+def _write_npz(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
+    """The metadata are JSON in UTF-8, as bytes, since not every reader of .npz has text."""
+    text = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    with writing(path) as file:
+        np.savez(file, allow_pickle=False, metadata=text, **arrays)
+
+
+def _write_safetensors(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
+    """The metadata, text by text: what is no text is JSON."""
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
+    safetensors.write(path, arrays, texts)
+
+
+writers: dict[str, Callable[[Path, Mapping[str, NDArray[Any]], Mapping[str, Any]], None]] = {
+    ".npz": _write_npz,
+    ".safetensors": _write_safetensors,
+}

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt import config as configuration
+from npgpt import tracing
+from npgpt.errors import NpgptError
+from npgpt.finding import EMBEDDED_WEIGHTS
+from npgpt.oracle import files
+from tests.test_cli import bare, refused, run
+
+__all__ = ["bare"]  # a fixture
+TEXT = "It is a truth"
+WEIGHTS = EMBEDDED_WEIGHTS / "austen" / "model.safetensors"
+
+
+def recorded(dtype: str = "float32") -> dict[str, Any]:
+    model = npgpt.load(dtype=dtype)
+    stages: dict[str, Any] = {}
+    model(model.encode_prompt(TEXT), record=stages.__setitem__)
+    return stages
+
+
+def test_a_trace_is_what_the_forward_pass_records() -> None:
+    model, expected = npgpt.load(), recorded()
+    found = tracing.trace(model, model.encode_prompt(TEXT))
+    assert list(found) == list(expected)
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name])
+        assert array.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("patterns", "names"),
+    [
+        (["logits"], ["logits"]),
+        (["h.3"], ["h.3"]),
+        (["*.attn.weights"], [f"h.{layer}.attn.weights" for layer in range(6)]),
+        (["logits", "h.0.mlp.*"], ["h.0.mlp.c_fc", "h.0.mlp.act", "h.0.mlp.c_proj", "logits"]),
+        (["h.[01].ln_?", "wte"], ["wte", "h.0.ln_1", "h.0.ln_2", "h.1.ln_1", "h.1.ln_2"]),
+    ],
+)
+def test_only_what_fits_a_pattern(patterns: list[str], names: list[str]) -> None:
+    assert list(tracing.trace(npgpt.load(), [1, 2], patterns)) == names
+
+
+@pytest.mark.parametrize("pattern", ["logitz", "LOGITS", "h.6.*", ""])
+def test_a_pattern_that_fits_nothing_is_told(pattern: str) -> None:
+    with pytest.raises(
+        NpgptError, match=r"no intermediate is called .*wte, wpe, embedding, h\.0\.ln_1, .*, h\.0, ln_f,"
+    ):
+        tracing.trace(npgpt.load(), [1, 2], ["logits", pattern])
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_files_hold_names_ids_and_what_it_was_computed_from(tmp_path: Path, suffix: str, dtype: str) -> None:
+    path, expected = tmp_path / f"trace{suffix}", recorded(dtype)
+    code, out, error = run("trace", TEXT, "-o", str(path), "--dtype", dtype, cwd=tmp_path)
+    size = sum(array.nbytes for array in expected.values())
+    assert (code, out) == (0, "")
+    assert error == f"npgpt: {path}: {len(expected)} intermediates of 4 tokens, {dtype}, {size:,} bytes\n"
+    if suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        about = json.loads(bytes(arrays.pop("metadata")))
+    else:
+        given = files.read(path)
+        assert given.token_ids is not None
+        arrays = dict(given.arrays) | {"token_ids": given.token_ids}
+        texts = header(path)
+        assert texts.pop("format") == "pt"
+        plain = ("npgpt", "model", "dtype", "text")
+        about = {key: text if key in plain else json.loads(text) for key, text in texts.items()}
+    ids = arrays.pop("token_ids")
+    assert (ids.dtype, ids.tolist()) == (np.int64, [about["token_ids"]])
+    assert list(arrays) == list(expected) or suffix == ".safetensors"
+    assert arrays.keys() == expected.keys()
+    for name, array in arrays.items():
+        assert array.dtype == dtype
+        np.testing.assert_array_equal(array, expected[name])
+    assert about == {
+        "npgpt": npgpt.__version__,
+        "model": "austen",
+        "weights": {"model.safetensors": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()},
+        "config": configuration.to_dict(npgpt.load().config),
+        "dtype": dtype,
+        "text": TEXT,
+        "token_ids": npgpt.load().encode_prompt(TEXT),
+    }
+    assert [path.name for path in tmp_path.iterdir()] == [path.name]
+
+
+def header(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, read plainly."""
+    content = path.read_bytes()
+    found: dict[str, str] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+    return found
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_check_reads_it(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"trace{suffix}"
+    assert run("trace", TEXT, "-o", str(path), "--only", "logits", "--only", "h.2.attn.*")[0] == 0
+    code, out, _ = run("check", str(path))
+    assert (code, out.splitlines()[0]) == (0, "Matches: rounding in float32 explains every difference, in 10 stages.")
+
+
+def test_a_model_without_text(bare: Path, tmp_path: Path) -> None:
+    path = tmp_path / "trace.npz"
+    assert run("trace", "--ids", "3,39", "--model", str(bare), "-o", str(path))[0] == 0
+    with np.load(path) as archive:
+        assert archive["token_ids"].tolist() == [[3, 39]]
+        assert json.loads(bytes(archive["metadata"]))["text"] is None
+        assert archive["logits"].shape == (1, 2, 40)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([TEXT], "-o"),
+        ([TEXT, "-o", "trace.txt"], "trace.txt must end in .npz or .safetensors"),
+        ([TEXT, "-o", "no/trace.npz"], "-o no/trace.npz: there is no folder no"),
+        ([TEXT, "-o", "old.npz", "--only", "h.9.*"], "no intermediate is called 'h.9.*'"),
+        (["", "-o", "old.npz"], "the text is empty"),
+        (["-o", "old.npz"], "there is no text"),
+        (["--ids", "1,4096", "-o", "old.npz"], "4096"),
+        (["--ids", "one", "-o", "old.npz"], "--ids takes whole numbers"),
+        (["truth " * 300, "-o", "old.npz"], "the context holds 256"),
+    ],
+)
+def test_bad_input_is_one_line_and_the_old_file_stays(tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "old.npz").write_bytes(b"old")
+    assert message in refused("trace", *arguments, cwd=tmp_path)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("old.npz", b"old")]
+
+
+def test_a_disk_that_is_full_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "trace.npz"
+    path.write_bytes(b"old")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    model = npgpt.load()
+    with pytest.raises(OSError, match="No space left"):
+        tracing.write(path, tracing.trace(model, [1]), tracing.metadata(model, [1], None))
+    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("trace.npz", b"old")]
