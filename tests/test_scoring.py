@@ -249,13 +249,16 @@ def test_progress_counts_tokens_up_to_their_number() -> None:
 
 
 def test_processes_give_the_same_share_the_weights_and_end(tmp_path: Path) -> None:
-    model, texts = npgpt.load(), TEXTS * 4
+    npgpt.save(npgpt.load(), tmp_path / "float32")  # the embedded file is float16, which each would widen for itself
+    model, texts = npgpt.load(tmp_path / "float32"), TEXTS * 4
     with processes(2, 1) as pool:
         found = list(score(texts, model, pool, context=64))
         workers = list(pool._processes)
         if os.path.exists(f"/proc/{workers[0]}/smaps"):
-            mapped = [memory(worker, "austen/model.safetensors") for worker in workers]
-            assert all(size["Rss"] > 0 for size in mapped), "no worker has mapped the weights"
+            mapped = [memory(worker, "float32/model.safetensors") for worker in workers]
+            whole = model.files[0].stat().st_size / 1024
+            # a window of 64 leaves most of wpe unread
+            assert all(size["Rss"] > 0.8 * whole for size in mapped), "no worker has mapped the weights"
             assert all(size["Private_Dirty"] == 0 for size in mapped)
             # shared with this process, too: no worker's share is more than a half
             assert all(size["Pss"] <= 0.55 * size["Rss"] for size in mapped)

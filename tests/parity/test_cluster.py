@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,3 +62,15 @@ def test_with_as_many_threads_the_cluster_gives_the_same_bits(monkeypatch: pytes
             found.append(list(score(TEXTS[:20], model, client.get_executor(), context=64)))
     for one, other in zip(*found, strict=True):
         np.testing.assert_array_equal(one.log_probs, other.log_probs)
+
+
+def test_the_readmes_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    """The block as it stands there, with a cluster on this machine and the embedded model for gpt2."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+    (block,) = (text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "distributed" in text)
+    with distributed.LocalCluster(n_workers=1, processes=True, dashboard_address=None, host="127.0.0.1") as cluster:
+        names: dict[str, Any] = {"npgpt": npgpt, "texts": TEXTS[:3]}
+        address = repr(cluster.scheduler_address)
+        exec(block.replace('"scheduler:8786"', address).replace('npgpt.load("gpt2")', "npgpt.load()"), names)
+        names["Client"].current().close()
+    assert len(capsys.readouterr().out.splitlines()) == 3
