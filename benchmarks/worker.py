@@ -55,7 +55,7 @@ def main() -> None:
         return
     for name in order["workloads"]:
         try:
-            found = measure(engine, planned.named(name), planned.config)
+            found = measure(engine, planned.named(name), planned.config, planned.least)
         except NotImplementedError:
             continue
         say(workload=name, seconds=found.seconds, ids=found.ids, log_probabilities=found.log_probabilities)

@@ -11,7 +11,7 @@ from typing import Literal, Protocol
 
 from npgpt.config import PUBLISHED, Config
 
-LEAST = 0.3  # seconds that the timed calls of one measure take together, at least
+LEAST = 0.3  # seconds
 
 
 class Engine(Protocol):
@@ -52,6 +52,7 @@ class Plan:
     workloads: tuple[Workload, ...]
     memory: tuple[int, ...]  # prompt lengths at which memory is read
     first: int  # prompt length of the first token after a process start
+    least: float = LEAST  # seconds that the timed calls of one measure take together, at least
 
     def named(self, name: str) -> Workload:
         """The workload of that name."""
@@ -78,6 +79,7 @@ TOY = Plan(
     (prefill(4), prefill(64), decode(8, 4), batch(1, 4, 4), batch(2, 4, 4), Workload("score 32", "score", 32)),
     memory=(64,),
     first=4,
+    least=0.02,
 )
 
 
@@ -100,20 +102,20 @@ def prompts(workload: Workload, config: Config) -> list[list[int]]:
     return [[draw.randrange(config.vocab_size) for _ in range(workload.length)] for _ in range(workload.batch)]
 
 
-def measure(engine: Engine, workload: Workload, config: Config) -> Measure:
+def measure(engine: Engine, workload: Workload, config: Config, least: float = LEAST) -> Measure:
     """The median of several calls after one that does not count. Raises NotImplementedError as the engine does."""
     ids = prompts(workload, config)
     if workload.kind == "score":
         log_probabilities = engine.score(ids[0])
-        return Measure(statistics.median(times(lambda: engine.score(ids[0]))), [], log_probabilities)
+        return Measure(statistics.median(times(lambda: engine.score(ids[0]), least)), [], log_probabilities)
     if workload.kind == "prefill":
         out = engine.generate(ids, 1)
-        return Measure(statistics.median(times(lambda: engine.generate(ids, 1))), out, [])
+        return Measure(statistics.median(times(lambda: engine.generate(ids, 1), least)), out, [])
     out = engine.generate(ids, workload.new + 1)
     engine.generate(ids, 1)
     long: list[float] = []
     short: list[float] = []
-    for seconds in times(lambda: engine.generate(ids, workload.new + 1)):
+    for seconds in times(lambda: engine.generate(ids, workload.new + 1), least):
         long.append(seconds)
         short += times(lambda: engine.generate(ids, 1), least=0)
     return Measure((statistics.median(long) - statistics.median(short)) / workload.new, out, [])

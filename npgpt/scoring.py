@@ -357,6 +357,7 @@ def _computed(
         while waiting:
             earlier, its, future = waiting.popleft()
             yield earlier, its, future.result()
-    finally:
+    except GeneratorExit:  # nobody wants the rest; after an error a pool that breaks trips over what is cancelled
         for _, _, future in waiting:
             future.cancel()
+        raise

@@ -18,27 +18,37 @@ def processes(count: int, threads: int | None = None) -> Iterator[ProcessPoolExe
     """An executor of so many new processes, each with so many BLAS threads, by default its share of the cores.
 
     They are started afresh, since a fork of threads may hang. They leave Ctrl-C to this process, and end with it, even
-    where it is killed.
+    where it is killed; an exception within ends them at once, whatever they are at.
     """
-    share = str(threads or max(1, cores() // count))
-    before = {name: os.environ.get(name) for name in VARIABLES}
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
-    main = threading.current_thread() is threading.main_thread()
-    heeded = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None  # which new processes inherit
-    os.environ.update(dict.fromkeys(VARIABLES, share))  # likewise, and NumPy reads it as it is imported
+    others = multiprocessing.active_children()
+    with pool:
+        with _inherited(str(threads or max(1, cores() // count))):
+            for _ in range(count):  # each starts one, while none of them is ready for more
+                pool.submit(int)
+        started = [child for child in multiprocessing.active_children() if child not in others]
+        try:
+            yield pool
+        except BaseException:
+            for child in started:
+                child.terminate()
+            raise
+
+
+@contextmanager
+def _inherited(threads: str) -> Iterator[None]:
+    """What new processes find: so many threads, which NumPy reads as it is imported, and Ctrl-C ignored."""
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    main = threading.current_thread() is threading.main_thread()  # signals are its alone
+    heeded = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    os.environ.update(dict.fromkeys(VARIABLES, threads))
     try:
-        pool.submit(int)  # starts all of them
+        yield
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         if main:
             signal.signal(signal.SIGINT, heeded)
-    with pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _end_with_parent() -> None:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 def test_a_run_at_toy_size_writes_a_report(tmp_path: Path) -> None:
     out = tmp_path / "RESULTS.md"
     arguments = ["--model", "toy", "--rounds", "1", "--threads", "1", "--engine"]
-    arguments += ["npgpt", "npgpt, misaligned file", "npgpt float64"]
+    arguments += ["npgpt", "npgpt, misaligned file"]
     command = [sys.executable, "-m", "benchmarks", *arguments, "--out", str(out), "--cache", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -31,7 +31,6 @@ def test_a_run_at_toy_size_writes_a_report(tmp_path: Path) -> None:
     for row in (
         "npgpt",
         "npgpt, misaligned file",
-        "npgpt float64",
         "`mapping the weights`",
         "the machine's limit",
         "`npgpt --help`",
