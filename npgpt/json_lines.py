@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
@@ -18,10 +18,10 @@ def line(record: dict[str, Any]) -> str:
 
 @contextmanager
 def appending(
-    path: str | os.PathLike[str], first_key: str
+    path: str | os.PathLike[str], keys: Sequence[str]
 ) -> Iterator[tuple[list[dict[str, Any]], Callable[[dict[str, Any]], None]]]:
-    """Open or make a file of objects whose first key is first_key; gives those that are whole in it, and a function
-    that adds one behind them. A last line that an interruption cut short is taken off.
+    """Open or make a file of objects that have these keys, the first in front; gives those that are whole in it,
+    and a function that adds one behind them. A last line that an interruption cut short is taken off.
 
     Raises NpgptError for a file of something else, which stays as it is, and for one that another process is adding
     to; OSError where it cannot be opened or written.
@@ -31,8 +31,8 @@ def appending(
         file.seek(0)
         content = file.read()
         end = content.rfind(b"\n") + 1
-        begin = json.dumps({first_key: 0})[:-2].encode()
-        records = [_record(text, path, number, first_key) for number, text in enumerate(content[:end].splitlines(), 1)]
+        begin = json.dumps({keys[0]: 0})[:-2].encode()
+        records = [_record(text, path, number, keys) for number, text in enumerate(content[:end].splitlines(), 1)]
         rest = content[end:]
         if not (rest.startswith(begin) or begin.startswith(rest)):
             raise NpgptError(f"{path} ends with something else than a line that was cut short: {rest[:40]!r}")
@@ -45,13 +45,13 @@ def appending(
         yield records, add
 
 
-def _record(text: bytes, path: str | os.PathLike[str], number: int, first_key: str) -> dict[str, Any]:
+def _record(text: bytes, path: str | os.PathLike[str], number: int, keys: Sequence[str]) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError:
         found = None
-    if not isinstance(found, dict) or next(iter(found), None) != first_key:
-        raise NpgptError(f"{path}: line {number} is none of ours, which begin with {first_key!r}: {text[:40]!r}")
+    if not isinstance(found, dict) or next(iter(found), None) != keys[0] or not found.keys() >= set(keys):
+        raise NpgptError(f"{path}: line {number} is none of ours, which begin with {keys[0]!r}: {text[:40]!r}")
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -47,6 +46,8 @@ class LanguageModel:
     @cached_property
     def fingerprint(self) -> str:
         """16 hex digits of the configuration and the first values of every parameter: other weights have others."""
+        import hashlib  # 5 ms that a prompt never needs
+
         digest = hashlib.sha256(repr(self.config).encode())
         for name, array in P.to_arrays(self.parameters).items():
             digest.update(f"{name} {array.dtype}".encode() + array.flat[:64].tobytes())

@@ -21,7 +21,8 @@ BLACK, DIM, PLAIN = "\x1b[30;48;5;{}m", "\x1b[2m", "\x1b[0m"
 
 def settings(model: LanguageModel, rule: Convention, top: int, special: bool) -> dict[str, Any]:
     """All that a score depends on but the text."""
-    return {"weights": model.fingerprint, **asdict(rule), "special": special, "top": top}
+    cut = asdict(rule)
+    return {"weights": model.fingerprint, "convention": cut.pop("name"), **cut, "special": special, "top": top}
 
 
 def fingerprint(text: str) -> str:
@@ -48,6 +49,9 @@ def record(name: str, text: str, score: Score, its_settings: dict[str, Any]) -> 
     sums = {**totals._asdict(), "perplexity": _number(totals.perplexity)}
     sums |= {"word_perplexity": _number(totals.word_perplexity), "bits_per_byte": _number(totals.bits_per_byte)}
     return {"text": name, "sha256": fingerprint(text), "settings": its_settings, **sums, **tokens}
+
+
+NEEDED = ("text", "sha256", "settings", *Totals._fields)  # of a record, to go on behind it
 
 
 def totals_of(found: dict[str, Any]) -> Totals:

@@ -142,7 +142,7 @@ def test_resume_skips_what_is_there_and_adds_the_rest(folder: Path) -> None:
     code, out, error = run("score", *TEXTS, "--resume", "out.jsonl", cwd=folder)
     assert (code, error) == (0, "")
     assert (folder / "out.jsonl").read_text() == expected
-    assert f"all {len(TEXTS)} texts: " in out
+    assert f"all {len(TEXTS)} texts in out.jsonl: " in out
     code, again, error = run("score", *TEXTS, "--resume", "out.jsonl", cwd=folder)
     assert (code, again, error) == (0, out, "npgpt: 5 of 5 texts are in out.jsonl already\n")
     assert (folder / "out.jsonl").read_text() == expected
@@ -185,6 +185,42 @@ def test_killed_at_any_moment_nothing_is_lost_or_repeated(folder: Path) -> None:
     assert (folder / "out.jsonl").read_text() == expected
 
 
+def workers_of(process: int) -> list[int]:
+    """Its processes that compute."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+            if fields[1] == str(process) and b"spawn_main" in (path.parent / "cmdline").read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:  # it ended meanwhile
+            continue
+    return found
+
+
+def test_a_killed_worker_is_one_line(folder: Path) -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("only /proc tells a process's children")
+    (folder / "long.txt").write_text(TEXTS["a.txt"] * 2000)
+    process = subprocess.Popen(
+        [*COMMAND, "score", "long.txt", "--workers", "2", "--resume", "out.jsonl"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 30
+    while len(workers := workers_of(process.pid)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.5)
+    os.kill(workers[0], signal.SIGKILL)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error.count("\n")) == (2, "", 1)
+    assert "a worker was killed, perhaps for want of memory: fewer --workers; out.jsonl keeps what is done" in error
+
+
 def test_workers_do_not_outlive_a_killed_command(folder: Path) -> None:
     if not Path("/proc/self/stat").exists():
         pytest.skip("only /proc tells a process's children")
@@ -192,20 +228,8 @@ def test_workers_do_not_outlive_a_killed_command(folder: Path) -> None:
     process = subprocess.Popen(
         [*COMMAND, "score", "long.txt", "--workers", "2"], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}
     )
-
-    def children() -> list[int]:
-        found = []
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = path.read_text().rsplit(")", 1)[1].split()
-                if fields[1] == str(process.pid) and b"spawn_main" in (path.parent / "cmdline").read_bytes():
-                    found.append(int(path.parent.name))
-            except OSError:  # it ended meanwhile
-                continue
-        return found
-
     deadline = time.monotonic() + 30
-    while len(workers := children()) < 2:
+    while len(workers := workers_of(process.pid)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     time.sleep(1)

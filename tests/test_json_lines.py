@@ -23,7 +23,7 @@ def test_every_byte_at_which_it_may_have_been_killed(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     for size in range(len(whole) + 1):
         path.write_bytes(whole[:size])
-        with appending(path, "text") as (records, add):
+        with appending(path, ["text"]) as (records, add):
             assert records == RECORDS[: whole[:size].count(b"\n")]
             for record in RECORDS[len(records) :]:
                 add(record)
@@ -47,21 +47,30 @@ def test_every_byte_at_which_it_may_have_been_killed(tmp_path: Path) -> None:
 def test_what_is_not_ours_is_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(content)
-    with pytest.raises(NpgptError, match=r"out\.jsonl"), appending(path, "text"):
+    with pytest.raises(NpgptError, match=r"out\.jsonl"), appending(path, ["text"]):
         pass
     assert path.read_bytes() == content
+
+
+def test_every_key_is_needed(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text('{"text": 1, "sha256": 2}\n')
+    with appending(path, ["text", "sha256"]) as (records, _):
+        assert records == [{"text": 1, "sha256": 2}]
+    with pytest.raises(NpgptError, match="line 1 is none of ours"), appending(path, ["text", "settings"]):
+        pass
 
 
 def test_two_at_a_time_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="this system has no file locks")
     path = tmp_path / "out.jsonl"
     with (
-        appending(path, "text"),
+        appending(path, ["text"]),
         pytest.raises(NpgptError, match="another process is adding to"),
-        appending(path, "text"),
+        appending(path, ["text"]),
     ):
         pass
-    with appending(path, "text") as (records, add):
+    with appending(path, ["text"]) as (records, add):
         add({"text": 1})
     assert json.loads(path.read_text()) == {"text": 1}
     assert records == []

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, Executor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ from .options import add_model, add_n_head, coloured, importing, note, output_pa
 from .progress import bar
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from ..language_model import LanguageModel
     from ..scoring import Score
 
@@ -111,7 +112,8 @@ def run(options: argparse.Namespace) -> int:
 
             with writing(html) as file:
                 file.writelines(part.encode() for part in page([(names[n], text) for n, text in found], model, rule))
-    rows = report.summary(f"all {len(sums)} texts", total(sums)) if len(sums) > 1 or resume is not None else []
+    where = "" if resume is None else f" in {options.resume}"
+    rows = report.summary(f"all {len(sums)} texts{where}", total(sums)) if len(sums) > 1 or where else []
     rows.append(f"{model.name}, {options.dtype}; {rule}")
     if options.json:
         note("; ".join(" ".join(row.split()) for row in rows))
@@ -146,6 +148,8 @@ def _executor(options: argparse.Namespace) -> Iterator[Executor | None]:
     if options.workers is None:
         yield None
         return
+    from concurrent.futures import BrokenExecutor
+
     from ..workers import processes
 
     try:
@@ -162,11 +166,12 @@ def _executor(options: argparse.Namespace) -> Iterator[Executor | None]:
 def _records(resume: Path | None) -> Iterator[tuple[list[dict[str, Any]], Callable[[dict[str, Any]], None]]]:
     """The JSON that is there, and where more of it goes: the file, or standard output."""
     from ..json_lines import appending, line
+    from ..score_report import NEEDED
 
     if resume is None:
         yield [], lambda record: print(line(record), flush=True)
     else:
-        with appending(resume, "text") as both:
+        with appending(resume, NEEDED) as both:
             yield both
 
 
@@ -187,14 +192,17 @@ def _done(
                     f"{options.resume} was made with {key} {theirs!r}, and now it is {value!r}: take another file"
                 )
     there = Counter((found["text"], found["sha256"]) for found in records)
+    contents: dict[str, set[str]] = defaultdict(set)
+    for name, sha256 in there:
+        contents[name].add(sha256)
     done = set()
     for number, name in enumerate(names):
         one = (name, fingerprint(texts[number]))
+        if contents[name] - {one[1]}:
+            raise NpgptError(f"{name} is another text than the {name} in {options.resume}: take another file")
         if there[one]:
             there[one] -= 1
             done.add(number)
-        elif any(other == name for other, _ in +there):
-            raise NpgptError(f"{name} is another text than the {name} in {options.resume}: take another file")
     if done:
         note(f"{len(done)} of {len(texts)} texts are in {options.resume} already")
     return done
