@@ -36,8 +36,8 @@ def run(*arguments: str, cwd: Path | None = None, stdin: bytes = b"", **environm
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
-def refused(*arguments: str, cwd: Path | None = None, stdin: bytes = b"", **environment: str) -> str:
-    """The one line of an error; in this process, since starting one takes longer than all else."""
+def here(*arguments: str, cwd: Path | None = None, stdin: bytes = b"", **environment: str) -> tuple[int, str, str]:
+    """The same in this process, since starting one takes longer than all else."""
     streams = [io.TextIOWrapper(io.BytesIO(content), encoding="utf-8") for content in (stdin, b"", b"")]
     before = Path.cwd()
     with mock.patch.multiple(sys, stdin=streams[0], stdout=streams[1], stderr=streams[2]):
@@ -45,11 +45,19 @@ def refused(*arguments: str, cwd: Path | None = None, stdin: bytes = b"", **envi
             os.chdir(cwd or before)
             try:
                 code = cli.main(arguments)
+            except SystemExit as end:  # after --help
+                code = int(end.code or 0)
             finally:
                 os.chdir(before)
         for stream in streams:
             stream.flush()
-    out, error = ("".join(stream.buffer.getvalue().decode()) for stream in streams[1:])
+    out, error = (stream.buffer.getvalue().decode() for stream in streams[1:])
+    return code, out, error
+
+
+def refused(*arguments: str, **options: Any) -> str:
+    """The one line of an error."""
+    code, out, error = here(*arguments, **options)
     assert (code, out) == (2, ""), (out, error)
     assert error.startswith("npgpt: error: ")
     assert error.count("\n") == 1

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.test_attending import CODES, data_of, weights_of
-from tests.test_cli import COMMAND, ROOT, bare, refused, run
+from tests.test_cli import COMMAND, ROOT, bare, here, refused, run
 
 __all__ = ["bare"]  # a fixture
 TEXT = "It is a truth universally"
 
 
 def test_a_layer() -> None:
-    code, out, error = run("attend", TEXT, "--layer", "3", COLUMNS="80")
+    code, out, error = here("attend", TEXT, "--layer", "3", COLUMNS="80")
     lines = out.splitlines()
     assert (code, error) == (0, "")
     assert lines[:4] == [
@@ -32,14 +32,14 @@ def test_a_layer() -> None:
 
 
 def test_a_head_of_the_first_layer() -> None:
-    code, out, _ = run("attend", "-", "--head", "5", stdin=TEXT.encode(), COLUMNS="80")
+    code, out, _ = here("attend", "-", "--head", "5", stdin=TEXT.encode(), COLUMNS="80")
     assert code == 0
     assert out.startswith("austen, layer 0, head 5: weights [7, 7] out of [1, 6, 7, 7]\n")
     assert "0 It     ██· · · · · ·\n1 ␣is    " in out
 
 
 def test_a_model_without_text(bare: Path) -> None:
-    code, out, _ = run("attend", "--model", str(bare), "--ids", "1,2,39", "--layer", "1", "--head", "2", COLUMNS="200")
+    code, out, _ = here("attend", "--model", str(bare), "--ids", "1,2,39", "--layer", "1", "--head", "2", COLUMNS="200")
     assert code == 0
     assert "weights [3, 3] out of [1, 3, 3, 3]" in out
     assert "\n0 1  ██· ·\n1 2  " in out
@@ -47,7 +47,7 @@ def test_a_model_without_text(bare: Path) -> None:
 
 
 def test_what_a_terminal_must_not_get_is_written_out() -> None:
-    code, out, _ = run("attend", "a\x1b[2J\n\u202e<|endoftext|>", "--head", "0", "--special")
+    code, out, _ = here("attend", "a\x1b[2J\n\u202e<|endoftext|>", "--head", "0", "--special")
     assert code == 0
     assert "<|endoftext|>" in out
     assert "\\x1b" in out
@@ -88,12 +88,12 @@ def _read(terminal: int) -> bytes:
 
 
 def test_a_page_of_all_and_of_one(tmp_path: Path) -> None:
-    code, out, error = run("attend", TEXT, "--html", "all.html", cwd=tmp_path)
+    code, out, error = here("attend", TEXT, "--html", "all.html", cwd=tmp_path)
     assert (code, out, error) == (0, "", "npgpt: wrote all.html\n")
     every = data_of((tmp_path / "all.html").read_text("utf-8"))
     assert every["pieces"] == ["It", " is", " a", " truth", " un", "ivers", "ally"]
     assert weights_of(every).shape == (6, 6, 7, 7)
-    run("attend", TEXT, "--layer", "4", "--head", "2", "--html", "one.html", cwd=tmp_path)
+    here("attend", TEXT, "--layer", "4", "--head", "2", "--html", "one.html", cwd=tmp_path)
     one = data_of((tmp_path / "one.html").read_text("utf-8"))
     assert (one["layers"], one["heads"], one["n_layer"]) == ([4], [2], 6)
     assert (weights_of(one)[0, 0] == weights_of(every)[4, 2]).all()
@@ -133,7 +133,7 @@ def test_the_folder_is_looked_for_before_the_work(tmp_path: Path) -> None:
 
 
 def test_help_fits_a_screen() -> None:
-    code, out, _ = run("attend", "--help", COLUMNS="80")
+    code, out, _ = here("attend", "--help", COLUMNS="80")
     assert code == 0
     assert "example: npgpt attend" in out
     assert len(out.splitlines()) <= 24

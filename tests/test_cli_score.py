@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import npgpt
-from tests.test_cli import COMMAND, ROOT, bare, refused, run
+from tests.test_cli import COMMAND, ROOT, bare, here, refused, run
 
 __all__ = ["bare"]  # a fixture
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_sums_and_the_convention_are_printed(folder: Path) -> None:
-    code, out, error = run("score", "a.txt", "b.txt", "--stride", "100", "--no-bos", cwd=folder)
+    code, out, error = here("score", "a.txt", "b.txt", "--stride", "100", "--no-bos", cwd=folder)
     assert (code, error) == (0, "")
     scores = list(npgpt.score([TEXTS["a.txt"], TEXTS["b.txt"]], stride=100, end_of_text=False))
     for name, found in zip(("a.txt", "b.txt"), scores, strict=True):
@@ -51,15 +51,15 @@ def test_the_sums_and_the_convention_are_printed(folder: Path) -> None:
 
 
 def test_standard_input_is_taken_as_it_is(folder: Path) -> None:
-    named = run("score", "b.txt", "--json", cwd=folder)[1]
+    named = here("score", "b.txt", "--json", cwd=folder)[1]
     for arguments in ([], ["-"]):
-        code, out, _ = run("score", *arguments, "--json", stdin=TEXTS["b.txt"].encode())
+        code, out, _ = here("score", *arguments, "--json", stdin=TEXTS["b.txt"].encode())
         assert code == 0
         assert json.loads(out) == json.loads(named) | {"text": "-"}
 
 
 def test_json_lines_join_with_other_engines(folder: Path) -> None:
-    code, out, error = run("score", "a.txt", "b.txt", "--json", "--top", "2", "--dtype", "float64", cwd=folder)
+    code, out, error = here("score", "a.txt", "b.txt", "--json", "--top", "2", "--dtype", "float64", cwd=folder)
     assert code == 0
     assert error.startswith("npgpt: all 2 texts: ")
     assert error.count("\n") == 1
@@ -75,7 +75,7 @@ def test_json_lines_join_with_other_engines(folder: Path) -> None:
 
 
 def test_top_tells_what_the_model_would_rather_have_said(folder: Path) -> None:
-    out = run("score", "e.txt", "--top", "2", cwd=folder)[1]
+    out = here("score", "e.txt", "--top", "2", cwd=folder)[1]
     rows = out.splitlines()
     assert rows[0].split() == ["byte", "rank", "bits", "token"]
     assert [row.split()[0] for row in rows[1:4]] == ["0", "2", "5"]
@@ -117,7 +117,7 @@ def test_a_terminal_shows_the_text_tinted_and_a_bar(folder: Path) -> None:
 
 
 def test_html(folder: Path) -> None:
-    code, out, error = run("score", "b.txt", "d.txt", "--html", "page.html", "--top", "2", cwd=folder)
+    code, out, error = here("score", "b.txt", "d.txt", "--html", "page.html", "--top", "2", cwd=folder)
     page = (folder / "page.html").read_text("utf-8")
     assert code == 0
     assert error == "npgpt: wrote page.html\n"
@@ -138,18 +138,18 @@ def test_workers_give_the_same(folder: Path) -> None:
 
 
 def test_resume_skips_what_is_there_and_adds_the_rest(folder: Path) -> None:
-    expected = run("score", *TEXTS, "--json", cwd=folder)[1]
-    code, out, error = run("score", *TEXTS, "--resume", "out.jsonl", cwd=folder)
+    expected = here("score", *TEXTS, "--json", cwd=folder)[1]
+    code, out, error = here("score", *TEXTS, "--resume", "out.jsonl", cwd=folder)
     assert (code, error) == (0, "")
     assert (folder / "out.jsonl").read_text() == expected
     assert f"all {len(TEXTS)} texts in out.jsonl: " in out
-    code, again, error = run("score", *TEXTS, "--resume", "out.jsonl", cwd=folder)
+    code, again, error = here("score", *TEXTS, "--resume", "out.jsonl", cwd=folder)
     assert (code, again, error) == (0, out, "npgpt: 5 of 5 texts are in out.jsonl already\n")
     assert (folder / "out.jsonl").read_text() == expected
     # one taken out of the middle comes behind the others
     lines = expected.splitlines(keepends=True)
     (folder / "out.jsonl").write_text("".join(lines[:1] + lines[2:]))
-    assert run("score", *TEXTS, "--resume", "out.jsonl", cwd=folder)[0] == 0
+    assert here("score", *TEXTS, "--resume", "out.jsonl", cwd=folder)[0] == 0
     assert (folder / "out.jsonl").read_text() == "".join([lines[0], *lines[2:], lines[1]])
 
 
@@ -289,7 +289,7 @@ def test_bad_input_is_one_line(folder: Path, arguments: list[str], message: str)
 
 
 def test_resume_refuses_what_was_made_otherwise(folder: Path) -> None:
-    assert run("score", "a.txt", "--resume", "out.jsonl", cwd=folder)[0] == 0
+    assert here("score", "a.txt", "--resume", "out.jsonl", cwd=folder)[0] == 0
     before = (folder / "out.jsonl").read_bytes()
     error = refused("score", "a.txt", "--resume", "out.jsonl", "--stride", "9", cwd=folder)
     assert "out.jsonl was made with stride 256, and now it is 9" in error
@@ -306,6 +306,6 @@ def test_a_model_without_text_is_told(bare: Path, folder: Path) -> None:
 
 
 def test_help_fits_a_screen() -> None:
-    out = run("score", "--help", COLUMNS="80")[1]
+    out = here("score", "--help", COLUMNS="80")[1]
     assert len(out.splitlines()) <= 40
     assert max(map(len, out.splitlines())) <= 80

@@ -14,7 +14,7 @@ from npgpt import tracing
 from npgpt.errors import NpgptError
 from npgpt.finding import EMBEDDED_WEIGHTS
 from npgpt.oracle import files
-from tests.test_cli import bare, refused, run
+from tests.test_cli import bare, here, refused
 
 __all__ = ["bare"]  # a fixture
 TEXT = "It is a truth"
@@ -63,7 +63,7 @@ def test_a_pattern_that_fits_nothing_is_told(pattern: str) -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_files_hold_names_ids_and_what_it_was_computed_from(tmp_path: Path, suffix: str, dtype: str) -> None:
     path, expected = tmp_path / f"trace{suffix}", recorded(dtype)
-    code, out, error = run("trace", TEXT, "-o", str(path), "--dtype", dtype, cwd=tmp_path)
+    code, out, error = here("trace", TEXT, "-o", str(path), "--dtype", dtype, cwd=tmp_path)
     size = sum(array.nbytes for array in expected.values())
     assert (code, out) == (0, "")
     assert error == f"npgpt: {path}: {len(expected)} intermediates of 4 tokens, {dtype}, {size:,} bytes\n"
@@ -108,14 +108,14 @@ def header(path: Path) -> dict[str, str]:
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_check_reads_it(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"trace{suffix}"
-    assert run("trace", TEXT, "-o", str(path), "--only", "logits", "--only", "h.2.attn.*")[0] == 0
-    code, out, _ = run("check", str(path))
+    assert here("trace", TEXT, "-o", str(path), "--only", "logits", "--only", "h.2.attn.*")[0] == 0
+    code, out, _ = here("check", str(path))
     assert (code, out.splitlines()[0]) == (0, "Matches: rounding in float32 explains every difference, in 10 stages.")
 
 
 def test_a_model_without_text(bare: Path, tmp_path: Path) -> None:
     path = tmp_path / "trace.npz"
-    assert run("trace", "--ids", "3,39", "--model", str(bare), "-o", str(path))[0] == 0
+    assert here("trace", "--ids", "3,39", "--model", str(bare), "-o", str(path))[0] == 0
     with np.load(path) as archive:
         assert archive["token_ids"].tolist() == [[3, 39]]
         assert json.loads(bytes(archive["metadata"]))["text"] is None
