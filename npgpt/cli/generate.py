@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import secrets
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         from ..loading import load
         from ..sampling import Sampling
 
-    seed = secrets.randbits(32) if options.seed is None else options.seed
+    seed = int.from_bytes(os.urandom(4), "big") if options.seed is None else options.seed
     sampling = Sampling(
         temperature=options.temperature,
         top_k=options.top_k,
