@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .oracle.parts import check_part as check_part
     from .parameters import Parameters as Parameters
     from .sampling import Sampling as Sampling
-    from .scoring import Score as Score
+    from .scores import Score as Score
     from .scoring import score as score
     from .tokenizer import Tokenizer as Tokenizer
 
@@ -49,7 +49,7 @@ _HOME = {
     "check_part": "oracle.parts",
     "Parameters": "parameters",
     "Sampling": "sampling",
-    "Score": "scoring",
+    "Score": "scores",
     "score": "scoring",
     "Tokenizer": "tokenizer",
 }

@@ -17,6 +17,8 @@ from .parameters import Parameters
 from .sampling import Sampling, next_token
 from .tokenizer import TextDecoder, Tokenizer, check_text
 
+MOST_SAMPLES = 1024  # rows of a batch, each with a cache of its own: gpt2's whole context takes 75 MB
+
 # Why a generation ended: <|endoftext|>, a stop string, max_tokens reached, or the context full.
 Finish: TypeAlias = Literal["end_of_text", "stop", "length", "context"]
 
@@ -60,7 +62,7 @@ def generate(
     if len(ids) != 1:
         raise NpgptError(f"one prompt at a time is continued, not {len(ids)} rows")
     max_tokens = whole_number("max_tokens", max_tokens, low=0)
-    samples = whole_number("samples", samples)
+    samples = whole_number("samples", samples, high=MOST_SAMPLES)
     seeds: Sequence[int | None] = [None] * samples
     if seed is not None:
         seed = whole_number("a seed", seed, low=0, high=2**64 - 1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, BinaryIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 from .errors import NpgptError
+
+T = TypeVar("T")
 
 
 def line(record: dict[str, Any]) -> str:
@@ -18,45 +20,73 @@ def line(record: dict[str, Any]) -> str:
 
 @contextmanager
 def appending(
-    path: str | os.PathLike[str], keys: Sequence[str]
-) -> Iterator[tuple[list[dict[str, Any]], Callable[[dict[str, Any]], None]]]:
-    """Open or make a file of objects that have these keys, the first in front; gives those that are whole in it,
-    and a function that adds one behind them. A last line that an interruption cut short is taken off.
+    path: Path, keys: tuple[str, str], read: Callable[[dict[str, Any]], T | None]
+) -> Iterator[tuple[list[T], Callable[[dict[str, Any]], None]]]:
+    """Open or make a file of objects that begin with these two keys, to add more; gives what read makes of each that is
+    whole in it, and a function that adds one. read gives None for an object of another kind.
 
-    Raises NpgptError for a file of something else, which stays as it is, and for one that another process is adding
-    to; OSError where it cannot be opened or written.
+    A last line that an interruption cut short goes as the first is added. Until then nothing is changed, and a file
+    that was made here goes again where none is added. Raises NpgptError for a file of anything else, and for one that
+    another process is adding to; OSError where it cannot be opened or written.
     """
+    made = not path.exists()
     with open(path, "a+b") as file:
         _lock(file, path)
         file.seek(0)
-        content = file.read()
-        end = content.rfind(b"\n") + 1
-        begin = json.dumps({keys[0]: 0})[:-2].encode()
-        records = [_record(text, path, number, keys) for number, text in enumerate(content[:end].splitlines(), 1)]
-        rest = content[end:]
-        if not (rest.startswith(begin) or begin.startswith(rest)):
+        end, found = 0, []
+        rest = b""
+        for number, text in enumerate(file, 1):
+            if not text.endswith(b"\n"):
+                rest = text
+                break
+            end += len(text)
+            one = read(_object(text))
+            if one is None:
+                raise NpgptError(f"{path}: line {number} is none of ours, which begin with {keys[0]!r}: {text[:40]!r}")
+            found.append(one)
+        if not _is_cut_short(rest, keys):
             raise NpgptError(f"{path} ends with something else than a line that was cut short: {rest[:40]!r}")
-        file.truncate(end)
 
         def add(record: dict[str, Any]) -> None:
+            nonlocal rest
+            if rest:
+                file.truncate(end)
+                rest = b""
             file.write(line(record).encode() + b"\n")
             file.flush()
 
-        yield records, add
+        try:
+            yield found, add
+        finally:
+            if made and file.tell() == 0:
+                with suppress(OSError):
+                    path.unlink()
 
 
-def _record(text: bytes, path: str | os.PathLike[str], number: int, keys: Sequence[str]) -> dict[str, Any]:
+def _object(text: bytes) -> dict[str, Any]:
+    """The object of a line, or an empty one for what is none."""
     try:
         found = json.loads(text)
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or next(iter(found), None) != keys[0] or not found.keys() >= set(keys):
-        raise NpgptError(f"{path}: line {number} is none of ours, which begin with {keys[0]!r}: {text[:40]!r}")
-    return found
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _lock(file: BinaryIO, path: str | os.PathLike[str]) -> None:
-    """Until the file is closed; where the system has no such locks, nothing."""
+def _is_cut_short(rest: bytes, keys: tuple[str, str]) -> bool:
+    """Whether it can be the beginning of one of our lines: the first key, its value, and the second key behind that."""
+    text, begin = rest.decode("ascii", errors="replace"), json.dumps({keys[0]: ""})[:-3]
+    if not text.startswith(begin):
+        return begin.startswith(text)
+    try:
+        _, end = json.JSONDecoder().raw_decode(text, len(begin))
+    except (ValueError, RecursionError):
+        return True  # within the value
+    behind = f", {json.dumps(keys[1])}: "
+    return text[end:].startswith(behind) or behind.startswith(text[end:])
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Until the file is closed; where the system or the file system has no such locks, nothing."""
     try:
         import fcntl
     except ImportError:
@@ -65,3 +95,5 @@ def _lock(file: BinaryIO, path: str | os.PathLike[str]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise NpgptError(f"another process is adding to {path}") from None
+    except OSError:
+        return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -58,18 +59,51 @@ def load(
         lambda: vocabulary(checkpoint),
         origin="" if form == CONVERTED else f"{checkpoint.path}: {form}",
         files=checkpoint.container.files,
-        again=partial(_load_again, location.weights.absolute(), dtype, n_head, config, name_scheme),
+        again=(location.weights.absolute(), dtype, n_head, config, name_scheme),
     )
 
 
-@lru_cache(maxsize=1)  # in a process that computes for another, where every piece of work brings the model anew
-def _load_again(
-    path: Path, dtype: str, n_head: int | None, config: Config | None, name_scheme: str | None, fingerprint: str
-) -> LanguageModel:
-    """The same model in another process. Raises NpgptError where the file is not there, or no longer the same."""
+@dataclass(frozen=True, eq=False)
+class Handed:
+    """A model as it is handed to whoever computes: here itself, to another process the arguments that load it. It is
+    loaded there by the work, and not by unpickling, so that what is wrong with it is an error of the work.
+    """
+
+    model: LanguageModel
+
+    def open(self) -> LanguageModel:
+        """The model."""
+        return self.model
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.model.again is None:
+            raise NpgptError(
+                f"{self.model.name} lies in no file that another process could load: npgpt.save, then npgpt.load"
+            )
+        return Elsewhere, (self.model.again, self.model.fingerprint)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """The same where it arrives: the arguments that load it, and what its fingerprint has to be."""
+
+    again: tuple[Any, ...]
+    fingerprint: str
+
+    def open(self) -> LanguageModel:
+        """The model, mapped once for all the work. Raises NpgptError where its file is not there, or not the same."""
+        return _load_again(self)
+
+
+@lru_cache(maxsize=1)  # every piece of work brings an Elsewhere of its own
+def _load_again(one: Elsewhere) -> LanguageModel:
+    path, dtype, n_head, config, name_scheme = one.again
     model = load(path, dtype=dtype, n_head=n_head, config=config, name_scheme=name_scheme)
-    if model.fingerprint != fingerprint:
-        raise NpgptError(f"{path} holds other weights here than where the work was handed out")
+    if model.fingerprint != one.fingerprint:
+        raise NpgptError(
+            f"{path} holds other weights than the model whose work was handed out: it is another file here, or the "
+            "model was changed in memory (npgpt.save it, and npgpt.load that)"
+        )
     return model
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from .language_model import LanguageModel
 from .score_report import STEP, TINTS, bits, level, named, segments, shown, summary
-from .scoring import Score
+from .scores import Score
 from .windows import Convention
 
 STYLE = """

@@ -7,11 +7,11 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import printable
 from .language_model import LanguageModel
-from .scoring import Score, Totals
+from .scores import Score, Totals
 from .windows import Convention
 
 STEP = 2.0  # bits of surprise between two tints
@@ -51,12 +51,23 @@ def record(name: str, text: str, score: Score, its_settings: dict[str, Any]) -> 
     return {"text": name, "sha256": fingerprint(text), "settings": its_settings, **sums, **tokens}
 
 
-NEEDED = ("text", "sha256", "settings", *Totals._fields)  # of a record, to go on behind it
+class Whole(NamedTuple):
+    """What a record has to have, to go on behind it."""
+
+    text: str
+    sha256: str
+    settings: dict[str, Any]
+    totals: Totals
 
 
-def totals_of(found: dict[str, Any]) -> Totals:
-    """The sums of a record."""
-    return Totals(*(found[name] for name in Totals._fields))
+def read(found: dict[str, Any]) -> Whole | None:
+    """The same of a record; None for an object that is none."""
+    sums = [found.get(name) for name in Totals._fields]
+    text, sha256, settings = (found.get(name) for name in ("text", "sha256", "settings"))
+    counts = all(type(value) is int for value in sums[:-1]) and isinstance(sums[-1], float)
+    if not (isinstance(text, str) and isinstance(sha256, str) and isinstance(settings, dict) and counts):
+        return None
+    return Whole(text, sha256, settings, Totals(*sums))  # type: ignore[arg-type]
 
 
 def _number(value: float) -> float | None:
@@ -74,7 +85,7 @@ def summary(name: str, totals: Totals) -> list[str]:
     rows = [
         ("negative log-likelihood", f"{totals.nll:,.2f} nats"),
         ("perplexity per token", f"{totals.perplexity:,.3f}"),
-        ("perplexity per word", f"{totals.word_perplexity:,.3f}"),
+        ("perplexity per word", f"{totals.word_perplexity:,.3f}" if totals.words else "no words"),
         ("bits per byte", f"{totals.bits_per_byte:.4f}"),
     ]
     counts = (
@@ -153,5 +164,4 @@ def table(score: Score, model: LanguageModel, colours: bool) -> Iterator[str]:
 def named(model: LanguageModel, token_id: int) -> str:
     """A token in quotes, or its number where it stands for no text."""
     tokenizer = model.tokenizer
-    has_text = token_id < tokenizer.n_vocab and token_id not in tokenizer.holes
-    return repr(shown(tokenizer.piece(token_id))) if has_text else f"id {token_id}"
+    return repr(shown(tokenizer.piece(token_id))) if tokenizer.has_text(token_id) else f"id {token_id}"

@@ -65,6 +65,10 @@ class Tokenizer:
         except ValueError as error:
             raise NpgptError(f"the text cannot be cut into tokens: {error} (a very long run of white space?)") from None
 
+    def has_text(self, token_id: int) -> bool:
+        """Whether an id stands for text; one that pads the vocabulary does not."""
+        return 0 <= token_id < self.n_vocab and token_id not in self.holes
+
     def piece(self, token_id: int) -> bytes:
         """The bytes of one token; they need not be whole UTF-8. Raises NpgptError for an id without a token."""
         try:
@@ -92,8 +96,8 @@ class TextDecoder:
     def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        known = {*tokenizer.ranks.values(), *tokenizer.special_tokens.values()}  # a prompt may hold padding ids
-        self.before = "".join(self.feed(token_id) for token_id in after if token_id in known)  # as far as it is certain
+        # a prompt may hold padding ids; its text as far as it is certain
+        self.before = "".join(self.feed(token_id) for token_id in after if tokenizer.has_text(token_id))
 
     def feed(self, token_id: int) -> str:
         """The text that is certain once this token is known; perhaps none."""

@@ -86,7 +86,7 @@ def _write_npz(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[st
     """The metadata are JSON in UTF-8, as bytes, since not every reader of .npz has text."""
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
     with writing(path) as file:
-        np.savez(file, allow_pickle=False, metadata=text, **arrays)
+        np.savez(file, metadata=text, **arrays)  # type: ignore[arg-type]  # to NumPy 2.0 allow_pickle is an array
 
 
 def _write_safetensors(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
@@ -11,12 +12,15 @@ import re
 import select
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 import npgpt
+from npgpt.cli.progress import bar
 from tests.test_cli import COMMAND, ROOT, bare, here, refused, run
 
 __all__ = ["bare"]  # a fixture
@@ -120,7 +124,7 @@ def test_html(folder: Path) -> None:
     code, out, error = here("score", "b.txt", "d.txt", "--html", "page.html", "--top", "2", cwd=folder)
     page = (folder / "page.html").read_text("utf-8")
     assert code == 0
-    assert error == "npgpt: wrote page.html\n"
+    assert error == f"npgpt: wrote page.html, {(folder / 'page.html').stat().st_size:,} bytes\n"
     assert "all 2 texts" in out
     assert page.startswith("<!DOCTYPE html>")
     assert page.count('<div class="text">') == 2
@@ -151,6 +155,23 @@ def test_resume_skips_what_is_there_and_adds_the_rest(folder: Path) -> None:
     (folder / "out.jsonl").write_text("".join(lines[:1] + lines[2:]))
     assert here("score", *TEXTS, "--resume", "out.jsonl", cwd=folder)[0] == 0
     assert (folder / "out.jsonl").read_text() == "".join([lines[0], *lines[2:], lines[1]])
+
+
+def test_a_file_named_twice_is_scored_twice(folder: Path) -> None:
+    assert here("score", "d.txt", "--resume", "out.jsonl", cwd=folder)[0] == 0
+    code, _, error = here("score", "d.txt", "d.txt", "--resume", "out.jsonl", cwd=folder)
+    assert (code, error) == (0, "npgpt: 1 of 2 texts are in out.jsonl already\n")
+    assert [json.loads(line)["text"] for line in (folder / "out.jsonl").read_text().splitlines()] == ["d.txt", "d.txt"]
+
+
+def test_a_foreign_file_is_left_alone_and_a_link_stays_one(folder: Path) -> None:
+    (folder / "notes.jsonl").write_text('{"text": "my only notes"}')
+    assert "notes.jsonl ends with something else" in refused("score", "d.txt", "--resume", "notes.jsonl", cwd=folder)
+    assert (folder / "notes.jsonl").read_text() == '{"text": "my only notes"}'
+    (folder / "link.html").symlink_to(folder / "page.html")
+    assert here("score", "d.txt", "--html", "link.html", cwd=folder)[0] == 0
+    assert (folder / "link.html").is_symlink()
+    assert (folder / "page.html").read_text().startswith("<!DOCTYPE html>")
 
 
 def test_killed_at_any_moment_nothing_is_lost_or_repeated(folder: Path) -> None:
@@ -240,9 +261,11 @@ def test_workers_do_not_outlive_a_killed_command(folder: Path) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("delay", [0.2, 0.3, 0.4, 1.5])
-def test_ctrl_c_ends_workers_quietly(folder: Path, delay: float) -> None:
-    """The whole group gets it, as from a terminal: while processes start, and while they compute."""
+@pytest.mark.parametrize(("there", "delay"), [(1, 0.0), (2, 0.0), (2, 0.1), (2, 1.0)])
+def test_ctrl_c_ends_workers_quietly(folder: Path, there: int, delay: float) -> None:
+    """The whole group gets it, as from a terminal: as soon as workers are there, as they load, as they compute."""
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("only /proc tells a process's children")
     (folder / "long.txt").write_text(TEXTS["a.txt"] * 2000)
     process = subprocess.Popen(
         [*COMMAND, "score", "long.txt", "--workers", "2"],
@@ -252,10 +275,15 @@ def test_ctrl_c_ends_workers_quietly(folder: Path, delay: float) -> None:
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    deadline = time.monotonic() + 30
+    while len(workers_of(process.pid)) < there:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
     time.sleep(delay)
-    os.killpg(process.pid, signal.SIGINT)
-    out, error = process.communicate(timeout=60)
-    assert (process.returncode, out, error) == (130, b"", b"")
+    while process.poll() is None:  # what comes in the few milliseconds of a worker's start is not heeded
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.2)
+    assert (process.returncode, *process.communicate(timeout=60)) == (130, b"", b"")
 
 
 @pytest.mark.parametrize(
@@ -271,7 +299,12 @@ def test_ctrl_c_ends_workers_quietly(folder: Path, delay: float) -> None:
         (["a.txt", "--convention", "paper"], "no convention is called 'paper'"),
         (["d.txt", "--no-bos"], "d.txt has too few tokens, 1,"),
         (["a.txt", "--top", "-1"], "top, .* at least 0"),
-        (["a.txt", "--workers", "0"], "--workers must be at least 1, not 0"),
+        (["a.txt", "--workers", "0"], "--workers must be from 1 to .*, not 0"),
+        (["a.txt", "--workers", "100000"], "--workers must be from 1 to .*, four for each core, not 100000"),
+        ([""], "a file's name must not be empty"),
+        (["a.txt", "--html", "/dev/null"], "--html /dev/null: that is no regular file, and would be replaced by one"),
+        (["a.txt", "--resume", "/dev/full"], "--resume /dev/full: that is no regular file"),
+        (["empty.txt", "--resume", "new.jsonl"], "empty.txt is empty"),
         (["a.txt", "--html", "no/where.html"], "--html no/where.html: there is no folder no"),
         (["a.txt", "--html", "."], "--html .: that is a folder"),
         (["a.txt", "--resume", "no/where.jsonl"], "--resume no/where.jsonl: there is no folder no"),
@@ -293,8 +326,18 @@ def test_resume_refuses_what_was_made_otherwise(folder: Path) -> None:
     before = (folder / "out.jsonl").read_bytes()
     error = refused("score", "a.txt", "--resume", "out.jsonl", "--stride", "9", cwd=folder)
     assert "out.jsonl was made with stride 256, and now it is 9" in error
+    error = refused("score", "a.txt", "--resume", "out.jsonl", "--top", "1", cwd=folder)
+    assert "out.jsonl was made with top 0, and now it is 1" in error
     error = refused("score", "a.txt", "--resume", "out.jsonl", "--dtype", "float64", cwd=folder)
     assert "out.jsonl was made with weights " in error
+    record = json.loads(before)
+    for wrong, message in (
+        ({"settings": 5}, "line 1 is none of ours"),
+        ({"scored": "x"}, "line 1 is none of ours"),
+        ({"settings": {}}, "was made with weights None"),
+    ):
+        (folder / "wrong.jsonl").write_text(json.dumps(record | wrong) + "\n")
+        assert message in refused("score", "a.txt", "--resume", "wrong.jsonl", cwd=folder)
     (folder / "a.txt").write_text("another text")
     error = refused("score", "a.txt", "--resume", "out.jsonl", cwd=folder)
     assert "a.txt is another text than the a.txt in out.jsonl" in error
@@ -309,3 +352,35 @@ def test_help_fits_a_screen() -> None:
     out = here("score", "--help", COLUMNS="80")[1]
     assert len(out.splitlines()) <= 40
     assert max(map(len, out.splitlines())) <= 80
+
+
+def test_a_folder_in_which_nothing_may_be_written_is_told_before_the_work(folder: Path) -> None:
+    with mock.patch.object(os, "access", return_value=False):  # root may write anywhere
+        error = refused("score", "a.txt", "--model", "no/such/model", "--html", "x.html", cwd=folder)
+    assert f"--html x.html: nothing may be written into the folder {folder}" in error
+
+
+def test_a_text_of_white_space_has_no_words(folder: Path) -> None:
+    (folder / "blank.txt").write_text(" \n")
+    code, out, _ = here("score", "blank.txt", cwd=folder)
+    assert (code, "  perplexity per word      no words\n" in out) == (0, True)
+
+
+def test_a_bar_on_a_narrow_terminal_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for columns in (12, 40, 60, 200):
+        with (
+            mock.patch.object(sys, "stderr", Terminal()) as seen,
+            mock.patch.dict(os.environ, {"COLUMNS": str(columns)}),
+            bar("tokens") as progress,
+        ):
+            assert progress is not None
+            time.sleep(0.11)
+            progress(86_016, 228_336)
+            drawn = seen.getvalue().strip("\r").removesuffix("\x1b[K")
+        assert 0 < len(drawn) < columns
+        assert ("86,016 of 228,336 tokens" in drawn) == (columns >= 40)
+        assert drawn.startswith("[") == (columns == 200)

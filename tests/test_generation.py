@@ -237,6 +237,7 @@ def test_bad_arguments_are_refused_before_anything_runs(arguments: dict[str, Any
     ("arguments", "message"),
     [
         ({"samples": 0}, "samples must be at least 1, not 0"),
+        ({"samples": 10**8}, "samples must be at most 1024, not 100000000"),
         ({"samples": 2.0}, "samples must be a whole number, not 2.0"),
         ({"samples": True}, "samples must be a whole number, not True"),
         ({"samples": 3, "seed": 2**64 - 2}, "the last sample's seed, .*, must be at most 18446744073709551615, not"),

@@ -14,7 +14,8 @@ import pytest
 import npgpt
 from npgpt import score_page, score_report, windows
 from npgpt.language_model import LanguageModel
-from npgpt.scoring import Score, score, unknown
+from npgpt.scores import Score, unknown
+from npgpt.scoring import score
 
 LN2 = math.log(2)
 
@@ -84,7 +85,10 @@ def test_a_record_is_json_and_can_be_joined(model: LanguageModel) -> None:
     assert record["settings"] == settings
     assert settings["weights"] == model.fingerprint
     assert (settings["stride"], settings["context"], settings["end_of_text"]) == (128, 256, False)
-    assert score_report.totals_of(record) == found.totals
+    assert score_report.read(record) == ("a.txt", record["sha256"], settings, found.totals)
+    for key, value in (("text", [1]), ("sha256", 1), ("settings", 5), ("scored", "x"), ("words", None), ("nll", "1")):
+        assert score_report.read(record | {key: value}) is None
+        assert score_report.read({name: record[name] for name in record if name != key}) is None
     assert record["perplexity"] == found.perplexity
 
 

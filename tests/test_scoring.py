@@ -5,6 +5,7 @@ import os
 import pickle
 import signal
 import time
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -18,13 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npgpt
-from npgpt import parameters, scoring, windows
+from npgpt import parameters, scores, scoring, windows
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
+from npgpt.loading import Handed
 from npgpt.parameters import Array
-from npgpt.scoring import Score, Totals, likelihood, score, total
+from npgpt.scores import Score, Totals, likelihood, total, unknown
+from npgpt.scoring import score
+from npgpt.threads import cores
 from npgpt.workers import processes
-from tests.models import random_parameters, small
 
 TEXTS = [
     "Emma Woodhouse, handsome, clever, and rich, with a comfortable home and happy disposition. " * 3,
@@ -81,11 +84,30 @@ def test_likelihood_by_brute_force(n: int, V: int, dtype: str, data: st.DataObje
         np.testing.assert_allclose(found.top_log_probs[row], [expected[i] for i in found.top_ids[row]], atol=tolerance)
 
 
+def test_the_likeliest_of_a_large_vocabulary_in_order_and_of_equals_the_lowest_id_first() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal((3, 5000))
+    logits[1, [4000, 17, 2500]] = 9
+    found = likelihood(logits, np.zeros(3, np.int64), 8)
+    for row in range(3):
+        assert found.top_ids[row].tolist() == np.argsort(-logits[row], kind="stable")[:8].tolist()
+    assert found.top_ids[1, :3].tolist() == [17, 2500, 4000]
+
+
+def test_exponentials_are_summed_in_float64() -> None:
+    """Of float32 logits: what is left of the error is that of the exponentials themselves."""
+    logits = np.random.default_rng(1).uniform(-3, 0, (4, 50257)).astype(np.float32)
+    logits[:, 0] = 0
+    found = likelihood(logits, np.zeros(4, np.int64))
+    sums = [math.fsum(row) for row in np.exp(logits)]
+    np.testing.assert_allclose(found.log_probs, [-math.log(value) for value in sums], rtol=0, atol=1e-13)
+
+
 def test_likelihood_goes_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     logits, ids = rng.standard_normal((23, 50)), rng.integers(0, 50, 23)
     whole = likelihood(logits, ids, 3)
-    monkeypatch.setattr(scoring, "BLOCK", 100)
+    monkeypatch.setattr(scores, "BLOCK", 100)
     for one, other in zip(whole, likelihood(logits, ids, 3), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -134,7 +156,7 @@ def test_sums_literally() -> None:
     found = Score(
         np.arange(8),
         pieces,
-        scoring.unknown(8, 0)._replace(log_probs=log_probs, ranks=np.array([0, *[1] * 4, 0, 1, 1])),
+        unknown(8, 0)._replace(log_probs=log_probs, ranks=np.array([0, *[1] * 4, 0, 1, 1])),
     )
     assert found.byte_offsets.tolist() == [0, 1, 3, 6, 7, 9, 11, 12]
     # words begin in: a (not scored), " b", "d\xc3", g
@@ -160,6 +182,7 @@ def test_sums_of_several_and_of_none() -> None:
     nothing = Totals(1, 0, 0, 0, 0.0)
     assert all(math.isnan(v) for v in (nothing.perplexity, nothing.word_perplexity, nothing.bits_per_byte))
     assert Totals(9, 9, 1, 9, 5000.0).word_perplexity == math.inf
+    assert Totals(9, 9, 1, 9, 300.0).word_perplexity == math.exp(300)
 
 
 def test_batches_hold_windows_of_one_length_and_no_more_than_one_context(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,8 +212,8 @@ class Backwards(Executor):
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
-        model, *rest = args
-        result, inner = future.result, (fn, pickle.loads(pickle.dumps(model)), *rest)
+        handed, *rest = args
+        result, inner = future.result, (fn, pickle.loads(pickle.dumps(handed)), *rest)
 
         def wait(timeout: float | None = None) -> Any:
             while self.waiting:
@@ -254,7 +277,33 @@ def test_what_is_skipped_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = list(score(texts, model))
     done = {0, 1, 2, 3, 7}
     same(score(texts, model, skip=done), [found for number, found in enumerate(whole) if number not in done])
-    assert list(score(texts, model, skip=range(len(texts)))) == []
+
+
+def test_groups_of_which_nothing_is_wanted_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(scoring, "compute", never)
+    assert list(score(TEXTS * 3, npgpt.load(), skip=range(3 * len(TEXTS)))) == []
+
+
+def test_a_stride_of_one_takes_no_memory_for_all_its_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows overlap, so that all of them together are a context times the text."""
+
+    def enough(*_: Any) -> None:
+        raise KeyError
+
+    monkeypatch.setattr(scoring, "compute", enough)
+    model = npgpt.load()
+    work = score(["and " * 4000], model, stride=1)
+    tracemalloc.start()
+    try:
+        with pytest.raises(KeyError):
+            next(work)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < model.config.n_positions * 4000 * 8 / 2
 
 
 def test_progress_counts_tokens_up_to_their_number() -> None:
@@ -322,6 +371,25 @@ def test_a_killed_worker_is_told() -> None:
             list(found)
 
 
+def test_an_error_ends_workers_whatever_they_are_at() -> None:
+    """Or it would wait for them, a minute here."""
+    futures: list[Future[None]] = []
+
+    def fail() -> None:
+        with processes(1, 1) as pool:
+            futures.append(pool.submit(time.sleep, 60))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert isinstance(futures[0].exception(), BrokenProcessPool)
+
+
+def test_workers_share_the_cores() -> None:
+    with processes(2) as pool:
+        assert pool.submit(os.getenv, "OPENBLAS_NUM_THREADS").result() == str(max(1, cores() // 2))
+
+
 def test_processes_leave_the_environment_alone() -> None:
     before = dict(os.environ)
     with processes(1, 3) as pool:
@@ -329,32 +397,62 @@ def test_processes_leave_the_environment_alone() -> None:
     assert dict(os.environ) == before
 
 
-def test_a_model_goes_to_another_process_as_its_file(tmp_path: Path) -> None:
+def changed(model: LanguageModel, name: str, rows: slice) -> LanguageModel:
+    """The same with some rows of a parameter set to zero, in memory alone."""
+    arrays = dict(parameters.to_arrays(model.parameters))
+    arrays[name] = arrays[name].copy()
+    arrays[name][rows] = 0
+    return replace(model, parameters=parameters.from_arrays(model.config, arrays))
+
+
+def test_a_model_goes_to_another_process_as_its_file() -> None:
     model = npgpt.load(dtype="float64")
-    content = pickle.dumps(model)
+    content = pickle.dumps(Handed(model))
     assert len(content) < 1000
-    again = pickle.loads(content)
+    again = pickle.loads(content).open()
     assert again.config == model.config
     np.testing.assert_array_equal(again([1, 2, 3]), model([1, 2, 3]))
-    assert pickle.loads(content) is again  # not once for each piece of work
+    assert pickle.loads(content).open() is again  # not loaded for each piece of work
+    assert Handed(model).open() is model
 
-    npgpt.save(model, tmp_path / "one")
-    content = pickle.dumps(npgpt.load(tmp_path / "one"))
-    changed = npgpt.load(tmp_path / "one", dtype="float64")
-    arrays = parameters.to_arrays(changed.parameters)
-    arrays["h.3.ln_1.bias"] = arrays["h.3.ln_1.bias"] + 1
-    changed = replace(changed, parameters=parameters.from_arrays(changed.config, arrays))
-    npgpt.save(changed, tmp_path / "other")
+
+@pytest.mark.parametrize("name", ["h.3.attn.c_proj.weight", "wte.weight", "ln_f.bias"])
+def test_every_value_of_the_weights_is_in_the_fingerprint(name: str) -> None:
+    model = npgpt.load()
+    assert model.fingerprint == npgpt.load().fingerprint
+    assert model.fingerprint != npgpt.load(dtype="float64").fingerprint
+    assert model.fingerprint != changed(model, name, slice(-1, None)).fingerprint
+
+
+def test_a_model_that_was_changed_is_not_scored_as_its_file() -> None:
+    """One head of one block is taken out, of which the first values of no parameter tell."""
+    model = npgpt.load()
+    other = changed(model, "h.3.attn.c_proj.weight", slice(160, 192))
+    assert next(score(TEXTS, other)).totals.nll != next(score(TEXTS, model)).totals.nll
+    with processes(1, 1) as pool, pytest.raises(NpgptError, match=r"other weights than .* was changed in memory"):
+        next(score(TEXTS, other, pool))
+
+
+def test_another_file_there_is_told(tmp_path: Path) -> None:
+    model = npgpt.load(dtype="float64")
+    npgpt.save(npgpt.load(), tmp_path / "one")
+    content = pickle.dumps(Handed(npgpt.load(tmp_path / "one")))
+    npgpt.save(changed(npgpt.load(), "ln_f.bias", slice(-1, None)), tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").replace(tmp_path / "one" / "model.safetensors")
-    with pytest.raises(NpgptError, match="holds other weights here than where the work was handed out"):
-        pickle.loads(content)
+    with pytest.raises(NpgptError, match="holds other weights than the model whose work was handed out"):
+        pickle.loads(content).open()
+    (tmp_path / "one" / "model.safetensors").unlink()
+    with pytest.raises(NpgptError, match="does not exist"):
+        pickle.loads(content).open()
+    assert model.again is not None
 
 
 def test_a_model_of_no_file_stays_here() -> None:
-    config = small()
-    model = LanguageModel("mine", config, random_parameters(config), lambda: "none")
-    with pytest.raises(NpgptError, match=r"mine lies in no file that another process could load: npgpt\.save"):
-        pickle.dumps(model)
+    model = npgpt.load()
+    mine = replace(model, name="mine", again=None)
+    same(score(TEXTS, mine, ThreadPoolExecutor(2)), score(TEXTS, model))
+    with processes(1, 1) as pool, pytest.raises(NpgptError, match=r"mine lies in no file .*: npgpt\.save"):
+        next(score(TEXTS, mine, pool))
 
 
 @pytest.mark.parametrize(

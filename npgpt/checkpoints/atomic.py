@@ -13,7 +13,7 @@ from typing import BinaryIO
 def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a temporary file in path's own folder; on success sync and rename it to path, else remove it.
 
-    An interrupted write leaves the old file as it was. Raises OSError as open, write and rename do.
+    An interrupted write leaves the old file as it was. Raises OSError as open, write and rename do, for path's name.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
@@ -23,8 +23,10 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     sync_folder(path.parent)
 

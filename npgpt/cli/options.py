@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Iterator
@@ -117,6 +118,8 @@ def read_file(name: str) -> str:
         if sys.stdin is None:
             raise NpgptError("standard input is closed")
         name, content = "standard input", sys.stdin.buffer.read()
+    elif not name:
+        raise NpgptError("a file's name must not be empty")
     else:
         content = Path(os.path.expanduser(name)).read_bytes()
     try:
@@ -126,20 +129,33 @@ def read_file(name: str) -> str:
 
 
 def output_path(option: str, argument: str | None) -> Path | None:
-    """Where an option's file will be. Raises NpgptError where there is no such folder: before the work, not after."""
+    """Where an option's file will be, beyond links. Raises NpgptError where it cannot be, before the work."""
     if argument is None:
         return None
-    path = Path(os.path.expanduser(argument))
-    if not path.parent.is_dir():
-        raise NpgptError(f"{option} {argument}: there is no folder {path.parent}")
+    named = Path(os.path.expanduser(argument))
+    if not named.parent.is_dir():
+        raise NpgptError(f"{option} {argument}: there is no folder {named.parent}")
+    path = Path(os.path.realpath(named))
     if path.is_dir():
         raise NpgptError(f"{option} {argument}: that is a folder, and should be a file")
+    if path.exists() and not path.is_file():
+        raise NpgptError(f"{option} {argument}: that is no regular file, and would be replaced by one")
+    if not os.access(path.parent, os.W_OK):
+        raise NpgptError(f"{option} {argument}: nothing may be written into the folder {path.parent}")
     return path
 
 
 def coloured(stream: TextIO) -> bool:
     """Whether it shows colours and may (https://no-color.org)."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
+
+
+def into_file(stream: TextIO) -> bool:
+    """Whether it goes into a regular file, and so to no terminal, not even behind a pipe."""
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except OSError:
+        return False
 
 
 def read_ids(argument: str) -> list[int]:

@@ -32,9 +32,11 @@ def bar(unit: str, scale: float = 1) -> Iterator[Callable[[int, int], None] | No
         numbers = (
             f" {done / scale:,.0f} of {total / scale:,.0f} {unit}, {rate / scale:,.0f} {unit}/s, {left:.0f} s left"
         )
-        width = max(0, min(40, shutil.get_terminal_size().columns - len(numbers) - 3))
+        columns = shutil.get_terminal_size().columns - 1  # a line that is full would scroll
+        width = min(40, columns - len(numbers) - 2)
         filled = width * done // max(total, 1)
-        sys.stderr.write(f"\r[{'#' * filled}{' ' * (width - filled)}]{numbers}\x1b[K")
+        drawing = f"[{'#' * filled}{' ' * (width - filled)}]{numbers}" if width > 4 else numbers[1:]
+        sys.stderr.write(f"\r{drawing[:columns]}\x1b[K")
         sys.stderr.flush()
 
     try:

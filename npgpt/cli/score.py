@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
-from .options import add_model, add_n_head, coloured, importing, note, output_path, read_file, set_threads
+from ..threads import cores
+from .options import add_model, add_n_head, coloured, importing, into_file, note, output_path, read_file, set_threads
 from .progress import bar
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from ..language_model import LanguageModel
-    from ..scoring import Score
+    from ..score_report import Whole
+    from ..scores import Score
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -61,23 +63,24 @@ def run(options: argparse.Namespace) -> int:
         from .. import score_report as report
         from ..loading import load
         from ..score_page import page
-        from ..scoring import score, total
+        from ..scores import total
+        from ..scoring import score
         from ..windows import convention
 
     html, resume = output_path("--html", options.html), output_path("--resume", options.resume)
-    if options.workers is not None and options.workers < 1:
-        raise NpgptError(f"--workers must be at least 1, not {options.workers}")
+    most = 4 * cores()
+    if options.workers is not None and not 1 <= options.workers <= most:
+        raise NpgptError(f"--workers must be from 1 to {most}, four for each core, not {options.workers}")
     names = options.files or ["-"]
     texts = [read_file(name) for name in names]
     model = load(options.model, dtype=options.dtype, n_head=options.n_head)
     if model.origin:
         note(model.origin)
     rule = convention(options.convention, model.config, options.context, options.stride, options.bos)
-    settings = report.settings(model, rule, options.top, options.special)
 
     def scores(done: set[int]) -> Iterator[tuple[int, Score]]:
         """Of the texts that are not done, each with its number."""
-        quiet = options.json and sys.stdout.isatty()  # a bar would lie between the lines
+        quiet = options.json and not into_file(sys.stdout)  # a bar would lie between the lines
         with _executor(options) as executor, nullcontext() if quiet else bar("tokens") as progress:
             found = score(
                 texts,
@@ -96,9 +99,10 @@ def run(options: argparse.Namespace) -> int:
             yield from zip((number for number in range(len(texts)) if number not in done), found, strict=True)
 
     if options.json or resume is not None:
+        settings = report.settings(model, rule, options.top, options.special)
         with _records(resume) as (records, add_record):
             done = _done(records, options, names, texts, settings)
-            sums = [report.totals_of(found) for found in records]
+            sums = [found.totals for found in records]
             for number, text in scores(done):
                 sums.append(text.totals)
                 add_record(report.record(names[number], texts[number], text, settings))
@@ -120,7 +124,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         print("\n".join(rows))
     if html is not None:
-        note(f"wrote {options.html}")
+        note(f"wrote {options.html}, {html.stat().st_size:,} bytes")
     return 0
 
 
@@ -163,38 +167,33 @@ def _executor(options: argparse.Namespace) -> Iterator[Executor | None]:
 
 
 @contextmanager
-def _records(resume: Path | None) -> Iterator[tuple[list[dict[str, Any]], Callable[[dict[str, Any]], None]]]:
-    """The JSON that is there, and where more of it goes: the file, or standard output."""
+def _records(resume: Path | None) -> Iterator[tuple[list[Whole], Callable[[dict[str, Any]], None]]]:
+    """What is there already, and where more of it goes: the file, or standard output."""
     from ..json_lines import appending, line
-    from ..score_report import NEEDED
+    from ..score_report import read
 
     if resume is None:
         yield [], lambda record: print(line(record), flush=True)
     else:
-        with appending(resume, NEEDED) as both:
+        with appending(resume, ("text", "sha256"), read) as both:
             yield both
 
 
 def _done(
-    records: list[dict[str, Any]],
-    options: argparse.Namespace,
-    names: list[str],
-    texts: list[str],
-    settings: dict[str, Any],
+    records: list[Whole], options: argparse.Namespace, names: list[str], texts: list[str], settings: dict[str, Any]
 ) -> set[int]:
     """Which texts are in the file already. Raises NpgptError where it was made in another way, or of other texts."""
     from ..score_report import fingerprint
 
-    for found in records:
-        for key, value in settings.items():
-            if (theirs := found["settings"].get(key)) != value:
-                raise NpgptError(
-                    f"{options.resume} was made with {key} {theirs!r}, and now it is {value!r}: take another file"
-                )
-    there = Counter((found["text"], found["sha256"]) for found in records)
+    there = Counter((found.text, found.sha256) for found in records)
     contents: dict[str, set[str]] = defaultdict(set)
-    for name, sha256 in there:
-        contents[name].add(sha256)
+    for found in records:
+        contents[found.text].add(found.sha256)
+        for key, value in settings.items():
+            if (theirs := found.settings.get(key)) != value:
+                raise NpgptError(
+                    f"{options.resume} was made with {key} {theirs!r:.80}, and now it is {value!r}: take another file"
+                )
     done = set()
     for number, name in enumerate(names):
         one = (name, fingerprint(texts[number]))
