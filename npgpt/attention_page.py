@@ -15,9 +15,8 @@ from .parameters import Array
 TEMPLATE = Path(__file__).with_name("attention_page.html")
 PLACE = "{{data}}"
 LARGEST = 64 * 2**20  # bytes of a page that a browser still opens at once
-STEPS = (
-    2**16 - 1
-)  # a weight is stored as a whole number of 1 / 65535 ≈ 1.5e-5, so to within 7.6e-6; 4 decimals are shown
+# a weight is stored as a whole number of 1 / 65535 ≈ 1.5e-5, so to within 7.6e-6; 4 decimals are shown
+STEPS = 2**16 - 1
 
 
 def page(attended: Attended) -> str:

@@ -102,20 +102,24 @@ def score(
     model = model if isinstance(model, LanguageModel) else load(model)
     rule = by_name(convention, model.config, context, stride, end_of_text)
     top = whole_number("top, the number of likeliest tokens to name,", top, low=0, high=model.config.vocab_size)
-    if rule.end_of_text and model.tokenizer.end_of_text is None:
+    end_of_text_id = model.tokenizer.end_of_text
+    if rule.end_of_text and end_of_text_id is None:
         raise NpgptError(f"{model.name} has no <|endoftext|> to stand before a text: end_of_text=False, --no-bos")
-    read = (_text(model, rule, number, text, names, special) for number, text in enumerate(texts))
-    return _scores(model, rule, _groups(read, rule.context), executor, top, skip, progress)
+    before = [end_of_text_id] if rule.end_of_text and end_of_text_id is not None else []
+
+    def read() -> Iterator[Text]:
+        for number, text in enumerate(texts):
+            ids = model.tokenizer.encode(text, special=special)
+            yield _text(number, before, ids, rule, names[number] if names else f"text {number}")
+
+    return _scores(model, len(before), _groups(read(), rule.context), rule.context, executor, top, skip, progress)
 
 
-def _text(model: LanguageModel, rule: Convention, number: int, text: str, names: Sequence[str], special: bool) -> Text:
-    name = names[number] if names else f"text {number}"
-    ids = model.tokenizer.encode(text, special=special)
+def _text(number: int, before: list[int], ids: list[int], rule: Convention, name: str) -> Text:
+    """A text's windows. Raises NpgptError, with its name, where no token can be scored."""
     if not ids:
         raise NpgptError(f"{name} is empty: there is nothing to score")
-    if rule.end_of_text:
-        assert model.tokenizer.end_of_text is not None  # or score has refused
-        ids = [model.tokenizer.end_of_text, *ids]
+    ids = before + ids
     found = windows(len(ids), rule)
     if not found:
         least = f"a whole window of {rule.context}" if rule.name == "llama.cpp" else "2, or <|endoftext|> before it"
@@ -159,14 +163,15 @@ def _batch(group: Group, places: list[tuple[int, Window]]) -> Batch:
 
 def _scores(
     model: LanguageModel,
-    rule: Convention,
+    begin: int,
     groups: Iterable[Group],
+    context: int,
     executor: Executor | None,
     top: int,
     skip: Container[int],
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[Score]:
-    """The scores of every group's texts, as soon as its last batch is there."""
+    """The scores of every group's texts, less the `begin` ids in front, as soon as its last batch is there."""
     wanted: Iterator[Group] = (group for group in groups if any(text.number not in skip for text in group.texts))
     done = expected = 0
     if progress is not None:
@@ -177,11 +182,10 @@ def _scores(
     def jobs() -> Iterator[tuple[Group, Batch]]:
         for group in wanted:
             group.known = [unknown(len(text.ids), top) for text in group.texts]
-            rows = _rows(group, rule.context)
+            rows = _rows(group, context)
             group.missing = len(rows)
             yield from ((group, _batch(group, places)) for places in rows)
 
-    begin = 1 if rule.end_of_text else 0  # <|endoftext|> in front is none of the text's tokens
     for group, batch, scored in _computed(model, jobs(), executor, top):
         group.take(batch, scored)
         done += len(scored.ranks)
@@ -206,15 +210,18 @@ def _computed(
         yield from ((group, batch, compute(handed, batch, top)) for group, batch in jobs)
         return
     waiting: deque[tuple[Group, Batch, Future[Likelihood]]] = deque()
+
+    def earliest() -> tuple[Group, Batch, Likelihood]:
+        group, batch, future = waiting.popleft()
+        return group, batch, future.result()
+
     try:
         for group, batch in jobs:
             waiting.append((group, batch, executor.submit(compute, handed, batch, top)))
             if len(waiting) == AHEAD:
-                earlier, its, future = waiting.popleft()
-                yield earlier, its, future.result()
+                yield earliest()
         while waiting:
-            earlier, its, future = waiting.popleft()
-            yield earlier, its, future.result()
+            yield earliest()
     except GeneratorExit:  # nobody wants the rest; after an error a pool that breaks trips over what is cancelled
         for _, _, future in waiting:
             future.cancel()
