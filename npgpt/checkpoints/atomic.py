@@ -8,14 +8,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from ..errors import NpgptError
+
 
 @contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a temporary file in path's own folder; on success sync and rename it to path, else remove it.
 
-    An interrupted write leaves the old file as it was. Raises OSError as open, write and rename do, for path's name.
+    An interrupted write leaves the old file as it was. Raises NpgptError where path is a device or the like, which a
+    rename would replace, and OSError as open, write and rename do, for path's name.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise NpgptError(f"{path} is no regular file, and would be replaced by one")
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
         with open(temporary, "xb") as file:

@@ -139,7 +139,7 @@ def output_path(option: str, argument: str | None) -> Path | None:
     if path.is_dir():
         raise NpgptError(f"{option} {argument}: that is a folder, and should be a file")
     if path.exists() and not path.is_file():
-        raise NpgptError(f"{option} {argument}: that is no regular file, and would be replaced by one")
+        raise NpgptError(f"{option} {argument}: that is no regular file")
     if not os.access(path.parent, os.W_OK):
         raise NpgptError(f"{option} {argument}: nothing may be written into the folder {path.parent}")
     return path

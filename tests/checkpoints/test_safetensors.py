@@ -283,6 +283,15 @@ def test_only_floats_and_ids_are_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(NpgptError, match="pipe is no regular file, and would be replaced by one"):
+        safetensors.write(path, {"x": np.ones(3)})
+    assert path.is_fifo()
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     path = tmp_path / "x"
