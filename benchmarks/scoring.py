@@ -1,9 +1,10 @@
-"""npgpt score by worker processes: tokens a second, and what memory the workers hold together, on Linux.
+"""npgpt score by worker processes: tokens a second, and what memory its processes hold together, on Linux.
 
     python -m benchmarks.scoring [--model gpt2] [--workers 1 2 4] [--tokens 20000]
 
-All workers map the same weight file. Each has its share of a page that several hold (Pss in /proc/PID/smaps), so that
-the shares add up to what is really there: the weights once, and for each worker Python, NumPy and one window's logits.
+The command and its workers map the same weight file. Each has its share of a page that several hold (Pss in
+/proc/PID/smaps), so that the shares add up to what is really there: the weights once, and for each process Python,
+NumPy and, in a worker, one window's logits.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def main() -> None:
     ids = [(1_103_515_245 * number + 12_345) % 40_000 for number in range(options.tokens)]
     text = load_tokenizer("gpt2").decode(ids)
     print(
-        f"{options.model}'s shapes, float32, {on_disk / MB:,.0f} MB of weights; sums over the workers, at their peak\n"
+        f"{options.model}'s shapes, float32, {on_disk / MB:,.0f} MB of weights; sums over all processes at their peak\n"
     )
     print("| workers | tokens/s | Rss of the weights | Pss of the weights | Pss of all else |\n|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
@@ -50,13 +51,16 @@ def main() -> None:
 
 
 def watched(command: list[str], weights: str) -> tuple[float, int, int, int, int]:
-    """Run npgpt; seconds, then bytes over its workers when they held most: weights' Rss and Pss, other Pss; tokens."""
+    """Run npgpt; seconds, bytes over its processes when they held most: weights' Rss and Pss, other Pss; tokens."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "npgpt", *command], stdout=subprocess.PIPE, text=True)
     most = (0, 0, 0)
     while process.poll() is None:
         sums = [
-            sum(column) for column in zip(*(memory(worker, weights) for worker in children(process.pid)), strict=True)
+            sum(column)
+            for column in zip(
+                *(memory(worker, weights) for worker in [process.pid, *children(process.pid)]), strict=True
+            )
         ]
         if sums and sums[1] + sums[2] > most[1] + most[2]:
             most = (sums[0], sums[1], sums[2])

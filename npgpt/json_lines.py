@@ -42,7 +42,7 @@ def appending(
             end += len(text)
             one = read(_object(text))
             if one is None:
-                raise NpgptError(f"{path}: line {number} is none of ours, which begin with {keys[0]!r}: {text[:40]!r}")
+                raise NpgptError(f"{path}: line {number} is not as they are written here: {text[:40]!r}")
             found.append(one)
         if not _is_cut_short(rest, keys):
             raise NpgptError(f"{path} ends with something else than a line that was cut short: {rest[:40]!r}")

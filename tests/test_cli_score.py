@@ -338,8 +338,8 @@ def test_resume_refuses_what_was_made_otherwise(folder: Path) -> None:
     assert "out.jsonl was made with weights " in error
     record = json.loads(before)
     for wrong, message in (
-        ({"settings": 5}, "line 1 is none of ours"),
-        ({"scored": "x"}, "line 1 is none of ours"),
+        ({"settings": 5}, "line 1 is not as they are written here"),
+        ({"scored": "x"}, "line 1 is not as they are written here"),
         ({"settings": {}}, "was made with weights None"),
     ):
         (folder / "wrong.jsonl").write_text(json.dumps(record | wrong) + "\n")
