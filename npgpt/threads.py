@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from contextvars import copy_context
+from threading import Thread
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -50,20 +51,21 @@ def in_threads(threads: int, run: Callable[[T], object], jobs: Iterable[T]) -> N
     (np.errstate lives there). An exception of run comes out of here, once every thread has ended.
     """
     queue = list(jobs)
-    helpers = min(threads, len(queue)) - 1
     remaining = iter(queue)
+    failures: list[BaseException] = []
 
     def work() -> None:
-        for job in remaining:
-            run(job)
+        try:
+            for job in remaining:
+                run(job)
+        except BaseException as failure:  # for the caller, whichever thread it was in
+            failures.append(failure)
 
-    if helpers < 1:
-        work()
-        return
-    from concurrent.futures import ThreadPoolExecutor  # 3 ms that a short prompt never needs
-
-    with ThreadPoolExecutor(helpers) as pool:
-        others = [pool.submit(copy_context().run, work) for _ in range(helpers)]
-        work()
-        for other in others:
-            other.result()
+    helpers = [Thread(target=copy_context().run, args=(work,)) for _ in range(min(threads, len(queue)) - 1)]
+    for helper in helpers:
+        helper.start()
+    work()
+    for helper in helpers:
+        helper.join()
+    if failures:
+        raise failures[0]

@@ -71,11 +71,12 @@ def test_large_scores_and_hidden_rubbish_do_no_harm() -> None:
     order=st.sampled_from("CF"),
     dtype=st.sampled_from(["float32", "float64"]),
     small=st.sampled_from([1, 5000, 10**6]),
+    cached=st.sampled_from([1, 900, 2**20]),
     threads=st.integers(1, 3),
 )
 @settings(deadline=None)
 def test_a_product_is_a_product(
-    rows: int, n_in: int, n_out: int, order: str, dtype: str, small: int, threads: int
+    rows: int, n_in: int, n_out: int, order: str, dtype: str, small: int, cached: int, threads: int
 ) -> None:
     rng = np.random.default_rng(rows + n_in)
     x = rng.standard_normal((rows, n_in)).astype(dtype)
@@ -83,6 +84,7 @@ def test_a_product_is_a_product(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "LARGE", 1)
         patch.setattr(kernels, "SMALL", small)
+        patch.setattr(kernels, "CACHED", cached)
         patch.setattr(kernels, "thread_count", lambda: threads)
         y = kernels.product(x, weight)
     assert y.dtype == dtype
@@ -93,10 +95,15 @@ def test_a_product_is_a_product(
     np.testing.assert_allclose(y, expected, rtol=0, atol=slack)
 
 
-def test_the_head_of_a_real_size_goes_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("rows", "threads", "shared_out"), [(1, 2, False), (2, 1, True), (4, 2, True), (5, 1, False), (5, 2, True)]
+)
+def test_the_head_of_a_real_size_is_shared_out(
+    monkeypatch: pytest.MonkeyPatch, rows: int, threads: int, shared_out: bool
+) -> None:
     """wte has 50257 rows, which no block divides."""
     wte = np.random.default_rng(0).standard_normal((50257, 192), np.float32)
-    x = np.random.default_rng(1).standard_normal((5, 192), np.float32)
+    x = np.random.default_rng(1).standard_normal((rows, 192), np.float32)
     assert wte.size >= kernels.LARGE
     shared: list[int] = []
 
@@ -106,6 +113,17 @@ def test_the_head_of_a_real_size_goes_by_blocks(monkeypatch: pytest.MonkeyPatch)
             run(job)
 
     monkeypatch.setattr(kernels, "in_threads", in_turn)
+    monkeypatch.setattr(kernels, "thread_count", lambda: threads)
     y = kernels.product(x, wte.T)
-    assert shared
+    assert bool(shared) == shared_out
+    assert len(shared) in (0, 4 * threads)
     np.testing.assert_allclose(y, x.astype(np.float64) @ wte.T, rtol=0, atol=192 * U32 * 192)
+
+
+def test_a_few_rows_are_multiplied_as_one_row_is() -> None:
+    """Where the weight fits the cache each of a few rows is the vector product itself, to the last bit."""
+    rng = np.random.default_rng(0)
+    x, weight = rng.standard_normal((4, 300), np.float32), rng.standard_normal((300, 500), np.float32)
+    one_by_one = np.concatenate([row[None] @ weight for row in x])
+    for rows in (2, 3, 4):
+        np.testing.assert_array_equal(kernels.product(x[:rows], weight), one_by_one[:rows])
