@@ -31,7 +31,7 @@ class Npgpt:
         ids = np.array(prompts)
         drawn = []
         for _ in range(new):
-            ids = self.model(ids, cache, last_only=True)[:, -1].argmax(axis=-1)[:, None]
+            ids = self.model(ids, cache, logits_from=-1)[:, -1].argmax(axis=-1)[:, None]
             drawn.append(ids)
         found: list[list[int]] = np.concatenate(drawn, axis=1).tolist()
         return found

@@ -51,7 +51,7 @@ def attend(
         if name in places:
             weights[places[name]] = array[0, list(heads)]
 
-    model(token_ids, record=record, last_only=True)
+    model(token_ids, record=record, logits_from=-1)
     if not np.isfinite(weights).all():
         raise NpgptError(f"{model.name} has attention weights that are not finite: see npgpt inspect for its values")
     pieces = tuple(_piece(model, token_id) for token_id in token_ids)

@@ -93,7 +93,7 @@ def generate(
                 finish = "context"
                 break
             with np.errstate(over="ignore", invalid="ignore"):  # next_token says in words what is wrong
-                logits = forward(parameters, config, ids, cache, last_only=True)[:, -1]
+                logits = forward(parameters, config, ids, cache, logits_from=-1)[:, -1]
             if tokenizer:
                 tokenizer.hide_unused(logits)
             going = []

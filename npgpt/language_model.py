@@ -69,10 +69,10 @@ class LanguageModel:
         cache: KVCache | None = None,
         record: Record | None = None,
         *,
-        last_only: bool = False,
+        logits_from: int = 0,
     ) -> Array:
         """Logits [B, T, V] of token_ids [T] or [B, T], in the parameters' dtype; see npgpt.forward."""
-        return forward(self.parameters, self.config, token_ids, cache, record, last_only=last_only)
+        return forward(self.parameters, self.config, token_ids, cache, record, logits_from=logits_from)
 
     def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
         """The ids of a prompt; an empty one starts from <|endoftext|>, as after every text the model was trained on.

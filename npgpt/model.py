@@ -165,13 +165,14 @@ def forward(
     cache: KVCache | None = None,
     record: Record | None = None,
     *,
-    last_only: bool = False,
+    logits_from: int = 0,
 ) -> Array:
-    """Logits of every next token: token_ids [T] or [B, T] → [B, T, V], or [B, 1, V] of the last alone.
+    """Logits of every next token: token_ids [T] or [B, T] → [B, T, V].
 
-    cache: holds the tokens before these and takes these in. record(name, array) receives a copy of every
-    intermediate, under Hugging Face's module paths: "h.0.attn.c_attn". Raises NpgptError for ids or a cache
-    that do not fit (Config.check_token_ids, KVCache.extend).
+    logits_from: the token from which on they are wanted, as in a slice: -1 for the last alone. cache: holds the tokens
+    before these and takes these in. record(name, array) receives a copy of every intermediate, under Hugging Face's
+    module paths: "h.0.attn.c_attn". Raises NpgptError for ids or a cache that do not fit (Config.check_token_ids,
+    KVCache.extend).
     """
     past = 0 if cache is None else cache.past(config)
     token_ids = config.check_token_ids(token_ids, past)
@@ -183,7 +184,7 @@ def forward(
         x = tap(record, f"h.{layer}", block(x, p, config, layer, cache, within(record, f"h.{layer}.")))
     if cache is not None:
         cache.length += T
-    x = tap(record, "ln_f", layer_norm(x[:, -1:] if last_only else x, *parameters.ln_f, config.layer_norm_epsilon))
+    x = tap(record, "ln_f", layer_norm(x[:, logits_from:], *parameters.ln_f, config.layer_norm_epsilon))
     return tap(record, "logits", linear(x, parameters.lm_head.weight.T))
 
 

@@ -62,8 +62,8 @@ def compute(handed: Handed | Elsewhere, batch: Batch, top: int) -> Likelihood:
     """What is scored of a batch, row after row: the piece of work that an executor is given."""
     model = handed.open()
     with np.errstate(over="ignore", invalid="ignore"):  # check_finite says in words what is wrong
-        logits = model(batch.ids[:, :-1])
-        rows = zip(logits[:, batch.skip :], batch.ids[:, batch.skip + 1 :], strict=True)
+        logits = model(batch.ids[:, :-1], logits_from=batch.skip)
+        rows = zip(logits, batch.ids[:, batch.skip + 1 :], strict=True)
         parts = [likelihood(row, ids, top) for row, ids in rows]
     return Likelihood(*map(np.concatenate, zip(*parts, strict=True)))
 

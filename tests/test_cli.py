@@ -24,6 +24,7 @@ from npgpt import config as configuration
 from npgpt.checkpoints import safetensors
 from tests.models import random_arrays, small
 from tests.test_loading import CARD_GREEDY, CARD_IDS, CARD_PROMPT
+from tests.thorough import examples
 
 COMMAND = [sys.executable, "-m", "npgpt"]
 ROOT = Path(__file__).parent.parent
@@ -414,7 +415,7 @@ def test_ctrl_c_while_starting_is_quiet_too() -> None:
     """At many moments, while modules are imported and the model loads."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     seen = set()
-    for delay in np.linspace(0.02, 0.35, 12):
+    for delay in np.linspace(0.02, 0.35, examples(6, 24)):
         pipe = subprocess.PIPE
         process = subprocess.Popen([*COMMAND, *ENDLESS], stdout=pipe, stderr=pipe, env=environment)
         time.sleep(float(delay))

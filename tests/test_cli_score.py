@@ -22,6 +22,7 @@ import pytest
 import npgpt
 from npgpt.cli.progress import bar
 from tests.test_cli import COMMAND, ROOT, bare, here, refused, run
+from tests.thorough import examples
 
 __all__ = ["bare"]  # a fixture
 
@@ -178,7 +179,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_repeated(folder: Path) -> None:
     """SIGKILL at random moments, by the clock and by what is written, and once more until it is whole: the file is that
     of a run in one go.
     """
-    names = [f"{number}.txt" for number in range(20)]
+    names = [f"{number}.txt" for number in range(examples(12, 20))]
     for number, name in enumerate(names):
         (folder / name).write_text(f"Letter {number}. " + TEXTS["a.txt"] * (1 + number % 3))
     arguments = ["score", *names, "--context", "32", "--threads", "1"]  # in several groups, each written as it is done

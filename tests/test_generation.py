@@ -83,8 +83,8 @@ def test_only_the_last_position_is_computed(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(generation, "forward", watch)
     list(AUSTEN.steps([1, 2, 3], max_tokens=2, sampling=GREEDY))
-    assert asked == [{"last_only": True}] * 2
-    assert AUSTEN([1, 2, 3], last_only=True).shape == (1, 1, 4096)
+    assert asked == [{"logits_from": -1}] * 2
+    assert AUSTEN([1, 2, 3], logits_from=-1).shape == (1, 1, 4096)
 
 
 def with_logits(monkeypatch: pytest.MonkeyPatch, favourites: Sequence[int], vocab_size: int) -> None:

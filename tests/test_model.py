@@ -172,7 +172,7 @@ def test_dtype_and_shape(shape: str, dtype: str) -> None:
     assert logits.shape == (2, 9, config.vocab_size)
     assert {name: str(array.dtype) for name, array in record.items()} == dict.fromkeys(record, dtype)
     assert forward(parameters, config, random_ids(config, (9,))).shape == (1, 9, config.vocab_size)
-    assert forward(parameters, config, [1, 2], last_only=True).shape == (1, 1, config.vocab_size)
+    assert forward(parameters, config, [1, 2], logits_from=-1).shape == (1, 1, config.vocab_size)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -211,18 +211,19 @@ def test_a_later_token_changes_no_bit_of_an_earlier_position(dtype: str, changed
     assert (before[:, changed:] != after[:, changed:]).any(axis=-1).all()
 
 
-def test_last_only_computes_no_more_than_the_last() -> None:
+def test_no_more_is_computed_than_the_logits_that_are_wanted() -> None:
     record: dict[str, Array] = {}
-    forward(random_parameters(small()), small(), [[1, 2, 3]] * 2, record=record.__setitem__, last_only=True)
+    forward(random_parameters(small()), small(), [[1, 2, 3]] * 2, record=record.__setitem__, logits_from=-1)
     assert (record["h.1"].shape, record["ln_f"].shape, record["logits"].shape) == ((2, 3, 21), (2, 1, 21), (2, 1, 40))
 
 
-def test_last_only_is_the_last_of_all() -> None:
+@pytest.mark.parametrize(("logits_from", "first"), [(-1, 10), (0, 0), (4, 4), (10, 10), (-3, 8)])
+def test_logits_of_the_last_tokens_are_the_last_of_all(logits_from: int, first: int) -> None:
     config, ids = small(), random_ids(small(), (2, 11))
     parameters = random_parameters(config)
     np.testing.assert_allclose(
-        forward(parameters, config, ids, last_only=True),
-        forward(parameters, config, ids)[:, -1:],
+        forward(parameters, config, ids, logits_from=logits_from),
+        forward(parameters, config, ids)[:, first:],
         rtol=1e-12,
         atol=1e-13,
     )
@@ -267,7 +268,7 @@ def test_temporaries_stay_small() -> None:
     parameters, ids = random_parameters(config, dtype="float32"), random_ids(config, (2048,))
     forward(parameters, config, ids[:9])
     tracemalloc.start()
-    forward(parameters, config, ids, last_only=True)
+    forward(parameters, config, ids, logits_from=-1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     wide, square = 2048 * 1024 * 4, 8 * 2048 * 2048 * 4

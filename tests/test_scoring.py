@@ -130,6 +130,22 @@ def test_scores_by_definition(austen: LanguageModel, name: str, context: int, st
         ] == list(found.pieces)
 
 
+def test_no_logits_are_computed_but_those_that_are_scored(
+    austen: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    whole = LanguageModel.__call__
+
+    def watch(*arguments: Any, **keywords: Any) -> Any:
+        logits = whole(*arguments, **keywords)
+        rows.append(logits.shape[0] * logits.shape[1])
+        return logits
+
+    monkeypatch.setattr(LanguageModel, "__call__", watch)
+    (found,) = score([TEXTS[0] * 5], austen, context=40, stride=7)
+    assert sum(rows) == len(found.token_ids)
+
+
 def test_float32_differs_by_rounding_alone(austen: LanguageModel) -> None:
     for one, other in zip(score(TEXTS, npgpt.load()), score(TEXTS, austen), strict=True):
         # logits of about 10 in float32, u = 6e-8, after some hundreds of roundings: 1e-6 is typical, see tolerances.py

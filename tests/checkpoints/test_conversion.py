@@ -25,6 +25,7 @@ from npgpt.parameters import to_arrays
 from tests.checkpoints.test_naming import NAMINGS
 from tests.models import SHAPES, random_arrays, small
 from tests.test_cli import refused, run
+from tests.thorough import examples
 
 CONFIG = small()
 ROOT = Path(__file__).parent.parent.parent
@@ -92,7 +93,7 @@ FLOAT32 = hnp.arrays(np.uint32, st.integers(0, 40)).map(lambda bits: bits.view(n
 @given(FLOAT32)
 @example(np.array([1.0, 1 + 2**-8, 1 + 2**-7 + 2**-8, -0.0, 1e-40, 3e38, np.inf, -np.inf, np.nan], np.float32))
 @example(np.array([0x7F800001, 0xFF80FFFF], np.uint32).view(np.float32))  # a NaN whose payload is in the lower half
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=examples(100, 300))
 def test_bfloat16_is_the_nearest_float_with_7_bits_and_ties_go_to_the_even_one(x: Any) -> None:
     """By the definition: a multiple of the spacing at x, the nearest one."""
     try:

@@ -27,6 +27,7 @@ from npgpt.inspection import inspect
 from tests.checkpoints import writers
 from tests.checkpoints.writers import Call, Global, Storage, View
 from tests.models import random_arrays, small
+from tests.thorough import examples
 
 
 def read(program: bytes) -> object:
@@ -407,7 +408,7 @@ PLAIN_VALUES = st.recursive(
 
 
 @given(PLAIN_VALUES, st.integers(0, pickle.HIGHEST_PROTOCOL))
-@settings(deadline=None, max_examples=500)
+@settings(deadline=None, max_examples=examples(100, 500))
 def test_plain_values_are_read_as_python_reads_them(value: object, protocol: int) -> None:
     program = pickle.dumps(value, protocol)
     assert repr(read(program)) == repr(value)

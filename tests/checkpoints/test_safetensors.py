@@ -15,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from npgpt.checkpoints import safetensors
 from npgpt.checkpoints.tensor import FLOATS
 from npgpt.errors import NpgptError
+from tests.thorough import examples
 
 
 def put(path: Path, header: object, data: bytes = b"", *, raw: bytes | None = None, length: int | None = None) -> Path:
@@ -243,7 +244,7 @@ DAMAGE = st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)),
 
 
 @given(DAMAGE)
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=examples(150, 600))
 def test_bytes_damaged_anywhere(tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[int, int]]) -> None:
     content = bytearray(GOOD)
     for position, value in damage:
@@ -270,7 +271,7 @@ LIKELY = st.fixed_dictionaries(
 @given(
     st.dictionaries(st.sampled_from(["a", "b", "__metadata__", ""]), LIKELY | JSON, max_size=4), st.binary(max_size=40)
 )
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=examples(150, 600))
 def test_headers_of_any_kind(tmp_path_factory: pytest.TempPathFactory, header: object, data: bytes) -> None:
     read_all(put(tmp_path_factory.getbasetemp() / "header", header, data))
 

@@ -30,6 +30,7 @@ from npgpt.parameters import to_arrays
 from tests.checkpoints import writers
 from tests.checkpoints.writers import Call, Global, Member, StateDict, Storage, View
 from tests.models import random_arrays, small
+from tests.thorough import examples
 
 SIX = np.arange(6, dtype=np.float32)
 FLOAT6 = Storage("FloatStorage", "0", 6)
@@ -150,7 +151,7 @@ AXES = st.tuples(st.slices(6), st.slices(5), st.slices(4))
 
 
 @given(AXES, st.permutations(range(3)), st.sampled_from(["f2", "f4", "f8"]), st.sampled_from(["little", "big"]))
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=examples(60, 200))
 def test_any_view_is_what_numpy_has(
     tmp_path_factory: pytest.TempPathFactory, cuts: Any, axes: list[int], dtype: str, order: writers.Order
 ) -> None:

@@ -95,7 +95,7 @@ def test_tiles_blocks_and_threads_at_the_true_size(
         theirs = model(torch.from_numpy(ids)).logits.numpy()[:, -2:]
     for start, expected in ((0, theirs[:, :1]), (ids_shape[1] - 1, theirs[:, 1:])):
         stop = ids_shape[1] - 1 if start == 0 else ids_shape[1]
-        mine = forward(p, config, ids[:, start:stop], cache, last_only=True)
+        mine = forward(p, config, ids[:, start:stop], cache, logits_from=-1)
         assert relative_error(mine, expected) < bound
         difference(f"transformers, {dtype}, gpt2's size, unrecorded", "logits", largest_difference(expected, mine))
 

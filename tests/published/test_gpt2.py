@@ -33,7 +33,7 @@ EXPLAINER = [
 def test_transformer_explainer(ids: list[int], expected: list[tuple[int, float]]) -> None:
     model = published("gpt2")
     config = npgpt.Config(**{**model.config.__dict__, "activation_function": "gelu"})
-    logits = forward(model.parameters, config, ids, last_only=True)[0, 0]
+    logits = forward(model.parameters, config, ids, logits_from=-1)[0, 0]
     assert np.argsort(-logits)[: len(expected)].tolist() == [token_id for token_id, _ in expected]
     for token_id, value in expected:
         assert logits[token_id] == pytest.approx(value, abs=1e-3)
