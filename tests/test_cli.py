@@ -99,11 +99,11 @@ def test_generate_json() -> None:
 
 def test_without_a_seed_every_run_is_another() -> None:
     command = ["generate", CARD_PROMPT, "--json", "--max-tokens", "30"]
-    reports = [json.loads(run(*command)[1]) for _ in range(2)]
+    reports = [json.loads(here(*command)[1]) for _ in range(2)]
     assert reports[0]["seed"] != reports[1]["seed"]
     assert reports[0]["text"] != reports[1]["text"]
     again = json.loads(
-        run("generate", CARD_PROMPT, "--json", "--max-tokens", "30", "--seed", str(reports[0]["seed"]))[1]
+        here("generate", CARD_PROMPT, "--json", "--max-tokens", "30", "--seed", str(reports[0]["seed"]))[1]
     )
     assert again["text"] == reports[0]["text"]
 
@@ -118,14 +118,14 @@ def test_end_of_text_ends_it_unless_ignored(tmp_path: Path) -> None:
     ranks = b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256))
     (tmp_path / "vocab.tiktoken").write_bytes(ranks)
     arguments = ["generate", "a", "--model", str(tmp_path), "--temperature", "0", "--json", "--max-tokens", "3"]
-    report = json.loads(run(*arguments)[1])
+    report = json.loads(here(*arguments)[1])
     assert (report["finish"], report["token_ids"], report["text"]) == ("end_of_text", [], "")
-    report = json.loads(run(*arguments, "--ignore-eos")[1])
+    report = json.loads(here(*arguments, "--ignore-eos")[1])
     assert (report["finish"], report["token_ids"], report["text"]) == ("length", [256] * 3, "<|endoftext|>" * 3)
 
 
 def test_verbose_tells_counts_times_and_the_seed() -> None:
-    code, _, error = run("generate", CARD_PROMPT, "-v", "--max-tokens", "3", "--seed", "4")
+    code, _, error = here("generate", CARD_PROMPT, "-v", "--max-tokens", "3", "--seed", "4")
     assert code == 0
     assert error.startswith("npgpt: 12 prompt tokens, 3 generated (length), seed 4; 0.")
     assert error.endswith(" tokens/s\n")
@@ -138,11 +138,11 @@ def test_prompt_from_standard_input_is_taken_as_it_is() -> None:
 
 
 def test_an_empty_prompt_and_the_special_token() -> None:
-    code, out, _ = run("generate", "--json", "--max-tokens", "1")
+    code, out, _ = here("generate", "--json", "--max-tokens", "1")
     assert (code, json.loads(out)["prompt_ids"]) == (0, [4095])
-    _, out, _ = run("generate", "<|endoftext|>", "--special", "--json", "--max-tokens", "1")
+    _, out, _ = here("generate", "<|endoftext|>", "--special", "--json", "--max-tokens", "1")
     assert json.loads(out)["prompt_ids"] == [4095]
-    _, out, _ = run("generate", "<|endoftext|>", "--json", "--max-tokens", "1")
+    _, out, _ = here("generate", "<|endoftext|>", "--json", "--max-tokens", "1")
     assert 4095 not in json.loads(out)["prompt_ids"]
 
 
@@ -151,9 +151,9 @@ SAMPLES = ("--samples", "3", "--seed", "10", "--max-tokens", "20", "--stop", " t
 
 def test_samples() -> None:
     """Each as it comes of its own seed alone, whole and in order, though the first ends last."""
-    code, out, error = run("generate", "It is a truth", *SAMPLES)
+    code, out, error = here("generate", "It is a truth", *SAMPLES)
     alone = [
-        run("generate", "It is a truth", *SAMPLES, "--samples", "1", "--seed", str(seed))[1] for seed in (10, 11, 12)
+        here("generate", "It is a truth", *SAMPLES, "--samples", "1", "--seed", str(seed))[1] for seed in (10, 11, 12)
     ]
     assert (code, error) == (0, "")
     assert out == "".join(f"--- sample {n} of 3, seed {n + 9} ---\n{text}" for n, text in enumerate(alone, 1))
@@ -162,7 +162,7 @@ def test_samples() -> None:
 
 
 def test_samples_as_json_are_a_line_each() -> None:
-    code, out, error = run("generate", "It is a truth", *SAMPLES, "--json", "-v")
+    code, out, error = here("generate", "It is a truth", *SAMPLES, "--json", "-v")
     reports = [json.loads(line) for line in out.splitlines()]
     assert code == 0
     assert [(report["sample"], report["seed"]) for report in reports] == [(1, 10), (2, 11), (3, 12)]
@@ -170,7 +170,7 @@ def test_samples_as_json_are_a_line_each() -> None:
     assert len(reports[0]["token_ids"]) > len(reports[2]["token_ids"]) > len(reports[1]["token_ids"])
     for report in reports:
         single = json.loads(
-            run("generate", "It is a truth", *SAMPLES, "--samples", "1", "--seed", str(report["seed"]), "--json")[1]
+            here("generate", "It is a truth", *SAMPLES, "--samples", "1", "--seed", str(report["seed"]), "--json")[1]
         )
         assert single.keys() == report.keys()
         for key in ("prompt_ids", "text", "token_ids", "finish", "seed"):
@@ -183,7 +183,7 @@ def test_samples_as_json_are_a_line_each() -> None:
 
 def test_samples_on_ids_to_the_contexts_end(bare: Path) -> None:
     arguments = ("--model", str(bare), "--ids", "1,2,3", "--max-tokens", "99", "--samples", "2", "--temperature", "0")
-    code, out, error = run("generate", *arguments)
+    code, out, error = here("generate", *arguments)
     first, second = (part.partition(" ---\n")[2] for part in out.split("--- sample ")[1:])
     assert (code, error) == (0, "npgpt: the context of 24 tokens is full\n")
     assert first == second
@@ -192,25 +192,25 @@ def test_samples_on_ids_to_the_contexts_end(bare: Path) -> None:
 
 def test_repetition_penalty() -> None:
     def text(*penalty: str) -> str:
-        return run("generate", CARD_PROMPT, "--temperature", "0", "--max-tokens", "40", *penalty)[1]
+        return here("generate", CARD_PROMPT, "--temperature", "0", "--max-tokens", "40", *penalty)[1]
 
     assert text("--repetition-penalty", "1") == text() == CARD_GREEDY + "\n" != text("--repetition-penalty", "1.5")
 
 
 def test_stop() -> None:
-    code, out, _ = run("generate", CARD_PROMPT, "--temperature", "0", "--stop", "not here", "--stop", " much in")
+    code, out, _ = here("generate", CARD_PROMPT, "--temperature", "0", "--stop", "not here", "--stop", " much in")
     assert (code, out) == (0, CARD_GREEDY[: CARD_GREEDY.index(" much in")] + "\n")
 
 
 def test_the_contexts_end_is_said() -> None:
-    code, _, error = run("generate", " the" * 250, "--temperature", "0", "--max-tokens", "50")
+    code, _, error = here("generate", " the" * 250, "--temperature", "0", "--max-tokens", "50")
     assert (code, error) == (0, "npgpt: the context of 256 tokens is full\n")
 
 
 def test_a_prompt_longer_than_the_context() -> None:
     error = refused("generate", " the" * 300)
     assert "the prompt has 300 tokens, the context holds 256; --keep-last cuts its head" in error
-    code, out, error = run("generate", " the" * 300 + " end", "--keep-last", "--max-tokens", "6", "--json")
+    code, out, error = here("generate", " the" * 300 + " end", "--keep-last", "--max-tokens", "6", "--json")
     report = json.loads(out)
     assert code == 0
     assert (len(report["prompt_ids"]), len(report["token_ids"])) == (251, 6)
@@ -219,7 +219,7 @@ def test_a_prompt_longer_than_the_context() -> None:
 
 
 def test_a_model_without_text_runs_on_ids(bare: Path) -> None:
-    code, out, _ = run("generate", "--model", str(bare), "--ids", "1,2,3", "--max-tokens", "4", "--temperature", "0")
+    code, out, _ = here("generate", "--model", str(bare), "--ids", "1,2,3", "--max-tokens", "4", "--temperature", "0")
     ids = [int(word) for word in out.split()]
     assert code == 0
     assert (ids[:3], len(ids)) == ([1, 2, 3], 7)
@@ -228,12 +228,12 @@ def test_a_model_without_text_runs_on_ids(bare: Path) -> None:
 
 
 def test_tokens() -> None:
-    code, out, error = run("tokens", "--model", "gpt2", "Hello, wörld 🤯")
+    code, out, error = here("tokens", "--model", "gpt2", "Hello, wörld 🤯")
     assert code == 0
     assert out.splitlines()[:4] == ["15496  'Hello'", "   11  ','", "  266  ' w'", "30570  'ör'"]
     assert "b' \\xf0\\x9f'" in out
     assert "50257 ids" in error
-    code, out, _ = run("tokens", CARD_PROMPT, "--json")
+    code, out, _ = here("tokens", CARD_PROMPT, "--json")
     report = json.loads(out)
     assert report["ids"] == CARD_IDS
     assert "".join(report["pieces"]) == CARD_PROMPT
@@ -244,7 +244,7 @@ def test_tokens_reads_standard_input() -> None:
 
 
 def test_inspect() -> None:
-    code, out, error = run("inspect")
+    code, out, error = here("inspect")
     assert (code, error) == (0, "")
     for text in (
         "austen: GPT-2 of 3,505,152 parameters, no published size",
@@ -264,23 +264,23 @@ def test_inspect_names_what_is_wrong(tmp_path: Path) -> None:
     arrays["wpe.weight"][0, 0] = np.nan
     safetensors.write(tmp_path / "model.safetensors", arrays)
     (tmp_path / "config.json").write_text(json.dumps(configuration.to_dict(small(n_inner=84)) | {"rope": 1}))
-    code, out, _ = run("inspect", str(tmp_path))
+    code, out, _ = here("inspect", str(tmp_path))
     assert code == 0
     assert "NOT FINITE: wpe.weight has 1 NaN and 0 infinite" in out
     assert "rope (in config.json; not used)" in out
     assert "21 = 3 heads × 7" in out
     assert "used where they lie, not copied" in out
-    assert "21 = 7 heads × 3" in run("inspect", str(tmp_path), "--n-head", "7")[1]
+    assert "21 = 7 heads × 3" in here("inspect", str(tmp_path), "--n-head", "7")[1]
     content = (tmp_path / "model.safetensors").read_bytes()
     length = int.from_bytes(content[:8], "little")
     odd = (length + 1).to_bytes(8, "little") + content[8 : 8 + length] + b" " + content[8 + length :]
     (tmp_path / "model.safetensors").write_bytes(odd)
-    assert f"{len(arrays)} lie on no multiple of their size and are copied at load" in run("inspect", str(tmp_path))[1]
+    assert f"{len(arrays)} lie on no multiple of their size and are copied at load" in here("inspect", str(tmp_path))[1]
 
 
 @pytest.mark.parametrize("verb", ["generate", "tokens", "inspect"])
 def test_help_has_an_example_and_fits_a_screen(verb: str) -> None:
-    code, out, _ = run(verb, "--help", COLUMNS="80")
+    code, out, _ = here(verb, "--help", COLUMNS="80")
     assert code == 0
     assert f"example: npgpt {verb}" in out
     assert len(out.splitlines()) <= 40

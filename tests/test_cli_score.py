@@ -199,7 +199,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_repeated(folder: Path) -> None:
         )
         # by the clock the first times alone, or a slow machine would never come to the end
         deadline = time.monotonic() + (rng.uniform(0, 0.15 * (kills + 1)) if kills < 4 else 60)
-        enough = max(sizes) + rng.randrange(1, len(expected) // 6)
+        enough = max(sizes) + rng.randrange(1, len(expected) // examples(3, 6))
         while process.poll() is None and time.monotonic() < deadline and size() < enough:
             time.sleep(0.0005)
         process.kill()
@@ -259,7 +259,7 @@ def test_workers_do_not_outlive_a_killed_command(folder: Path) -> None:
     while len(workers := workers_of(process.pid)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(1)
+    time.sleep(0.5)
     process.kill()
     process.wait()
     while any(Path(f"/proc/{worker}").exists() for worker in workers):

@@ -21,6 +21,7 @@ from npgpt.language_model import LanguageModel
 from npgpt.model import forward
 from npgpt.sampling import Sampling
 from tests.models import random_parameters, small
+from tests.thorough import examples
 
 AUSTEN = npgpt.load()
 GREEDY = Sampling(temperature=0)
@@ -359,14 +360,15 @@ def test_samples_that_end_at_different_times_and_for_different_reasons() -> None
     prompt = [*AUSTEN_64.tokenizer.encode(" and" * 225), 1026, 318, 257, 3872]
     finishes: set[Finish | None] = set()
     lengths: set[int] = set()
+    samples = examples(8, 12)
     for max_tokens in (20, 40):
         options: dict[str, Any] = {
             "max_tokens": max_tokens,
             "sampling": Sampling(temperature=1.2, repetition_penalty=1.1),
             "stop": ["ing", "ed to", ".", "?"],
         }
-        together = alone(AUSTEN_64.steps(prompt, seed=5, samples=12, **options), 12)
-        assert together == [list(AUSTEN_64.steps(prompt, seed=5 + number, **options)) for number in range(12)]
+        together = alone(AUSTEN_64.steps(prompt, seed=5, samples=samples, **options), samples)
+        assert together == [list(AUSTEN_64.steps(prompt, seed=5 + number, **options)) for number in range(samples)]
         finishes |= {steps[-1].finish for steps in together}
         lengths |= {len(steps) for steps in together}
     assert finishes >= {"stop", "context", "length"}

@@ -28,6 +28,7 @@ from npgpt.scores import Score, Totals, likelihood, total, unknown
 from npgpt.scoring import score
 from npgpt.threads import cores
 from npgpt.workers import processes
+from tests.thorough import examples
 
 TEXTS = [
     "Emma Woodhouse, handsome, clever, and rich, with a comfortable home and happy disposition. " * 3,
@@ -119,7 +120,7 @@ def test_scores_by_definition(austen: LanguageModel, name: str, context: int, st
         stride = context
     rule = windows.convention(name, austen.config, context, stride)
     least = {"rolling": 1, "huggingface": 2, "llama.cpp": context}[name]
-    texts = [text for text in [*TEXTS, TEXTS[0] * 5] if len(austen.tokenizer.encode(text)) >= least]
+    texts = [text for text in [*TEXTS, TEXTS[0] * examples(3, 5)] if len(austen.tokenizer.encode(text)) >= least]
     for text, found in zip(texts, score(texts, austen, convention=name, context=context, stride=stride), strict=True):
         expected = by_definition(austen, text, rule)
         np.testing.assert_allclose(found.log_probs, expected, rtol=1e-10)
@@ -255,7 +256,7 @@ def test_any_executor_gives_the_same_in_order(make: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(scoring, "AHEAD", 5)
     monkeypatch.setattr(scoring, "GROUP", 2)
     model = npgpt.load(dtype="float64")
-    texts, options = TEXTS * 4, {"context": 32, "stride": 20, "top": 2}
+    texts, options = TEXTS * 3, {"context": 32, "stride": 20, "top": 2}
     executor = make() if make else None
     same(score(texts, model, executor, **options), score(texts, model, **options))  # type: ignore[arg-type]
     if isinstance(executor, Backwards):

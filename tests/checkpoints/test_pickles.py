@@ -350,10 +350,10 @@ def test_a_bomb_takes_memory_in_proportion(bomb: str) -> None:
 
 
 IN_A_PROCESS = """
-import resource, time
+import resource, sys, time
 from npgpt.errors import NpgptError
 from tests.checkpoints.test_pickles import bombs, read
-programs = bombs(200_000)
+programs = bombs(int(sys.argv[1]))
 with open("/proc/self/statm") as statm:
     size = int(statm.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**26, size + 2**26))
@@ -372,11 +372,12 @@ for name, program in programs.items():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 def test_a_large_bomb_takes_a_second_and_little_memory() -> None:
-    """A fifth of the instructions that are followed at most, in a process that may take 64 MB more than it has."""
+    """A tenth or a fifth of the instructions that are followed at most, in a process that may take 64 MB more than it
+    has.
+    """
     root = Path(__file__).parents[2]
-    outcome = subprocess.run(
-        [sys.executable, "-c", IN_A_PROCESS], capture_output=True, text=True, check=False, cwd=root
-    )
+    arguments = [sys.executable, "-c", IN_A_PROCESS, str(examples(100_000, 200_000))]
+    outcome = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=root)
     assert (outcome.returncode, outcome.stderr) == (0, "")
     rows = [line.split("\t") for line in outcome.stdout.splitlines()]
     assert {name for _, _, name in rows} == bombs(64).keys()

@@ -18,6 +18,7 @@ from npgpt.oracle.report import Report
 from npgpt.oracle.textbook import COMPARED, Pass, Textbook, textbook
 from npgpt.parameters import Array
 from tests.models import SHAPES, random_arrays, random_ids, small
+from tests.thorough import examples
 
 TOKENS = 8
 ONE = small(n_embd=24, n_head=4, n_layer=3)
@@ -68,7 +69,7 @@ def judged(mistake: Mistake, report: Report) -> None:
         assert mistake.name in left, (strongest, str(report))
 
 
-@pytest.mark.parametrize("mistake", catalogue(TWO, TOKENS), ids=lambda mistake: mistake.name)
+@pytest.mark.parametrize("mistake", catalogue(TWO, TOKENS)[:: examples(2, 1)], ids=lambda mistake: mistake.name)
 def test_named_from_logits(mistake: Mistake) -> None:
     judged(mistake, given(mistake.change(textbook(TWO, random_arrays(TWO))), TWO, logits_only=True))
 
@@ -104,7 +105,7 @@ def test_names_are_unique_and_explained() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 def test_rounding_alone_is_no_mistake(shape: str, dtype: str) -> None:
     config = SHAPES[shape]
-    for seed in range(2):
+    for seed in range(examples(1, 2)):
         arrays, ids = random_arrays(config, seed), random_ids(config, (2, 7), seed)
         run = Pass(textbook(config, {k: as_computed(v, dtype) for k, v in arrays.items()}), ids)
         stages = [f"h.{n}.{name}".rstrip(".") for n in range(config.n_layer) for name in COMPARED]
