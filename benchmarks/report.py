@@ -323,10 +323,10 @@ def chart(results: list[dict[str, Any]], path: Path) -> None:
     if not shown:
         return
     names = [engine for engine in engines(result) if engine == OURS or not engine.startswith(OURS)]
-    picture = Figure(figsize=(10, 0.32 * len(names) * ((len(shown) + 1) // 2) + 1.2), layout="constrained")
-    axes = picture.subplots((len(shown) + 1) // 2, 2, squeeze=False).flat
-    for axis, workload in zip(axes, shown, strict=False):
-        bars = {}
+    lines = (len(shown) + 1) // 2
+    picture = Figure(figsize=(10, 0.32 * len(names) * lines + 1.2), layout="constrained")
+    for place, workload in enumerate(shown, start=1):
+        axis, bars = picture.add_subplot(lines, 2, place), {}
         for engine in names:
             if found := samples(result, engine, workload.name):
                 seconds = statistics.median(found.values())
