@@ -1,6 +1,6 @@
 """How fast npgpt is, next to every engine that is installed and to what the machine allows.
 
-    python -m benchmarks [--model gpt2] [--threads 2] [--rounds 7] [--engine NAME …] [--out benchmarks/RESULTS.md]
+    python -m benchmarks [--model gpt2] [--threads 2] [--rounds 7] [--engine NAME …] [--before FOLDER] [--out FILE]
 
 Random weights of the true shape are written once to benchmarks/cache/, with every engine's own form of them. Every
 engine runs in a fresh process with the same thread count, in turn A B C A B C. Its times count only where its greedy
@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from npgpt.config import PUBLISHED
-from npgpt.threads import SHORT_TIMEOUT, VARIABLES
+from npgpt.process import SHORT_TIMEOUT, THREAD_VARIABLES
 
 from . import report, weights
 from .engines import ENGINES
 from .peers import INT8
+from .report import BEFORE
 from .workloads import plan, prefill, prompts
 
 REFERENCE = "npgpt float64"
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="for every engine (default: all cores)")
     parser.add_argument("--rounds", type=int, default=7, help="processes of each engine (default: 7)")
     parser.add_argument("--engine", choices=ENGINES, nargs="+", default=list(ENGINES), help="only these")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="an earlier checkout, as one more engine")
     parser.add_argument("--workload", nargs="+", help='only these, such as "prefill 128"; no starts, no memory')
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "RESULTS.md", help="the report")
     parser.add_argument("--cache", type=Path, default=Path(__file__).parent / "cache", help="where weights are kept")
@@ -61,8 +63,8 @@ def main() -> None:
         parser.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
     if min(options.threads, options.rounds) < 1:
         parser.error(f"--threads {options.threads} and --rounds {options.rounds} must be at least 1")
-    # what every process inherits; OpenBLAS's time-out is what the command line sets for itself
-    os.environ.update(dict.fromkeys(VARIABLES, str(options.threads)), HF_HUB_OFFLINE="1")
+    # what every process inherits; OpenBLAS's time-out is what npgpt.tune_process sets
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)), HF_HUB_OFFLINE="1")
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", str(SHORT_TIMEOUT))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     results = [run(model, options) for model in options.model]
@@ -81,7 +83,13 @@ def run(model: str, options: argparse.Namespace) -> dict[str, Any]:
     found |= {"command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]), "day": str(datetime.date.today())}
     found |= {"ceilings": [], "measures": [], "first": [], "starts": [], "memory": []}
     engines = [engine for engine in options.engine if engine != REFERENCE]  # slow, and run once in any case
+    engines += [BEFORE] if options.before else []
     paths = dict(prepared(engines, source, found["skipped"]))
+
+    def run_engine(engine: str, **order: Any) -> tuple[list[dict[str, Any]], float]:
+        folder, engine = (options.before, "npgpt") if engine == BEFORE else (None, engine)
+        return process(folder, engine=engine, model=model, threads=options.threads, **order)
+
     order = {"model": model, "threads": options.threads}
     reference = {
         line["workload"]: line
@@ -97,10 +105,10 @@ def run(model: str, options: argparse.Namespace) -> dict[str, Any]:
         for engine, path in list(paths.items()):
             say(f"{model}, round {round_ + 1} of {options.rounds}: {engine}")
             try:
-                lines, _ = process(task="measure", engine=engine, path=str(path), workloads=names, **order)
+                lines, _ = run_engine(engine, task="measure", path=str(path), workloads=names)
                 if not options.workload:
                     prompt = prompts(prefill(planned.first), planned.config)[0]
-                    _, seconds = process(task="first", engine=engine, path=str(path), prompt=prompt, **order)
+                    _, seconds = run_engine(engine, task="first", path=str(path), prompt=prompt)
                     found["first"].append({"engine": engine, "round": round_, "seconds": seconds})
             except Failed as error:
                 found["skipped"][engine] = str(error)
@@ -118,7 +126,7 @@ def run(model: str, options: argparse.Namespace) -> dict[str, Any]:
         for length in planned.memory:
             say(f"{model}, memory at {length} tokens: {engine}")
             try:
-                lines, _ = process(task="memory", engine=engine, path=str(path), length=length, **order)
+                lines, _ = run_engine(engine, task="memory", path=str(path), length=length)
                 found["memory"].append({"engine": engine, "length": length, **lines[0]})
             except Failed as error:
                 found["skipped"][engine] = str(error)
@@ -131,7 +139,8 @@ def prepared(engines: Iterable[str], source: Path, skipped: dict[str, str]) -> I
     for engine in engines:
         say(f"preparing {engine}")
         try:
-            yield engine, Path(process(task="export", engine=engine, path=str(source))[0][0]["path"])
+            exported = process(task="export", engine="npgpt" if engine == BEFORE else engine, path=str(source))
+            yield engine, Path(exported[0][0]["path"])
         except Failed as error:
             skipped[engine] = str(error)
             say(f"skipped {engine}: {error}")
@@ -141,12 +150,12 @@ class Failed(Exception):
     """A worker that ended with an error: its last line."""
 
 
-def process(**order: Any) -> tuple[list[dict[str, Any]], float]:
-    """Run one worker; its lines, and the seconds from its start to the first of them."""
+def process(folder: Path | None = None, **order: Any) -> tuple[list[dict[str, Any]], float]:
+    """Run one worker, of the checkout in `folder`; its lines, and the seconds from its start to the first of them."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "benchmarks.worker", json.dumps(order)]
     with tempfile.TemporaryFile() as errors:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as worker:
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=errors, text=True) as worker:
             assert worker.stdout is not None
             first = worker.stdout.readline()
             seconds = time.perf_counter() - started

@@ -11,7 +11,7 @@ from . import machine
 from .peers import INT8
 from .workloads import Plan, Workload, plan
 
-OURS = "npgpt"
+OURS, BEFORE = "npgpt", "npgpt before"
 TIE = 0.05
 MB = 1e6
 Samples = dict[int, float]  # seconds by round
@@ -158,7 +158,7 @@ def ratios(result: dict[str, Any], workloads: list[Workload]) -> Iterator[str]:
     yield row("npgpt against", *(workload.name for workload in workloads))
     yield row(*["---"] * (len(workloads) + 1))
     for engine in engines(result):
-        if engine.startswith(OURS):
+        if engine.startswith(OURS) and engine != BEFORE:
             continue
         yield row(engine, *(told(paired(result, engine, workload.name)) for workload in workloads))
 

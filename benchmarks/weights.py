@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npgpt import parameters
-from npgpt.checkpoints import atomic, safetensors
-from npgpt.config import Config, to_dict
+from npgpt.checkpoints import atomic, configs, safetensors
+from npgpt.config import Config
 
 ROWS = 1024  # written at a time
 
@@ -44,7 +44,7 @@ def make(cache: Path, name: str, config: Config) -> Path:
 
     safetensors.write_parts(folder / "model.safetensors", layout, parts)
     with atomic.writing(folder / "config.json") as file:
-        file.write(json.dumps(to_dict(config)).encode())
+        file.write(json.dumps(configs.to_dict(config)).encode())
     return folder
 
 

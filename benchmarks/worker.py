@@ -40,6 +40,10 @@ def main() -> None:
     if order["task"] == "load":
         say(**loading(order["path"]))
         return
+    if order["engine"].startswith("npgpt"):  # as its users do, and as the command line does for them
+        import npgpt
+
+        npgpt.tune_process()
     from .engines import ENGINES
 
     engine = ENGINES[order["engine"]](Path(order["path"]), order["threads"])

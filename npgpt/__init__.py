@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .oracle.greedy import check_greedy as check_greedy
     from .oracle.parts import check_part as check_part
     from .parameters import Parameters as Parameters
+    from .process import tune_process as tune_process
     from .sampling import Sampling as Sampling
     from .scores import Score as Score
     from .scoring import score as score
@@ -48,6 +49,7 @@ _HOME = {
     "check_greedy": "oracle.greedy",
     "check_part": "oracle.parts",
     "Parameters": "parameters",
+    "tune_process": "process",
     "Sampling": "sampling",
     "Score": "scores",
     "score": "scoring",

@@ -43,7 +43,7 @@ def attend(
     """
     layers = chosen("layer", layer, model.config.n_layer, model.name)
     heads = chosen("head", head, model.config.n_head, model.name)
-    T = model.config.check_token_ids(token_ids).shape[1]
+    T = model.config.token_rows(token_ids).shape[1]
     weights = np.zeros((len(layers), len(heads), T, T), model.parameters.wte.weight.dtype)
     places = {f"h.{number}.attn.weights": place for place, number in enumerate(layers)}
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import DTypeLike
 
-from .config import Config, float_dtype, whole_number
-from .errors import NpgptError
+from .config import Config
+from .errors import NpgptError, float_dtype, whole_number
 
 if TYPE_CHECKING:
     from .parameters import Array
@@ -20,7 +20,7 @@ class KVCache:
     """Room for the keys and values of `capacity` tokens in every block, allocated once.
 
     keys and values are [n_layer, batch_size, n_head, capacity, head_width] of `dtype`; the first `length` positions
-    are filled. forward() reads and extends it; setting `length` back forgets the tokens after it.
+    are filled. forward() extends it block by block and then advances it; setting `length` back forgets what follows.
 
     Raises NpgptError for a batch size or capacity below 1, a capacity above n_positions, and a dtype other than
     float32 and float64.
@@ -49,6 +49,10 @@ class KVCache:
             raise NpgptError(f"the cache was made for {len(self.keys)} blocks, the model has {config.n_layer}")
         return whole_number("a cache's length", self.length, low=0, high=self.capacity)
 
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` more as filled, once every block has been extended: a pass broken off leaves no trace."""
+        self.length += tokens
+
     def rows(self, rows: Sequence[int]) -> KVCache:
         """A new cache of these rows in this order, each as often as it is given; what is filled is copied, no more.
 
@@ -69,7 +73,7 @@ class KVCache:
     def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Put block `layer`'s new k and v [B, H, T, D] behind the old ones; give back all, views [B, H, S, D].
 
-        `length` stays: it advances once every block has been extended, so that a pass broken off leaves no trace.
+        `length` stays until advance().
         Raises NpgptError where the new ones are of another model, batch or dtype, or do not fit.
         """
         seen = self.length + k.shape[2]

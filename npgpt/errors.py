@@ -1,6 +1,8 @@
-"""The one exception that stands for a mistake in what the user gave."""
+"""The one exception for a user's mistake, and checks of arguments that every room uses."""
 
 from __future__ import annotations
+
+import operator
 
 LONGEST = 5000  # characters of a message
 
@@ -20,3 +22,30 @@ def printable(text: str) -> str:
     """The text on one line, without the control characters that a name in a file could send to a terminal."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST])
     return shown + (" …" if len(text) > LONGEST else "")
+
+
+def whole_number(name: str, value: object, low: int = 1, high: int = 2**31 - 1) -> int:
+    """Return the value as an int; NumPy's integers are taken. Raises NpgptError for another type and out of range."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise NpgptError(f"{name} must be a whole number, not {value!r:.80}")
+    if not low <= number <= high:
+        bound = f"at least {low}" if number < low else f"at most {high}"
+        raise NpgptError(f"{name} must be {bound}, not {number}")
+    return number
+
+
+def float_dtype(name: str, dtype: object) -> str:
+    """Return the dtype's name, float32 or float64. Raises NpgptError for any other, and for None (NumPy's float64)."""
+    import numpy as np  # the command line shows its help without
+
+    try:
+        found = str(np.dtype(dtype)) if dtype is not None else "None"  # type: ignore[call-overload]
+    except TypeError:
+        found = str(dtype)
+    if found not in ("float32", "float64"):
+        raise NpgptError(f"{name} must be float32 or float64, not {found:.80}")
+    return found

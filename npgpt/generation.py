@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .cache import KVCache
-from .config import Config, whole_number
-from .errors import NpgptError
+from .config import Config
+from .errors import NpgptError, whole_number
 from .model import forward
 from .parameters import Parameters
 from .sampling import Sampling, next_token
@@ -55,10 +55,10 @@ def generate(
     then those that still run are the rows of one batch, whose keys and values take samples times one's memory. Sample
     i is drawn as the only one of seed + i is (in float32, a batch's last bits being others, up to near ties).
 
-    Raises NpgptError at once for a prompt that does not fit (Config.check_token_ids) or has several rows, a negative
+    Raises NpgptError at once for a prompt that does not fit (Config.token_rows) or has several rows, a negative
     max_tokens or seed, no samples, and an empty stop string.
     """
-    ids = config.check_token_ids(prompt)
+    ids = config.token_rows(prompt)
     if len(ids) != 1:
         raise NpgptError(f"one prompt at a time is continued, not {len(ids)} rows")
     max_tokens = whole_number("max_tokens", max_tokens, low=0)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .config import read_fields
+from .checkpoints.configs import read_fields
 from .errors import NpgptError
 from .finding import EMBEDDED, ORGANISATIONS, hub_cache
 from .strict_json import read_object

@@ -1,121 +1,155 @@
-"""Steps of the forward pass in the order that a CPU's caches and cores like; their formulas are model.py's.
+"""Cache-friendly and threaded ways to compute what model.py writes down.
 
-NumPy uses several cores in large matrix products alone. The rest is shared out among threads here, which works since
-NumPy lets other threads run while it computes. OpenBLAS hands a large product to threads of its own, for one caller at
-a time, so that ours would wait for each other: products within threads are kept small. What a step buys was measured
-with OpenBLAS 0.3.31 on two cores, with its AVX-512 and its AVX2 kernels.
+A decorator runs the formula it stands above on pieces of a large array, or replaces it by an equal sum in another
+order. NumPy uses several cores for large matrix products only; other work is shared out here among Python threads,
+which run side by side because NumPy releases the interpreter's lock while it computes. OpenBLAS serves one caller at a
+time with threads of its own, so products within threads are kept small enough for it to leave them to the caller.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextvars import copy_context
+from functools import wraps
+from threading import Thread
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from .threads import in_threads, thread_count
+from .process import thread_count
 
 if TYPE_CHECKING:
     from .parameters import Array
 
-QUERIES, KEYS = 32, 64  # a tile of scores
-TILE = 2**17  # multiplications in a tile's product
-SCORES = 2**17  # scores at a time in a thread
-LONG = 2**17  # scores of a head below which threads take longer to start than they save
-FEW, MANY = 4, 16  # rows above which OpenBLAS's copy of a weight pays: for all, and for a large one stored [out, in]
-CACHED = 2**20  # weights at a time that a few rows share
-LARGE = 2**23  # weights below which threads take longer to start than they save
-SMALL = 2**18 - 1  # multiplications in a product that OpenBLAS leaves to the thread that calls it
+Job = TypeVar("Job")
+
+# Measured on two cores of a Zen 4 with OpenBLAS 0.3.31, with its AVX-512 and its AVX2 kernels.
+PIECE = 2**18  # elements in a piece: 1 MB, where NumPy begins to reuse a formula's temporaries, and a core's L2 cache
+MAX_WHOLE_QUERIES = 64  # tokens of a prompt up to which the whole square of scores is no slower than tiles
+TILE_QUERIES, TILE_KEYS = 64, 64
+MAX_SMALL_PRODUCT = 2**18  # multiplications in a product that OpenBLAS leaves to the thread that calls it
+MIN_SHARED_SCORES = 2**16  # scores of a head below which threads take longer to start than they save
+MIN_SHARED_WEIGHTS = 2**23  # elements of a weight, likewise
+MAX_SERIAL_ROWS = 6  # rows above which OpenBLAS's copy of a weight pays
+MAX_SHARED_ROWS = 16  # rows above which it pays for a large weight stored [out, in]
+CACHED_WEIGHTS = 2**20  # elements of a weight that a few rows share while a cache holds them
 
 
-def attention(q: Array, k: Array, v: Array, scale: float) -> Array:
-    """model.attention for long prompts: q [B, H, T, D], k and v [B, H, S, D] → [B, H, T, D].
+def elementwise(formula: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Decorate an elementwise formula: a large array goes through it piece by piece, in threads where that pays."""
 
-    The T × S square is never stored, and what lies above its diagonal hardly computed. It goes by tiles, whose products
-    are so small that OpenBLAS copies nothing for them. A prompt of 1024 tokens takes 29 % less time than with the whole
-    square (AVX2: 19 %), and with two threads 35 % (27 %).
+    @wraps(formula)
+    def run(x: Array) -> Array:
+        if x.size < 2 * PIECE:
+            return formula(x)
+        flat = x.reshape(-1)
+        y = np.empty_like(flat)
+
+        def piece(start: int) -> None:
+            y[start : start + PIECE] = formula(flat[start : start + PIECE])
+
+        in_threads(thread_count(), piece, range(0, x.size, PIECE))
+        return y.reshape(x.shape)
+
+    return run
+
+
+def tiled(attention: Callable[[Array, Array, Array, float], Array]) -> Callable[[Array, Array, Array, float], Array]:
+    """Decorate attention(q, k, v, scale): many queries go through attention_by_tiles, equal but for rounding."""
+
+    @wraps(attention)
+    def run(q: Array, k: Array, v: Array, scale: float) -> Array:
+        return (attention if q.shape[2] <= MAX_WHOLE_QUERIES else attention_by_tiles)(q, k, v, scale)
+
+    return run
+
+
+def attention_by_tiles(q: Array, k: Array, v: Array, scale: float) -> Array:
+    """Compute model.attention without storing the T × S square: q [B, H, T, D], k and v [B, H, S, D] → [B, H, T, D].
+
+    Scores are computed in tiles of queries and keys, those above the diagonal hardly at all. Tiles are so small that
+    OpenBLAS multiplies them in the calling thread; each thread takes some heads of a row.
     """
     (B, H, T, D), S = q.shape, k.shape[2]
     heads = np.empty((B, T, H, D), q.dtype).transpose(0, 2, 1, 3)  # in memory as merge_heads wants it
-    threads = thread_count() if B * T * S >= LONG else 1
-    shares = min(H, threads)
-    bounds = [H * share // shares for share in range(shares + 1)]
+    threads = thread_count() if B * T * S >= MIN_SHARED_SCORES else 1
+    share = -(-H // threads)
+    queries = max(1, min(TILE_QUERIES, MAX_SMALL_PRODUCT // (TILE_KEYS * D)))
 
-    def run(job: tuple[int, int]) -> None:
-        b, share = job
-        some = slice(bounds[share], bounds[share + 1])
-        _attend(q[b, some], k[b, some], v[b, some], scale, heads[b, some])
+    def run(job: tuple[int, slice]) -> None:
+        out, scaled, keys, values = heads[job], q[job] * scale, _tiles(k[job]).swapaxes(2, 3).copy(), _tiles(v[job])
+        for start in range(0, T, queries):
+            stop = min(start + queries, T)
+            first, last = (S - T + start) // TILE_KEYS, -(-(S - T + stop) // TILE_KEYS)  # tiles; from `first` some hide
+            places = np.arange(first * TILE_KEYS, last * TILE_KEYS).reshape(-1, 1, TILE_KEYS)
+            hidden = places > np.arange(S - T + start, S - T + stop)[:, None]  # [last − first, queries, TILE_KEYS]
+            step = max(1, PIECE // ((stop - start) * last * TILE_KEYS))
+            for h in range(0, len(out), step):
+                scores = scaled[h : h + step, None, start:stop] @ keys[h : h + step, :last]
+                np.copyto(scores[:, first:], -np.inf, where=hidden)  # [step, last, queries, TILE_KEYS]
+                # softmax over the keys of all tiles, whose division waits for the sums
+                largest = scores.max(axis=1).max(axis=-1, keepdims=True)
+                rows = scores.reshape(len(scores), last, -1)
+                rows -= np.repeat(largest, TILE_KEYS, axis=-1).reshape(len(scores), 1, -1)
+                np.exp(scores, out=scores)
+                total = scores.sum(axis=1).sum(axis=-1, keepdims=True)
+                sums = (scores @ values[h : h + step, :last]).sum(axis=1)
+                np.divide(sums, total, out=out[h : h + step, start:stop])
 
-    in_threads(threads, run, [(b, share) for b in range(B) for share in range(shares)])
+    in_threads(threads, run, [(b, slice(h, h + share)) for b in range(B) for h in range(0, H, share)])
     return heads
 
 
-def _attend(q: Array, k: Array, v: Array, scale: float, out: Array) -> None:
-    """The same for some heads of one row: q and out [n, T, D], k and v [n, S, D]."""
-    (n, T, D), S = q.shape, k.shape[1]
-    queries = max(1, min(QUERIES, TILE // (KEYS * D)))
-    q, keys, values = q * scale, _tiles(k).swapaxes(2, 3).copy(), _tiles(v)
-    for start in range(0, T, queries):
-        stop = min(start + queries, T)
-        first, last = (S - T + start) // KEYS, -(-(S - T + stop) // KEYS)  # tiles: from `first` on keys may be hidden
-        places = np.arange(first * KEYS, last * KEYS).reshape(-1, 1, KEYS)
-        hidden = places > np.arange(S - T + start, S - T + stop)[:, None]  # [last − first, stop − start, KEYS]
-        step = max(1, SCORES // ((stop - start) * last * KEYS))
-        for h in range(0, n, step):
-            scores = q[h : h + step, None, start:stop] @ keys[h : h + step, :last]  # [step, last, stop − start, KEYS]
-            np.copyto(scores[:, first:], -np.inf, where=hidden)
-            # softmax over the keys of all tiles, whose division waits for the sums
-            largest = scores.max(axis=1).max(axis=-1, keepdims=True)
-            rows = scores.reshape(len(scores), last, -1)
-            rows -= np.repeat(largest, KEYS, axis=-1).reshape(len(scores), 1, -1)
-            np.exp(scores, out=scores)
-            total = scores.sum(axis=1).sum(axis=-1, keepdims=True)
-            sums = (scores @ values[h : h + step, :last]).sum(axis=1)
-            np.divide(sums, total, out=out[h : h + step, start:stop])
-
-
 def _tiles(x: Array) -> Array:
-    """[n, S, D] → [n, tiles, KEYS, D]; the last tile is filled up with zeros, which are always hidden."""
+    """Copy [n, S, D] → [n, tiles, TILE_KEYS, D]; the last tile is filled up with zeros, which are always hidden."""
     n, S, D = x.shape
-    tiles = np.zeros((n, -(-S // KEYS), KEYS, D), x.dtype)
+    tiles = np.zeros((n, -(-S // TILE_KEYS), TILE_KEYS, D), x.dtype)
     tiles.reshape(n, -1, D)[:, :S] = x
     return tiles
 
 
 def product(x: Array, weight: Array) -> Array:
-    """x [rows, in] @ weight [in, out] → [rows, out].
+    """Compute x [..., in] @ weight [in, out] → [..., out] by the way that is fastest for so many rows.
 
-    For several rows OpenBLAS copies all of a weight before it multiplies, so that two take three times as long as one.
-    Up to FEW rows are multiplied one after another instead, by as much of the weight at a time as a cache holds. With
-    what _by_output does for the head, a step of 2 sequences takes 32 % less time, of 4 sequences 15 % (AVX2: 36, 23 %).
+    | rows    | weight, stored               | way                                             |
+    |---------|------------------------------|-------------------------------------------------|
+    | 1       | any                          | OpenBLAS's product with a vector                |
+    | 2 to 6  | any                          | row after row, by parts of the weight in cache  |
+    | 2 to 6  | large, [out, in] (the head)  | inner products, outputs shared among threads    |
+    | 7 to 16 | large, [out, in], 2 threads  | small products of blocks of outputs, likewise   |
+    | more    | any                          | OpenBLAS's product, which copies all of a weight |
     """
-    rows, (n_in, n_out) = len(x), weight.shape
-    if 1 < rows <= MANY and weight.size >= LARGE and weight.flags.f_contiguous and (rows <= FEW or thread_count() > 1):
-        return _by_output(x, weight.T)
-    if not 1 < rows <= FEW:
-        y: Array = x @ weight
-        return y
-    y = np.zeros((rows, n_out), x.dtype)
-    step = max(1, CACHED // n_out)
-    for start in range(0, n_in, step):
+    rows = x.reshape(-1, x.shape[-1])  # of all sequences together: in 3-D NumPy would do B products
+    large = weight.size >= MIN_SHARED_WEIGHTS and weight.flags.f_contiguous
+    if not 1 < len(rows) <= (MAX_SHARED_ROWS if large and thread_count() > 1 else MAX_SERIAL_ROWS):
+        y: Array = rows @ weight
+    elif large:
+        y = _by_outputs(rows, weight.T)
+    else:
+        y = _by_cached_parts(rows, weight)
+    return y.reshape(*x.shape[:-1], weight.shape[1])
+
+
+def _by_cached_parts(x: Array, weight: Array) -> Array:
+    """Compute x [rows, in] @ weight [in, out] for a few rows, which share as much of the weight as a cache holds."""
+    y = np.zeros((len(x), weight.shape[1]), x.dtype)
+    step = max(1, CACHED_WEIGHTS // weight.shape[1])
+    for start in range(0, len(weight), step):
         y += (x[:, None, start : start + step] @ weight[start : start + step])[:, 0]
     return y
 
 
-def _by_output(x: Array, weight: Array) -> Array:
-    """product() for a large weight that is stored [out, in], as wte is for the head: x [rows, in] → [rows, out].
-
-    Up to FEW rows are inner products with one output's weights after another; more rows go by blocks of outputs, each
-    so small that the thread which calls OpenBLAS does it alone. With two threads a step of 16 sequences takes 15 % less
-    time (AVX2: no less).
-    """
+def _by_outputs(x: Array, weight: Array) -> Array:
+    """Compute x [rows, in] @ weight [out, in].T → [rows, out] by parts of the outputs, shared among threads."""
     (rows, n_in), n_out, threads = x.shape, len(weight), thread_count()
-    by_output, columns = np.empty((n_out, rows), x.dtype), np.ascontiguousarray(x.T)
-    block = max(1, SMALL // (rows * n_in))
+    y, columns = np.empty((n_out, rows), x.dtype), np.ascontiguousarray(x.T)
+    block = max(1, MAX_SMALL_PRODUCT // (rows * n_in))
     share = -(-n_out // (4 * threads))
 
     def run(start: int) -> None:
-        some, sums = weight[start : start + share], by_output[start : start + share]
-        if rows <= FEW:
+        some, sums = weight[start : start + share], y[start : start + share]
+        if rows <= MAX_SERIAL_ROWS:
             np.vecdot(some[:, None], x, out=sums)
             return
         whole = len(some) - len(some) % block
@@ -123,4 +157,34 @@ def _by_output(x: Array, weight: Array) -> Array:
         np.matmul(some[whole:], columns, out=sums[whole:])
 
     in_threads(threads, run, range(0, n_out, share))
-    return np.ascontiguousarray(by_output.T)
+    return np.ascontiguousarray(y.T)
+
+
+def in_threads(threads: int, run: Callable[[Job], object], jobs: Iterable[Job]) -> None:
+    """Call run(job) for every job, each taken by the first free thread of so many, the calling one among them.
+
+    The threads end with the call, so that nothing outlives it, a fork included. They see the caller's context
+    (np.errstate lives there). An exception of run is raised here once every thread has ended.
+    """
+    waiting = deque(jobs)  # its popleft is atomic, also in a Python without a global lock
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while True:
+                try:
+                    job = waiting.popleft()
+                except IndexError:
+                    return
+                run(job)
+        except BaseException as failure:  # for the caller, whichever thread it was in
+            failures.append(failure)
+
+    helpers = [Thread(target=copy_context().run, args=(work,)) for _ in range(min(threads, len(waiting)) - 1)]
+    for helper in helpers:
+        helper.start()
+    work()
+    for helper in helpers:
+        helper.join()
+    if failures:
+        raise failures[0]

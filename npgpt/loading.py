@@ -12,7 +12,6 @@ from typing import Any
 
 from numpy.typing import DTypeLike
 
-from . import config as configuration
 from . import parameters
 from . import vocabulary as vocabularies
 from .checkpoints import conversion
@@ -21,7 +20,7 @@ from .checkpoints.containers import WEIGHTS_FILE
 from .checkpoints.opening import CONVERTED, IDS, Checkpoint, open_checkpoint, open_vocabulary
 from .checkpoints.tensor import check_file
 from .config import PUBLISHED, Config
-from .errors import NpgptError
+from .errors import NpgptError, float_dtype
 from .finding import GPT2_RANKS, expanded, find
 from .language_model import LanguageModel
 from .tokenizer import Tokenizer
@@ -46,7 +45,7 @@ def load(
     names the tensors have, where that is not to be told from them. float32 weights are used where they lie in the
     mapped file, others are converted. Raises NpgptError for whatever does not fit.
     """
-    dtype = configuration.float_dtype("a model's dtype", dtype)
+    dtype = float_dtype("a model's dtype", dtype)
     location = find(model)
     checkpoint = open_checkpoint(location.weights, n_head=n_head, config=config, name_scheme=name_scheme)
     arrays = {name: checkpoint.load(name, dtype) for name in checkpoint.sources}

@@ -17,80 +17,60 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import kernels
-from .special import erf
+from .erf import erf
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from . import parameters as P
     from .cache import KVCache
     from .config import Config
-    from .parameters import Array, Record
-
-MLP_BLOCK = 2**16  # elements at a time through the activation, so that they stay in a core's L2 cache
+    from .parameters import Array, Block, Parameters, Record, Stage, StageRecord
 
 
-def softmax(x: Array, out: Array | None = None) -> Array:
-    """exp(x) / Σ exp(x) over the last axis, any shape; `out` may be x itself.
+def softmax(x: Array) -> Array:
+    """Return exp(x) / Σ exp(x) over the last axis, any shape.
 
-    Less its maximum a row has the same softmax, and exp cannot overflow.
+    Subtracting the row's maximum leaves softmax unchanged and keeps exp from overflowing.
     """
-    out = np.subtract(x, x.max(axis=-1, keepdims=True), out=out)
-    np.exp(out, out=out)
-    out /= out.sum(axis=-1, keepdims=True)
-    return out
+    exponentials = np.exp(x - x.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def gelu(x: Array, out: Array | None = None) -> Array:
-    """GPT-2's activation ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))), any shape; `out` may be x itself.
+@kernels.elementwise
+def gelu(x: Array) -> Array:
+    """Return GPT-2's activation ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))), any shape.
 
-    The tanh form of Hendrycks & Gimpel 2016, "Gaussian Error Linear Units". Products, since x**3 is 600 times slower.
+    The tanh form of Hendrycks & Gimpel 2016, "Gaussian Error Linear Units". x**3 would be 600 times slower.
     """
-    inner = x * x
-    inner *= 0.044715
-    inner += 1
-    inner *= x
-    inner *= math.sqrt(2 / math.pi)
-    np.tanh(inner, out=inner)
-    inner += 1
-    inner *= x
-    return np.multiply(inner, 0.5, out=out)
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
 
 
-def gelu_erf(x: Array, out: Array | None = None) -> Array:
-    """The exact form ½ x (1 + erf(x / √2)), any shape: nanoGPT's. It differs from GPT-2's by up to 4.7e-4."""
-    inner = erf(x * math.sqrt(0.5))
-    inner += 1
-    inner *= x
-    return np.multiply(inner, 0.5, out=out)
+@kernels.elementwise
+def gelu_erf(x: Array) -> Array:
+    """Return the exact form ½ x (1 + erf(x / √2)), any shape: nanoGPT's. It differs from GPT-2's by up to 4.7e-4."""
+    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
 
 
 ACTIVATIONS = {"gelu_new": gelu, "gelu_pytorch_tanh": gelu, "gelu": gelu_erf}
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, epsilon: float) -> Array:
-    """weight · (x − mean) / √(variance + epsilon) + bias over the last axis: x [..., C], weight and bias [C].
+    """Return weight · (x − mean) / √(variance + epsilon) + bias over the last axis: x [..., C], weight and bias [C].
 
     The variance is the mean of squares, not divided by C − 1. Ba, Kiros & Hinton 2016, "Layer Normalization".
     """
-    out: Array = x - x.mean(axis=-1, keepdims=True)
-    variance = np.vecdot(out, out)[..., None] / x.shape[-1]
-    out /= np.sqrt(variance + epsilon)
-    out *= weight
-    out += bias
-    return out
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = (centred * centred).mean(axis=-1, keepdims=True)
+    return weight * (centred / np.sqrt(variance + epsilon)) + bias
 
 
-def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """x [..., in] @ weight [in, out] + bias [out] → [..., out], as one product: in 3-D NumPy would do B of them."""
-    y = kernels.product(x.reshape(-1, x.shape[-1]), weight)
-    if bias is not None:
-        y += bias
-    return y.reshape(*x.shape[:-1], weight.shape[1])
+def linear(x: Array, weight: Array, bias: Array) -> Array:
+    """Return x [..., in] @ weight [in, out] + bias [out] → [..., out]."""
+    return kernels.product(x, weight) + bias
 
 
 def split_heads(x: Array, n_head: int) -> Array:
-    """[B, T, C] → [B, H, T, D]: head h has columns h·D to (h+1)·D of every token.
+    """Return [B, H, T, D] of x [B, T, C]: head h has columns h·D to (h+1)·D of every token.
 
     The reshape alone would have the right size but hand head 0 the first tokens, whole: the transpose is the split.
     """
@@ -99,67 +79,57 @@ def split_heads(x: Array, n_head: int) -> Array:
 
 
 def merge_heads(x: Array) -> Array:
-    """[B, H, T, D] → [B, T, C], the inverse of split_heads."""
+    """Return [B, T, C] of x [B, H, T, D], the inverse of split_heads."""
     B, H, T, D = x.shape
     return x.transpose(0, 2, 1, 3).reshape(B, T, H * D)
 
 
-def attention(q: Array, k: Array, v: Array, scale: float, record: Record | None = None) -> Array:
-    """softmax(scale · q kᵀ) v in every head, where a query sees its own key and those before: [B, H, T, D].
+def attention_scores(q: Array, k: Array, scale: float) -> Array:
+    """Return scale · q kᵀ, and −∞ where a key comes after the query: q [B, H, T, D], k [B, H, S, D] → [B, H, T, S].
 
-    q is [B, H, T, D], k and v are [B, H, S, D]. The causal mask is aligned to the lower right corner: query t is token
-    S − T + t. A long prompt goes through the same formula by tiles (kernels.attention), so that the T × S square is
-    never stored, unless it is to be recorded. Vaswani et al. 2017, "Attention Is All You Need", 3.2.1.
+    The causal mask is aligned to the lower right corner: query t is token S − T + t.
     """
     T, S = q.shape[2], k.shape[2]
-    if T >= kernels.QUERIES and record is None:
-        return kernels.attention(q, k, v, scale)
-    scores = q @ k.swapaxes(2, 3)  # [B, H, T, S]
-    scores *= scale
-    np.copyto(scores, -np.inf, where=~np.tri(T, S, S - T, dtype=bool))
-    weights = softmax(tap(record, "attn.scores", scores), out=scores)
-    return tap(record, "attn.weights", weights) @ v
+    return np.where(np.tri(T, S, S - T, dtype=bool), scale * q @ k.swapaxes(2, 3), -np.inf)
 
 
-def self_attention(
-    x: Array, p: P.Attention, config: Config, layer: int, cache: KVCache | None = None, record: Record | None = None
-) -> Array:
-    """Multi-head causal self-attention of block `layer`, x [B, T, C] → [B, T, C]."""
-    c_attn = tap(record, "attn.c_attn", linear(x, *p.c_attn))  # [B, T, 3C]
-    C = x.shape[-1]
-    q, k, v = (split_heads(c_attn[..., start : start + C], config.n_head) for start in (0, C, 2 * C))
-    for name, part in zip("qkv", (q, k, v), strict=True):
-        tap(record, f"attn.{name}", part)
-    if cache is not None:
-        k, v = cache.extend(layer, k, v)  # [B, H, S, D]
-    heads = attention(q, k, v, config.attention_scale(layer), record)
-    merged = merge_heads(tap(record, "attn.heads", heads))
-    return tap(record, "attn.c_proj", linear(merged, *p.c_proj))
+def attention_weights(q: Array, k: Array, scale: float) -> Array:
+    """Return each query's weights over the keys [B, H, T, S], which sum to 1."""
+    return softmax(attention_scores(q, k, scale))
 
 
-def mlp(x: Array, p: P.MLP, activation_function: str, record: Record | None = None) -> Array:
-    """Up to F, activation, down again, x [B, T, C] → [B, T, C]."""
-    h = tap(record, "mlp.c_fc", linear(x, *p.c_fc))  # [B, T, F]
-    rows = h.reshape(-1, h.shape[-1])
-    step = max(1, MLP_BLOCK // h.shape[-1])
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        ACTIVATIONS[activation_function](part, out=part)
-    return tap(record, "mlp.c_proj", linear(tap(record, "mlp.act", h), *p.c_proj))
+@kernels.tiled
+def attention(q: Array, k: Array, v: Array, scale: float) -> Array:
+    """Return softmax(scale · q kᵀ) v in every head, over a query's own key and those before: [B, H, T, D].
+
+    q is [B, H, T, D], k and v are [B, H, S, D]. Vaswani et al. 2017, "Attention Is All You Need", 3.2.1.
+    """
+    return attention_weights(q, k, scale) @ v
 
 
-def block(
-    x: Array, p: P.Block, config: Config, layer: int, cache: KVCache | None = None, record: Record | None = None
-) -> Array:
-    """Block `layer`, x [B, T, C] → [B, T, C]: attention and MLP each read a normalised copy and add to the stream."""
-    normal = tap(record, "ln_1", layer_norm(x, *p.ln_1, config.layer_norm_epsilon))
-    x = tap(record, "attn.residual", x + self_attention(normal, p.attn, config, layer, cache, record))
-    normal = tap(record, "ln_2", layer_norm(x, *p.ln_2, config.layer_norm_epsilon))
-    return x + mlp(normal, p.mlp, config.activation_function, record)
+def block(x: Array, p: Block, config: Config, layer: int, cache: KVCache | None, record: StageRecord) -> Array:
+    """Return x [B, T, C] after block `layer`: attention and MLP each read a normalised copy and add to the stream."""
+    activation, epsilon = ACTIVATIONS[config.activation_function], config.layer_norm_epsilon
+    scale = config.attention_scale(layer)
+    h = record("ln_1", layer_norm(x, *p.ln_1, epsilon))
+    h = record("attn.c_attn", linear(h, *p.attn.c_attn))  # [B, T, 3C]: queries, keys and values side by side
+    q, k, v = (split_heads(part, config.n_head) for part in np.split(h, 3, axis=-1))
+    record("attn.q", q), record("attn.k", k), record("attn.v", v)
+    keys, values = (k, v) if cache is None else cache.extend(layer, k, v)  # [B, H, S, D]
+    record("attn.scores", lambda: attention_scores(q, keys, scale))  # computed where somebody listens
+    record("attn.weights", lambda: attention_weights(q, keys, scale))
+    h = record("attn.heads", attention(q, keys, values, scale))
+    h = record("attn.c_proj", linear(merge_heads(h), *p.attn.c_proj))
+    x = record("attn.residual", x + h)
+    h = record("ln_2", layer_norm(x, *p.ln_2, epsilon))
+    h = record("mlp.c_fc", linear(h, *p.mlp.c_fc))  # [B, T, F]
+    h = record("mlp.act", activation(h))
+    h = record("mlp.c_proj", linear(h, *p.mlp.c_proj))
+    return x + h
 
 
 def forward(
-    parameters: P.Parameters,
+    parameters: Parameters,
     config: Config,
     token_ids: ArrayLike,
     cache: KVCache | None = None,
@@ -167,34 +137,34 @@ def forward(
     *,
     logits_from: int = 0,
 ) -> Array:
-    """Logits of every next token: token_ids [T] or [B, T] → [B, T, V].
+    """Return the logits of every next token: token_ids [T] or [B, T] → [B, T, V].
 
-    logits_from: the token from which on they are wanted, as in a slice: -1 for the last alone. cache: holds the tokens
-    before these and takes these in. record(name, array) receives a copy of every intermediate, under Hugging Face's
-    module paths: "h.0.attn.c_attn". Raises NpgptError for ids or a cache that do not fit (Config.check_token_ids,
-    KVCache.extend).
+    logits_from: index of the first token whose logits are returned; -1 for the last one only. cache: holds the tokens
+    before these and takes these in. record(name, array) gets a copy of every intermediate, under Hugging Face's name
+    ("h.0.attn.c_attn"). Raises NpgptError for ids, logits_from or a cache that do not fit (see Config, KVCache).
     """
     past = 0 if cache is None else cache.past(config)
-    token_ids = config.check_token_ids(token_ids, past)
+    token_ids = config.token_rows(token_ids, past)
     T = token_ids.shape[1]
-    wte = tap(record, "wte", parameters.wte.weight[token_ids])  # [B, T, C]
-    wpe = tap(record, "wpe", parameters.wpe.weight[past : past + T])  # [T, C]
-    x = tap(record, "embedding", wte + wpe)
+    first = config.first_of(T, logits_from)
+    stage = recorder(record)
+    wte = stage("wte", parameters.wte.weight[token_ids])  # [B, T, C]
+    wpe = stage("wpe", parameters.wpe.weight[past : past + T])  # [T, C]
+    x = stage("embedding", wte + wpe)
     for layer, p in enumerate(parameters.h):
-        x = tap(record, f"h.{layer}", block(x, p, config, layer, cache, within(record, f"h.{layer}.")))
+        x = stage(f"h.{layer}", block(x, p, config, layer, cache, recorder(record, f"h.{layer}.")))
     if cache is not None:
-        cache.length += T
-    x = tap(record, "ln_f", layer_norm(x[:, logits_from:], *parameters.ln_f, config.layer_norm_epsilon))
-    return tap(record, "logits", linear(x, parameters.lm_head.weight.T))
+        cache.advance(T)
+    x = stage("ln_f", layer_norm(x[:, first:], *parameters.ln_f, config.layer_norm_epsilon))
+    return stage("logits", kernels.product(x, parameters.lm_head.weight.T))
 
 
-def tap(record: Record | None, name: str, array: Array) -> Array:
-    """Hand a copy to record, so that later steps in place do not reach it; give the array itself back."""
-    if record is not None:
-        record(name, array.copy())
-    return array
+def recorder(record: Record | None, prefix: str = "") -> StageRecord:
+    """Return a function that hands a copy of each stage to `record`, if there is one, and returns the stage itself."""
 
+    def observe(name: str, stage: Stage) -> Stage:
+        if record is not None:
+            record(prefix + name, (stage() if callable(stage) else stage).copy())
+        return stage
 
-def within(record: Record | None, prefix: str) -> Record | None:
-    """The same record for names that lack the prefix."""
-    return None if record is None else lambda name, array: record(prefix + name, array)
+    return observe

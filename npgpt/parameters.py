@@ -1,14 +1,16 @@
-"""GPT-2's parameters: typed structures whose fields carry their shapes, and the one schema read off them.
+"""GPT-2's parameters: one table of every tensor's name and shape, and typed structures to hold them.
 
 Shapes: C n_embd, F inner width, N n_positions, V vocab_size. A field's path is its canonical name in a checkpoint:
-parameters.h[0].attn.c_attn.weight is "h.0.attn.c_attn.weight". Matrices are stored [in, out], so that the
-linear map is x @ weight + bias.
+parameters.h[0].attn.c_attn.weight is "h.0.attn.c_attn.weight". Matrices are stored [in, out], so that the linear map
+is x @ weight + bias.
 """
+
+from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import prod
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,9 @@ from .errors import NpgptError
 
 Array: TypeAlias = NDArray[np.floating[Any]]  # float32 or float64
 Shape: TypeAlias = tuple[int, ...]
-Record: TypeAlias = Callable[[str, Array], None]
+Record: TypeAlias = Callable[[str, Array], None]  # the user's: a stage's name and a copy of it
+Stage: TypeAlias = Array | Callable[[], Array]  # an intermediate, or what computes one that is only looked at
+StageRecord: TypeAlias = Callable[[str, Stage], Any]  # hands a stage on and returns it
 
 
 class Embedding(NamedTuple):
@@ -30,8 +34,8 @@ class Embedding(NamedTuple):
 class LayerNorm(NamedTuple):
     """Gain and bias after normalisation."""
 
-    weight: Array
-    bias: Array
+    weight: Array  # [C]
+    bias: Array  # [C]
 
 
 class Linear(NamedTuple):
@@ -44,61 +48,61 @@ class Linear(NamedTuple):
 class Attention(NamedTuple):
     """Queries, keys and values side by side, C columns each, and the projection that follows the heads."""
 
-    c_attn: Annotated[Linear, "C", "3C"]
-    c_proj: Annotated[Linear, "C", "C"]
+    c_attn: Linear  # [C, 3C]
+    c_proj: Linear  # [C, C]
 
 
 class MLP(NamedTuple):
     """Up, activation, down."""
 
-    c_fc: Annotated[Linear, "C", "F"]
-    c_proj: Annotated[Linear, "F", "C"]
+    c_fc: Linear  # [C, F]
+    c_proj: Linear  # [F, C]
 
 
 class Block(NamedTuple):
     """One of the n_layer blocks."""
 
-    ln_1: Annotated[LayerNorm, "C"]
+    ln_1: LayerNorm
     attn: Attention
-    ln_2: Annotated[LayerNorm, "C"]
+    ln_2: LayerNorm
     mlp: MLP
 
 
 class Parameters(NamedTuple):
     """A whole GPT-2. A tied output head is the very same object as wte."""
 
-    wte: Annotated[Embedding, "V", "C"]
-    wpe: Annotated[Embedding, "N", "C"]
+    wte: Embedding  # [V, C]
+    wpe: Embedding  # [N, C]
     h: tuple[Block, ...]
-    ln_f: Annotated[LayerNorm, "C"]
-    lm_head: Annotated[Embedding, "V", "C"]
+    ln_f: LayerNorm
+    lm_head: Embedding  # [V, C]
 
 
 def schema(config: Config) -> dict[str, Shape]:
-    """Every canonical name with its shape, in the order of computation; lm_head.weight only where it is untied."""
-    return dict(_shapes(Parameters, config, ""))
-
-
-def _shapes(structure: type, config: Config, prefix: str) -> Iterator[tuple[str, Shape]]:
-    C = config.n_embd
-    sizes = {"C": C, "3C": 3 * C, "F": config.inner_width, "N": config.n_positions, "V": config.vocab_size}
-    for name, hint in structure.__annotations__.items():
-        path = prefix + name
-        if name == "h":
-            for layer in range(config.n_layer):
-                yield from _shapes(Block, config, f"h.{layer}.")
-        elif not hasattr(hint, "__metadata__"):
-            yield from _shapes(hint, config, path + ".")
-        elif not (name == "lm_head" and config.tie_word_embeddings):
-            shape = tuple(sizes[size] for size in hint.__metadata__)
-            yield path + ".weight", shape
-            if "bias" in _bare(hint)._fields:
-                yield path + ".bias", shape[-1:]
-
-
-def _bare(hint: Any) -> Any:
-    """The structure that a field holds, without its shape."""
-    return getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint
+    """Return every tensor's name and shape in the order of computation; lm_head.weight only where it is untied."""
+    C, F, N, V = config.n_embd, config.inner_width, config.n_positions, config.vocab_size
+    block: dict[str, Shape] = {
+        "ln_1.weight": (C,),
+        "ln_1.bias": (C,),
+        "attn.c_attn.weight": (C, 3 * C),
+        "attn.c_attn.bias": (3 * C,),
+        "attn.c_proj.weight": (C, C),
+        "attn.c_proj.bias": (C,),
+        "ln_2.weight": (C,),
+        "ln_2.bias": (C,),
+        "mlp.c_fc.weight": (C, F),
+        "mlp.c_fc.bias": (F,),
+        "mlp.c_proj.weight": (F, C),
+        "mlp.c_proj.bias": (C,),
+    }
+    return {
+        "wte.weight": (V, C),
+        "wpe.weight": (N, C),
+        **{f"h.{layer}.{name}": shape for layer in range(config.n_layer) for name, shape in block.items()},
+        "ln_f.weight": (C,),
+        "ln_f.bias": (C,),
+        **({} if config.tie_word_embeddings else {"lm_head.weight": (V, C)}),
+    }
 
 
 def count_blocks(names: Iterable[str]) -> int:
@@ -152,23 +156,24 @@ def from_arrays(config: Config, arrays: Mapping[str, Array]) -> Parameters:
     if dtypes not in ({"float32"}, {"float64"}):
         raise NpgptError(f"parameters must be all float32 or all float64, not {', '.join(sorted(dtypes))}")
 
-    def build(structure: Any, prefix: str) -> Any:
-        """One structure out of the arrays whose names begin with the prefix."""
-        hints = structure.__annotations__.items()
-        return structure(
-            *(
-                arrays[prefix + name] if hint == Array else build(_bare(hint), f"{prefix}{name}.")
-                for name, hint in hints
-            )
-        )
+    def norm(name: str) -> LayerNorm:
+        return LayerNorm(arrays[f"{name}.weight"], arrays[f"{name}.bias"])
 
-    wte = build(Embedding, "wte.")
+    def linear(name: str) -> Linear:
+        return Linear(arrays[f"{name}.weight"], arrays[f"{name}.bias"])
+
+    def block(name: str) -> Block:
+        attn = Attention(linear(f"{name}.attn.c_attn"), linear(f"{name}.attn.c_proj"))
+        mlp = MLP(linear(f"{name}.mlp.c_fc"), linear(f"{name}.mlp.c_proj"))
+        return Block(norm(f"{name}.ln_1"), attn, norm(f"{name}.ln_2"), mlp)
+
+    wte = Embedding(arrays["wte.weight"])
     return Parameters(
         wte=wte,
-        wpe=build(Embedding, "wpe."),
-        h=tuple(build(Block, f"h.{layer}.") for layer in range(config.n_layer)),
-        ln_f=build(LayerNorm, "ln_f."),
-        lm_head=wte if config.tie_word_embeddings else build(Embedding, "lm_head."),
+        wpe=Embedding(arrays["wpe.weight"]),
+        h=tuple(block(f"h.{layer}") for layer in range(config.n_layer)),
+        ln_f=norm("ln_f"),
+        lm_head=wte if config.tie_word_embeddings else Embedding(arrays["lm_head.weight"]),
     )
 
 

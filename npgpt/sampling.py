@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .config import whole_number
-from .errors import NpgptError
+from .errors import NpgptError, whole_number
 from .model import softmax
 from .parameters import Array
 

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .config import whole_number
-from .errors import NpgptError
+from .errors import NpgptError, whole_number
 from .language_model import LanguageModel
 from .loading import Elsewhere, Handed, load
 from .scores import Ids, Likelihood, Score, likelihood, unknown

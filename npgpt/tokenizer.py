@@ -11,8 +11,7 @@ import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 
-from .config import whole_number
-from .errors import NpgptError
+from .errors import NpgptError, whole_number
 
 END_OF_TEXT = "<|endoftext|>"
 

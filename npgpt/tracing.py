@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import __version__
-from . import config as configuration
-from .checkpoints import safetensors
+from .checkpoints import configs, safetensors
 from .checkpoints.atomic import writing
 from .errors import NpgptError
 from .language_model import LanguageModel
@@ -51,7 +50,7 @@ def metadata(model: LanguageModel, token_ids: Sequence[int], text: str | None) -
         "npgpt": __version__,
         "model": model.name,
         "weights": {path.name: sha256(path) for path in model.files},
-        "config": configuration.to_dict(model.config),
+        "config": configs.to_dict(model.config),
         "dtype": str(model.parameters.wte.weight.dtype),
         "text": text,
         "token_ids": list(token_ids),

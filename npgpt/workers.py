@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
-from .threads import VARIABLES, cores
+from .process import THREAD_VARIABLES, cores, tune_process
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def processes(count: int, threads: int | None = None) -> Iterator[ProcessPoolExe
     They are started afresh, since a fork of threads may hang. They leave Ctrl-C to this process, and end with it, even
     where it is killed; an exception within ends them at once, whatever they are at.
     """
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=_start)
     others = multiprocessing.active_children()
     with pool:
         with _inherited(str(threads or max(1, cores() // count))):
@@ -38,10 +38,10 @@ def processes(count: int, threads: int | None = None) -> Iterator[ProcessPoolExe
 @contextmanager
 def _inherited(threads: str) -> Iterator[None]:
     """What new processes find: so many threads, which NumPy reads as it is imported, and Ctrl-C ignored."""
-    before = {name: os.environ.get(name) for name in VARIABLES}
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
     main = threading.current_thread() is threading.main_thread()  # signals are its alone
     heeded = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
-    os.environ.update(dict.fromkeys(VARIABLES, threads))
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, threads))
     try:
         yield
     finally:
@@ -51,8 +51,9 @@ def _inherited(threads: str) -> Iterator[None]:
             signal.signal(signal.SIGINT, heeded)
 
 
-def _end_with_parent() -> None:
-    """A pool's process waits for work for ever, since it holds both ends of the queue itself."""
+def _start() -> None:
+    """Set up a pool's process, and end it with its parent: it would wait for work for ever."""
+    tune_process()
 
     def watch() -> None:
         parent = multiprocessing.parent_process()

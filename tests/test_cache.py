@@ -31,7 +31,7 @@ def test_extend_gives_all_that_was_seen() -> None:
     first, second = (np.random.default_rng(n).standard_normal((1, 3, n, 7)) for n in (2, 3))
     cache.extend(1, first, -first)
     assert cache.length == 0
-    cache.length = 2
+    cache.advance(2)
     k, v = cache.extend(1, second, -second)
     np.testing.assert_array_equal(k, np.concatenate([first, second], axis=2))
     np.testing.assert_array_equal(v, -k)

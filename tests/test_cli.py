@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,8 +21,7 @@ import pytest
 
 import npgpt
 from npgpt import cli, inspection
-from npgpt import config as configuration
-from npgpt.checkpoints import safetensors
+from npgpt.checkpoints import configs, safetensors
 from tests.models import random_arrays, small
 from tests.test_loading import CARD_GREEDY, CARD_IDS, CARD_PROMPT
 from tests.thorough import examples
@@ -70,7 +70,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 40 ids that has no vocabulary."""
     folder = tmp_path_factory.mktemp("bare")
     safetensors.write(folder / "model.safetensors", random_arrays(small(), dtype="float32"))
-    (folder / "config.json").write_text(json.dumps(configuration.to_dict(small())))
+    (folder / "config.json").write_text(json.dumps(configs.to_dict(small())))
     return folder
 
 
@@ -114,7 +114,7 @@ def test_end_of_text_ends_it_unless_ignored(tmp_path: Path) -> None:
     arrays = random_arrays(config, dtype="float32")
     arrays["ln_f.weight"][:], arrays["wte.weight"][256] = 0, 100 * arrays["ln_f.bias"]
     safetensors.write(tmp_path / "model.safetensors", arrays)
-    (tmp_path / "config.json").write_text(json.dumps(configuration.to_dict(config)))
+    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(config)))
     ranks = b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256))
     (tmp_path / "vocab.tiktoken").write_bytes(ranks)
     arguments = ["generate", "a", "--model", str(tmp_path), "--temperature", "0", "--json", "--max-tokens", "3"]
@@ -128,7 +128,9 @@ def test_verbose_tells_counts_times_and_the_seed() -> None:
     code, _, error = here("generate", CARD_PROMPT, "-v", "--max-tokens", "3", "--seed", "4")
     assert code == 0
     assert error.startswith("npgpt: 12 prompt tokens, 3 generated (length), seed 4; 0.")
-    assert error.endswith(" tokens/s\n")
+    counts, tuned = error.splitlines()
+    assert counts.endswith(" tokens/s")
+    assert re.match(r"npgpt: OPENBLAS_THREAD_TIMEOUT=20 .*; freed memory is ", tuned)
 
 
 def test_prompt_from_standard_input_is_taken_as_it_is() -> None:
@@ -178,7 +180,7 @@ def test_samples_as_json_are_a_line_each() -> None:
         assert single["sample"] == 1
     counts = ", ".join(f"{len(report['token_ids'])} generated ({report['finish']})" for report in reports)
     assert error.startswith(f"npgpt: 4 prompt tokens, {counts}, seed 10 to 12; 0.")
-    assert error.endswith(" tokens/s\n")
+    assert error.splitlines()[0].endswith(" tokens/s")
 
 
 def test_samples_on_ids_to_the_contexts_end(bare: Path) -> None:
@@ -263,7 +265,7 @@ def test_inspect_names_what_is_wrong(tmp_path: Path) -> None:
     arrays = random_arrays(small(), dtype="float32")
     arrays["wpe.weight"][0, 0] = np.nan
     safetensors.write(tmp_path / "model.safetensors", arrays)
-    (tmp_path / "config.json").write_text(json.dumps(configuration.to_dict(small(n_inner=84)) | {"rope": 1}))
+    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(small(n_inner=84)) | {"rope": 1}))
     code, out, _ = here("inspect", str(tmp_path))
     assert code == 0
     assert "NOT FINITE: wpe.weight has 1 NaN and 0 infinite" in out
@@ -333,7 +335,7 @@ def test_a_published_model_that_is_not_here(tmp_path: Path) -> None:
 
 
 def test_the_swap_of_depth_and_heads(tmp_path: Path) -> None:
-    config = configuration.to_dict(npgpt.PUBLISHED["gpt2-xl"]) | {"n_layer": 25, "n_head": 48}
+    config = configs.to_dict(npgpt.PUBLISHED["gpt2-xl"]) | {"n_layer": 25, "n_head": 48}
     safetensors.write(tmp_path / "model.safetensors", random_arrays(small(), dtype="float32"))
     (tmp_path / "config.json").write_text(json.dumps(config))
     error = refused("inspect", str(tmp_path))
@@ -371,7 +373,7 @@ def test_an_error_that_cannot_be_told_keeps_its_exit_code() -> None:
 def test_names_in_a_file_do_not_reach_the_terminal_raw(tmp_path: Path) -> None:
     arrays = random_arrays(small(), dtype="float32") | {"\x1b[2J": np.zeros(1, np.float32)}
     safetensors.write(tmp_path / "model.safetensors", arrays)
-    (tmp_path / "config.json").write_text(json.dumps(configuration.to_dict(small()) | {"\x1b[31m": 1}))
+    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(small()) | {"\x1b[31m": 1}))
     assert "\\x1b[2J is left over" in refused("inspect", str(tmp_path))
 
 
@@ -463,7 +465,7 @@ def test_threads_are_set_before_numpy(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert cli.main(["generate", "a", "--threads", "2"]) == 2
     assert "NumPy is already imported" in capsys.readouterr().err
     code = (
-        "import os; from npgpt.cli.options import set_threads; set_threads(3); import numpy;"
+        "import os; from npgpt.cli.options import tune; tune(3); import numpy;"
         "print(os.environ['OPENBLAS_NUM_THREADS'], os.environ['OMP_NUM_THREADS'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=True)
@@ -472,7 +474,7 @@ def test_threads_are_set_before_numpy(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 @pytest.mark.parametrize(("users", "then"), [(None, "20"), ("26", "26")])
 def test_idle_blas_threads_sleep_soon_unless_the_user_says_when(users: str | None, then: str) -> None:
-    code = "import os; from npgpt.cli.options import set_threads; set_threads(None); print(dict(os.environ))"
+    code = "import os; from npgpt.cli.options import tune; tune(); print(dict(os.environ))"
     known = {name: value for name, value in os.environ.items() if "THREAD" not in name}
     told = known if users is None else {**known, "OPENBLAS_THREAD_TIMEOUT": users}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True, env=told)

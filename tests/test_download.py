@@ -20,9 +20,8 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import config as configuration
 from npgpt import finding
-from npgpt.checkpoints import safetensors
+from npgpt.checkpoints import configs, safetensors
 from tests.hub_server import Fault, Hub, Repository, serving
 from tests.models import random_arrays, random_ids, small
 from tests.test_finding import VARIABLES
@@ -35,7 +34,7 @@ COMMAND = [sys.executable, "-m", "npgpt", "download"]
 ROOT = Path(__file__).parent.parent
 MODEL = small(n_embd=12, n_head=3)
 GPT2 = "openai-community/gpt2"
-CONFIG = {"config.json": json.dumps(configuration.to_dict(MODEL)).encode()}
+CONFIG = {"config.json": json.dumps(configs.to_dict(MODEL)).encode()}
 VOCABULARY = {"vocab.json": b'{"a": 0}', "merges.txt": b"#version: 0.2\n"}
 OTHERS = {"README.md": b"# A card", "tf_model.h5": b"\x89HDF", "onnx/model.onnx": b"x", "spiece.model": b"x"}
 CHUNK = 10 * 2**20  # bytes; what the library writes at a time, and so where it resumes

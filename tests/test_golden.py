@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from npgpt import config as configuration
 from npgpt import parameters
+from npgpt.checkpoints import configs
 from npgpt.model import forward
 from npgpt.parameters import Array
 from tests.golden.make import CASES
@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_golden(case: str, dtype: str) -> None:
     with np.load(GOLDEN / f"{case}.npz") as file:
         golden = dict(file)
-    config = configuration.from_dict(json.loads(str(golden["config"])))
+    config = configs.from_dict(json.loads(str(golden["config"])))
     weights = {name.removeprefix("weights/"): array for name, array in golden.items() if name.startswith("weights/")}
     p = parameters.from_arrays(config, {name: array.astype(dtype) for name, array in weights.items()})
     record: dict[str, Array] = {}

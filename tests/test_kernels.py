@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -7,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npgpt import kernels
-from npgpt.model import attention
+from npgpt import kernels, model
+from npgpt.kernels import attention_by_tiles, in_threads
 from npgpt.parameters import Array
 
 U32, U64 = 2.0**-24, 2.0**-53
 
 
 def plain(q: Array, k: Array, v: Array, scale: float) -> Array:
-    """model.attention's formula, which a recorded pass takes."""
-    return attention(q, k, v, scale, record=lambda name, array: None)
+    """The formula that attention_by_tiles replaces, whatever the length."""
+    return model.attention_weights(q, k, scale) @ v
 
 
 @given(
@@ -25,23 +26,23 @@ def plain(q: Array, k: Array, v: Array, scale: float) -> Array:
     T=st.integers(1, 140),
     D=st.sampled_from([1, 7, 64, 130, 5000]),
     past=st.integers(0, 130),
-    scores=st.sampled_from([1, 5000, 2**18]),
-    long=st.sampled_from([1, 2**17]),
+    piece=st.sampled_from([1, 5000, 2**18]),
+    shared=st.sampled_from([1, 2**17]),
     threads=st.integers(1, 4),
 )
 @settings(deadline=None, max_examples=60)
 def test_attention_by_tiles_is_attention(
-    B: int, H: int, T: int, D: int, past: int, scores: int, long: int, threads: int
+    B: int, H: int, T: int, D: int, past: int, piece: int, shared: int, threads: int
 ) -> None:
     if D == 5000:
         B, H = 1, 1
     rng = np.random.default_rng(B * T + D)
     q, k, v = (rng.standard_normal((B, H, n, D)) for n in (T, T + past, T + past))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "SCORES", scores)
-        patch.setattr(kernels, "LONG", long)
+        patch.setattr(kernels, "PIECE", piece)
+        patch.setattr(kernels, "MIN_SHARED_SCORES", shared)
         patch.setattr(kernels, "thread_count", lambda: threads)
-        heads = kernels.attention(q, k, v, 0.3)
+        heads = attention_by_tiles(q, k, v, 0.3)
     assert heads.dtype == np.float64
     # weights sum to 1; a score, of size √D, is a sum of D products and reaches a weight as a relative error
     np.testing.assert_allclose(heads, plain(q, k, v, 0.3), rtol=0, atol=8 * (T + past + D) * U64)
@@ -53,7 +54,7 @@ def test_large_scores_and_hidden_rubbish_do_no_harm() -> None:
     rng = np.random.default_rng(0)
     q, k, v = rng.standard_normal((3, 1, 2, 100, 8)).astype(np.float32)
     q *= 1000
-    heads = kernels.attention(q, k, v, 1.0)
+    heads = attention_by_tiles(q, k, v, 1.0)
     assert np.isfinite(heads).all()
     # scores near 3000 are off by 8 u of that, and so are their exponentials, relatively
     truth = plain(q.astype(np.float64), k.astype(np.float64), v.astype(np.float64), 1.0)
@@ -61,7 +62,7 @@ def test_large_scores_and_hidden_rubbish_do_no_harm() -> None:
     spoiled = k.copy()
     spoiled[:, :, 70:] = np.inf
     with np.errstate(invalid="ignore"):
-        np.testing.assert_array_equal(kernels.attention(q, spoiled, v, 1.0)[:, :, :70], heads[:, :, :70])
+        np.testing.assert_array_equal(attention_by_tiles(q, spoiled, v, 1.0)[:, :, :70], heads[:, :, :70])
 
 
 @given(
@@ -82,9 +83,9 @@ def test_a_product_is_a_product(
     x = rng.standard_normal((rows, n_in)).astype(dtype)
     weight = np.asarray(rng.standard_normal((n_in, n_out)), dtype, order=order)  # type: ignore[call-overload]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "LARGE", 1)
-        patch.setattr(kernels, "SMALL", small)
-        patch.setattr(kernels, "CACHED", cached)
+        patch.setattr(kernels, "MIN_SHARED_WEIGHTS", 1)
+        patch.setattr(kernels, "MAX_SMALL_PRODUCT", small)
+        patch.setattr(kernels, "CACHED_WEIGHTS", cached)
         patch.setattr(kernels, "thread_count", lambda: threads)
         y = kernels.product(x, weight)
     assert y.dtype == dtype
@@ -96,7 +97,8 @@ def test_a_product_is_a_product(
 
 
 @pytest.mark.parametrize(
-    ("rows", "threads", "shared_out"), [(1, 2, False), (2, 1, True), (4, 2, True), (5, 1, False), (5, 2, True)]
+    ("rows", "threads", "shared_out"),
+    [(1, 2, False), (2, 1, True), (6, 1, True), (7, 1, False), (7, 2, True), (17, 2, False)],
 )
 def test_the_head_of_a_real_size_is_shared_out(
     monkeypatch: pytest.MonkeyPatch, rows: int, threads: int, shared_out: bool
@@ -104,7 +106,7 @@ def test_the_head_of_a_real_size_is_shared_out(
     """wte has 50257 rows, which no block divides."""
     wte = np.random.default_rng(0).standard_normal((50257, 192), np.float32)
     x = np.random.default_rng(1).standard_normal((rows, 192), np.float32)
-    assert wte.size >= kernels.LARGE
+    assert wte.size >= kernels.MIN_SHARED_WEIGHTS
     shared: list[int] = []
 
     def in_turn(threads: int, run: Callable[[int], None], jobs: Iterable[int]) -> None:
@@ -123,7 +125,77 @@ def test_the_head_of_a_real_size_is_shared_out(
 def test_a_few_rows_are_multiplied_as_one_row_is() -> None:
     """Where the weight fits the cache each of a few rows is the vector product itself, to the last bit."""
     rng = np.random.default_rng(0)
-    x, weight = rng.standard_normal((4, 300), np.float32), rng.standard_normal((300, 500), np.float32)
+    x, weight = rng.standard_normal((6, 300), np.float32), rng.standard_normal((300, 500), np.float32)
     one_by_one = np.concatenate([row[None] @ weight for row in x])
-    for rows in (2, 3, 4):
+    for rows in (2, 3, 6):
         np.testing.assert_array_equal(kernels.product(x[:rows], weight), one_by_one[:rows])
+
+
+@pytest.mark.parametrize("T", [1, 16, 64, 65, 150])
+def test_the_decorated_attention_is_the_formula_or_the_tiles(T: int) -> None:
+    """Up to MAX_WHOLE_QUERIES queries the formula itself runs, beyond it the tiles, to the last bit."""
+    q, k, v = np.random.default_rng(T).standard_normal((3, 2, 3, T, 8), np.float32)
+    expected = (plain if kernels.MAX_WHOLE_QUERIES >= T else attention_by_tiles)(q, k, v, 0.3)
+    np.testing.assert_array_equal(model.attention(q, k, v, 0.3), expected)
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=0, max_size=4),
+    piece=st.sampled_from([1, 7, 64, 2**18]),
+    threads=st.integers(1, 3),
+    dtype=st.sampled_from(["float32", "float64"]),
+    activation=st.sampled_from(["gelu_new", "gelu"]),
+    contiguous=st.booleans(),
+)
+@settings(deadline=None)
+def test_pieces_are_the_formula(
+    shape: list[int], piece: int, threads: int, dtype: str, activation: str, contiguous: bool
+) -> None:
+    """Bit for bit: an element's value does not depend on the piece it is computed in."""
+    x = np.asarray(np.random.default_rng(0).standard_normal(shape), dtype)
+    x = x if contiguous else x.T
+    formula = model.ACTIVATIONS[activation].__wrapped__  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "PIECE", piece)
+        patch.setattr(kernels, "thread_count", lambda: threads)
+        y = model.ACTIVATIONS[activation](x)
+    assert (y.shape, y.dtype) == (x.shape, x.dtype)
+    np.testing.assert_array_equal(y, formula(x))
+
+
+def test_large_arrays_go_in_pieces_and_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 MB are three pieces; half of that is none."""
+    seen: list[tuple[int, list[int]]] = []
+    monkeypatch.setattr(kernels, "in_threads", lambda threads, run, jobs: seen.append((threads, list(jobs))))
+    monkeypatch.setattr(kernels, "thread_count", lambda: 2)
+    model.gelu(np.zeros((3, 2**18 - 1), np.float32))
+    model.gelu(np.zeros((3, 2**16), np.float32))
+    assert seen == [(2, [0, 2**18, 2**19])]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_every_job_is_done_once_and_nothing_outlives_the_call(threads: int) -> None:
+    for jobs in (0, 1, 2, 100):
+        before, done, ran_in = threading.active_count(), [], set()
+
+        def run(job: int) -> None:
+            ran_in.add(threading.get_ident())  # noqa: B023
+            done.append(job)  # noqa: B023
+
+        in_threads(threads, run, range(jobs))
+        assert sorted(done) == list(range(jobs))
+        assert len(ran_in) <= min(threads, max(jobs, 1))
+        assert threading.active_count() == before
+
+
+def test_jobs_run_at_the_same_time() -> None:
+    together = threading.Barrier(3, timeout=30)  # passes only when three threads wait at it
+    in_threads(3, lambda _: together.wait(), range(3))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_exception_and_the_callers_error_state_cross_over(threads: int) -> None:
+    with np.errstate(over="raise"), pytest.raises(FloatingPointError):
+        in_threads(threads, lambda job: np.float32(1e38) * job, [np.float32(1), np.float32(1), np.float32(1000)])
+    with np.errstate(over="ignore"):
+        in_threads(threads, lambda job: np.float32(1e38) * job, [np.float32(1000)] * 50)

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import config as configuration
 from npgpt import finding, loading, parameters
-from npgpt.checkpoints import safetensors
+from npgpt.checkpoints import configs, safetensors
 from npgpt.checkpoints.opening import open_checkpoint
 from npgpt.config import PUBLISHED, Config
 from npgpt.errors import NpgptError
@@ -39,7 +38,7 @@ def put(folder: Path, arrays: dict[str, Array], config: dict[str, Any] | None) -
 
 
 def store(folder: Path, config: Config, **changes: Any) -> Path:
-    return put(folder, random_arrays(config, dtype="float32"), configuration.to_dict(config) | changes)
+    return put(folder, random_arrays(config, dtype="float32"), configs.to_dict(config) | changes)
 
 
 def shapes_of(config: Config) -> dict[str, Array]:
@@ -125,7 +124,7 @@ def test_float32_weights_are_used_where_they_lie(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "float64"])
 def test_other_dtypes_are_converted(tmp_path: Path, dtype: str) -> None:
     arrays = {name: array.astype(dtype) for name, array in random_arrays(small()).items()}
-    model = npgpt.load(put(tmp_path / "m", arrays, configuration.to_dict(small())))
+    model = npgpt.load(put(tmp_path / "m", arrays, configs.to_dict(small())))
     np.testing.assert_array_equal(model.parameters.wpe.weight, arrays["wpe.weight"].astype(np.float32))
 
 
@@ -133,7 +132,7 @@ def test_transformers_prefix_and_mask_buffers(tmp_path: Path) -> None:
     arrays = {f"transformer.{name}": array for name, array in random_arrays(small(), dtype="float32").items()}
     arrays |= {f"transformer.h.{i}.attn.bias": np.ones((1, 1, 24, 24), np.float32) for i in range(2)}
     arrays["transformer.h.0.attn.masked_bias"] = np.full((), -1e4, np.float32)
-    model = npgpt.load(put(tmp_path / "m", arrays, configuration.to_dict(small())))
+    model = npgpt.load(put(tmp_path / "m", arrays, configs.to_dict(small())))
     np.testing.assert_array_equal(model.parameters.wte.weight, arrays["transformer.wte.weight"])
 
 
@@ -142,7 +141,7 @@ def test_all_faults_of_the_names_and_shapes_come_in_one_message(tmp_path: Path) 
     arrays["h.1.attn.c_attn.weight"] = arrays["h.1.attn.c_attn.weight"].T
     arrays["score.weight"] = arrays.pop("ln_f.bias")
     with pytest.raises(NpgptError) as error:
-        npgpt.load(put(tmp_path / "m", arrays, configuration.to_dict(small())))
+        npgpt.load(put(tmp_path / "m", arrays, configs.to_dict(small())))
     with pytest.raises(NpgptError, match=r"ln_f\.bias is missing"):
         inspect(tmp_path / "m")
     for part in ("ln_f.bias is missing", "score.weight is left over", "c_attn.weight is [63, 21] and must be [21, 63]"):
@@ -153,17 +152,17 @@ def test_an_untied_head_that_equals_wte_is_tied_and_one_that_differs_is_used(tmp
     config, arrays = small(), random_arrays(small(), dtype="float32")
     same = arrays | {"lm_head.weight": arrays["wte.weight"]}
     other = arrays | {"lm_head.weight": 2 * arrays["wte.weight"]}
-    for stated in (configuration.to_dict(config), configuration.to_dict(config) | {"tie_word_embeddings": False}, None):
+    for stated in (configs.to_dict(config), configs.to_dict(config) | {"tie_word_embeddings": False}, None):
         tied = npgpt.load(put(tmp_path / "same", same, stated), n_head=3)
         assert tied.config.tie_word_embeddings
         assert tied.parameters.lm_head is tied.parameters.wte
         (tmp_path / "same" / "config.json").unlink(missing_ok=True)
-    for stated in (configuration.to_dict(config) | {"tie_word_embeddings": False}, None):
+    for stated in (configs.to_dict(config) | {"tie_word_embeddings": False}, None):
         untied = npgpt.load(put(tmp_path / "other", other, stated), n_head=3)
         np.testing.assert_array_equal(untied([1, 2]), 2 * tied([1, 2]))
         (tmp_path / "other" / "config.json").unlink(missing_ok=True)
     with pytest.raises(NpgptError, match=r"lm_head.weight differs from wte.weight, but .* ties them"):
-        npgpt.load(put(tmp_path / "other", other, configuration.to_dict(config)))
+        npgpt.load(put(tmp_path / "other", other, configs.to_dict(config)))
     with pytest.raises(NpgptError, match=r"differs from wte.weight, but the config given ties them"):
         npgpt.load(tmp_path / "other", config=config)
     apart = small(tie_word_embeddings=False)
@@ -176,7 +175,7 @@ def test_an_untied_head_that_equals_wte_is_tied_and_one_that_differs_is_used(tmp
 def test_a_swap_that_divides_is_caught_by_the_published_shapes(tmp_path: Path) -> None:
     """768 divides by distilgpt2's 6 layers as well as by its 12 heads: only the published size gives it away."""
     size = PUBLISHED["distilgpt2"]
-    folder = put(tmp_path / "m", shapes_of(size), configuration.to_dict(size) | {"n_head": 6})
+    folder = put(tmp_path / "m", shapes_of(size), configs.to_dict(size) | {"n_head": 6})
     with pytest.raises(NpgptError) as error:
         npgpt.load(folder)
     assert str(error.value) == (
@@ -184,10 +183,10 @@ def test_a_swap_that_divides_is_caught_by_the_published_shapes(tmp_path: Path) -
         "(6 is its n_layer): 768 = 12 × 64; correct it, or insist with --n-head 6 (load(…, n_head=6))"
     )
     assert npgpt.load(folder, n_head=6).config.n_head == 6
-    (folder / "config.json").write_text(json.dumps(configuration.to_dict(size) | {"n_head": 6, "n_layer": 12}))
+    (folder / "config.json").write_text(json.dumps(configs.to_dict(size) | {"n_head": 6, "n_layer": 12}))
     with pytest.raises(NpgptError, match=r"says n_head = 6, but the weights have the shapes of distilgpt2"):
         npgpt.load(folder)
-    (folder / "config.json").write_text(json.dumps(configuration.to_dict(size) | {"n_head": 6}))
+    (folder / "config.json").write_text(json.dumps(configs.to_dict(size) | {"n_head": 6}))
     found = inspect(folder, n_head=6)
     assert (found.published_name, found.config.n_head) == ("distilgpt2", 6)
     insisted = Config(**{**size.__dict__, "n_head": 24})
@@ -195,7 +194,7 @@ def test_a_swap_that_divides_is_caught_by_the_published_shapes(tmp_path: Path) -
 
 
 def test_gpt2_xl_with_layers_for_heads_fails_before_any_weight_is_looked_at(tmp_path: Path) -> None:
-    config = configuration.to_dict(PUBLISHED["gpt2-xl"]) | {"n_layer": 25, "n_head": 48}
+    config = configs.to_dict(PUBLISHED["gpt2-xl"]) | {"n_layer": 25, "n_head": 48}
     folder = put(tmp_path / "m", random_arrays(small(), dtype="float32"), config)
     with pytest.raises(
         NpgptError, match=r"1600 / 48 = 33.33 .* 48 is the n_layer of gpt2-xl .* its n_head is 25: 1600 = 25 × 64"
@@ -250,7 +249,7 @@ def test_a_head_of_hostile_shape(tmp_path: Path) -> None:
         arrays = random_arrays(small(), dtype="float32")
         arrays["wte.weight"] = arrays["lm_head.weight"] = np.zeros(shape, np.float32)
         with pytest.raises(NpgptError, match=r"wte\.weight is \["):
-            npgpt.load(put(tmp_path / "m", arrays, configuration.to_dict(small())))
+            npgpt.load(put(tmp_path / "m", arrays, configs.to_dict(small())))
 
 
 def test_save_leaves_nothing_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +301,7 @@ def test_dtypes_of_a_model() -> None:
 def test_inspect_finds_what_is_wrong(tmp_path: Path) -> None:
     arrays = random_arrays(small(), dtype="float32")
     arrays["h.0.mlp.c_fc.bias"][:3] = [np.nan, np.inf, -np.inf]
-    folder = put(tmp_path / "m", arrays, configuration.to_dict(small()) | {"rotary": True})
+    folder = put(tmp_path / "m", arrays, configs.to_dict(small()) | {"rotary": True})
     found = inspect(folder)
     assert found.non_finite == {"h.0.mlp.c_fc.bias": (1, 2)}
     assert found.unknown_keys == ["rotary"]

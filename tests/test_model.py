@@ -16,7 +16,7 @@ from npgpt.cache import KVCache
 from npgpt.config import Config
 from npgpt.errors import NpgptError
 from npgpt.model import attention, forward, gelu, gelu_erf, layer_norm, linear, softmax
-from npgpt.parameters import Array
+from npgpt.parameters import Array, Record
 from tests.models import SHAPES, random_ids, random_parameters, small
 from tests.tolerances import relative_error, rounding_bound
 
@@ -119,7 +119,6 @@ def test_linear_is_x_times_weight_in_out() -> None:
     x = np.array([[[1.0, 2.0]], [[3.0, 4.0]]])
     weight, bias = np.array([[1.0, 10.0, 100.0], [2.0, 20.0, 200.0]]), np.array([0.0, 1.0, 2.0])
     np.testing.assert_array_equal(linear(x, weight, bias), [[[5, 51, 502]], [[11, 111, 1102]]])
-    np.testing.assert_array_equal(linear(x, weight), [[[5, 50, 500]], [[11, 110, 1100]]])
 
 
 def naive_attention(q: Array, k: Array, v: Array, scale: float) -> Array:
@@ -217,7 +216,7 @@ def test_no_more_is_computed_than_the_logits_that_are_wanted() -> None:
     assert (record["h.1"].shape, record["ln_f"].shape, record["logits"].shape) == ((2, 3, 21), (2, 1, 21), (2, 1, 40))
 
 
-@pytest.mark.parametrize(("logits_from", "first"), [(-1, 10), (0, 0), (4, 4), (10, 10), (-3, 8)])
+@pytest.mark.parametrize(("logits_from", "first"), [(-1, 10), (0, 0), (4, 4), (10, 10), (-3, 8), (-11, 0)])
 def test_logits_of_the_last_tokens_are_the_last_of_all(logits_from: int, first: int) -> None:
     config, ids = small(), random_ids(small(), (2, 11))
     parameters = random_parameters(config)
@@ -243,6 +242,15 @@ def test_prefill_in_any_chunks_is_prefill_in_one(chunks: list[int], B: int, shap
     assert relative_error(np.concatenate(parts, axis=1), whole) < rounding_bound(config, sum(chunks), "float64")
 
 
+@pytest.mark.parametrize("logits_from", [3, -4, 2**40, 1.0, True, None])
+def test_logits_from_a_token_that_is_not_there(logits_from: Any) -> None:
+    """A slice would give no logits at all, or those of every token; the cache stays as it was."""
+    cache = KVCache(small(), 1, 9, "float64")
+    with pytest.raises(NpgptError, match="logits_from must be"):
+        forward(random_parameters(small()), small(), [1, 2, 3], cache, logits_from=logits_from)
+    assert cache.length == 0
+
+
 def test_cache_forgets_when_its_length_is_set_back() -> None:
     config = small()
     parameters, cache = random_parameters(config), KVCache(config, 1, 10, "float64")
@@ -263,7 +271,7 @@ def test_a_full_context_is_refused_and_the_cache_stays() -> None:
 
 
 def test_temporaries_stay_small() -> None:
-    """Attention and the activation work by blocks: no square of scores, no second array as wide as the MLP."""
+    """No square of scores is stored, and of arrays as wide as the MLP there are two at a time."""
     config = small(n_embd=8, n_head=8, n_positions=2048, n_inner=1024, n_layer=1)
     parameters, ids = random_parameters(config, dtype="float32"), random_ids(config, (2048,))
     forward(parameters, config, ids[:9])
@@ -272,7 +280,7 @@ def test_temporaries_stay_small() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     wide, square = 2048 * 1024 * 4, 8 * 2048 * 2048 * 4
-    assert peak < 1.6 * wide < square
+    assert peak < 2.6 * wide < square
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -366,15 +374,25 @@ def test_what_is_recorded_hangs_together() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tokens", [31, 150])
-def test_recording_changes_nothing_and_what_is_handed_over_stays(dtype: str, tokens: int) -> None:
-    config = small(n_positions=150)
-    parameters, ids = random_parameters(config, dtype=dtype), random_ids(config, (2, tokens))
+@pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.parametrize("past", [None, 0, 7])
+@pytest.mark.parametrize("T", [1, 2, 5, 16, 31, 32, 33, 64, 65, 128, 200])
+def test_recording_changes_no_bit_and_what_is_handed_over_stays(dtype: str, B: int, past: int | None, T: int) -> None:
+    """Without a cache, with an empty one and with one that holds tokens: a recorded run is the run."""
+    config = small(n_positions=207)
+    parameters, ids = random_parameters(config, dtype=dtype), random_ids(config, (B, T + (past or 0)))
     kept: list[tuple[Array, Array]] = []
-    logits = forward(parameters, config, ids, record=lambda name, array: kept.append((array, array.copy())))
-    # a long prompt's attention goes by tiles where nothing is recorded: the same but for rounding, in either pass
-    bound = 0 if tokens < 32 else 2 * rounding_bound(config, tokens, dtype)
-    assert relative_error(forward(parameters, config, ids), logits) <= bound
+
+    def run(record: Record | None) -> Array:
+        if past is None:
+            return forward(parameters, config, ids, record=record)
+        cache = KVCache(config, B, ids.shape[1], dtype)
+        if past:
+            forward(parameters, config, ids[:, :past], cache)
+        return forward(parameters, config, ids[:, past:], cache, record)
+
+    logits = run(lambda name, array: kept.append((array, array.copy())))
+    np.testing.assert_array_equal(run(None), logits)
     for array, copy in kept:
         np.testing.assert_array_equal(array, copy)
 

@@ -24,9 +24,9 @@ from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.loading import Handed
 from npgpt.parameters import Array
+from npgpt.process import cores
 from npgpt.scores import Score, Totals, likelihood, total, unknown
 from npgpt.scoring import score
-from npgpt.threads import cores
 from npgpt.workers import processes
 from tests.thorough import examples
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import config as configuration
 from npgpt import tracing
+from npgpt.checkpoints import configs
 from npgpt.errors import NpgptError
 from npgpt.finding import EMBEDDED_WEIGHTS
 from npgpt.oracle import files
@@ -91,7 +91,7 @@ def test_files_hold_names_ids_and_what_it_was_computed_from(tmp_path: Path, suff
         "npgpt": npgpt.__version__,
         "model": "austen",
         "weights": {"model.safetensors": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()},
-        "config": configuration.to_dict(npgpt.load().config),
+        "config": configs.to_dict(npgpt.load().config),
         "dtype": dtype,
         "text": TEXT,
         "token_ids": npgpt.load().encode_prompt(TEXT),

@@ -12,11 +12,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .. import config as configuration
 from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Shape
-from . import safetensors
+from . import configs, safetensors
 from .atomic import sync_folder, writing
 from .containers import WEIGHTS_FILE
 from .opening import CONFIG_FILES, Checkpoint
@@ -115,7 +114,7 @@ def write_folder(
             with writing(unfinished / name) as copy:
                 copy.write(content)
         with writing(unfinished / CONFIG_FILE) as stated:
-            stated.write(json.dumps({**configuration.to_dict(config), **ids}, indent=2).encode() + b"\n")
+            stated.write(json.dumps({**configs.to_dict(config), **ids}, indent=2).encode() + b"\n")
         safetensors.write_parts(unfinished / WEIGHTS_FILE, layout, parts)
         if folder.is_dir():
             folder.rename(old)  # and only then looked into: nothing can come into it any more by its name

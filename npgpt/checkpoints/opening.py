@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import config as configuration
 from .. import parameters, strict_json
-from ..config import PUBLISHED, Config
+from ..config import PUBLISHED, REQUIRED, Config
 from ..errors import NpgptError
 from ..parameters import Array, Shape
-from . import containers, naming
+from . import configs, containers, naming
 from .container import Container
 from .naming import huggingface
 from .naming.scheme import Scheme, Source
@@ -162,12 +161,12 @@ def _agreed(statements: Sequence[Stated], n_head: int | None, path: str) -> tupl
     origin: dict[str, str] = {}
     unknown: list[str] = []
     for statement in statements:
-        fields, strange = configuration.read_fields(statement.fields, statement.source)
+        fields, strange = configs.read_fields(statement.fields, statement.source)
         unknown += strange
         if type(fields.get("n_embd")) is int and fields.get("n_inner") == 4 * fields["n_embd"]:
             fields["n_inner"] = None
         ids = {key: statement.fields[key] for key in IDS if type(statement.fields.get(key)) is int}
-        said = {configuration.SPELLINGS.get(key, key) for key in statement.fields}
+        said = {configs.SPELLINGS.get(key, key) for key in statement.fields}
         for key, value in (fields | ids).items():
             if key not in said:
                 implied[key] = value
@@ -191,7 +190,7 @@ def complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape], n_head: int
     without complaint and writes nonsense. The argument may contradict, since somebody may have trained such a model.
     """
     fields = _sizes(shapes) | dict(stated)
-    missing = [key for key in configuration.REQUIRED if key not in fields and key != "n_head"]
+    missing = [key for key in REQUIRED if key not in fields and key != "n_head"]
     if missing:
         raise NpgptError(f"{source} lacks {', '.join(missing)}, and the weights' names and shapes do not tell")
     published = _config(fields | _sizes(shapes) | {"n_head": 1}, source).published_name()

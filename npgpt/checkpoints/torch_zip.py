@@ -14,10 +14,11 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config import REQUIRED, SPELLINGS
+from ..config import REQUIRED
 from ..errors import NpgptError
 from ..parameters import Shape
 from . import archive, pickles
+from .configs import SPELLINGS
 from .container import Container
 from .tensor import LONGEST_SHAPE, Stated, Tensor, check_shape, itemsize, map_file
 

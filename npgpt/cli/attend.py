@@ -9,7 +9,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
-from .options import add_model, add_n_head, add_text, coloured, importing, note, output_path, set_threads, text_ids
+from .options import add_model, add_n_head, add_text, coloured, importing, note, output_path, text_ids, tune
 
 if TYPE_CHECKING:
     from ..attending import Attended
@@ -37,7 +37,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Show attention; see the help."""
-    set_threads(None)
+    tune()
     with importing():
         from ..attending import attend, chosen
         from ..attention_page import check_size, page

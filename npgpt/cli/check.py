@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NpgptError
-from .options import add_model, add_n_head, importing, note, output_path, read_text, set_threads
+from .options import add_model, add_n_head, importing, note, output_path, read_text, tune
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -39,7 +39,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Check; see the help."""
-    set_threads(None)
+    tune()
     with importing():
         from ..checkpoints.atomic import writing
         from ..loading import load

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
-from .options import add_model, add_n_head, importing, note, read_ids, read_text, set_threads
+from .options import add_model, add_n_head, importing, note, read_ids, read_text, tune
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
@@ -61,7 +61,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Generate; see the help."""
-    set_threads(options.threads)
+    tuned = tune(options.threads)
     with importing():
         from ..loading import load
         from ..sampling import Sampling
@@ -111,6 +111,7 @@ def run(options: argparse.Namespace) -> int:
         note(f"the context of {model.config.n_positions} tokens is full")
     if options.verbose:
         note(f"{len(prompt_ids)} prompt tokens, {_counts(samples)}")
+        note("; ".join(tuned))
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from ..errors import NpgptError, printable
-from ..threads import SHORT_TIMEOUT, VARIABLES
+from ..process import THREAD_VARIABLES, tune_process
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
@@ -61,19 +61,18 @@ def text_ids(options: argparse.Namespace, model: LanguageModel) -> tuple[str | N
     return text, ids
 
 
-def set_threads(threads: int | None) -> None:
-    """Tell the BLAS under NumPy how many threads to use, which it reads once, as NumPy is imported.
+def tune(threads: int | None = None) -> list[str]:
+    """Set the process up before NumPy is imported; return what was done, for --verbose. threads: for the BLAS.
 
-    Raises NpgptError for a number below 1, and where NumPy is there already.
+    Raises NpgptError for a number of threads below 1, and where NumPy is there already.
     """
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", str(SHORT_TIMEOUT))  # so that thread_count() may be above 1
-    if threads is None:
-        return
-    if threads < 1:
-        raise NpgptError(f"--threads must be at least 1, not {threads}")
-    if "numpy" in sys.modules:
-        raise NpgptError("--threads comes too late: NumPy is already imported in this process")
-    os.environ.update(dict.fromkeys(VARIABLES, str(threads)))
+    if threads is not None:
+        if threads < 1:
+            raise NpgptError(f"--threads must be at least 1, not {threads}")
+        if "numpy" in sys.modules:
+            raise NpgptError("--threads comes too late: NumPy is already imported in this process")
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    return tune_process()
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
-from ..threads import cores
-from .options import add_model, add_n_head, coloured, importing, into_file, note, output_path, read_file, set_threads
+from ..process import cores
+from .options import add_model, add_n_head, coloured, importing, into_file, note, output_path, read_file, tune
 from .progress import bar
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Score; see the help."""
-    set_threads(options.threads)
+    tune(options.threads)
     with importing():
         from .. import score_report as report
         from ..loading import load

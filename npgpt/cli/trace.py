@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import add_model, add_n_head, add_text, importing, note, output_path, set_threads, text_ids, unwinding
+from .options import add_model, add_n_head, add_text, importing, note, output_path, text_ids, tune, unwinding
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -30,7 +30,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Trace; see the help."""
-    set_threads(None)
+    tune()
     with importing():
         from .. import tracing
         from ..loading import load

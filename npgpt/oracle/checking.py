@@ -146,9 +146,9 @@ def ids_of(prompt: str | ArrayLike, model: LanguageModel | None, config: Config)
 
             if config.vocab_size not in GPT2_VOCAB_SIZES:
                 raise NpgptError(f"a text needs a vocabulary, and {config.vocab_size} ids are not GPT-2's: give ids")
-            return config.check_token_ids(load_tokenizer("gpt2").encode(prompt))
-        return config.check_token_ids(model.encode_prompt(prompt))
-    return config.check_token_ids(prompt)
+            return config.token_rows(load_tokenizer("gpt2").encode(prompt))
+        return config.token_rows(model.encode_prompt(prompt))
+    return config.token_rows(prompt)
 
 
 def computed_in(x: NDArray[Any]) -> str:

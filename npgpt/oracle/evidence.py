@@ -100,7 +100,7 @@ def cases(
 
     Raises NpgptError for a name or a shape that cannot be, for ids that do not fit, and where nothing is to compare.
     """
-    ids = config.check_token_ids(token_ids)
+    ids = config.token_rows(token_ids)
     if not arrays:
         raise NpgptError("there is nothing to compare: no logits and no stage")
     if chunks and sum(chunks) != ids.shape[1]:

@@ -61,12 +61,12 @@ def check_greedy(
     ids = ids_of(prompt, model, model.config)
     if len(ids) != 1:
         raise NpgptError(f"greedy ids are judged a row at a time, and the prompt has {len(ids)}")
-    drawn = model.config.check_token_ids(theirs).reshape(-1)
+    drawn = model.config.token_rows(theirs).reshape(-1)
     before = ids[0]
     if len(drawn) > len(before) and np.array_equal(drawn[: len(before)], before):
         drawn = drawn[len(before) :]
     tensors = in_float64(model)
-    whole = model.config.check_token_ids(np.concatenate([before, drawn[:-1]]))
+    whole = model.config.token_rows(np.concatenate([before, drawn[:-1]]))
     run = Pass(textbook(model.config, tensors), whole)
     rows = run["logits"][0, len(before) - 1 :]
     wrong = np.flatnonzero(rows.argmax(axis=-1) != drawn)

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import Config
+from ..erf import erf
 from ..parameters import Array
-from ..special import erf
 from .arithmetic import once
 
 Formula: TypeAlias = "Callable[[Scope], Any]"

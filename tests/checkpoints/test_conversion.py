@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import npgpt
-from npgpt import config as configuration
-from npgpt.checkpoints import containers, naming, safetensors
+from npgpt.checkpoints import configs, containers, naming, safetensors
 from npgpt.checkpoints.opening import open_checkpoint
 from npgpt.checkpoints.tensor import cast, row_blocks
 from npgpt.errors import NpgptError
@@ -69,7 +68,7 @@ def test_every_configuration_survives(tmp_path: Path, shape: str) -> None:
     config = SHAPES[shape]
     (tmp_path / "source").mkdir()
     safetensors.write(tmp_path / "source" / "w", random_arrays(config, dtype="float32"))
-    (tmp_path / "source" / "config.json").write_text(json.dumps(configuration.to_dict(config) | {"pad_token_id": 7}))
+    (tmp_path / "source" / "config.json").write_text(json.dumps(configs.to_dict(config) | {"pad_token_id": 7}))
     npgpt.convert(tmp_path / "source", tmp_path / "out")
     assert npgpt.load(tmp_path / "out").config == config
     stated = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import config as configuration
-from npgpt.checkpoints import containers, safetensors
+from npgpt.checkpoints import configs, containers, safetensors
 from npgpt.checkpoints.container import Container
 from npgpt.checkpoints.opening import CONVERTED, open_checkpoint, open_vocabulary
 from npgpt.checkpoints.tensor import Stated
@@ -220,7 +219,7 @@ def put_shards(folder: Path) -> tuple[Path, dict[str, str]]:
     for file, held in parts.items():
         safetensors.write(folder / file, {name: arrays[name] for name in held})
     weight_map = {name: file for file, held in parts.items() for name in held}
-    (folder / "config.json").write_text(json.dumps(configuration.to_dict(CONFIG)))
+    (folder / "config.json").write_text(json.dumps(configs.to_dict(CONFIG)))
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
     return index, weight_map

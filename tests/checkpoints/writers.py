@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from npgpt import config as configuration
+from npgpt.checkpoints import configs
 from npgpt.config import Config
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -526,7 +526,7 @@ def in_shards(config: Config, arrays: Arrays) -> Files:
 
 def config_json(config: Config) -> bytes:
     """The configuration under Hugging Face's names."""
-    return json.dumps(configuration.to_dict(config)).encode()
+    return json.dumps(configs.to_dict(config)).encode()
 
 
 # Each form's files for a model of canonical names, the one to load first.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from npgpt import config as configuration
+from npgpt.checkpoints import configs
 from tests.models import random_arrays, random_ids, small
 
 FOLDER = Path(__file__).parent
@@ -46,7 +46,7 @@ def main() -> None:
                 block.ff.layers[1] = Float64GELU()
             contents["llms_from_scratch/logits"] = peers.llms_from_scratch_logits(book, ids)
         contents |= {f"weights/{key}": array.astype(np.float32) for key, array in truth.items()}
-        contents["config"] = np.array(json.dumps(configuration.to_dict(config)))
+        contents["config"] = np.array(json.dumps(configs.to_dict(config)))
         contents["made_with"] = np.array(f"torch {torch.__version__}, transformers {transformers.__version__}")
         np.savez_compressed(FOLDER / f"{name}.npz", allow_pickle=False, ids=ids, **contents)
         print(f"{name}.npz: {len(contents)} arrays")

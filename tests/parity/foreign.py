@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
 
-from npgpt import config as configuration
+from npgpt.checkpoints import configs
 from npgpt.config import Config
 from npgpt.parameters import Array, count_blocks
 
@@ -606,7 +606,7 @@ class PatchedBlock(GPT2Block):  # type: ignore[misc]
 
 def patched(config: Config, n_layer: int, wrong: Mistakes) -> Any:
     """GPT2LMHeadModel: what its configuration can say wrongly is said there, the rest is patched."""
-    fields = configuration.to_dict(config) | {
+    fields = configs.to_dict(config) | {
         "n_layer": n_layer,
         "activation_function": chosen(ACTIVATION, wrong, config.activation_function),
     }

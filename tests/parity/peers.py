@@ -9,7 +9,7 @@ import torch
 import transformers
 from llms_from_scratch import ch04
 
-from npgpt import config as configuration
+from npgpt.checkpoints import configs
 from npgpt.config import Config
 from npgpt.parameters import Array
 
@@ -18,7 +18,7 @@ Ids = np.typing.NDArray[np.int64]
 
 def transformers_model(config: Config, arrays: dict[str, Array]) -> Any:
     """GPT2LMHeadModel with these weights in their dtype; eager, or attentions come back empty."""
-    theirs = transformers.GPT2Config(**configuration.to_dict(config), attn_implementation="eager")
+    theirs = transformers.GPT2Config(**configs.to_dict(config), attn_implementation="eager")
     dtype = {"float32": torch.float32, "float64": torch.float64}[str(next(iter(arrays.values())).dtype)]
     model = transformers.GPT2LMHeadModel(theirs).to(dtype).eval()
     state = {f"transformer.{name}": torch.from_numpy(np.array(array)) for name, array in arrays.items()}

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 import npgpt
+from npgpt.process import THREAD_VARIABLES
 from npgpt.scoring import score
-from npgpt.threads import VARIABLES
 
 pytestmark = pytest.mark.parity
 distributed = pytest.importorskip("distributed", reason="extra cluster is not installed")
@@ -37,7 +37,7 @@ def serial() -> list[Any]:
         text=True,
         check=True,
         cwd=Path(__file__).parents[2],
-        env=os.environ | dict.fromkeys(VARIABLES, "1"),
+        env=os.environ | dict.fromkeys(THREAD_VARIABLES, "1"),
     )
     found: list[Any] = json.loads(done.stdout)
     return found

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import config as configuration
 from npgpt import finding, parameters
+from npgpt.checkpoints import configs
 from npgpt.config import PUBLISHED, Config
 from npgpt.language_model import LanguageModel
 from npgpt.model import forward
@@ -83,9 +83,9 @@ def test_the_true_size_of_gpt2(dtype: str, difference: Report) -> None:
 def test_tiles_blocks_and_threads_at_the_true_size(
     monkeypatch: pytest.MonkeyPatch, dtype: str, ids_shape: tuple[int, int], difference: Report
 ) -> None:
-    """What an unrecorded pass goes through: a prompt, then one token in every row, more rows than one in the head."""
+    """A prompt by tiles and threads, then one token in every row, more rows than one in the head."""
     monkeypatch.setattr("npgpt.kernels.thread_count", lambda: 2)
-    monkeypatch.setattr("npgpt.kernels.LONG", 1)
+    monkeypatch.setattr("npgpt.kernels.MIN_SHARED_SCORES", 1)
     config = PUBLISHED["gpt2"]
     arrays, ids = random_arrays(config, dtype=dtype), random_ids(config, ids_shape)
     model, p = peers.transformers_model(config, arrays), parameters.from_arrays(config, arrays)
@@ -121,7 +121,7 @@ def test_what_is_saved_there_loads_here(tmp_path: Path, shape: str) -> None:
     theirs.save_pretrained(tmp_path)
     mine = npgpt.load(tmp_path)
     assert mine.config == config
-    assert configuration.read_fields(json.loads((tmp_path / "config.json").read_text()), "theirs")[1] == []
+    assert configs.read_fields(json.loads((tmp_path / "config.json").read_text()), "theirs")[1] == []
     ids = random_ids(config, (2, 9))
     np.testing.assert_array_equal(
         mine(ids), forward(parameters.from_arrays(config, random_arrays(config, dtype="float32")), config, ids)

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from npgpt.special import erf
+from npgpt.erf import erf
 
 
 def test_erf_is_right_to_the_last_digits_over_the_whole_range() -> None:

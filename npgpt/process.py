@@ -1,0 +1,84 @@
+"""What this process asks of the libraries under NumPy: how many threads, and to keep memory. Imports no NumPy."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# What the libraries under NumPy read when it is imported, the most common first.
+THREAD_VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "OMP_NUM_THREADS",
+)
+SHORT_TIMEOUT = 20  # 2²⁰ ticks, 0.4 ms: less than attention takes, more than lies between two products of a token
+# mallopt's parameters (malloc.h) with values for arrays of some megabytes that come and go: taken from the heap, not
+# from mmap; the heap is not given back, and grows by 64 MiB at a time
+MALLOC_PARAMETERS = {-3: 2**30, -1: 2**31 - 1, -2: 2**26}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+
+
+def tune_process() -> list[str]:
+    """Set this process up to run GPT-2 on a CPU, before NumPy is imported; return a line for each thing done or left.
+
+    The command line calls it; in Python it is the user's to call, since its effects reach beyond npgpt.
+    OPENBLAS_THREAD_TIMEOUT lets OpenBLAS's threads sleep soon after a product, so that npgpt's own find free cores.
+    glibc is told to keep freed memory for the next array: it would otherwise hand a large array back to the system, and
+    every page of the next one would be faulted in and zeroed. What the user has set in the environment stays.
+    """
+    variable, value = "OPENBLAS_THREAD_TIMEOUT", str(SHORT_TIMEOUT)
+    if variable in os.environ:
+        threads = f"{variable}={os.environ[variable]} stays as it was set"
+    elif "numpy" in sys.modules:
+        threads = f"{variable}={value} comes too late: NumPy is already imported in this process"
+    else:
+        os.environ[variable] = value
+        threads = f"{variable}={value}"
+    return [threads, keep_freed_memory()]
+
+
+def keep_freed_memory() -> str:
+    """Make glibc keep freed memory in the process, unless the user has tuned it himself; return what was done."""
+    if not has_glibc():
+        return "freed memory is left to the allocator, which is not glibc's"
+    users = sorted(name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES")
+    if users:
+        return f"freed memory is left to the allocator: {', '.join(users)} is set"
+    import ctypes
+
+    mallopt = ctypes.CDLL(None).mallopt
+    if 0 in [mallopt(parameter, value) for parameter, value in MALLOC_PARAMETERS.items()]:
+        return "freed memory is left to the allocator, which refused mallopt"
+    return "freed memory is kept for the next array (mallopt)"
+
+
+def has_glibc() -> bool:
+    """Tell whether the C library is glibc."""
+    try:
+        return (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
+    except (AttributeError, ValueError, OSError):  # another system, or another library that does not know the name
+        return False
+
+
+def thread_count() -> int:
+    """Return how many threads of npgpt's own pay: as many as NumPy's products use, or 1 where OpenBLAS's stay awake.
+
+    Between two products OpenBLAS's threads wait awake, for 2²⁶ ticks of the clock (some 26 ms) unless told otherwise,
+    and threads on the same cores are then no gain. As many as products use is what the environment says, up to every
+    core of this process.
+    """
+    if not 0 < _number("OPENBLAS_THREAD_TIMEOUT") <= SHORT_TIMEOUT:
+        return 1
+    return min(cores(), next(filter(None, map(_number, THREAD_VARIABLES)), cores()))
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _number(variable: str) -> int:
+    """Return an environment variable's number, 0 where it is none."""
+    value = os.environ.get(variable, "")
+    return int(value) if value.isdecimal() else 0
