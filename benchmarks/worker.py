@@ -68,12 +68,13 @@ def main() -> None:
 def loading(path: str) -> dict[str, float]:
     """Seconds to map the weights, header and shapes checked, and of npgpt.load."""
     import npgpt
-    from npgpt import finding, parameters
-    from npgpt.checkpoints.opening import open_checkpoint
+    from npgpt import parameters
+    from npgpt.checkpoints import find
+    from npgpt.checkpoints.open import open_checkpoint
 
     npgpt.load()  # another model first, so that imports are not counted
     started = time.perf_counter()
-    checkpoint = open_checkpoint(finding.find(path).weights)
+    checkpoint = open_checkpoint(find.find(path).weights)
     parameters.from_arrays(checkpoint.config, {name: checkpoint.load(name, "float32") for name in checkpoint.sources})
     mapped = time.perf_counter()
     npgpt.load(path)

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from .oracle.parts import check_part as check_part
     from .parameters import Parameters as Parameters
     from .process import tune_process as tune_process
-    from .sampling import Sampling as Sampling
-    from .scores import Score as Score
-    from .scoring import score as score
-    from .tokenizer import Tokenizer as Tokenizer
+    from .scoring.likelihood import Score as Score
+    from .scoring.scoring import score as score
+    from .text.sampling import Sampling as Sampling
+    from .text.tokenizer import Tokenizer as Tokenizer
 
 __version__ = "0.1.0"
 
@@ -50,10 +50,10 @@ _HOME = {
     "check_part": "oracle.parts",
     "Parameters": "parameters",
     "tune_process": "process",
-    "Sampling": "sampling",
-    "Score": "scores",
-    "score": "scoring",
-    "Tokenizer": "tokenizer",
+    "Sampling": "text.sampling",
+    "Score": "scoring.likelihood",
+    "score": "scoring.scoring",
+    "Tokenizer": "text.tokenizer",
 }
 __all__ = sorted(_HOME)
 

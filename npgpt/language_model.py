@@ -15,11 +15,11 @@ from . import parameters as P
 from .cache import KVCache
 from .config import Config
 from .errors import NpgptError
-from .generation import Step, generate
 from .model import forward
 from .parameters import Array, Parameters, Record
-from .sampling import Sampling
-from .tokenizer import Tokenizer
+from .text.generation import Step, generate
+from .text.sampling import Sampling
+from .text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +131,7 @@ class LanguageModel:
         """Continue prompt ids [T] token by token, with ids, text and why it ended; a model without text runs too.
 
         Of several samples, which read the prompt once, the steps come in turn, and step.sample tells whose they are.
-        See npgpt.generation.generate.
+        See npgpt.text.generation.generate.
         """
         return generate(
             self.parameters,

@@ -13,21 +13,21 @@ from typing import Any
 from numpy.typing import DTypeLike
 
 from . import parameters
-from . import vocabulary as vocabularies
-from .checkpoints import conversion
+from .checkpoints import write
 from .checkpoints.container import Container
-from .checkpoints.containers import WEIGHTS_FILE
-from .checkpoints.opening import CONVERTED, IDS, Checkpoint, open_checkpoint, open_vocabulary
+from .checkpoints.find import GPT2_RANKS, expanded, find
+from .checkpoints.formats import WEIGHTS_FILE
+from .checkpoints.open import CONVERTED, IDS, Checkpoint, open_checkpoint, open_vocabulary
 from .checkpoints.tensor import check_file
 from .config import PUBLISHED, Config
 from .errors import NpgptError, float_dtype
-from .finding import GPT2_RANKS, expanded, find
 from .language_model import LanguageModel
-from .tokenizer import Tokenizer
-from .vocabulary import Inside
+from .text import vocabularies as vocabularies
+from .text.tokenizer import Tokenizer
+from .text.vocabularies import Inside
 
 # what a folder may hold to be overwritten
-REPLACEABLE = {WEIGHTS_FILE, conversion.CONFIG_FILE, *vocabularies.FILES}
+REPLACEABLE = {WEIGHTS_FILE, write.CONFIG_FILE, *vocabularies.FILES}
 
 
 def load(
@@ -125,15 +125,15 @@ def convert(
     """
     location, folder = find(source), expanded(folder)
     replaceable = REPLACEABLE if overwrite else None
-    conversion.check_destination(folder, location.weights, replaceable)
+    write.check_destination(folder, location.weights, replaceable)
     checkpoint = open_checkpoint(location.weights, n_head=n_head, name_scheme=name_scheme)
-    layout, parts = conversion.converted(checkpoint, dtype)
+    layout, parts = write.converted(checkpoint, dtype)
     if progress is not None:
         size = 4 if dtype == "float32" else 2
-        parts = conversion.with_progress(parts, size * sum(prod(shape) for _, shape in layout.values()), progress)
+        parts = write.with_progress(parts, size * sum(prod(shape) for _, shape in layout.values()), progress)
     files = _vocabulary_files(checkpoint)
     ids = _ids(vocabulary(checkpoint)) | {key: checkpoint.stated[key] for key in IDS if key in checkpoint.stated}
-    conversion.write_folder(folder, checkpoint.config, ids, files, layout, parts, replaceable)
+    write.write_folder(folder, checkpoint.config, ids, files, layout, parts, replaceable)
     return checkpoint
 
 
@@ -144,12 +144,12 @@ def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     folder that holds anything, OSError where it cannot be written.
     """
     folder = expanded(folder)
-    conversion.check_destination(folder, None)
+    write.check_destination(folder, None)
     own = [] if isinstance(model.vocabulary, str) else [file for file in model.vocabulary.files if file != GPT2_RANKS]
     files = {file.name: file.read_bytes() for file in own}
     arrays = parameters.to_arrays(model.parameters)
     layout = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
-    conversion.write_folder(folder, model.config, _ids(model.vocabulary), files, layout, lambda name: [arrays[name]])
+    write.write_folder(folder, model.config, _ids(model.vocabulary), files, layout, lambda name: [arrays[name]])
 
 
 def load_tokenizer(model: str | os.PathLike[str] | None = None) -> Tokenizer:

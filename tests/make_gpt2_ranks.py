@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from npgpt.checkpoints.atomic import writing
-from npgpt.vocabulary import from_vocabulary_and_merges
+from npgpt.text.vocabularies import from_vocabulary_and_merges
 
 SHA256 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",

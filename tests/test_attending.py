@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npgpt import NpgptError, forward, heat
-from npgpt.attending import Attended, attend
-from npgpt.attention_page import check_size, page
+from npgpt import NpgptError, forward
 from npgpt.language_model import LanguageModel
 from npgpt.loading import load
 from npgpt.parameters import Array
-from tests.models import random_parameters, small
+from npgpt.pictures import terminal
+from npgpt.pictures.attention import Attended, attend
+from npgpt.pictures.attention_page import check_size, page
+from tests.support.models import random_parameters, small
 
 HALF_A_STEP = 0.5 / 65535 * (1 + 1e-9)  # by which a stored weight may be off
 THREE = np.array([[1, 0, 0], [0.04, 0.96, 0], [0, 0.5, 0.5]])
@@ -108,7 +109,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
 
 
 def test_a_large_map() -> None:
-    assert heat.map_lines(THREE, ["I", " can", "not"], 80, heat.SHADED) == [
+    assert terminal.map_lines(THREE, ["I", " can", "not"], 80, terminal.SHADED) == [
         "         ␣",
         "         c n",
         "         a o",
@@ -117,7 +118,7 @@ def test_a_large_map() -> None:
         "1 ␣can ░░██·",
         "2 not    ▓▓▓▓",
     ]
-    assert heat.map_lines(THREE, ["é", " can", "not"], 80, heat.ASCII)[-3:] == [
+    assert terminal.map_lines(THREE, ["é", " can", "not"], 80, terminal.ASCII)[-3:] == [
         "0 \\xe9 ##- -",
         "1 _can ..##-",
         "2 not    ****",
@@ -125,30 +126,30 @@ def test_a_large_map() -> None:
 
 
 def test_a_large_map_in_colour() -> None:
-    lines = heat.map_lines(THREE, ["I", " can", "not"], 80, heat.COLOURED)
+    lines = terminal.map_lines(THREE, ["I", " can", "not"], 80, terminal.COLOURED)
     assert lines[-3] == "0 I    \x1b[48;5;226m  \x1b[0m"
     assert lines[-2] == "1 ␣can \x1b[48;5;24m  \x1b[0m\x1b[48;5;226m  \x1b[0m"
     assert lines[-1] == "2 not  \x1b[48;5;53m  \x1b[0m\x1b[48;5;149m    \x1b[0m"
 
 
 def test_a_grid_in_colour() -> None:
-    lines = heat.grid_lines(np.stack([THREE, THREE]), (0, 1), 80, heat.COLOURED)
+    lines = terminal.grid_lines(np.stack([THREE, THREE]), (0, 1), 80, terminal.COLOURED)
     assert lines[0] == "head 0  head 1"
     assert lines[1] == "\x1b[48;5;226m  \x1b[0m" + " " * 6 + "\x1b[48;5;226m  \x1b[0m"
     assert lines[3] == "  ".join(["\x1b[48;5;53m  \x1b[0m\x1b[48;5;149m    \x1b[0m"] * 2)
 
 
 def test_a_line_holds_two_rows_where_there_is_little_room() -> None:
-    upper, lower = heat.halves(heat.levels(np.where(np.tri(3), THREE, -1), 9))
+    upper, lower = terminal.halves(terminal.levels(np.where(np.tri(3), THREE, -1), 9))
     assert upper == "\x1b[38;5;226m\x1b[48;5;24m▀\x1b[0m\x1b[38;5;226m▄\x1b[0m "
     assert lower == "\x1b[38;5;53m▀\x1b[0m\x1b[38;5;149m▀▀\x1b[0m"
-    wide = heat.grid_lines(random_weights(1, 2, 24)[0], (0, 1), 80, heat.COLOURED)
+    wide = terminal.grid_lines(random_weights(1, 2, 24)[0], (0, 1), 80, terminal.COLOURED)
     assert len(wide) == 1 + 12
     assert all(set(CODES.sub("", line)) <= set("▀▄ ") for line in wide[1:])
 
 
 def test_a_grid_without_colour() -> None:
-    lines = heat.grid_lines(np.stack([THREE, THREE, THREE]), (0, 5, 11), 20, heat.SHADED)
+    lines = terminal.grid_lines(np.stack([THREE, THREE, THREE]), (0, 5, 11), 20, terminal.SHADED)
     assert lines == [
         "head 0   head 5",
         "██· ·    ██· ·",
@@ -165,7 +166,7 @@ def test_a_grid_without_colour() -> None:
 def test_tokens_share_a_cell_where_there_is_no_room() -> None:
     weights = np.eye(40)
     weights[39] = [0.96, *[0.04 / 39] * 39]
-    lines = heat.map_lines(weights, ["x"] * 40, 36, heat.SHADED)
+    lines = terminal.map_lines(weights, ["x"] * 40, 36, terminal.SHADED)
     assert " ".join(lines[:3]) == "(no room for every token: a cell is 2 by 2, of which it shows the largest)"
     assert lines[3] == " " * 13 + "0         20"
     assert len(lines) == 4 + 20
@@ -182,30 +183,30 @@ def test_no_line_is_too_wide_and_cells_stand_below_each_other(
     weights = random_weights(1, 3, T, seed)
     texts = attended(weights, *pieces).texts
     assert all(text.isprintable() for text in texts)
-    for style in (heat.SHADED, heat.COLOURED, heat.ASCII):
-        lines = heat.map_lines(weights[0, 0], texts, columns, style)
-        grid = heat.grid_lines(weights[0], (0, 1, 2), columns, style)
+    for style in (terminal.SHADED, terminal.COLOURED, terminal.ASCII):
+        lines = terminal.map_lines(weights[0, 0], texts, columns, style)
+        grid = terminal.grid_lines(weights[0], (0, 1, 2), columns, style)
         plain = [CODES.sub("", line) for line in [*lines, *grid]]
         assert all(line.isprintable() for line in plain)
-        assert all(heat.width(line) <= columns for line in plain)
-    rows = heat.map_lines(weights[0, 0], texts, columns, heat.COLOURED)
+        assert all(terminal.width(line) <= columns for line in plain)
+    rows = terminal.map_lines(weights[0, 0], texts, columns, terminal.COLOURED)
     shared = re.search(r"a cell is (\d+)", " ".join(rows[:-1]))
     n = -(-T // (int(shared[1]) if shared else 1))
-    ends = [heat.width(CODES.sub("", row)) for row in rows[-n:]]  # a row ends with its own key's cell
+    ends = [terminal.width(CODES.sub("", row)) for row in rows[-n:]]  # a row ends with its own key's cell
     assert n == 1 or set(np.diff(ends)) in ({1}, {2})
 
 
 def test_a_number_is_above_its_cell_or_nowhere() -> None:
-    assert heat.ruler(22, 5) == "0         50"
-    assert heat.ruler(23, 5) == "0         50        100"
-    assert heat.ruler(1, 1) == "0"
+    assert terminal.ruler(22, 5) == "0         50"
+    assert terminal.ruler(23, 5) == "0         50        100"
+    assert terminal.ruler(1, 1) == "0"
 
 
 @given(T=st.integers(1, 40), group=st.integers(1, 7))
 @settings(deadline=None)
 def test_sharing_shows_the_largest_and_masks_what_is_masked(T: int, group: int) -> None:
     weights = random_weights(1, 1, T)[0, 0]
-    cells = heat.pooled(weights, group)
+    cells = terminal.pooled(weights, group)
     for row in range(len(cells)):
         for column in range(len(cells)):
             part = weights[row * group : (row + 1) * group, column * group : (column + 1) * group]
@@ -214,31 +215,31 @@ def test_sharing_shows_the_largest_and_masks_what_is_masked(T: int, group: int) 
 
 def test_shades_are_ordered_and_none_looks_like_what_is_masked() -> None:
     weights = np.linspace(0, 1, 1001)
-    for style in (heat.SHADED, heat.COLOURED, heat.ASCII):
-        found = heat.levels(weights, style.steps)
+    for style in (terminal.SHADED, terminal.COLOURED, terminal.ASCII):
+        found = terminal.levels(weights, style.steps)
         assert (np.diff(found) >= 0).all()
         assert set(found) == set(range(style.steps))
         assert len(set(style.shades)) == len(style.shades)
-    assert heat.levels(np.array([-1.0]), 5) == [-1]
-    assert heat.scale(heat.SHADED) == "blank 0, ░ 0.016, ▒ 0.14, ▓ 0.39, █ 0.77 to 1"
+    assert terminal.levels(np.array([-1.0]), 5) == [-1]
+    assert terminal.scale(terminal.SHADED) == "blank 0, ░ 0.016, ▒ 0.14, ▓ 0.39, █ 0.77 to 1"
     for bound, level in ((0.0157, 1), (0.0155, 0), (0.142, 2), (0.139, 1), (0.767, 4), (0.764, 3)):
-        assert heat.levels(np.array(bound), 5) == level
+        assert terminal.levels(np.array(bound), 5) == level
 
 
 def test_colours_become_lighter() -> None:
     cube = [0, 95, 135, 175, 215, 255]
     linear = [((value / 255 + 0.055) / 1.055) ** 2.4 if value else 0 for value in cube]
     light = []
-    for number in heat.RAMP:
+    for number in terminal.RAMP:
         red, rest = divmod(number - 16, 36)
         light.append(0.2126 * linear[red] + 0.7152 * linear[rest // 6] + 0.0722 * linear[rest % 6])
     assert light == sorted(light)
 
 
 def test_width() -> None:
-    assert [heat.width(text) for text in ("a", "語", "e\u0301", "🤯", "ｱ", "")] == [1, 2, 1, 2, 1, 0]
-    assert heat.fitted("日本語", 4, heat.SHADED) == "日… "
-    assert list(heat.clusters("e\u0301語")) == ["e\u0301", "語"]
+    assert [terminal.width(text) for text in ("a", "語", "e\u0301", "🤯", "ｱ", "")] == [1, 2, 1, 2, 1, 0]
+    assert terminal.fitted("日本語", 4, terminal.SHADED) == "日… "
+    assert list(terminal.clusters("e\u0301語")) == ["e\u0301", "語"]
     assert unicodedata.category("\u0301") == "Mn"
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from npgpt.cache import KVCache
 from npgpt.errors import NpgptError
 from npgpt.model import forward
-from tests.models import random_parameters, small
+from tests.support.models import random_parameters, small
 
 
 def test_arrays_are_allocated_once() -> None:

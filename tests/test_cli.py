@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import cli, inspection
-from npgpt.checkpoints import configs, safetensors
-from tests.models import random_arrays, small
+from npgpt import cli
+from npgpt.checkpoints import configs, inspect, safetensors
+from tests.support.models import random_arrays, small
+from tests.support.thorough import examples
 from tests.test_loading import CARD_GREEDY, CARD_IDS, CARD_PROMPT
-from tests.thorough import examples
 
 COMMAND = [sys.executable, "-m", "npgpt"]
 ROOT = Path(__file__).parent.parent
@@ -454,7 +454,7 @@ def test_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     def exhausted(*arguments: Any, **keywords: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(inspection, "inspect", exhausted)
+    monkeypatch.setattr(inspect, "inspect", exhausted)
     assert cli.main(["inspect"]) == 2
     assert capsys.readouterr().err == "npgpt: error: not enough memory for this model in this dtype\n"
 

@@ -21,8 +21,8 @@ import pytest
 
 import npgpt
 from npgpt.cli.progress import bar
+from tests.support.thorough import examples
 from tests.test_cli import COMMAND, ROOT, bare, here, refused, run
-from tests.thorough import examples
 
 __all__ = ["bare"]  # a fixture
 

@@ -10,7 +10,7 @@ from npgpt import config as configuration
 from npgpt.checkpoints import configs
 from npgpt.config import PUBLISHED, Config
 from npgpt.errors import NpgptError
-from tests.models import small
+from tests.support.models import small
 
 # As published with the 124M weights on the hub.
 HUB_GPT2 = {

@@ -20,10 +20,9 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import finding
-from npgpt.checkpoints import configs, safetensors
-from tests.hub_server import Fault, Hub, Repository, serving
-from tests.models import random_arrays, random_ids, small
+from npgpt.checkpoints import configs, find, safetensors
+from tests.support.hub_server import Fault, Hub, Repository, serving
+from tests.support.models import random_arrays, random_ids, small
 from tests.test_finding import VARIABLES
 from tests.test_loading import store
 
@@ -114,7 +113,7 @@ def test_a_published_name_from_the_hub_to_the_logits(hub: Hub, cache: Path, weig
     assert lines[:2] == [f"{GPT2}: 4 of 4 files fetched", str(folder)]
     assert {line.split()[1] for line in lines[2:6]} == {path.name for path in folder.iterdir()} == files
     assert lines[5:] == [f"{size:>15,}  model.safetensors", 'next: npgpt generate --model gpt2 "It is a truth"']
-    assert finding.find("gpt2").weights.parent == finding.find(GPT2).weights.parent == folder
+    assert find.find("gpt2").weights.parent == find.find(GPT2).weights.parent == folder
     for file in files:
         assert (folder / file).resolve().parent.name == "blobs"
         assert (folder / file).read_bytes() == hub.repositories[GPT2].files[file]
@@ -138,7 +137,7 @@ def test_another_name_is_org_and_name(hub: Hub, cache: Path, weights: Path) -> N
     hub.repositories["some-body/story.gpt_2"] = hub.repositories[GPT2]
     lines = fetched(hub, "some-body/story.gpt_2")
     assert lines[-1] == "next: npgpt inspect some-body/story.gpt_2"
-    assert finding.find("some-body/story.gpt_2").weights.read_bytes() == (weights / "model.safetensors").read_bytes()
+    assert find.find("some-body/story.gpt_2").weights.read_bytes() == (weights / "model.safetensors").read_bytes()
 
 
 def test_a_revision(hub: Hub, cache: Path, weights: Path) -> None:
@@ -165,7 +164,7 @@ def test_a_new_commit_brings_what_has_changed(hub: Hub, cache: Path, weights: Pa
     after = fetched(hub, "gpt2")[1]
     assert before != after
     assert [request.file for request in hub.requests if request.method == "GET"][1:] == ["vocab.json"]
-    assert str(finding.find("gpt2").weights.parent) == after
+    assert str(find.find("gpt2").weights.parent) == after
 
 
 def test_shards_are_fetched_whole_and_their_index_last(hub: Hub, cache: Path, weights: Path) -> None:
@@ -354,7 +353,7 @@ def test_a_transfer_that_never_completes_starts_over_with_the_next_command(hub: 
     assert hub.ranges("model.safetensors") == [None, *[f"bytes={CHUNK}-"] * 5]
     assert partial(cache) == []
     with pytest.raises(npgpt.NpgptError, match="no model 'org/big' here"):
-        finding.find("org/big")
+        find.find("org/big")
     hub.requests.clear()
     lines = fetched(hub, "org/big")
     assert lines[0] == "org/big: 1 of 4 files fetched"

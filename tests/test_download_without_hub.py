@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from npgpt import hub
+from npgpt.checkpoints import download
 from npgpt.errors import NpgptError
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,7 @@ def test_without_the_extra_it_says_how_to_install_it(name: str) -> None:
 )
 def test_a_name_that_can_be_none(name: str) -> None:
     with pytest.raises(NpgptError, match=r"is no model to download: names are gpt2, .*, distilgpt2, or org/name$"):
-        hub.repository_name(name)
+        download.repository_name(name)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_what_can_be_no_model_is_refused_before_all_else(arguments: list[str], m
 @pytest.mark.parametrize("revision", ["", "../main", "a b", "refs/../x", "/main", "main\n"])
 def test_a_revision_that_can_be_none(revision: str) -> None:
     with pytest.raises(NpgptError, match="a revision is a branch, a tag or a commit, not "):
-        hub.fetch("gpt2", revision)
+        download.fetch("gpt2", revision)
 
 
 def test_help_has_an_example_and_fits_a_screen() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from npgpt import finding
+from npgpt.checkpoints import find
 from npgpt.errors import NpgptError
 
 VARIABLES = ("NPGPT_WEIGHTS", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
@@ -37,38 +37,38 @@ def snapshot(cache: Path, repository: str, commit: str = "abc", main: bool = Tru
 
 
 def test_nothing_named_is_the_embedded_model() -> None:
-    location = finding.find()
+    location = find.find()
     assert location.name == "austen"
-    assert location.weights.parent == finding.EMBEDDED_WEIGHTS / "austen"
+    assert location.weights.parent == find.EMBEDDED_WEIGHTS / "austen"
     put(Path("weights/austen"))
-    assert location == finding.find("austen")
+    assert location == find.find("austen")
     put(Path("austen"))
-    assert location == finding.find()
-    assert finding.find("austen").weights.parent == Path("austen")
+    assert location == find.find()
+    assert find.find("austen").weights.parent == Path("austen")
 
 
 def test_a_folder_and_a_file(tmp_path: Path) -> None:
     folder = put(tmp_path / "mine")
-    assert finding.find(folder).weights == folder / "model.safetensors"
-    assert finding.find(str(folder / "model.safetensors")).weights.parent == folder
+    assert find.find(folder).weights == folder / "model.safetensors"
+    assert find.find(str(folder / "model.safetensors")).weights.parent == folder
     (folder / "other.safetensors").touch()
-    assert finding.find(folder / "other.safetensors").weights.name == "other.safetensors"
+    assert find.find(folder / "other.safetensors").weights.name == "other.safetensors"
     put(Path("relative"))
-    assert finding.find("relative").weights == Path("relative/model.safetensors")
+    assert find.find("relative").weights == Path("relative/model.safetensors")
 
 
 def test_a_published_name_is_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = snapshot(tmp_path / "home" / ".cache" / "huggingface" / "hub", "gpt2")
-    assert finding.find("gpt2").weights.parent == home
+    assert find.find("gpt2").weights.parent == home
     monkeypatch.setenv("NPGPT_WEIGHTS", str(tmp_path / "own"))
-    assert finding.find("gpt2").weights.parent == home
+    assert find.find("gpt2").weights.parent == home
     own = put(tmp_path / "own" / "gpt2")
-    assert finding.find("gpt2").weights.parent == own
+    assert find.find("gpt2").weights.parent == own
     put(Path("weights/gpt2"))
-    assert finding.find("gpt2").weights.parent == Path("weights/gpt2")
-    assert finding.find("openai-community/gpt2").weights.parent == Path("weights/gpt2")
+    assert find.find("gpt2").weights.parent == Path("weights/gpt2")
+    assert find.find("openai-community/gpt2").weights.parent == Path("weights/gpt2")
     put(Path("weights/openai-community/gpt2"))
-    assert finding.find("openai-community/gpt2").weights.parent == Path("weights/openai-community/gpt2")
+    assert find.find("openai-community/gpt2").weights.parent == Path("weights/openai-community/gpt2")
 
 
 @pytest.mark.parametrize(
@@ -85,8 +85,8 @@ def test_the_hugging_face_cache(
 ) -> None:
     folder = snapshot(tmp_path / hub, "openai-community/gpt2-xl")
     monkeypatch.setenv(variable, str(tmp_path / value))
-    assert finding.find("gpt2-xl").weights.parent == folder
-    assert finding.find("openai-community/gpt2-xl").weights.parent == folder
+    assert find.find("gpt2-xl").weights.parent == folder
+    assert find.find("openai-community/gpt2-xl").weights.parent == folder
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_both_spellings_of_the_old_names(
 ) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     folder = snapshot(tmp_path, stored)
-    assert finding.find(name).weights.parent == folder
+    assert find.find(name).weights.parent == folder
 
 
 def test_the_snapshot_is_mains_else_the_newest_with_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,10 +114,10 @@ def test_the_snapshot_is_mains_else_the_newest_with_weights(tmp_path: Path, monk
     old = snapshot(tmp_path, "gpt2", "old", main=False)
     older = snapshot(tmp_path, "gpt2", "zzz", main=False)
     os.utime(older, (1, 1))
-    assert finding.find("gpt2").weights.parent == old
+    assert find.find("gpt2").weights.parent == old
     new = snapshot(tmp_path, "gpt2", "new")
     (tmp_path / "models--gpt2" / "snapshots" / "unfinished").mkdir()
-    assert finding.find("gpt2").weights.parent == new
+    assert find.find("gpt2").weights.parent == new
 
 
 def test_a_snapshot_without_weights_gives_way_to_one_that_has_them(
@@ -129,26 +129,26 @@ def test_a_snapshot_without_weights_gives_way_to_one_that_has_them(
         (tmp_path / "models--gpt2" / "refs" / "main").write_bytes(ref)
         if ref == b"\xff\xfe":
             with pytest.raises(NpgptError, match="no model"):
-                finding.find("gpt2")
+                find.find("gpt2")
         else:
-            assert finding.find("gpt2").weights.parent == folder
+            assert find.find("gpt2").weights.parent == folder
 
 
 def test_an_unknown_home_or_a_cache_that_hangs_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", "~no-such-user/cache")
     monkeypatch.setenv("NPGPT_WEIGHTS", "~no-such-user/weights")
     put(Path("weights/gpt2"))
-    assert finding.find("gpt2").weights.parent == Path("weights/gpt2")
+    assert find.find("gpt2").weights.parent == Path("weights/gpt2")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     (tmp_path / "hub" / "models--gpt2" / "refs").mkdir(parents=True)
     os.mkfifo(tmp_path / "hub" / "models--gpt2" / "refs" / "main")
-    assert finding.find("gpt2").weights.parent == Path("weights/gpt2")
+    assert find.find("gpt2").weights.parent == Path("weights/gpt2")
 
 
 def test_not_found_names_every_place_and_what_to_put_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NPGPT_WEIGHTS", str(tmp_path / "own"))
     with pytest.raises(NpgptError) as error:
-        finding.find("gpt2")
+        find.find("gpt2")
     message = str(error.value)
     assert "\n" not in message
     for place in ("weights/gpt2", "own/gpt2", "models--gpt2", "models--openai-community--gpt2"):
@@ -177,4 +177,4 @@ def test_other_names(name: Any, message: str) -> None:
     put(Path("weights/gpt2"))
     Path("empty/folder").mkdir(parents=True)
     with pytest.raises(NpgptError, match=message):
-        finding.find(name)
+        find.find(name)

@@ -12,20 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npgpt
-from npgpt import generation, tokenizer, vocabulary
 from npgpt.cache import KVCache
+from npgpt.checkpoints.find import GPT2_RANKS
 from npgpt.errors import NpgptError
-from npgpt.finding import GPT2_RANKS
-from npgpt.generation import Finish, Step
 from npgpt.language_model import LanguageModel
 from npgpt.model import forward
-from npgpt.sampling import Sampling
-from tests.models import random_parameters, small
-from tests.thorough import examples
+from npgpt.text import generation, tokenizer, vocabularies
+from npgpt.text.generation import Finish, Step
+from npgpt.text.sampling import Sampling
+from tests.support.models import random_parameters, small
+from tests.support.thorough import examples
 
 AUSTEN = npgpt.load()
 GREEDY = Sampling(temperature=0)
-GPT2 = vocabulary.from_ranks(GPT2_RANKS, 50257)
+GPT2 = vocabularies.from_ranks(GPT2_RANKS, 50257)
 
 
 def test_greedy_is_the_argmax_of_the_whole_sequence_again_and_again() -> None:
@@ -379,7 +379,7 @@ def test_end_of_text_ends_one_sample_alone(tmp_path: Path) -> None:
     """A model of the 256 bytes and <|endoftext|>: what it writes is mostly no UTF-8, held back by each."""
     config = small(vocab_size=257, n_positions=64)
     (tmp_path / "bytes.tiktoken").write_bytes(b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256)))
-    byte_text = vocabulary.from_ranks(tmp_path / "bytes.tiktoken", 257)
+    byte_text = vocabularies.from_ranks(tmp_path / "bytes.tiktoken", 257)
     model = LanguageModel("bytes", config, random_parameters(config), lambda: byte_text)
     options: dict[str, Any] = {"max_tokens": 60, "sampling": Sampling(temperature=8)}
     together = alone(model.steps([1, 2], seed=1, samples=12, **options), 12)

@@ -13,7 +13,7 @@ from npgpt.checkpoints import configs
 from npgpt.model import forward
 from npgpt.parameters import Array
 from tests.golden.make import CASES
-from tests.tolerances import largest_difference, relative_error, rounding_bound
+from tests.support.tolerances import largest_difference, relative_error, rounding_bound
 
 GOLDEN = Path(__file__).parent / "golden"
 

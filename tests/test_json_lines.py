@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from npgpt.errors import NpgptError
-from npgpt.json_lines import appending, line
+from npgpt.scoring.json_lines import appending, line
 
 KEYS = ("text", "sha256")
 RECORDS: list[dict[str, Any]] = [

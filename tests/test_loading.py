@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import finding, loading, parameters
-from npgpt.checkpoints import configs, safetensors
-from npgpt.checkpoints.opening import open_checkpoint
+from npgpt import loading, parameters
+from npgpt.checkpoints import configs, find, safetensors
+from npgpt.checkpoints.inspect import inspect
+from npgpt.checkpoints.open import open_checkpoint
 from npgpt.config import PUBLISHED, Config
 from npgpt.errors import NpgptError
-from npgpt.inspection import inspect
 from npgpt.parameters import Array
-from tests.models import SHAPES, random_arrays, random_ids, small
+from tests.support.models import SHAPES, random_arrays, random_ids, small
 
 # The card of the embedded model, made when it was trained, by another program: float16 weights widened to float64.
 CARD_PROMPT = "It is a truth universally acknowledged"
@@ -205,7 +205,7 @@ def test_gpt2_xl_with_layers_for_heads_fails_before_any_weight_is_looked_at(tmp_
 def test_without_a_configuration_a_published_shape_tells_the_heads(tmp_path: Path) -> None:
     size = PUBLISHED["distilgpt2"]
     folder = put(tmp_path / "m", shapes_of(size), None)
-    assert open_checkpoint(finding.find(folder).weights).config == size
+    assert open_checkpoint(find.find(folder).weights).config == size
 
 
 def test_without_a_configuration_another_shape_asks(tmp_path: Path) -> None:

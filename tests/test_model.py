@@ -17,8 +17,8 @@ from npgpt.config import Config
 from npgpt.errors import NpgptError
 from npgpt.model import attention, forward, gelu, gelu_erf, layer_norm, linear, softmax
 from npgpt.parameters import Array, Record
-from tests.models import SHAPES, random_ids, random_parameters, small
-from tests.tolerances import relative_error, rounding_bound
+from tests.support.models import SHAPES, random_ids, random_parameters, small
+from tests.support.tolerances import relative_error, rounding_bound
 
 U32, U64 = 2.0**-24, 2.0**-53
 DTYPES = ["float32", "float64"]

@@ -6,7 +6,7 @@ import pytest
 from npgpt import parameters
 from npgpt.config import PUBLISHED
 from npgpt.errors import NpgptError
-from tests.models import SHAPES, random_arrays, small
+from tests.support.models import SHAPES, random_arrays, small
 
 BLOCK = {
     "ln_1.weight": (768,),

@@ -57,7 +57,7 @@ def test_only_numpy_and_tiktoken_at_run_time() -> None:
 
 
 def test_extras_are_imported_when_they_are_used() -> None:
-    code = "import sys, npgpt.hub, npgpt.cli.download; assert 'huggingface_hub' not in sys.modules"
+    code = "import sys, npgpt.checkpoints.download, npgpt.cli.download; assert 'huggingface_hub' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from npgpt.errors import NpgptError
 from npgpt.parameters import Array
-from npgpt.sampling import Sampling, adjusted, min_p, next_token, repetition_penalty, top_k, top_p
-from tests.thorough import examples
+from npgpt.text.sampling import Sampling, adjusted, min_p, next_token, repetition_penalty, top_k, top_p
+from tests.support.thorough import examples
 
 LOGITS = st.lists(st.floats(-20, 20), min_size=1, max_size=30).map(np.array)
 SPREAD = np.log([0.5, 0.25, 0.15, 0.06, 0.04])

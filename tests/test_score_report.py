@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import score_page, score_report, windows
 from npgpt.language_model import LanguageModel
-from npgpt.scores import Score, unknown
-from npgpt.scoring import score
+from npgpt.scoring import page as pages
+from npgpt.scoring import report, windows
+from npgpt.scoring.likelihood import Score, unknown
+from npgpt.scoring.scoring import score
 
 LN2 = math.log(2)
 
@@ -35,26 +36,26 @@ def made(pieces: list[bytes], bits: list[float | None]) -> Score:
 
 
 def test_tints_by_surprise() -> None:
-    parts = list(score_report.tinted(made([b"a", b" b", b" c\n", b"\nd", b"e"], [None, 1.9, 2.1, 5, 100])))
-    yellow, orange, red = (f"\x1b[30;48;5;{score_report.TINTS[n]}m" for n in (0, 1, -1))
+    parts = list(report.tinted(made([b"a", b" b", b" c\n", b"\nd", b"e"], [None, 1.9, 2.1, 5, 100])))
+    yellow, orange, red = (f"\x1b[30;48;5;{report.TINTS[n]}m" for n in (0, 1, -1))
     assert "".join(parts) == f"\x1b[2ma\x1b[0m b{yellow} c\x1b[0m\n\n{orange}d\x1b[0m{red}e\x1b[0m"
 
 
 def test_characters_stay_whole_and_take_the_larger_surprise() -> None:
     found = made([b"x\xc3", b"\xa9", b"y", b"\xe6", b"\x97", b"\xa5"], [0, 8.5, 1, None, None, 3])
-    assert list(score_report.segments(found)) == [("x", [0]), ("é", [1]), ("y", [2]), ("日", [3, 4, 5])]
-    assert [score_report.level(found, tokens) for _, tokens in score_report.segments(found)] == [0, 4, 0, 1]
-    assert "".join(text for text, _ in score_report.segments(found)) == "xéy日"
+    assert list(report.segments(found)) == [("x", [0]), ("é", [1]), ("y", [2]), ("日", [3, 4, 5])]
+    assert [report.level(found, tokens) for _, tokens in report.segments(found)] == [0, 4, 0, 1]
+    assert "".join(text for text, _ in report.segments(found)) == "xéy日"
 
 
 def test_no_control_character_of_a_text_reaches_a_terminal() -> None:
     found = made([b"a\x1b[2J", b"\x07\tb\r\n"], [0, 0])
-    assert "".join(score_report.tinted(found)) == "a\\x1b[2J\\x07\tb\\r\n"
+    assert "".join(report.tinted(found)) == "a\\x1b[2J\\x07\tb\\r\n"
 
 
 def test_a_line_for_each_token(model: LanguageModel) -> None:
     (found,) = score(["Emma was happy"], model, top=2, end_of_text=False)
-    heading, first, *rows = score_report.table(found, model, colours=False)
+    heading, first, *rows = report.table(found, model, colours=False)
     assert heading.split() == ["byte", "rank", "bits", "token"]
     assert first.split() == ["0", "–", "–", "'Emma'"] or first.split()[:3] == ["0", "–", "–"]
     for number, row in enumerate(rows, 1):
@@ -71,9 +72,9 @@ def test_a_line_for_each_token(model: LanguageModel) -> None:
 def test_a_record_is_json_and_can_be_joined(model: LanguageModel) -> None:
     text = "naïve 日本"
     rule = windows.convention("huggingface", model.config)
-    settings = score_report.settings(model, rule, 2, False)
+    settings = report.settings(model, rule, 2, False)
     (found,) = score([text], model, convention="huggingface", top=2)
-    record = json.loads(json.dumps(score_report.record("a.txt", text, found, settings), allow_nan=False))
+    record = json.loads(json.dumps(report.record("a.txt", text, found, settings), allow_nan=False))
     n = len(found.pieces)
     columns = ("token_ids", "pieces", "byte_offsets", "log_probs", "ranks", "top_ids", "top_log_probs")
     assert {len(record[name]) for name in columns} == {n}
@@ -85,16 +86,16 @@ def test_a_record_is_json_and_can_be_joined(model: LanguageModel) -> None:
     assert record["settings"] == settings
     assert settings["weights"] == model.fingerprint
     assert (settings["stride"], settings["context"], settings["end_of_text"]) == (128, 256, False)
-    assert score_report.read(record) == ("a.txt", record["sha256"], settings, found.totals)
+    assert report.read(record) == ("a.txt", record["sha256"], settings, found.totals)
     for key, value in (("text", [1]), ("sha256", 1), ("settings", 5), ("scored", "x"), ("words", None), ("nll", "1")):
-        assert score_report.read(record | {key: value}) is None
-        assert score_report.read({name: record[name] for name in record if name != key}) is None
+        assert report.read(record | {key: value}) is None
+        assert report.read({name: record[name] for name in record if name != key}) is None
     assert record["perplexity"] == found.perplexity
 
 
 def test_a_summary(model: LanguageModel) -> None:
     (found,) = score(["Emma was happy"], model)
-    lines = score_report.summary("a\x1bb.txt", found.totals)
+    lines = report.summary("a\x1bb.txt", found.totals)
     assert lines[0].startswith(
         f"a\\x1bb.txt: {len(found.pieces)} tokens; scored are {len(found.pieces)}, of 14 bytes and 3"
     )
@@ -105,8 +106,8 @@ def test_a_summary(model: LanguageModel) -> None:
 
 def test_a_token_of_no_text_has_its_number() -> None:
     model = npgpt.load()
-    assert score_report.named(model, 5000) == "id 5000"
-    assert score_report.named(model, 4095) == "'<|endoftext|>'"
+    assert report.named(model, 5000) == "id 5000"
+    assert report.named(model, 4095) == "'<|endoftext|>'"
 
 
 class Tokens(html.parser.HTMLParser):
@@ -142,21 +143,21 @@ def test_a_page_shows_every_token_and_its_figures(model: LanguageModel) -> None:
     text = 'Emma <script>alert("naïve 日本")</script> & was happy\n'
     rule = windows.convention("huggingface", model.config)
     (found,) = score([text], model, convention="huggingface", top=3)
-    content = "".join(score_page.page([("<b>.txt", found)], model, rule))
+    content = "".join(pages.page([("<b>.txt", found)], model, rule))
     page = Tokens()
     page.feed(content)
     assert page.tags <= {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "i", "pre", "div"}
     assert "".join(shown for _, _, shown in page.tokens) == text
-    parts = list(score_report.segments(found))
+    parts = list(report.segments(found))
     assert len(parts) == len(page.tokens)
     for (kind, title, _), (_, numbers) in zip(page.tokens, parts, strict=True):
-        level = score_report.level(found, numbers)
+        level = report.level(found, numbers)
         assert kind == ("none" if level is None else f"b{level}")
         for number in numbers:
             assert f"id {found.token_ids[number]}, byte {found.byte_offsets[number]}" in title
             if found.ranks[number]:
                 assert f"log-probability {found.log_probs[number]:.4f}" in title
                 assert f"rank {found.ranks[number]}" in title
-                assert score_report.named(model, int(found.likelihood.top_ids[number, 2])) in title
+                assert report.named(model, int(found.likelihood.top_ids[number, 2])) in title
     assert str(rule).split(":")[0] in content
     assert "&lt;b&gt;.txt" in content

@@ -19,16 +19,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npgpt
-from npgpt import parameters, scores, scoring, windows
+from npgpt import parameters
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.loading import Handed
 from npgpt.parameters import Array
 from npgpt.process import cores
-from npgpt.scores import Score, Totals, likelihood, total, unknown
-from npgpt.scoring import score
-from npgpt.workers import processes
-from tests.thorough import examples
+from npgpt.scoring import likelihood as likelihoods
+from npgpt.scoring import scoring, windows
+from npgpt.scoring.likelihood import Score, Totals, likelihood, total, unknown
+from npgpt.scoring.scoring import score
+from npgpt.scoring.workers import processes
+from tests.support.thorough import examples
 
 TEXTS = [
     "Emma Woodhouse, handsome, clever, and rich, with a comfortable home and happy disposition. " * 3,
@@ -108,7 +110,7 @@ def test_likelihood_goes_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     logits, ids = rng.standard_normal((23, 50)), rng.integers(0, 50, 23)
     whole = likelihood(logits, ids, 3)
-    monkeypatch.setattr(scores, "BLOCK", 100)
+    monkeypatch.setattr(likelihoods, "BLOCK", 100)
     for one, other in zip(whole, likelihood(logits, ids, 3), strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -15,11 +15,11 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npgpt import vocabulary as tokenizers
+from npgpt.checkpoints.find import EMBEDDED_WEIGHTS, GPT2_RANKS
 from npgpt.errors import NpgptError
-from npgpt.finding import EMBEDDED_WEIGHTS, GPT2_RANKS
-from npgpt.tokenizer import TextDecoder, Tokenizer
-from npgpt.vocabulary import byte_characters
+from npgpt.text import vocabularies as tokenizers
+from npgpt.text.tokenizer import TextDecoder, Tokenizer
+from npgpt.text.vocabularies import byte_characters
 
 GPT2 = tokenizers.from_ranks(GPT2_RANKS, 50257)
 AUSTEN = tokenizers.from_ranks(EMBEDDED_WEIGHTS / "austen" / "vocab.tiktoken", 4096)

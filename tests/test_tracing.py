@@ -11,8 +11,8 @@ import pytest
 import npgpt
 from npgpt import tracing
 from npgpt.checkpoints import configs
+from npgpt.checkpoints.find import EMBEDDED_WEIGHTS
 from npgpt.errors import NpgptError
-from npgpt.finding import EMBEDDED_WEIGHTS
 from npgpt.oracle import files
 from tests.test_cli import bare, here, refused
 

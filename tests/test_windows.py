@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgpt.errors import NpgptError
-from npgpt.windows import NAMES, Convention, Window, convention, windows
-from tests.models import small
+from npgpt.scoring.windows import NAMES, Convention, Window, convention, windows
+from tests.support.models import small
 
 
 def rule(name: str, context: int, stride: int) -> Convention:

@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import strict_json
 from ..errors import NpgptError
 from ..parameters import Shape
+from . import strict_json
 from .atomic import writing
 from .container import Container
 from .tensor import Tensor, check_shape, itemsize, map_file

@@ -6,9 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from .. import strict_json
 from ..errors import NpgptError
-from . import safetensors
+from . import safetensors, strict_json
 from .container import Container
 from .tensor import Tensor, map_file
 

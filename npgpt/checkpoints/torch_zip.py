@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ..config import REQUIRED
 from ..errors import NpgptError
 from ..parameters import Shape
-from . import archive, pickles
+from . import pickles, stored_zip
 from .configs import SPELLINGS
 from .container import Container
 from .tensor import LONGEST_SHAPE, Stated, Tensor, check_shape, itemsize, map_file
@@ -69,12 +69,12 @@ def read(path: Path) -> Container:
     that asks for more than tensors and plain values.
     """
     data = map_file(path)
-    entries = archive.directory(path)
+    entries = stored_zip.directory(path)
     stem = _stem(path, [entry.filename for entry in entries])
-    members = archive.members(path, data, entries)
+    members = stored_zip.members(path, data, entries)
 
     def contents(name: str) -> bytes:
-        return archive.contents(path, f"{stem}/{name}", data, members[f"{stem}/{name}"])
+        return stored_zip.contents(path, f"{stem}/{name}", data, members[f"{stem}/{name}"])
 
     if (size := members[f"{stem}/data.pkl"].size) > LARGEST_PICKLE:
         raise NpgptError(f"{path}: its data.pkl takes {size} bytes, above {LARGEST_PICKLE}")
@@ -87,7 +87,7 @@ def read(path: Path) -> Container:
 
     def verify(name: str) -> None:
         if name not in verified:
-            archive.verify(path, name, data, members[name])
+            stored_zip.verify(path, name, data, members[name])
             verified.add(name)
 
     def tensor(name: str, view: View) -> Tensor:

@@ -12,8 +12,8 @@ from ..errors import printable
 from .options import add_model, add_n_head, add_text, coloured, importing, note, output_path, text_ids, tune
 
 if TYPE_CHECKING:
-    from ..attending import Attended
-    from ..heat import Style
+    from ..pictures.attention import Attended
+    from ..pictures.terminal import Style
 
 NARROWEST = 20  # columns
 
@@ -39,10 +39,10 @@ def run(options: argparse.Namespace) -> int:
     """Show attention; see the help."""
     tune()
     with importing():
-        from ..attending import attend, chosen
-        from ..attention_page import check_size, page
         from ..checkpoints.atomic import writing
         from ..loading import load
+        from ..pictures.attention import attend, chosen
+        from ..pictures.attention_page import check_size, page
 
     html = output_path("--html", options.html)
     model = load(options.model, n_head=options.n_head)
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 def report(attended: Attended) -> list[str]:
     """The lines that are printed: the map of one head, or those of one layer's heads, and what they show."""
-    from .. import heat
+    from ..pictures import terminal
 
     style = _style()
     columns = max(NARROWEST, shutil.get_terminal_size().columns)
@@ -74,10 +74,10 @@ def report(attended: Attended) -> list[str]:
     name = f"{printable(attended.model)}, layer {layer}"
     weights = attended.weights[0]  # [H, T, T]
     if len(attended.heads) == 1:
-        lines = heat.map_lines(weights[0], attended.texts, columns, style)
+        lines = terminal.map_lines(weights[0], attended.texts, columns, style)
         title = f"{name}, head {attended.heads[0]}: weights [{T}, {T}] out of [1, {attended.n_head}, {T}, {T}]"
     else:
-        lines = heat.grid_lines(weights, attended.heads, columns, style)
+        lines = terminal.grid_lines(weights, attended.heads, columns, style)
         title = (
             f"{name}: weights [1, {attended.n_head}, {T}, {T}], a map for each head (--head H for one with its tokens)"
         )
@@ -91,16 +91,16 @@ def report(attended: Attended) -> list[str]:
         "",
         *lines,
         "",
-        heat.scale(style),
+        terminal.scale(style),
     ]
 
 
 def _style() -> Style:
     """Colours where a terminal shows them and nobody objects; ASCII where there is no more."""
-    from .. import heat
+    from ..pictures import terminal
 
     try:
-        "".join([*heat.SHADED[1:], "▀▄"]).encode(sys.stdout.encoding or "ascii")
+        "".join([*terminal.SHADED[1:], "▀▄"]).encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
-        return heat.ASCII
-    return heat.COLOURED if coloured(sys.stdout) else heat.SHADED
+        return terminal.ASCII
+    return terminal.COLOURED if coloured(sys.stdout) else terminal.SHADED

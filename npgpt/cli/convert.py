@@ -12,7 +12,7 @@ from .options import add_n_head, importing, unwinding
 from .progress import bar
 
 if TYPE_CHECKING:
-    from ..checkpoints.opening import Checkpoint
+    from ..checkpoints.open import Checkpoint
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:

@@ -10,7 +10,7 @@ from ..errors import printable
 from .options import importing
 
 if TYPE_CHECKING:
-    from ..hub import Snapshot
+    from ..checkpoints.download import Snapshot
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -32,7 +32,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Download; see the help."""
     with importing():
-        from ..hub import fetch
+        from ..checkpoints.download import fetch
 
     for line in report(options.name, options.revision, fetch(options.name, options.revision)):
         print(printable(line))

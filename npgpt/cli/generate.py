@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     tuned = tune(options.threads)
     with importing():
         from ..loading import load
-        from ..sampling import Sampling
+        from ..text.sampling import Sampling
 
     seed = int.from_bytes(os.urandom(4), "big") if options.seed is None else options.seed
     sampling = Sampling(
@@ -188,7 +188,7 @@ def _prompt_ids(options: argparse.Namespace, model: LanguageModel) -> list[int]:
 
 def _as_text(model: LanguageModel, prompt_ids: list[int]) -> str:
     """The prompt as text, less a character that its end cuts in two, or as ids where the model has no text."""
-    from ..tokenizer import TextDecoder
+    from ..text.tokenizer import TextDecoder
 
     if isinstance(model.vocabulary, str):
         return _spaced(prompt_ids)

@@ -10,7 +10,7 @@ from ..errors import printable
 from .options import add_n_head, importing
 
 if TYPE_CHECKING:
-    from ..inspection import Inspection
+    from ..checkpoints.inspect import Inspection
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -29,7 +29,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Inspect; see the help."""
     with importing():
-        from ..inspection import inspect
+        from ..checkpoints.inspect import inspect
 
     for line in report(inspect(options.model, n_head=options.n_head)):
         print(printable(line))

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from ..language_model import LanguageModel
-    from ..score_report import Whole
-    from ..scores import Score
+    from ..scoring.likelihood import Score
+    from ..scoring.report import Whole
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -60,12 +60,12 @@ def run(options: argparse.Namespace) -> int:
     """Score; see the help."""
     tune(options.threads)
     with importing():
-        from .. import score_report as report
         from ..loading import load
-        from ..score_page import page
-        from ..scores import total
-        from ..scoring import score
-        from ..windows import convention
+        from ..scoring import report as report
+        from ..scoring.likelihood import total
+        from ..scoring.page import page
+        from ..scoring.scoring import score
+        from ..scoring.windows import convention
 
     html, resume = output_path("--html", options.html), output_path("--resume", options.resume)
     most = 4 * cores()
@@ -130,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _print(name: str, text: Score, top: int, model: LanguageModel) -> None:
     """A text's tokens, tinted where a terminal shows colours, and its sums."""
-    from .. import score_report as report
+    from ..scoring import report as report
 
     colours = coloured(sys.stdout)
     if top:
@@ -154,7 +154,7 @@ def _executor(options: argparse.Namespace) -> Iterator[Executor | None]:
         return
     from concurrent.futures import BrokenExecutor
 
-    from ..workers import processes
+    from ..scoring.workers import processes
 
     try:
         with processes(options.workers, options.threads) as pool:
@@ -169,8 +169,8 @@ def _executor(options: argparse.Namespace) -> Iterator[Executor | None]:
 @contextmanager
 def _records(resume: Path | None) -> Iterator[tuple[list[Whole], Callable[[dict[str, Any]], None]]]:
     """What is there already, and where more of it goes: the file, or standard output."""
-    from ..json_lines import appending, line
-    from ..score_report import read
+    from ..scoring.json_lines import appending, line
+    from ..scoring.report import read
 
     if resume is None:
         yield [], lambda record: print(line(record), flush=True)
@@ -183,7 +183,7 @@ def _done(
     records: list[Whole], options: argparse.Namespace, names: list[str], texts: list[str], settings: dict[str, Any]
 ) -> set[int]:
     """Which texts are in the file already. Raises NpgptError where it was made in another way, or of other texts."""
-    from ..score_report import fingerprint
+    from ..scoring.report import fingerprint
 
     there = Counter((found.text, found.sha256) for found in records)
     contents: dict[str, set[str]] = defaultdict(set)

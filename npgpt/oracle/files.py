@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoints import containers, llmc
+from ..checkpoints import formats, llmc
 from ..checkpoints.tensor import Tensor, check_file
 from ..errors import NpgptError
 
@@ -56,7 +56,7 @@ def read(path: Path, shape: tuple[int, ...] | None = None, dtype: str = "float32
         raise NpgptError(
             f"{path} begins with {head!r}, no form that npgpt knows: raw numbers need --shape, such as 16,50257"
         )
-    return _sorted({name: _array(tensor) for name, tensor in containers.read(path).tensors.items()})
+    return _sorted({name: _array(tensor) for name, tensor in formats.read(path).tensors.items()})
 
 
 def _is_npz(path: Path) -> bool:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..checkpoints import naming
 from ..checkpoints.naming.scheme import Scheme
-from ..checkpoints.opening import complete
+from ..checkpoints.open import complete
 from ..checkpoints.tensor import Tensor
 from ..config import Config
 from ..errors import NpgptError

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from npgpt.attending import Attended, attend
 from npgpt.loading import load
 from npgpt.parameters import Array
-from tests.browser.devtools import NAMES, Browser, find, pixels
+from npgpt.pictures.attention import Attended, attend
+from tests.support.devtools import NAMES, Browser, find, pixels
 
 ROOT = Path(__file__).parents[2]
 TEXT = "It is a truth </script> é\n“acknowledged”"

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import npgpt
-from npgpt.checkpoints import configs, containers, naming, safetensors
-from npgpt.checkpoints.opening import open_checkpoint
+from npgpt.checkpoints import configs, formats, naming, safetensors
+from npgpt.checkpoints.open import open_checkpoint
 from npgpt.checkpoints.tensor import cast, row_blocks
 from npgpt.errors import NpgptError
 from npgpt.parameters import to_arrays
 from tests.checkpoints.test_naming import NAMINGS
-from tests.models import SHAPES, random_arrays, small
+from tests.support.models import SHAPES, random_arrays, small
+from tests.support.thorough import examples
 from tests.test_cli import here, refused, run
-from tests.thorough import examples
 
 CONFIG = small()
 ROOT = Path(__file__).parent.parent.parent
@@ -58,7 +58,7 @@ def test_what_was_written_loads_back_bit_for_bit(tmp_path: Path, scheme: str, dt
     arrays = to_arrays(second.parameters)
     for name, array in to_arrays(first.parameters).items():
         np.testing.assert_array_equal(array.view(np.uint32), arrays[name].view(np.uint32), err_msg=name)
-    file = containers.read(tmp_path / "out" / "model.safetensors")
+    file = formats.read(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in file.tensors.values()} == {"float32"}
     assert file.tensors["wte.weight"].load().flags.c_contiguous
 
@@ -79,7 +79,7 @@ def test_every_configuration_survives(tmp_path: Path, shape: str) -> None:
 def test_half_precision_is_the_nearest(tmp_path: Path, dtype: str, bits: int) -> None:
     source = put(tmp_path / "source")
     npgpt.convert(source, tmp_path / "out", n_head=3, dtype=dtype)
-    file = containers.read(tmp_path / "out" / "model.safetensors")
+    file = formats.read(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in file.tensors.values()} == {dtype}
     for name, array in random_arrays(CONFIG, dtype="float32").items():
         found = file.tensors[name].load()

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt.checkpoints import containers, naming, safetensors, tensorflow, torch_zip
-from npgpt.checkpoints.opening import open_checkpoint
+from npgpt.checkpoints import formats, naming, safetensors, tensorflow, torch_zip
+from npgpt.checkpoints.open import open_checkpoint
 from npgpt.checkpoints.tensor import same_bits
 from npgpt.errors import NpgptError
 from npgpt.parameters import to_arrays
 from tests.checkpoints import test_gguf as in_gguf
-from tests.checkpoints import writers
 from tests.checkpoints.test_llmc import tokenizer_file
 from tests.checkpoints.test_naming import NAMINGS, stored
-from tests.checkpoints.test_opening import CONFIG, put, within  # noqa: F401
-from tests.checkpoints.writers import Call, Global
-from tests.models import random_arrays
+from tests.checkpoints.test_opening import CONFIG, put
+from tests.support import writers
+from tests.support.models import random_arrays
+from tests.support.writers import Call, Global
 
 
 # not: cache_v taken out of the rule that drops buffers
@@ -91,7 +91,7 @@ def test_a_head_is_tied_by_its_bits_and_not_by_its_values(tmp_path: Path) -> Non
         ("pad_token_id", 3, 4),
     ],
 )
-def test_every_key_may_contradict(tmp_path: Path, within: Any, key: str, inside: object, beside: object) -> None:  # noqa: F811
+def test_every_key_may_contradict(tmp_path: Path, within: Any, key: str, inside: object, beside: object) -> None:
     within({"n_head": 3, key: inside})
     path = put(tmp_path / "m", config={key: beside})
     with pytest.raises(NpgptError, match=rf"model_args in .* says that {key} is .*, and .*config\.json that it is"):
@@ -123,7 +123,7 @@ def test_one_of_several_parts_is_refused(tmp_path: Path) -> None:
     keys = [*in_gguf.KEYS, ("split.count", 2, struct.pack("<H", 2))]
     path = in_gguf.put(tmp_path / "m.gguf", keys, {"w": np.ones(8)})
     with pytest.raises(NpgptError, match=r"m\.gguf is one of several parts: join them with llama-gguf-split --merge"):
-        containers.read(path)
+        formats.read(path)
 
 
 # not: bos_token_id (or eos_token_id) not taken over
@@ -146,7 +146,7 @@ def test_a_block_that_many_entries_lead_to_is_refused(tmp_path: Path) -> None:
     content += handles.ljust(40, b"\0") + tensorflow.MAGIC
     path = writers.write(tmp_path, {"model.ckpt.index": content})
     with pytest.raises(NpgptError, match="the block at 0 begins within the one that ends at 8"):
-        containers.read(path)
+        formats.read(path)
 
 
 # not: a file that is longer than its header says taken for whole
@@ -156,7 +156,7 @@ def test_a_byte_too_many(tmp_path: Path) -> None:
     with pytest.raises(
         NpgptError, match=rf"by its header it ends at byte {len(content)}, the file at {len(content) + 1}"
     ):
-        containers.read(path)
+        formats.read(path)
 
 
 # not: another name within a shard, which no index lists, taken for a tensor too many
@@ -178,7 +178,7 @@ def test_a_snapshot_of_any_form_counts(tmp_path: Path, monkeypatch: pytest.Monke
     folder.mkdir(parents=True)
     arrays = random_arrays(CONFIG, dtype="float32")
     writers.write(folder, {"pytorch_model.bin": writers.torch_zip(arrays)})
-    assert npgpt.finding.find("org/name").weights == folder / "pytorch_model.bin"
+    assert npgpt.checkpoints.find.find("org/name").weights == folder / "pytorch_model.bin"
 
 
 # not: same_bits without the strides: a head that is wte's transpose, in one storage, taken for wte itself
@@ -206,13 +206,13 @@ def test_two_quantised_tensors_in_one_place(tmp_path: Path) -> None:
     tensors: dict[str, Any] = {"v": (12, (256, 1), 0, bytes(144)), "w": (12, (256, 1), 0, b"")}
     path = in_gguf.put(tmp_path / "m.gguf", [in_gguf.ARCHITECTURE], tensors)
     with pytest.raises(NpgptError, match="w begins at 0 of the data, within v"):
-        containers.read(path)
+        formats.read(path)
 
 
 # not: only short headers recognised: gpt2-xl's has 60 KB
 def test_a_long_header_is_recognised(tmp_path: Path) -> None:
     safetensors.write(tmp_path / "x", {f"h.{n}.{'long' * 10}": np.zeros(1, np.float32) for n in range(2000)})
-    assert len(containers.read(tmp_path / "x").tensors) == 2000
+    assert len(formats.read(tmp_path / "x").tensors) == 2000
 
 
 # not: parts written in the byte order that they have
@@ -230,14 +230,14 @@ def test_a_key_that_stands_twice(tmp_path: Path) -> None:
     rows = [(b"", writers.bundle_header()), (b"model/wte", entry), (b"model/wte", entry)]
     files = {"m.index": writers.table([rows]), "m.data-00000-of-00001": bytes(4)}
     with pytest.raises(NpgptError, match="its keys are not in order at b'model/wte'"):
-        containers.read(writers.write(tmp_path, files))
+        formats.read(writers.write(tmp_path, files))
 
 
 # not: data of a big-endian bundle read as little-endian (test_damage.py alone has such a file)
 def test_a_big_endian_bundle(tmp_path: Path) -> None:
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     path = writers.write(tmp_path, writers.bundle({"model/wte": x}, big_endian=True))
-    np.testing.assert_array_equal(containers.read(path).tensors["model/wte"].load(), x)
+    np.testing.assert_array_equal(formats.read(path).tensors["model/wte"].load(), x)
 
 
 # not: an entry that claims more bytes than its shape takes
@@ -247,7 +247,7 @@ def test_a_size_that_contradicts_the_shape(tmp_path: Path, size: int) -> None:
     rows = [(b"", writers.bundle_header()), (b"model/wte", entry)]
     files = {"m.index": writers.table([rows]), "m.data-00000-of-00001": bytes(64)}
     with pytest.raises(NpgptError, match=rf"model/wte, \[2, 3\] of float32, does not take the {size} bytes it has"):
-        containers.read(writers.write(tmp_path, files))
+        formats.read(writers.write(tmp_path, files))
 
 
 # not: a shard beyond those that the header counts, where a file of that name lies there
@@ -255,14 +255,14 @@ def test_a_shard_too_many(tmp_path: Path) -> None:
     rows = [(b"", writers.bundle_header()), (b"model/wte", writers.bundle_entry(1, (1,), 1, 0, bytes(4)))]
     files = {"m.index": writers.table([rows]), "m.data-00001-of-00001": bytes(4)}
     with pytest.raises(NpgptError, match=r"model/wte lies in m\.data-00001-of-00001, data file 2 of 1: it is not here"):
-        containers.read(writers.write(tmp_path, files))
+        formats.read(writers.write(tmp_path, files))
 
 
 # not: a folder with the name of a checkpoint taken for one
 def test_a_folder_with_a_checkpoints_name_is_none(tmp_path: Path) -> None:
     path = put(tmp_path / "m")
     (tmp_path / "m" / "model.safetensors").mkdir()
-    assert containers.find(tmp_path / "m") == path
+    assert formats.find(tmp_path / "m") == path
 
 
 # not: other names that stand in the index's metadata not looked at
@@ -272,7 +272,7 @@ def test_another_name_in_an_index(tmp_path: Path) -> None:
     weight_map = dict.fromkeys(arrays, "a.safetensors")
     index = {"metadata": {"total_size": 3, "lm_head.weight": "wte.weight"}, "weight_map": weight_map}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    tensors = containers.read(tmp_path / "model.safetensors.index.json").tensors
+    tensors = formats.read(tmp_path / "model.safetensors.index.json").tensors
     assert tensors["lm_head.weight"] is tensors["wte.weight"]
 
 
@@ -296,7 +296,7 @@ def test_a_tokenizer_with_fewer_tokens_than_it_counts(tmp_path: Path) -> None:
     tokens = [bytes([n]) for n in range(256)] + [b"ab"]
     (tmp_path / "gpt2_tokenizer.bin").write_bytes(tokenizer_file(tokens)[:-3])
     with pytest.raises(NpgptError, match=r"is no tokenizer of llm\.c's, or cut short: 256 tokens of 257"):
-        npgpt.vocabulary.from_llmc(tmp_path / "gpt2_tokenizer.bin", 300)
+        npgpt.text.vocabularies.from_llmc(tmp_path / "gpt2_tokenizer.bin", 300)
 
 
 # not: OpenAI's pair renamed although Hugging Face's lies there too, which it would overwrite

@@ -25,14 +25,14 @@ import npgpt
 from npgpt import loading, parameters
 from npgpt.checkpoints import pickles, tensorflow, torch_zip
 from npgpt.checkpoints.crc32c import crc32c
+from npgpt.checkpoints.inspect import inspect
 from npgpt.errors import NpgptError
-from npgpt.inspection import inspect
 from npgpt.parameters import to_arrays
-from tests.checkpoints import writers
-from tests.checkpoints.writers import Files, StateDict, Storage, Typed, View
 from tests.fixtures.tensorflow import make
-from tests.models import random_arrays, small
-from tests.thorough import examples
+from tests.support import writers
+from tests.support.models import random_arrays, small
+from tests.support.thorough import examples
+from tests.support.writers import Files, StateDict, Storage, Typed, View
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid escape sequence")  # pickletools', of a text in a pickle
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt.checkpoints import containers, gguf
+from npgpt.checkpoints import formats, gguf
 from npgpt.errors import NpgptError
 from npgpt.parameters import to_arrays
 from tests.checkpoints.test_naming import llamacpp
-from tests.models import random_arrays, small
+from tests.support.models import random_arrays, small
 
 CONFIG = small()
 Key = tuple[str, int, bytes]  # name, type, value
@@ -73,7 +73,7 @@ def test_keys_of_every_type_and_the_whole_model(tmp_path: Path, version: int, al
 def test_sizes_are_the_reverse_of_numpys(tmp_path: Path) -> None:
     content = struct.pack("<6f", *range(6))
     path = put(tmp_path / "m", [ARCHITECTURE], {"w": (0, (3, 2), 0, content)})
-    assert containers.read(path).tensors["w"].load().tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert formats.read(path).tensors["w"].load().tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 def vocabulary_keys(tokens: list[str], types: list[int] | None = None) -> list[Key]:
@@ -85,7 +85,7 @@ def vocabulary_keys(tokens: list[str], types: list[int] | None = None) -> list[K
 
 def test_the_vocabulary_within(tmp_path: Path) -> None:
     """256 bytes, one merge, <|endoftext|>, and padding that stands for no text."""
-    characters = list(npgpt.vocabulary.byte_characters())
+    characters = list(npgpt.text.vocabularies.byte_characters())
     tokens = [*characters, "ab", "<|endoftext|>", "[PAD258]", "[PAD259]"]
     config = small(vocab_size=260)
     arrays = random_arrays(config, dtype="float32")
@@ -145,7 +145,7 @@ FOUR = struct.pack("<f", 1.0)
 def test_whatever_is_malformed(tmp_path: Path, keys: list[Key], tensors: dict[str, Any], message: str) -> None:
     path = put(tmp_path / "bad.gguf", keys, tensors)
     with pytest.raises(NpgptError, match=message) as error:
-        containers.read(path)
+        formats.read(path)
     assert "bad.gguf" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -154,18 +154,18 @@ def test_a_tensor_that_stands_twice(tmp_path: Path) -> None:
     path = put(tmp_path / "m", [ARCHITECTURE], {"v": np.ones(8), "w": np.ones(8)})
     path.write_bytes(path.read_bytes().replace(text("w"), text("v"), 1))
     with pytest.raises(NpgptError, match="the tensor v stands twice"):
-        containers.read(path)
+        formats.read(path)
 
 
 @pytest.mark.parametrize("version", [1, 4, 2**16])
 def test_other_versions(tmp_path: Path, version: int) -> None:
     with pytest.raises(NpgptError, match=r"is GGUF of version \d+; read are 2 and 3"):
-        containers.read(put(tmp_path / "m", [ARCHITECTURE], {}, version))
+        formats.read(put(tmp_path / "m", [ARCHITECTURE], {}, version))
 
 
 def test_quantised_tensors_are_refused_by_name_when_they_are_wanted(tmp_path: Path) -> None:
     path = put(tmp_path / "m", [ARCHITECTURE], {"blk.0.ffn_up.weight": (12, (256, 8), 0, bytes(1152))})
-    tensor = containers.read(path).tensors["blk.0.ffn_up.weight"]
+    tensor = formats.read(path).tensors["blk.0.ffn_up.weight"]
     with pytest.raises(
         NpgptError, match=r"blk\.0\.ffn_up\.weight is Q4_K \(quantised: take an F16 file.*\); a weight is"
     ):

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt.checkpoints import containers, llmc
+from npgpt.checkpoints import formats, llmc
 from npgpt.config import Config
 from npgpt.errors import NpgptError
 from npgpt.parameters import Array, to_arrays
-from tests.models import random_arrays, random_ids, small
+from tests.support.models import random_arrays, random_ids, small
 
 CONFIG = small()
 PADDED = 64
@@ -118,7 +118,7 @@ def test_its_other_files_are_no_models(tmp_path: Path, magic: int, kind: str) ->
     path = tmp_path / "other.bin"
     path.write_bytes(struct.pack("<256i", magic, *[2] * 255))
     with pytest.raises(NpgptError, match=f"is llm.c's {kind}.*not a model"):
-        containers.read(path)
+        formats.read(path)
 
 
 def tokenizer_file(tokens: list[bytes], version: int = 2) -> bytes:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt.checkpoints import containers, naming, safetensors
+from npgpt.checkpoints import formats, naming, safetensors
 from npgpt.checkpoints.naming.scheme import Rule, Source, translated
 from npgpt.errors import NpgptError
 from npgpt.parameters import Array, to_arrays
-from tests.models import random_arrays, small
+from tests.support.models import random_arrays, small
 
 CONFIG = small()
 LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
@@ -117,7 +117,7 @@ def stored(path: Path, arrays: dict[str, Array]) -> Path:
 def test_every_scheme_is_recognised_in_safetensors_and_gives_the_same_model(tmp_path: Path, scheme: str) -> None:
     arrays = random_arrays(CONFIG, dtype="float32")
     path = stored(tmp_path / "m.safetensors", NAMINGS[scheme](arrays))
-    tensors = naming.unwrapped(containers.read(path).tensors)
+    tensors = naming.unwrapped(formats.read(path).tensors)
     assert naming.choose(None, tensors, "it").name == scheme
     for name_scheme in (None, scheme):
         found = to_arrays(npgpt.load(path, n_head=3, name_scheme=name_scheme).parameters)

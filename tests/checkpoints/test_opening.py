@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt.checkpoints import configs, containers, safetensors
+from npgpt.checkpoints import configs, formats, safetensors
 from npgpt.checkpoints.container import Container
-from npgpt.checkpoints.opening import CONVERTED, open_checkpoint, open_vocabulary
+from npgpt.checkpoints.inspect import inspect
+from npgpt.checkpoints.open import CONVERTED, open_checkpoint, open_vocabulary
 from npgpt.checkpoints.tensor import Stated
 from npgpt.errors import NpgptError
-from npgpt.inspection import inspect
 from tests.checkpoints.test_naming import NAMINGS
-from tests.models import random_arrays, small
+from tests.support.models import random_arrays, small
 
 CONFIG = small()
 NANOGPT_ARGS = {
@@ -43,14 +43,14 @@ def put(folder: Path, scheme: str = "huggingface", **files: Any) -> Path:
 @pytest.fixture
 def within(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let a safetensors file state a configuration, as a training checkpoint, GGUF and llm.c do."""
-    read = containers.read
+    read = formats.read
 
     def state(fields: dict[str, Any]) -> None:
         def stating(path: Path) -> Container:
             found = read(path)
             return Container(found.format, found.files, found.tensors, Stated(f"model_args in {path}", fields))
 
-        monkeypatch.setattr(containers, "read", stating)
+        monkeypatch.setattr(formats, "read", stating)
 
     return state
 
@@ -170,14 +170,14 @@ def test_the_usual_names_come_first_and_several_others_are_asked_about(tmp_path:
     path = put(tmp_path / "m", config={"n_head": 3})
     (tmp_path / "m" / "notes.txt").write_text("nothing")
     (tmp_path / "m" / "empty").touch()
-    assert containers.find(path.parent) == path
+    assert formats.find(path.parent) == path
     (tmp_path / "m" / "b.safetensors").write_bytes(path.read_bytes())
     with pytest.raises(NpgptError, match=r"has several checkpoints: b\.safetensors, m\.safetensors; say which"):
         npgpt.load(tmp_path / "m")
     (tmp_path / "m" / "pytorch_model.bin").write_bytes(path.read_bytes())
-    assert containers.find(path.parent) == path.parent / "pytorch_model.bin"
+    assert formats.find(path.parent) == path.parent / "pytorch_model.bin"
     (tmp_path / "m" / "model.safetensors").write_bytes(path.read_bytes())
-    assert containers.find(path.parent) == path.parent / "model.safetensors"
+    assert formats.find(path.parent) == path.parent / "model.safetensors"
 
 
 @pytest.mark.parametrize(

@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 import npgpt
 from npgpt import cli, loading
 from npgpt.checkpoints import pickles, torch_zip
+from npgpt.checkpoints.inspect import inspect
 from npgpt.errors import NpgptError
-from npgpt.inspection import inspect
-from tests.checkpoints import writers
-from tests.checkpoints.writers import Call, Global, Storage, View
-from tests.models import random_arrays, small
-from tests.thorough import examples
+from tests.support import writers
+from tests.support.models import random_arrays, small
+from tests.support.thorough import examples
+from tests.support.writers import Call, Global, Storage, View
 
 
 def read(program: bytes) -> object:

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from npgpt.checkpoints import safetensors
 from npgpt.checkpoints.tensor import FLOATS
 from npgpt.errors import NpgptError
-from tests.thorough import examples
+from tests.support.thorough import examples
 
 
 def put(path: Path, header: object, data: bytes = b"", *, raw: bytes | None = None, length: int | None = None) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt.checkpoints import containers, tensorflow
+from npgpt.checkpoints import formats, tensorflow
 from npgpt.checkpoints.crc32c import crc32c
 from npgpt.errors import NpgptError
 from npgpt.parameters import to_arrays
@@ -41,7 +41,7 @@ def test_what_tensorflow_wrote_is_read_bit_for_bit(fixture: str) -> None:
 
 
 def test_half_precision() -> None:
-    tensors = containers.read(FIXTURES / "half" / "model.ckpt.index").tensors
+    tensors = formats.read(FIXTURES / "half" / "model.ckpt.index").tensors
     for name, expected in make.halves().items():
         np.testing.assert_array_equal(tensors[name].load(), np.asarray(expected, np.float32), err_msg=name)
     assert {tensor.dtype for tensor in tensors.values()} == {"float16", "bfloat16", "float32"}
@@ -57,17 +57,17 @@ def test_a_prefix_an_index_and_the_latest_of_several(tmp_path: Path) -> None:
     for prefix in ("a", "b"):
         for part in ("index", "data-00000-of-00001"):
             shutil.copy(FIXTURES / "saver" / f"model.ckpt.{part}", tmp_path / f"{prefix}.ckpt.{part}")
-    assert npgpt.finding.find(tmp_path / "a.ckpt").weights == tmp_path / "a.ckpt.index"
-    assert npgpt.finding.find(tmp_path / "a.ckpt.index").weights == tmp_path / "a.ckpt.index"
+    assert npgpt.checkpoints.find.find(tmp_path / "a.ckpt").weights == tmp_path / "a.ckpt.index"
+    assert npgpt.checkpoints.find.find(tmp_path / "a.ckpt.index").weights == tmp_path / "a.ckpt.index"
     with pytest.raises(NpgptError, match=r"has several checkpoints: a\.ckpt\.index, b\.ckpt\.index; say which"):
-        npgpt.finding.find(tmp_path)
+        npgpt.checkpoints.find.find(tmp_path)
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/elsewhere/b.ckpt"\n')
-    assert npgpt.finding.find(tmp_path).weights == tmp_path / "b.ckpt.index"
+    assert npgpt.checkpoints.find.find(tmp_path).weights == tmp_path / "b.ckpt.index"
 
 
 def test_a_variable_saved_in_parts_is_refused() -> None:
     with pytest.raises(NpgptError, match=r"model\.ckpt\.index: model/wte is a variable that was saved in parts"):
-        containers.read(FIXTURES / "partitioned" / "model.ckpt.index")
+        formats.read(FIXTURES / "partitioned" / "model.ckpt.index")
 
 
 def copied(tmp_path: Path, fixture: str = "saver") -> tuple[Path, Path]:
@@ -133,7 +133,7 @@ def test_tensorflows_older_form_is_told_apart(tmp_path: Path) -> None:
     footer = bytes([0, len(body), len(block), len(index)]).ljust(40, b"\0") + tensorflow.MAGIC
     (tmp_path / "v1.ckpt").write_bytes(block + index_block + footer)
     with pytest.raises(NpgptError, match="is no index of TensorFlow's V2 checkpoints"):
-        containers.read(tmp_path / "v1.ckpt")
+        formats.read(tmp_path / "v1.ckpt")
 
 
 @pytest.mark.parametrize(

@@ -23,14 +23,14 @@ import npgpt
 from npgpt import cli
 from npgpt.checkpoints import torch_zip
 from npgpt.checkpoints.container import Container
-from npgpt.checkpoints.opening import open_checkpoint
+from npgpt.checkpoints.inspect import inspect
+from npgpt.checkpoints.open import open_checkpoint
 from npgpt.errors import NpgptError
-from npgpt.inspection import inspect
 from npgpt.parameters import to_arrays
-from tests.checkpoints import writers
-from tests.checkpoints.writers import Call, Global, Member, StateDict, Storage, View
-from tests.models import random_arrays, small
-from tests.thorough import examples
+from tests.support import writers
+from tests.support.models import random_arrays, small
+from tests.support.thorough import examples
+from tests.support.writers import Call, Global, Member, StateDict, Storage, View
 
 SIX = np.arange(6, dtype=np.float32)
 FLOAT6 = Storage("FloatStorage", "0", 6)

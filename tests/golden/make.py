@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from npgpt.checkpoints import configs
-from tests.models import random_arrays, random_ids, small
+from tests.support.models import random_arrays, random_ids, small
 
 FOLDER = Path(__file__).parent
 CASES = {
@@ -32,8 +32,8 @@ def main() -> None:
     import torch
     import transformers
 
-    from tests.parity import peers
     from tests.parity.test_llms_from_scratch import Float64GELU
+    from tests.support import peers
 
     for name, config in CASES.items():
         ids = random_ids(config, (2, 11), seed=1)

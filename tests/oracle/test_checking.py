@@ -24,7 +24,7 @@ from npgpt.oracle.evidence import canonical, cases
 from npgpt.oracle.page import page
 from npgpt.oracle.textbook import Pass, stages, textbook
 from npgpt.testing import assert_greedy, assert_matches
-from tests.models import random_arrays, random_ids, small
+from tests.support.models import random_arrays, random_ids, small
 
 CONFIG = small(n_embd=24, n_head=4)
 ARRAYS = random_arrays(CONFIG)

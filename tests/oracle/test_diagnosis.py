@@ -17,8 +17,8 @@ from npgpt.oracle.mistake import Mistake
 from npgpt.oracle.report import Report
 from npgpt.oracle.textbook import COMPARED, Pass, Textbook, textbook
 from npgpt.parameters import Array
-from tests.models import SHAPES, random_arrays, random_ids, small
-from tests.thorough import examples
+from tests.support.models import SHAPES, random_arrays, random_ids, small
+from tests.support.thorough import examples
 
 TOKENS = 8
 ONE = small(n_embd=24, n_head=4, n_layer=3)

@@ -11,7 +11,7 @@ import npgpt
 from npgpt import model
 from npgpt.errors import NpgptError
 from npgpt.parameters import Array
-from tests.models import random_arrays, small
+from tests.support.models import random_arrays, small
 
 CONFIG = small(n_embd=24, n_head=4, n_layer=1)
 WEIGHTS = {name.removeprefix("h.0."): array for name, array in random_arrays(CONFIG).items() if name.startswith("h.0.")}

@@ -13,7 +13,7 @@ from npgpt.oracle.arithmetic import UNIT, as_computed, plain, rounded
 from npgpt.oracle.symmetry import redraw
 from npgpt.oracle.textbook import Pass, stages, textbook
 from npgpt.parameters import Array
-from tests.models import SHAPES, random_arrays, random_ids, small
+from tests.support.models import SHAPES, random_arrays, random_ids, small
 
 
 def recorded(shape: str) -> tuple[dict[str, Array], Pass]:

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import finding, loading
-from npgpt.checkpoints import torch_zip
+from npgpt import loading
+from npgpt.checkpoints import find, torch_zip
 from npgpt.config import Config
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.parameters import Array, to_arrays
-from npgpt.sampling import Sampling
-from npgpt.tokenizer import END_OF_TEXT
-from tests.models import random_arrays, random_ids, small
-from tests.tolerances import largest_difference, relative_error, rounding_bound
+from npgpt.text.sampling import Sampling
+from npgpt.text.tokenizer import END_OF_TEXT
+from tests.support.models import random_arrays, random_ids, small
+from tests.support.tolerances import largest_difference, relative_error, rounding_bound
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
@@ -32,8 +32,8 @@ transformers = pytest.importorskip("transformers", reason="extra parity is not i
 safetensors = pytest.importorskip("safetensors.torch", reason="extra parity is not installed")
 ch04 = pytest.importorskip("llms_from_scratch.ch04", reason="llms-from-scratch 1.0.19 is not installed")
 cached = pytest.importorskip("llms_from_scratch.kv_cache.gpt2", reason="llms-from-scratch 1.0.19 is not installed")
-peers = pytest.importorskip("tests.parity.peers", reason="llms-from-scratch 1.0.19 is not installed")
-nanogpt = pytest.importorskip("tests.parity.nanogpt", reason="extra parity is not installed")
+peers = pytest.importorskip("tests.support.peers", reason="llms-from-scratch 1.0.19 is not installed")
+nanogpt = pytest.importorskip("tests.support.nanogpt", reason="extra parity is not installed")
 
 FLOAT64 = 1e-10  # of a tensor's scale, its largest value
 Arrays = dict[str, Array]
@@ -620,7 +620,7 @@ def test_microformer(microformer: Path, difference: Report) -> None:
     config = Config(vocab_size=9669, n_positions=512, n_embd=256, n_layer=8, n_head=8)
     mine = check(Saved(path, model.eval(), config, arrays), "microformer-mgm 0.5.8", difference)
     assert mine.origin == f"{path}: torch zip, Hugging Face's names"
-    assert finding.find(microformer).weights == path
+    assert find.find(microformer).weights == path
     stated = json.loads((microformer / "converted" / "config.json").read_text())
     assert (stated["bos_token_id"], stated["eos_token_id"], stated["pad_token_id"]) == (2, 3, 0)
 

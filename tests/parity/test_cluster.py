@@ -15,7 +15,7 @@ import pytest
 
 import npgpt
 from npgpt.process import THREAD_VARIABLES
-from npgpt.scoring import score
+from npgpt.scoring.scoring import score
 
 pytestmark = pytest.mark.parity
 distributed = pytest.importorskip("distributed", reason="extra cluster is not installed")

@@ -13,13 +13,13 @@ from npgpt.checkpoints import configs
 from npgpt.config import PUBLISHED, Config
 from npgpt.errors import NpgptError
 from npgpt.model import forward
-from tests.models import SHAPES, random_arrays, random_ids, small
-from tests.tolerances import largest_difference, relative_error, rounding_bound
+from tests.support.models import SHAPES, random_arrays, random_ids, small
+from tests.support.tolerances import largest_difference, relative_error, rounding_bound
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
 ch04 = pytest.importorskip("llms_from_scratch.ch04", reason="llms-from-scratch 1.0.19 is not installed")
-peers = pytest.importorskip("tests.parity.peers", reason="extra parity is not installed")
+peers = pytest.importorskip("tests.support.peers", reason="extra parity is not installed")
 
 Report = Callable[[str, str, float], None]
 BOOKS = ["3 heads x 7", "1 head", "8 heads x 1", "untied"]  # what its configuration can express

@@ -21,13 +21,13 @@ from npgpt.oracle.catalogue import catalogue
 from npgpt.oracle.checking import compare
 from npgpt.oracle.evidence import cases
 from npgpt.oracle.textbook import Pass, textbook
-from tests.models import random_arrays, random_ids, small
+from tests.support.models import random_arrays, random_ids, small
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
 transformers = pytest.importorskip("transformers", reason="extra parity is not installed")
-foreign = pytest.importorskip("tests.parity.foreign", reason="extra parity is not installed")
-table = pytest.importorskip("tests.parity.oracle_table", reason="extra parity is not installed")
+foreign = pytest.importorskip("tests.support.foreign", reason="extra parity is not installed")
+table = pytest.importorskip("tests.support.oracle_table", reason="extra parity is not installed")
 
 CONFIG = small(n_embd=24, n_head=4)
 ARRAYS = random_arrays(CONFIG)
@@ -86,7 +86,7 @@ def test_never_an_alarm_over_correct_implementations(number: int) -> None:
     if config.n_inner is not None or number % 4 == 0:
         style = "transformers"
     if style == "transformers":
-        from tests.parity import peers
+        from tests.support import peers
 
         module = peers.transformers_model(config, {name: array.astype(np.float32) for name, array in arrays.items()})
         if number % 8 == 0:

@@ -18,11 +18,11 @@ import pytest
 from numpy.typing import NDArray
 
 import npgpt
-from npgpt import finding
+from npgpt.checkpoints import find
 from npgpt.model import softmax
 from npgpt.parameters import Array
-from npgpt.sampling import Sampling, adjusted, min_p, repetition_penalty, top_k, top_p
-from tests.tolerances import largest_difference
+from npgpt.text.sampling import Sampling, adjusted, min_p, repetition_penalty, top_k, top_p
+from tests.support.tolerances import largest_difference
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
@@ -170,7 +170,7 @@ def compare(mine: Array, theirs: Array, roundings: int, difference: Report) -> N
 
 def test_greedy_text_with_a_penalty() -> None:
     mine = npgpt.load()
-    model = transformers.GPT2LMHeadModel.from_pretrained(finding.find().weights.parent, dtype=torch.float32).eval()
+    model = transformers.GPT2LMHeadModel.from_pretrained(find.find().weights.parent, dtype=torch.float32).eval()
     prompt = mine.tokenizer.encode("It is a truth universally acknowledged")
     for penalty in (1.1, 1.3, 2.0):
         out = model.generate(

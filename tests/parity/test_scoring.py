@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npgpt
-from npgpt import parameters, windows
+from npgpt import parameters
 from npgpt.language_model import LanguageModel
-from npgpt.scoring import score
+from npgpt.scoring import windows
+from npgpt.scoring.scoring import score
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
-peers = pytest.importorskip("tests.parity.peers", reason="llms-from-scratch 1.0.19 is not installed")
+peers = pytest.importorskip("tests.support.peers", reason="llms-from-scratch 1.0.19 is not installed")
 lm_eval = pytest.importorskip("lm_eval.utils", reason="lm_eval is not installed (--no-deps is enough)")
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune — or two. " * 14

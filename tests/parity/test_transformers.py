@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import finding, parameters
-from npgpt.checkpoints import configs
+from npgpt import parameters
+from npgpt.checkpoints import configs, find
 from npgpt.config import PUBLISHED, Config
 from npgpt.language_model import LanguageModel
 from npgpt.model import forward
 from npgpt.parameters import Array
-from tests.models import SHAPES, random_arrays, random_ids, small
-from tests.tolerances import largest_difference, relative_error, rounding_bound
+from tests.support.models import SHAPES, random_arrays, random_ids, small
+from tests.support.tolerances import largest_difference, relative_error, rounding_bound
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
 transformers = pytest.importorskip("transformers", reason="extra parity is not installed")
-peers = pytest.importorskip("tests.parity.peers", reason="llms-from-scratch 1.0.19 is not installed")
+peers = pytest.importorskip("tests.support.peers", reason="llms-from-scratch 1.0.19 is not installed")
 
 FLOAT64 = 1e-10  # of a tensor's scale, its largest value
 Report = Callable[[str, str, float], None]
@@ -140,7 +140,7 @@ def test_half_precision_files_of_theirs(tmp_path: Path, dtype: str) -> None:
 
 def test_greedy_text_of_the_embedded_model() -> None:
     mine = npgpt.load()
-    folder = finding.find().weights.parent
+    folder = find.find().weights.parent
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
     prompt = mine.tokenizer.encode("It is a truth universally acknowledged")
     out = theirs.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False, pad_token_id=4095)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .attending import Attended
-from .errors import NpgptError
-from .parameters import Array
+from ..errors import NpgptError
+from ..parameters import Array
+from .attention import Attended
 
 TEMPLATE = Path(__file__).with_name("attention_page.html")
 PLACE = "{{data}}"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .errors import NpgptError, printable
-from .language_model import LanguageModel
-from .parameters import Array
+from ..errors import NpgptError, printable
+from ..language_model import LanguageModel
+from ..parameters import Array
 
 
 @dataclass(frozen=True, eq=False)

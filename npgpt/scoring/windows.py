@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .config import Config
-from .errors import NpgptError, whole_number
+from ..config import Config
+from ..errors import NpgptError, whole_number
 
 NAMES = ("rolling", "huggingface", "llama.cpp")
 

@@ -17,8 +17,8 @@ from ..errors import NpgptError
 from ..parameters import Shape
 from . import configs, safetensors
 from .atomic import sync_folder, writing
-from .containers import WEIGHTS_FILE
-from .opening import CONFIG_FILES, Checkpoint
+from .formats import WEIGHTS_FILE
+from .open import CONFIG_FILES, Checkpoint
 from .tensor import cast, row_blocks
 
 CONFIG_FILE = CONFIG_FILES[0]

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from .errors import NpgptError
+from ..errors import NpgptError
 
 T = TypeVar("T")
 

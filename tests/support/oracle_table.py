@@ -1,6 +1,6 @@
 """What the oracle says of every known mistake in three foreign implementations.
 
-    python -m tests.parity.oracle_table
+    python -m tests.support.oracle_table
 
 writes tests/parity/ORACLE.md. A cell is "named", "1 of N" (a class of entries that the data cannot tell apart), or "not
 excluded" where the effect is below five tolerances; anything else is a failure, and stands there in capitals.
@@ -22,7 +22,7 @@ from npgpt.oracle.evidence import cases
 from npgpt.oracle.judging import CLEAR
 from npgpt.oracle.report import Report
 from npgpt.parameters import Array
-from tests.models import random_arrays, random_ids, small
+from tests.support.models import random_arrays, random_ids, small
 
 from . import foreign
 
@@ -72,9 +72,9 @@ def table() -> Iterator[str]:
     yield "# Every known mistake, in three foreign implementations"
     yield ""
     yield (
-        "Made by `python -m tests.parity.oracle_table`. The implementations are those of tests/parity/foreign.py, run "
-        "by PyTorch in float32; s: from all stages that its modules show, l: from the logits alone. In brackets: the "
-        "difference in tolerances, where it is too faint to name."
+        "Made by `python -m tests.support.oracle_table`. The implementations are those of tests/support/foreign.py, "
+        "run by PyTorch in float32; s: from all stages that its modules show, l: from the logits alone. In brackets: "
+        "the difference in tolerances, where it is too faint to name."
     )
     for title, config in MODELS.items():
         yield ""
@@ -94,5 +94,5 @@ def table() -> Iterator[str]:
 if __name__ == "__main__":
     with np.errstate(all="ignore"):
         text = "\n".join(table()) + "\n"
-    (Path(__file__).parent / "ORACLE.md").write_text(text)
+    (Path(__file__).parents[1] / "parity" / "ORACLE.md").write_text(text)
     sys.exit("MISSED" in text)

@@ -6,9 +6,9 @@ import html
 import math
 from collections.abc import Iterable, Iterator
 
-from .language_model import LanguageModel
-from .score_report import STEP, TINTS, bits, level, named, segments, shown, summary
-from .scores import Score
+from ..language_model import LanguageModel
+from .likelihood import Score
+from .report import STEP, TINTS, bits, level, named, segments, shown, summary
 from .windows import Convention
 
 STYLE = """

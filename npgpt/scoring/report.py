@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from .errors import printable
-from .language_model import LanguageModel
-from .scores import Score, Totals
+from ..errors import printable
+from ..language_model import LanguageModel
+from .likelihood import Score, Totals
 from .windows import Convention
 
 STEP = 2.0  # bits of surprise between two tints

@@ -9,11 +9,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .cache import KVCache
-from .config import Config
-from .errors import NpgptError, whole_number
-from .model import forward
-from .parameters import Parameters
+from ..cache import KVCache
+from ..config import Config
+from ..errors import NpgptError, whole_number
+from ..model import forward
+from ..parameters import Parameters
 from .sampling import Sampling, next_token
 from .tokenizer import TextDecoder, Tokenizer, check_text
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .errors import NpgptError
+from ..errors import NpgptError
 
 
 def read_object(content: bytes, source: str) -> dict[str, Any]:

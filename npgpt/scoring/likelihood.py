@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .parameters import Array
-from .sampling import check_finite
+from ..parameters import Array
+from ..text.sampling import check_finite
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import parameters, strict_json
+from .. import parameters
 from ..config import PUBLISHED, REQUIRED, Config
 from ..errors import NpgptError
 from ..parameters import Array, Shape
-from . import configs, containers, naming
+from . import configs, formats, naming, strict_json
 from .container import Container
 from .naming import huggingface
 from .naming.scheme import Scheme, Source
@@ -122,7 +122,7 @@ def open_vocabulary(path: Path) -> tuple[Container, int, Mapping[str, Any]]:
 
 def _named(path: Path, name_scheme: str | None) -> tuple[Container, Scheme, dict[str, Tensor], dict[str, Source]]:
     """The container and the canonical names of what is in it."""
-    container = containers.read(path)
+    container = formats.read(path)
     tensors = naming.unwrapped(container.tensors)
     scheme = naming.choose(name_scheme, tensors, str(path))
     return container, scheme, tensors, scheme.translate(tensors)

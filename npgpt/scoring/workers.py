@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 
-from .process import THREAD_VARIABLES, cores, tune_process
+from ..process import THREAD_VARIABLES, cores, tune_process
 
 
 @contextmanager

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .errors import NpgptError, whole_number
-from .language_model import LanguageModel
-from .loading import Elsewhere, Handed, load
-from .scores import Ids, Likelihood, Score, likelihood, unknown
+from ..errors import NpgptError, whole_number
+from ..language_model import LanguageModel
+from ..loading import Elsewhere, Handed, load
+from .likelihood import Ids, Likelihood, Score, likelihood, unknown
 from .windows import Convention, Window, windows
 from .windows import convention as by_name
 
@@ -88,7 +88,7 @@ def score(
     file; without one it is computed here. Batches are formed before they are handed out, of windows of equal length and
     with no more tokens than one context, so that neither the memory nor the result depends on who computes. Ids that
     pad a vocabulary take part in the softmax, as in other programs, though generate never draws them.
-    convention, context, stride and end_of_text: see npgpt.windows.convention. special: read <|endoftext|> in a text as
+    convention, context, stride and end_of_text: see windows.convention. special: read <|endoftext|> in a text as
     such. top: how many of the likeliest tokens to name in each place. names: of the texts, for messages. skip: numbers
     of texts whose scores are not wanted; the batches stay as they were. progress(tokens scored, of how many) is called
     as it goes; all texts are read first, then.

@@ -6,15 +6,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .checkpoints import containers
-from .checkpoints.containers import WEIGHTS_FILE
-from .config import PUBLISHED
-from .errors import NpgptError
+from ..config import PUBLISHED
+from ..errors import NpgptError
+from . import formats
+from .formats import WEIGHTS_FILE
 
 EMBEDDED = "austen"  # the model that comes with npgpt, and the default
 
 # In a wheel the weights lie inside the package, in a checkout (also one installed editable) beside it.
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent.parent  # the package
 EMBEDDED_WEIGHTS = HERE / "weights" if (HERE / "weights").is_dir() else HERE.parent / "weights"
 GPT2_RANKS = EMBEDDED_WEIGHTS / "gpt2.tiktoken"
 
@@ -46,7 +46,7 @@ def find(model: str | os.PathLike[str] | None = None) -> Location:
             return Location(name, file)
     places = _places(name) if _is_name(name) else []
     for place in (path, *places):
-        if os.path.isdir(place) and (weights := containers.find(place)) is not None:
+        if os.path.isdir(place) and (weights := formats.find(place)) is not None:
             return Location(name, weights)
     if os.path.isdir(path):
         raise NpgptError(f"the folder {path} has no checkpoint that npgpt reads; {_held(path)}")
@@ -106,7 +106,7 @@ def _snapshot(repository: Path) -> Path:
     main = repository / "refs" / "main"
     try:
         named = main.read_text("utf-8").strip() if main.is_file() and main.stat().st_size < 1000 else ""
-        snapshots = [path for path in (repository / "snapshots").glob("*") if containers.find(path) is not None]
+        snapshots = [path for path in (repository / "snapshots").glob("*") if formats.find(path) is not None]
     except (OSError, ValueError):  # an error of ours among them: a cache that cannot be read holds nothing for us
         return repository
     newest_last = sorted(snapshots, key=lambda path: (path.name == named, path.stat().st_mtime))

@@ -1,4 +1,4 @@
-"""A model of the Hugging Face hub into the user's cache, where npgpt.finding looks; the one room that needs a network.
+"""A model of the Hugging Face hub into the user's cache, where find.py looks; the one room that needs a network.
 
 The transfer, its retries and its progress bars are huggingface_hub's (extra hub); here it is told what to fetch, and
 what went wrong is told in one line.
@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .checkpoints.configs import read_fields
-from .errors import NpgptError
-from .finding import EMBEDDED, ORGANISATIONS, hub_cache
+from ..errors import NpgptError
+from ..text.vocabularies import COMPANIONS, READABLE
+from .configs import read_fields
+from .find import EMBEDDED, ORGANISATIONS, hub_cache
 from .strict_json import read_object
-from .vocabulary import COMPANIONS, READABLE
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling

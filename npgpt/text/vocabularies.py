@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import tiktoken
 
-from . import strict_json
-from .config import GPT2_VOCAB_SIZES
-from .errors import NpgptError
+from ..checkpoints import strict_json
+from ..config import GPT2_VOCAB_SIZES
+from ..errors import NpgptError
 from .tokenizer import END_OF_TEXT, File, Tokenizer, check_text
 
 # How GPT-2 cuts text into pieces before any merging: contractions; a run of letters, of digits, or of other signs, each

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .errors import NpgptError, whole_number
-from .model import softmax
-from .parameters import Array
+from ..errors import NpgptError, whole_number
+from ..model import softmax
+from ..parameters import Array
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .parameters import Array
+from ..parameters import Array
 
 RAMP = (53, 54, 24, 30, 36, 77, 149, 220, 226)  # of the 256 colours, from violet to yellow, ever lighter
 LONGEST_QUERY = 24  # columns of a row's label

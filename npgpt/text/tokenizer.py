@@ -11,7 +11,7 @@ import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 
-from .errors import NpgptError, whole_number
+from ..errors import NpgptError, whole_number
 
 END_OF_TEXT = "<|endoftext|>"
 

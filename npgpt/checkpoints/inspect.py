@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from . import parameters
-from .checkpoints.opening import open_checkpoint
-from .config import Config
-from .finding import find
-from .loading import vocabulary
-from .tracing import sha256
+from .. import parameters
+from ..config import Config
+from ..loading import vocabulary
+from ..tracing import sha256
+from .find import find
+from .open import open_checkpoint
 
 
 @dataclass(frozen=True)
