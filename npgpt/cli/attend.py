@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     tune()
     with importing():
         from ..checkpoints.atomic import writing
-        from ..loading import load
+        from ..language_model import load
         from ..pictures.attention import attend, chosen
         from ..pictures.attention_page import check_size, page
 
