@@ -18,10 +18,10 @@ from typing import Any
 
 from ..errors import NpgptError
 from ..text.vocabularies import COMPANIONS, READABLE
-from ..tracing import sha256
 from . import atomic
 from .configs import read_fields
 from .find import EMBEDDED, ORGANISATIONS, hub_cache
+from .inspect import sha256
 from .strict_json import read_object
 
 CONFIG = "config.json"
@@ -107,7 +107,7 @@ def fetch(name: str, revision: str | None = None) -> Snapshot:
             if file == CONFIG:
                 source = f"{CONFIG} of {repository}"
                 read_fields(read_object(path.read_bytes(), source), source)
-    with contextlib.suppress(OSError):  # a cache that is only to be read, with all that is wanted in it
+    with contextlib.suppress(OSError, NpgptError):  # a cache that is only to be read, with all that is wanted in it
         if revision != info.sha:
             ref.parent.mkdir(parents=True, exist_ok=True)
             with atomic.writing(ref) as written:
