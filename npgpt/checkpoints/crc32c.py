@@ -44,7 +44,7 @@ def available() -> bool:
             import google_crc32c
         except ImportError:
             return False
-    return google_crc32c.implementation == "c"
+    return bool(google_crc32c.implementation == "c")
 
 
 @functools.cache

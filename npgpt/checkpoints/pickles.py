@@ -90,10 +90,10 @@ def read(
                 return _filled({}, pop())
             case "SETITEM" | "SETITEMS":
                 items = pop(2 if op == "SETITEM" else None)
-                return _filled(*pop(1), items)
+                return _filled(pop(1)[0], items)
             case "APPEND" | "APPENDS":
                 items = pop(1 if op == "APPEND" else None)
-                return _extended(*pop(1), items)
+                return _extended(pop(1)[0], items)
             case "PUT" | "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
                 place = len(memo) if op == "MEMOIZE" else argument
                 if not 0 <= place < 2**32:
@@ -110,7 +110,7 @@ def read(
                     raise ValueError("a global's name is no text")
                 return mentioned(f"{module}.{name}")
             case "BINPERSID":
-                return persistent(*pop(1))
+                return persistent(pop(1)[0])
             case "REDUCE":
                 function, arguments = pop(2)
                 if not isinstance(function, Global) or not isinstance(arguments, tuple):
