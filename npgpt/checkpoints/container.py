@@ -14,7 +14,8 @@ class Container:
     """A checkpoint's files, opened and checked; their arrays are mapped.
 
     stated is what the files themselves say of the configuration. vocabulary gives the vocabulary that lies in them, as
-    the files in which Hugging Face keeps one; None where there is none.
+    the files in which Hugging Face keeps one; None where there is none. unchecked says which checksums are not looked
+    at, and the way out; None where all are, or the format has none.
     """
 
     format: str
@@ -22,3 +23,4 @@ class Container:
     tensors: Mapping[str, Tensor]
     stated: Stated | None = None
     vocabulary: Callable[[], dict[str, bytes]] | None = field(default=None, repr=False)
+    unchecked: str | None = None

@@ -34,6 +34,7 @@ class Inspection:
     misaligned: list[str]  # tensors that are copied at load
     non_finite: dict[str, tuple[int, int]]  # name -> how many NaN, how many infinite
     vocabulary: str  # the files it comes from, or the reason why there is none
+    unchecked: str | None  # the checksums that are not looked at, see Container
 
 
 def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None = None) -> Inspection:
@@ -60,6 +61,7 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
         misaligned=[tensor.name for tensor in used.values() if tensor.misaligned],
         non_finite={name: counts for name, counts in non_finite.items() if any(counts)},
         vocabulary=vocabulary,
+        unchecked=checkpoint.container.unchecked,
     )
 
 
