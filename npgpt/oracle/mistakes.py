@@ -61,7 +61,7 @@ def catalogue(config: Config, tokens: int, chunks: Sequence[int] = (), padded: b
         "positions count the padding": padded,
     }
     found = (
-        *entries(ACTIVATIONS | LAYER_NORMS | ATTENTION | HEADS),
+        *entries(ACTIVATIONS | LAYER_NORMS | ATTENTION | HEADS | THIRDS),
         *head_counts(config),
         *entries(MASKS | RESIDUALS | LOADING | EMBEDDINGS),
         *orders(config.n_layer),
@@ -206,7 +206,8 @@ HEADS: Table = {
     },
     "heads interleaved: c_attn's 3C columns are split into heads first and into q, k, v within each; in GPT-2 q, k, v "
     "come first (known from: GPT-NeoX, BLOOM, Megatron)": {"attn.thirds": interleaved},
-} | {
+}
+THIRDS: Table = {
     f"q, k, v read as {', '.join(order)}: c_attn's columns are queries, keys, values in this order, and were taken as "
     f"{', '.join(order)} (known from: unpacking c_attn.chunk(3))": {
         COLUMNS[letter]: BLOCK[columns] for letter, columns in zip(order, COLUMNS.values(), strict=True)
