@@ -17,11 +17,10 @@ from ..language_model import LanguageModel, load
 from ..parameters import Array
 from . import modules
 from .arithmetic import UNIT, rounded
-from .catalogue import catalogue
 from .diagnosis import Judge, diagnose
 from .evidence import OUTPUTS, Case, cases
 from .judging import aligned, difference, run_all, tolerances
-from .mistake import Mistake
+from .mistakes import Mistake, catalogue
 from .modules import logits_of, run_module
 from .report import DRAWN, Report, Row, logit_statistics
 from .textbook import Pass, Textbook, stages, textbook

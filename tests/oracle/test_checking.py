@@ -18,9 +18,9 @@ from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.oracle import files
 from npgpt.oracle.arithmetic import as_computed, plain
-from npgpt.oracle.catalogue import catalogue
 from npgpt.oracle.checking import computed_in
 from npgpt.oracle.evidence import canonical, cases
+from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.page import page
 from npgpt.oracle.textbook import Pass, stages, textbook
 from npgpt.testing import assert_greedy, assert_matches

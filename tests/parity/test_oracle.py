@@ -17,9 +17,9 @@ from npgpt.cli import main
 from npgpt.config import Config
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
-from npgpt.oracle.catalogue import catalogue
 from npgpt.oracle.checking import compare
 from npgpt.oracle.evidence import cases
+from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.textbook import Pass, textbook
 from tests.support.models import no_text, random_arrays, random_ids, small
 
