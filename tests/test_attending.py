@@ -136,17 +136,15 @@ def test_a_large_map_in_colour() -> None:
 
 def test_a_layers_heads_one_after_another() -> None:
     found = replace(attended(np.stack([THREE, THREE[::-1, ::-1].T])[None], b"I", b" can", b"not"), heads=(0, 11))
-    assert terminal.picture(found, 100, terminal.SHADED) == [
-        "random, layer 0: weights [1, 2, 3, 3], a map for each head (--head H for one alone, --html FILE for a",
-        "page)",
-        "Rows are queries, columns are keys; softmax over the keys: each row sums to 1. Later keys are",
-        "masked: ·.",
+    assert terminal.picture(found, 120, terminal.SHADED) == [
+        "random, layer 0: weights [1, 2, 3, 3], a map for each head (--head H for one alone, --html FILE for a page)",
+        "Rows are queries, columns are keys; softmax over the keys: each row sums to 1. Later keys are masked: ·.",
         "",
         "head 0",
-        *terminal.head_map(found.weights[0, 0], found.texts, 100, terminal.SHADED),
+        *terminal.head_map(found.weights[0, 0], found.texts, 120, terminal.SHADED),
         "",
         "head 11",
-        *terminal.head_map(found.weights[0, 1], found.texts, 100, terminal.SHADED),
+        *terminal.head_map(found.weights[0, 1], found.texts, 120, terminal.SHADED),
         "",
         "blank 0, ░ 0.016, ▒ 0.14, ▓ 0.39, █ 0.77 to 1",
     ]
