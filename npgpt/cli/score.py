@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
@@ -77,7 +77,10 @@ def run(options: argparse.Namespace) -> int:
     rule = convention(options.convention, model.config, options.context, options.stride, options.bos)
     if options.json or resume is not None:
         settings = records.settings(model, rule, options.top, options.special)
-        with records.appending(resume) if resume is not None else nullcontext(([], _print_line)) as (known, add_line):
+        output: AbstractContextManager[Any] = nullcontext(([], _print_line))
+        if resume is not None:
+            output = records.appending(resume)
+        with output as (known, add_line):
             done = records.done(known, names, texts, settings, options.resume)
             if done:
                 note(f"{len(done)} of {len(texts)} texts are in {options.resume} already")
