@@ -11,7 +11,7 @@ from .report import Report, Row, lines
 from .textbook import COMPARED, located
 
 STYLE = """
-th { text-align: left; padding: .15rem .5rem; }
+th { text-align: left; padding: .15rem .5rem; font-size: .85rem; color: var(--ink); }
 td { min-width: 2.3rem; padding: .25rem .1rem; text-align: center; font-size: .75rem; }
 .blocks th[scope=col] { writing-mode: vertical-rl; transform: rotate(180deg); padding: .4rem .1rem; }
 td { border: 1px solid var(--paper); color: #111; } td.none { border: 0; }
