@@ -14,13 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgpt import NpgptError, forward
-from npgpt.language_model import LanguageModel
-from npgpt.loading import load
+from npgpt.language_model import LanguageModel, load
 from npgpt.parameters import Array
 from npgpt.pictures import terminal
 from npgpt.pictures.attention import AttentionWeights, attention_weights
 from npgpt.pictures.attention_page import attention_page, check_size
-from tests.support.models import random_parameters, small
+from tests.support.models import no_text, random_parameters, small
 
 HALF_A_STEP = 0.5 / 65535 * (1 + 1e-9)  # by which a stored weight may be off
 THREE = np.array([[1, 0, 0], [0.04, 0.96, 0], [0, 0.5, 0.5]])
@@ -29,7 +28,7 @@ CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 def bare() -> LanguageModel:
     """A model of 40 ids without a vocabulary."""
-    return LanguageModel("bare", small(), random_parameters(small()), lambda: "it has none")
+    return LanguageModel("bare", small(), random_parameters(small()), no_text("it has none"))
 
 
 def random_weights(layers: int, heads: int, tokens: int, seed: int = 0) -> Array:

@@ -20,7 +20,7 @@ from npgpt.model import forward
 from npgpt.text import generation, tokenizer, vocabularies
 from npgpt.text.generation import Finish, Step
 from npgpt.text.sampling import Sampling
-from tests.support.models import random_parameters, small
+from tests.support.models import no_text, random_parameters, small
 from tests.support.thorough import examples
 
 AUSTEN = npgpt.load()
@@ -262,7 +262,7 @@ def test_the_penalty_is_of_prompt_and_continuation() -> None:
 
 def test_a_model_without_text_runs_on_ids_and_says_why() -> None:
     config = small()
-    model = LanguageModel("bare", config, random_parameters(config), lambda: "its 40 ids are nobody's")
+    model = LanguageModel("bare", config, random_parameters(config), no_text("its 40 ids are nobody's"))
     steps = list(model.steps([1, 2], max_tokens=3, sampling=GREEDY))
     assert [step.text for step in steps] == [""] * 4
     for use in (

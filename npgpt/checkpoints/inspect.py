@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ import numpy as np
 
 from .. import parameters
 from ..config import Config
-from ..loading import vocabulary
-from ..tracing import sha256
+from ..errors import NpgptError
+from ..text.vocabularies import tokenizer_of
 from .find import find
 from .open import open_checkpoint
 
@@ -39,7 +40,11 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
     """Read a whole checkpoint, tensor by tensor, and report on it. Raises NpgptError as loading does."""
     location = find(model)
     checkpoint = open_checkpoint(location.weights, n_head=n_head)
-    config, found = checkpoint.config, vocabulary(checkpoint)
+    config = checkpoint.config
+    try:
+        vocabulary = tokenizer_of(checkpoint).source
+    except NpgptError as reason:
+        vocabulary = str(reason)
     used = {part: checkpoint.tensors[part] for source in checkpoint.sources.values() for part in source.parts}
     non_finite = {name: _non_finite(checkpoint.load(name, "float64")) for name in checkpoint.sources}
     return Inspection(
@@ -54,8 +59,17 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
         dtypes=dict(Counter(tensor.dtype for tensor in used.values())),
         misaligned=[tensor.name for tensor in used.values() if tensor.misaligned],
         non_finite={name: counts for name, counts in non_finite.items() if any(counts)},
-        vocabulary=found if isinstance(found, str) else found.source,
+        vocabulary=vocabulary,
     )
+
+
+def sha256(path: Path) -> str:
+    """Return a file's digest, in hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _non_finite(array: parameters.Array) -> tuple[int, int]:

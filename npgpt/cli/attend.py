@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     """Show attention; see the help."""
     tune()
     with importing():
-        from ..loading import load
+        from ..language_model import load
         from ..pictures.attention import attention_weights, selected
         from ..pictures.attention_page import attention_page, check_size
         from ..pictures.terminal import palette_for, picture

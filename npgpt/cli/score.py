@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     """Score; see the help."""
     tune(options.threads)
     with importing():
-        from ..loading import load
+        from ..language_model import load
         from ..scoring import records
         from ..scoring.likelihood import total
         from ..scoring.page import score_page

@@ -13,8 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import parameters
 from ..config import Config
 from ..errors import NpgptError
-from ..language_model import LanguageModel
-from ..loading import load
+from ..language_model import LanguageModel, load
 from ..parameters import Array
 from . import modules
 from .arithmetic import UNIT, rounded
@@ -142,7 +141,7 @@ def ids_of(prompt: str | ArrayLike, model: LanguageModel | None, config: Config)
     if isinstance(prompt, str):
         if model is None:
             from ..config import GPT2_VOCAB_SIZES
-            from ..loading import load_tokenizer
+            from ..text.vocabularies import load_tokenizer
 
             if config.vocab_size not in GPT2_VOCAB_SIZES:
                 raise NpgptError(f"a text needs a vocabulary, and {config.vocab_size} ids are not GPT-2's: give ids")

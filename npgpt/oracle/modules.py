@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints import naming
+from ..checkpoints.configs import complete
 from ..checkpoints.naming.scheme import Scheme
-from ..checkpoints.open import complete
 from ..checkpoints.tensor import Tensor
 from ..config import Config
 from ..errors import NpgptError

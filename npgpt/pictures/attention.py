@@ -72,6 +72,6 @@ def selected(kind: str, number: int | None, count: int, name: str) -> tuple[int,
 
 def _piece(model: LanguageModel, token_id: int) -> bytes:
     """Its bytes, or its id in digits where the model or the id has no text."""
-    if isinstance(model.vocabulary, str) or not model.vocabulary.has_text(token_id):
+    if model.why_no_text or not model.tokenizer.has_text(token_id):
         return b"%d" % token_id
-    return model.vocabulary.piece(token_id)
+    return model.tokenizer.piece(token_id)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from npgpt.loading import load
+from npgpt.language_model import load
 from npgpt.parameters import Array
 from npgpt.pictures.attention import AttentionWeights, attention_weights
 from tests.support.devtools import NAMES, Browser, find, pixels
