@@ -14,10 +14,10 @@ from numpy.typing import DTypeLike
 
 from . import parameters
 from .checkpoints import write
-from .checkpoints.container import Container
 from .checkpoints.find import GPT2_RANKS, expanded, find
 from .checkpoints.formats import WEIGHTS_FILE
 from .checkpoints.open import CONVERTED, IDS, Checkpoint, open_checkpoint, open_vocabulary
+from .checkpoints.tensor import Contents as Container
 from .checkpoints.tensor import check_file
 from .config import PUBLISHED, Config
 from .errors import NpgptError, float_dtype

@@ -16,11 +16,11 @@ from .. import parameters
 from ..config import PUBLISHED, REQUIRED, Config
 from ..errors import NpgptError
 from ..parameters import Array, Shape
-from . import configs, formats, naming, strict_json
-from .container import Container
-from .naming import huggingface
-from .naming.scheme import Scheme, Source
-from .tensor import Stated, Tensor, load, same_bits
+from . import configs, formats, strict_json
+from . import names as naming
+from .names import HUGGING_FACE, Scheme
+from .tensor import Contents as Container
+from .tensor import Source, Stated, Tensor, load, same_bits
 
 CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's and OpenAI's, beside the weights
 
@@ -129,7 +129,7 @@ def _named(path: Path, name_scheme: str | None) -> tuple[Container, Scheme, dict
 
 
 _FIELDS = {field.name for field in dataclasses.fields(Config)}
-CONVERTED = f"safetensors, {huggingface.SCHEME.title}"
+CONVERTED = f"safetensors, {HUGGING_FACE.title}"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 

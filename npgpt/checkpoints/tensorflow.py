@@ -20,9 +20,9 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from ..errors import NpgptError
-from .container import Container
 from .crc32c import crc32c
 from .tensor import FLOATS, Tensor, check_shape, itemsize, map_file
+from .tensor import Contents as Container
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 FOOTER = 48

@@ -19,8 +19,8 @@ from ..errors import NpgptError
 from ..parameters import Shape
 from . import pickles, stored_zip
 from .configs import SPELLINGS
-from .container import Container
 from .tensor import LONGEST_SHAPE, Stated, Tensor, check_shape, itemsize, map_file
+from .tensor import Contents as Container
 
 LARGEST_PICKLE = 2**24  # bytes; GPT-2's is 60 KB, with an optimizer's state 200 KB
 STORAGES = {

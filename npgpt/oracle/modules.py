@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoints import naming
-from ..checkpoints.naming.scheme import Scheme
+from ..checkpoints import names as naming
+from ..checkpoints.names import Scheme
 from ..checkpoints.open import complete
 from ..checkpoints.tensor import Tensor
 from ..config import Config
