@@ -195,6 +195,7 @@ OPENAI = Scheme(
     ends={"": ".weight", "/g": ".weight", "/w": ".weight", "/b": ".bias"},
     dropped=r"(?s)(?!model/).*|.*/(?:Adam|Adam_1|Adafactor|Momentum|\.OPTIMIZER_SLOT/.*)",
     leading_1=True,
+    known_by="wte.weight",
 )
 # ggml-org/llama.cpp, gguf-py, tensor_mapping.py
 LLAMA_CPP = Scheme(
@@ -213,6 +214,7 @@ LLAMA_CPP = Scheme(
         "output": "lm_head",
     },
     out_in=True,
+    known_by="wpe.weight",
 )
 # karpathy/llm.c, train_gpt2.c, ParameterTensors: 16 arrays, those of blocks stacked
 LLM_C = Scheme(
