@@ -70,7 +70,7 @@ def open_model(source: Source) -> LanguageModel:
         P.from_arrays(checkpoint.config, arrays),
         lambda: tokenizer_of(checkpoint),
         origin="" if checkpoint.description == CONVERTED else f"{checkpoint.path}: {checkpoint.description}",
-        files=checkpoint.container.files,
+        files=checkpoint.contents.files,
         source=replace(source, weights=source.weights.absolute()),
     )
 

@@ -52,7 +52,7 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
         name=location.name,
         path=location.weights,
         description=checkpoint.description,
-        files={path: (path.stat().st_size, sha256(path)) for path in checkpoint.container.files},
+        files={path: (path.stat().st_size, sha256(path)) for path in checkpoint.contents.files},
         config=config,
         published_name=config.published_name(),
         unknown_keys=checkpoint.unknown_keys,
@@ -61,7 +61,7 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
         misaligned=[tensor.name for tensor in used.values() if tensor.misaligned],
         non_finite={name: counts for name, counts in non_finite.items() if any(counts)},
         vocabulary=vocabulary,
-        unchecked=checkpoint.container.unchecked,
+        unchecked=checkpoint.contents.unchecked,
     )
 
 

@@ -1,4 +1,4 @@
-"""Open a checkpoint: recognise its container and names by content, gather its configuration and cross-check both."""
+"""Open a checkpoint: recognise its format and names by content, gather its configuration and cross-check both."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ from .. import parameters
 from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array, Shape
-from . import configs, formats, naming, strict_json
-from .container import Container
-from .naming import huggingface
-from .naming.scheme import Scheme, Source
-from .tensor import Stated, Tensor, load, same_bits
+from . import configs, formats, names, strict_json
+from .names import HUGGING_FACE, Scheme
+from .tensor import Contents, Source, Stated, Tensor, load, same_bits
 
 CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's and OpenAI's, beside the weights
 
@@ -33,7 +31,7 @@ class Checkpoint:
     """
 
     path: Path
-    container: Container
+    contents: Contents
     scheme: Scheme
     config: Config
     unknown_keys: list[str]  # keys of the configuration that nobody knows
@@ -44,8 +42,8 @@ class Checkpoint:
 
     @property
     def description(self) -> str:
-        """Container and naming scheme as detected; CONVERTED for the form that npgpt writes."""
-        return f"{self.container.format}, {self.scheme.title}"
+        """Contents and naming scheme as detected; CONVERTED for the form that npgpt writes."""
+        return f"{self.contents.format}, {self.scheme.title}"
 
     def stored(self, name: str) -> tuple[NDArray[Any], str]:
         """Return a canonical tensor's array and dtype as stored, as a view into the mapped file if possible."""
@@ -82,10 +80,10 @@ def open_checkpoint(
         raise NpgptError("give n_head or a whole config, not both")
     if not isinstance(config, Config | None):
         raise NpgptError(f"config must be an npgpt.Config, not {type(config).__name__}")
-    container, scheme, tensors, sources = _named(path, name_scheme)
+    contents, scheme, tensors, sources = _named(path, name_scheme)
     shapes = {name: source.shape(tensors) for name, source in sources.items()}
     given = config is not None
-    statements = [] if given else _statements(path, container)
+    statements = [] if given else _statements(path, contents)
     source, stated, unknown = configs.agreed(statements, n_head, str(path))
     if config is None:
         fields = {key: value for key, value in stated.items() if key in configs.FIELDS}
@@ -104,36 +102,36 @@ def open_checkpoint(
         if config.tie_word_embeddings:
             del sources["lm_head.weight"], shapes["lm_head.weight"]
     parameters.check_shapes(config, shapes, f"{path} ({scheme.title})", source if statements else "its own sizes")
-    _check_size(path, container, sources, tensors)
-    return Checkpoint(path, container, scheme, config, unknown, stated, parameters.schema(config), sources, tensors)
+    _check_size(path, contents, sources, tensors)
+    return Checkpoint(path, contents, scheme, config, unknown, stated, parameters.schema(config), sources, tensors)
 
 
-def open_vocabulary(path: Path) -> tuple[Container, int, Mapping[str, Any]]:
-    """Return the container, the number of ids and the stated configuration, without checking the rest.
+def open_vocabulary(path: Path) -> tuple[Contents, int, Mapping[str, Any]]:
+    """Return the contents, the number of ids and the stated configuration, without checking the rest.
 
     Raises NpgptError where there is no wte.weight.
     """
-    container, _, tensors, sources = _named(path, None)
+    contents, _, tensors, sources = _named(path, None)
     shape = sources["wte.weight"].shape(tensors) if "wte.weight" in sources else None
     if shape is None or len(shape) != 2:
         raise NpgptError(f"{path} holds no wte.weight [vocab_size, n_embd], and so no GPT-2")
-    return container, shape[0], configs.agreed(_statements(path, container), None, str(path))[1]
+    return contents, shape[0], configs.agreed(_statements(path, contents), None, str(path))[1]
 
 
-def _named(path: Path, name_scheme: str | None) -> tuple[Container, Scheme, dict[str, Tensor], dict[str, Source]]:
-    """Return the container, its naming scheme, its tensors and how canonical ones are made of them."""
-    container = formats.read(path)
-    tensors = naming.unwrapped(container.tensors)
-    scheme = naming.choose(name_scheme, tensors, str(path))
-    return container, scheme, tensors, scheme.translate(tensors)
+def _named(path: Path, name_scheme: str | None) -> tuple[Contents, Scheme, dict[str, Tensor], dict[str, Source]]:
+    """Return the contents, its naming scheme, its tensors and how canonical ones are made of them."""
+    contents = formats.read(path)
+    tensors = names.unwrapped(contents.tensors)
+    scheme = names.choose(name_scheme, tensors, str(path))
+    return contents, scheme, tensors, scheme.translate(tensors)
 
 
-CONVERTED = f"safetensors, {huggingface.SCHEME.title}"
+CONVERTED = f"safetensors, {HUGGING_FACE.title}"
 
 
-def _statements(path: Path, container: Container) -> list[Stated]:
+def _statements(path: Path, contents: Contents) -> list[Stated]:
     """Return what the files say of the configuration: within the checkpoint, and beside it."""
-    statements = [] if container.stated is None else [container.stated]
+    statements = [] if contents.stated is None else [contents.stated]
     for name in CONFIG_FILES:
         beside = path.with_name(name)
         if os.path.lexists(beside):
@@ -148,10 +146,10 @@ def read_config(path: Path) -> dict[str, Any]:
     return strict_json.read_object(path.read_bytes(), str(path))
 
 
-def _check_size(path: Path, container: Container, sources: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> None:
+def _check_size(path: Path, contents: Contents, sources: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> None:
     """Raise NpgptError where the tensors take more than twice their files, and so share storage as no model does."""
     parts = {(part, source.entry) for source in sources.values() for part in source.parts}
     claimed = sum(tensors[part].nbytes // (tensors[part].shape[0] if entry is not None else 1) for part, entry in parts)
-    held = sum(file.stat().st_size for file in container.files)
+    held = sum(file.stat().st_size for file in contents.files)
     if claimed > 2 * held:
         raise NpgptError(f"{path}: its tensors take {claimed} bytes, and its files hold {held}: they share storage")

@@ -20,9 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import NpgptError
-from .container import Container
 from .crc32c import SMALL, available, crc32c, crc32c_of_many
-from .tensor import FLOATS, Tensor, check_shape, itemsize, map_file
+from .tensor import FLOATS, Contents, Tensor, check_shape, itemsize, map_file
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 FOOTER = 48
@@ -38,7 +37,7 @@ def recognises(head: bytes, tail: bytes) -> bool:
     return tail.endswith(MAGIC)
 
 
-def read(path: Path) -> Container:
+def read(path: Path) -> Contents:
     """Read an index and map its data files, which lie beside it; path is the .index file.
 
     Raises NpgptError, naming the file and the tensor, for whatever is malformed, damaged, compressed or missing, and
@@ -87,7 +86,7 @@ def read(path: Path) -> Container:
     if n_unchecked:
         large = f"{n_unchecked} of {len(tensors)} tensors, those above {SMALL:,} bytes"
         unchecked = f"not looked at for {large}: pip install google-crc32c"
-    return Container("TensorFlow bundle", (path, *sorted(shards)), tensors, unchecked=unchecked)
+    return Contents("TensorFlow bundle", (path, *sorted(shards)), tensors, unchecked=unchecked)
 
 
 def _verify(path: Path, name: str, data: mmap.mmap, begin: int, size: int, expected: int) -> None:

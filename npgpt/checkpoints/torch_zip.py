@@ -19,8 +19,7 @@ from ..errors import NpgptError
 from ..parameters import Shape
 from . import pickles, stored_zip
 from .configs import SPELLINGS
-from .container import Container
-from .tensor import LONGEST_SHAPE, Stated, Tensor, check_shape, itemsize
+from .tensor import LONGEST_SHAPE, Contents, Stated, Tensor, check_shape, itemsize
 
 LARGEST_PICKLE = 2**24  # bytes; GPT-2's is 60 KB, with an optimizer's state 200 KB
 STORAGES = {
@@ -62,7 +61,7 @@ def recognises(head: bytes, tail: bytes) -> bool:
     return head.startswith(b"PK\x03\x04")
 
 
-def read(path: Path) -> Container:
+def read(path: Path) -> Contents:
     """Read the pickle and map the storages that its tensors lie in.
 
     Raises NpgptError, naming the file and the tensor, for whatever is malformed or not plainly stored, and for a pickle
@@ -80,7 +79,7 @@ def read(path: Path) -> Container:
     value = pickles.read(archive.contents(f"{stem}/data.pkl"), f"{path}: its pickle", CALLS, NAMES, _storage)
     views, stated = _weights_and_configuration(path, value)
     tensors = {name: _in_place(archive, stem, name, view, byteorder == b"big") for name, view in views.items()}
-    return Container("torch zip", (path,), tensors, stated)
+    return Contents("torch zip", (path,), tensors, stated)
 
 
 def _in_place(archive: stored_zip.Archive, stem: str, name: str, view: View, big_endian: bool) -> Tensor:

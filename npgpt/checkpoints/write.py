@@ -87,8 +87,8 @@ def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
 
 def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Return the vocabulary's files as they are, readable or not, under the names that transformers knows."""
-    if checkpoint.container.vocabulary is not None:
-        return checkpoint.container.vocabulary()
+    if checkpoint.contents.vocabulary is not None:
+        return checkpoint.contents.vocabulary()
     here = vocabularies.in_folder(checkpoint.path.parent)
     for file in here.values():
         check_file(file)  # what cannot be taken along is no reason to leave it behind unsaid

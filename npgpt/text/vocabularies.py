@@ -53,9 +53,9 @@ def load_tokenizer(model: str | os.PathLike[str] | None = None) -> Tokenizer:
         if model not in PUBLISHED:
             raise
         return from_ranks(GPT2_RANKS, PUBLISHED[str(model)].vocab_size)
-    container, vocab_size, stated = open_vocabulary(location.weights)
+    contents, vocab_size, stated = open_vocabulary(location.weights)
     try:
-        return open_tokenizer(location.weights, vocab_size, stated.get("eos_token_id"), container.vocabulary)
+        return open_tokenizer(location.weights, vocab_size, stated.get("eos_token_id"), contents.vocabulary)
     except NpgptError as error:
         raise NpgptError(f"{location.name} has no text: {error}") from None
 
@@ -63,7 +63,7 @@ def load_tokenizer(model: str | os.PathLike[str] | None = None) -> Tokenizer:
 def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     """Return an opened checkpoint's tokenizer; see open_tokenizer."""
     eos_token_id = checkpoint.stated.get("eos_token_id")
-    return open_tokenizer(checkpoint.path, checkpoint.config.vocab_size, eos_token_id, checkpoint.container.vocabulary)
+    return open_tokenizer(checkpoint.path, checkpoint.config.vocab_size, eos_token_id, checkpoint.contents.vocabulary)
 
 
 def open_tokenizer(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt.checkpoints import formats, naming, safetensors, tensorflow, torch_zip
+from npgpt.checkpoints import formats, safetensors, tensorflow, torch_zip
+from npgpt.checkpoints import names as naming
 from npgpt.checkpoints.open import open_checkpoint
 from npgpt.checkpoints.tensor import same_bits
 from npgpt.errors import NpgptError
