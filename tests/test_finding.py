@@ -8,8 +8,7 @@ import pytest
 
 from npgpt.checkpoints import find
 from npgpt.errors import NpgptError
-
-VARIABLES = ("NPGPT_WEIGHTS", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+from tests.support.places import VARIABLES
 
 
 @pytest.fixture(autouse=True)

@@ -21,27 +21,13 @@ from npgpt.checkpoints.open import open_checkpoint
 from npgpt.checkpoints.tensor import cast, row_blocks
 from npgpt.errors import NpgptError
 from npgpt.parameters import to_arrays
-from tests.checkpoints.test_naming import NAMINGS
+from tests.support.command import ROOT, here, refused, run
+from tests.support.conversion import listed, put
 from tests.support.models import SHAPES, random_arrays, small
+from tests.support.namings import NAMINGS
 from tests.support.thorough import examples
-from tests.test_cli import here, refused, run
 
 CONFIG = small()
-ROOT = Path(__file__).parent.parent.parent
-
-
-def put(folder: Path, scheme: str = "nanogpt", dtype: str = "float32", **files: str) -> Path:
-    """Weights in a folder of their own, with other files beside them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: array.astype(dtype) for name, array in random_arrays(CONFIG, dtype="float32").items()}
-    safetensors.write(folder / "model.safetensors", NAMINGS[scheme](arrays))
-    for name, content in files.items():
-        (folder / name.replace("_json", ".json").replace("_txt", ".txt").replace("_bpe", ".bpe")).write_text(content)
-    return folder
-
-
-def listed(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 # --- what is written ---

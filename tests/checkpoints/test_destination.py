@@ -17,7 +17,7 @@ import pytest
 import npgpt
 from npgpt.checkpoints import safetensors
 from npgpt.errors import NpgptError
-from tests.checkpoints.test_conversion import listed, put
+from tests.support.conversion import listed, put
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -13,8 +13,8 @@ import npgpt
 from npgpt.checkpoints import formats, gguf
 from npgpt.errors import NpgptError
 from npgpt.parameters import to_arrays
-from tests.checkpoints.test_naming import llamacpp
 from tests.support.models import random_arrays, small
+from tests.support.namings import llamacpp
 
 CONFIG = small()
 Key = tuple[str, int, bytes]  # name, type, value

@@ -16,8 +16,8 @@ from npgpt.checkpoints.inspect import inspect
 from npgpt.checkpoints.open import CONVERTED, open_checkpoint, open_vocabulary
 from npgpt.checkpoints.tensor import Stated
 from npgpt.errors import NpgptError
-from tests.checkpoints.test_naming import NAMINGS
 from tests.support.models import random_arrays, small
+from tests.support.namings import NAMINGS
 
 CONFIG = small()
 NANOGPT_ARGS = {
