@@ -149,6 +149,23 @@ def test_the_embedded_model_converts_with_its_text(tmp_path: Path) -> None:
     assert "".join(model.generate("It is", max_tokens=8, temperature=0)) == text
 
 
+# not: OpenAI's pair renamed although Hugging Face's lies there too, which it would overwrite
+def test_openais_vocabulary_beside_hugging_faces(tmp_path: Path) -> None:
+    path = put(tmp_path / "m")
+    for name in ("vocab.json", "merges.txt", "encoder.json", "vocab.bpe"):
+        (path / name).write_text(name)
+    npgpt.convert(path, tmp_path / "out", n_head=3)
+    for name in ("vocab.json", "merges.txt", "encoder.json", "vocab.bpe"):
+        assert (tmp_path / "out" / name).read_text() == name
+
+
+# not: companions of a vocabulary that is not there
+def test_companions_alone_stay_behind(tmp_path: Path) -> None:
+    path = put(tmp_path / "m", tokenizer_config_json='{"tokenizer_class": "GPT2Tokenizer"}')
+    npgpt.convert(path, tmp_path / "out", n_head=3)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
+
+
 # --- whole or not at all ---
 
 
