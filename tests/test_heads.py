@@ -41,7 +41,7 @@ def check_split(x: Array, n_head: int) -> None:
 
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 def test_every_divisor_of_every_width_up_to_256(widths: range) -> None:
-    for n_embd, n_head in ((n_embd, n_head) for n_embd in widths for n_head in divisors(n_embd)):
+    for n_embd, n_head in ((width, n_head) for width in widths for n_head in divisors(width)):
         check_split(numbered((2, 3, n_embd)), n_head)
         check_split(numbered((1, 1, n_embd), "float32"), n_head)
         check_split(numbered((2, 3, 3 * n_embd), "float32")[:, :, n_embd : 2 * n_embd], n_head)  # as q, k and v lie
