@@ -12,7 +12,6 @@ import pytest
 import npgpt
 
 HOUSE = Path(npgpt.__file__).parent
-TESTS = Path(__file__).parent
 FILES = sorted(HOUSE.rglob("*.py"))
 
 # From the inside out: a room imports rooms of lines above its own, and nothing of its own line or below.
@@ -143,12 +142,3 @@ def test_every_public_name_is_there() -> None:
 def test_the_textbook_is_a_second_derivation() -> None:
     """It takes nothing from the forward pass that it keeps honest."""
     assert rooms(HOUSE / "oracle" / "textbook.py") & FORWARD_PASS == set()
-
-
-def test_no_test_imports_from_another() -> None:
-    for path in TESTS.rglob("*.py"):
-        for node in statements(path):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            names += [alias.name for alias in node.names]
-            others = [name for name in names if name.split(".")[-1].startswith("test_") and name.startswith("tests.")]
-            assert others == [], path
