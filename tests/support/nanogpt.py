@@ -184,7 +184,8 @@ class GPT(nn.Module):  # type: ignore[misc]
         return self.lm_head(x if "final LayerNorm missing" in wrong else parts.ln_f(x)), None
 
 
-def filled(config: Config, arrays: dict[str, Array], **options: bool) -> Any:
+def filled(config: Config, arrays: dict[str, Array], **options: Any) -> Any:
+    """A GPT that holds these weights, by canonical names, in evaluation; options are GPT's."""
     """A GPT that holds these weights, by canonical names, in evaluation; options are GPT's."""
     model = GPT(config, **options).eval()
     with torch.no_grad():
