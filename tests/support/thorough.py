@@ -4,9 +4,13 @@ under Hypothesis's profile `thorough`, `pytest --hypothesis-profile=thorough` (s
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
+
+THOROUGH = settings.get_current_profile_name() == "thorough"  # loaded before any test is imported
+only_thorough = pytest.mark.skipif(not THOROUGH, reason="takes long: --hypothesis-profile=thorough")
 
 
 def examples(few: int, many: int) -> int:
     """Return how many examples to try, or every how-manieth, under the profile that is loaded."""
-    return many if settings.get_current_profile_name() == "thorough" else few
+    return many if THOROUGH else few
