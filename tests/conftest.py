@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.support.models import small, store
+
+# Registered before Hypothesis's own plugin looks for --hypothesis-profile, which happens in pytest_configure.
+settings.register_profile("quick", deadline=None)
+settings.register_profile("thorough", deadline=None, max_examples=200)
+settings.load_profile("quick")
 
 
 def pytest_configure() -> None:
     """A shell's background job ignores Ctrl-C, and the processes that tests start and interrupt would inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 40 ids that has no vocabulary."""
+    return store(tmp_path_factory.mktemp("bare"), small())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import re
 import unicodedata
 from dataclasses import replace
@@ -19,11 +17,11 @@ from npgpt.parameters import Array
 from npgpt.pictures import terminal
 from npgpt.pictures.attention import AttentionWeights, attention_weights
 from npgpt.pictures.attention_page import attention_page, check_size
+from tests.support.attention_page import CODES, data_of, weights_of
 from tests.support.models import no_text, random_parameters, small
 
 HALF_A_STEP = 0.5 / 65535 * (1 + 1e-9)  # by which a stored weight may be off
 THREE = np.array([[1, 0, 0], [0.04, 0.96, 0], [0, 0.5, 0.5]])
-CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def bare() -> LanguageModel:
@@ -45,24 +43,6 @@ def attended(weights: Array, *pieces: bytes) -> AttentionWeights:
     pieces = pieces or tuple(b" %d" % number for number in range(T))
     chosen = tuple(range(layers)), tuple(range(heads))
     return AttentionWeights("random", layers, heads, (7,) * T, pieces, *chosen, weights)
-
-
-def data_of(text: str) -> dict[str, object]:
-    """What a page holds as data."""
-    found = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
-    assert len(found) == 1
-    data: dict[str, object] = json.loads(found[0])
-    return data
-
-
-def weights_of(data: dict[str, object]) -> Array:
-    """The weights [L, H, T, T] that a page holds."""
-    L, H, T = (len(data[name]) for name in ("layers", "heads", "pieces"))  # type: ignore[arg-type]
-    steps = np.frombuffer(base64.b64decode(str(data["weights"])), "<u2").reshape(L, H, -1)
-    weights = np.zeros((L, H, T, T))
-    query, key = np.tril_indices(T)
-    weights[:, :, query, key] = steps / 65535
-    return weights
 
 
 def test_weights_are_those_that_the_forward_pass_records() -> None:

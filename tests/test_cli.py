@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import io
 import json
 import os
 import re
@@ -14,7 +13,6 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,56 +20,10 @@ import pytest
 import npgpt
 from npgpt import cli
 from npgpt.checkpoints import configs, inspect, safetensors
+from tests.support.austen import CARD_GREEDY, CARD_IDS, CARD_PROMPT
+from tests.support.command import COMMAND, ROOT, here, refused, run
 from tests.support.models import random_arrays, small
 from tests.support.thorough import examples
-from tests.test_loading import CARD_GREEDY, CARD_IDS, CARD_PROMPT
-
-COMMAND = [sys.executable, "-m", "npgpt"]
-ROOT = Path(__file__).parent.parent
-
-
-def run(*arguments: str, cwd: Path | None = None, stdin: bytes = b"", **environment: str) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error."""
-    variables = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"} | environment
-    done = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, cwd=cwd, env=os.environ | variables)
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
-
-
-def here(*arguments: str, cwd: Path | None = None, stdin: bytes = b"", **environment: str) -> tuple[int, str, str]:
-    """The same in this process, since starting one takes longer than all else."""
-    streams = [io.TextIOWrapper(io.BytesIO(content), encoding="utf-8") for content in (stdin, b"", b"")]
-    before = Path.cwd()
-    with mock.patch.multiple(sys, stdin=streams[0], stdout=streams[1], stderr=streams[2]):
-        with mock.patch.dict(os.environ, environment):
-            os.chdir(cwd or before)
-            try:
-                code = cli.main(arguments)
-            except SystemExit as end:  # after --help
-                code = int(end.code or 0)
-            finally:
-                os.chdir(before)
-        for stream in streams:
-            stream.flush()
-    out, error = (stream.buffer.getvalue().decode() for stream in streams[1:])
-    return code, out, error
-
-
-def refused(*arguments: str, **options: Any) -> str:
-    """The one line of an error."""
-    code, out, error = here(*arguments, **options)
-    assert (code, out) == (2, ""), (out, error)
-    assert error.startswith("npgpt: error: ")
-    assert error.count("\n") == 1
-    return error
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 40 ids that has no vocabulary."""
-    folder = tmp_path_factory.mktemp("bare")
-    safetensors.write(folder / "model.safetensors", random_arrays(small(), dtype="float32"))
-    (folder / "config.json").write_text(json.dumps(configs.to_dict(small())))
-    return folder
 
 
 def test_generate_prints_what_the_card_says(tmp_path: Path) -> None:

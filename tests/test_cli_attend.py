@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_attending import CODES, data_of, weights_of
-from tests.test_cli import COMMAND, ROOT, bare, here, refused, run
+from tests.support.attention_page import CODES, data_of, weights_of
+from tests.support.command import COMMAND, ROOT, here, refused, run
 
-__all__ = ["bare"]  # a fixture
 TEXT = "It is a truth universally"
 
 

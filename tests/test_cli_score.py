@@ -21,10 +21,8 @@ import pytest
 
 import npgpt
 from npgpt.cli.progress import bar
+from tests.support.command import COMMAND, ROOT, here, refused, run
 from tests.support.thorough import examples
-from tests.test_cli import COMMAND, ROOT, bare, here, refused, run
-
-__all__ = ["bare"]  # a fixture
 
 TEXTS = {
     "a.txt": "Emma Woodhouse, handsome, clever, and rich, with a comfortable home.\n" * 3,

@@ -22,9 +22,8 @@ import pytest
 import npgpt
 from npgpt.checkpoints import configs, find, safetensors
 from tests.support.hub_server import Fault, Hub, Repository, serving
-from tests.support.models import random_arrays, random_ids, small
-from tests.test_finding import VARIABLES
-from tests.test_loading import store
+from tests.support.models import random_arrays, random_ids, small, store
+from tests.support.places import VARIABLES
 
 pytestmark = pytest.mark.parity
 huggingface_hub = pytest.importorskip("huggingface_hub", reason="extra hub is not installed")

@@ -8,8 +8,9 @@ import pytest
 
 from npgpt.checkpoints import find
 from npgpt.errors import NpgptError
-
-VARIABLES = ("NPGPT_WEIGHTS", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME")
+from tests.support import writers
+from tests.support.models import random_arrays, small
+from tests.support.places import VARIABLES
 
 
 @pytest.fixture(autouse=True)
@@ -132,6 +133,17 @@ def test_a_snapshot_without_weights_gives_way_to_one_that_has_them(
                 find.find("gpt2")
         else:
             assert find.find("gpt2").weights.parent == folder
+
+
+# not: only a snapshot with model.safetensors counted
+def test_a_snapshot_of_any_form_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "models--org--name" / "snapshots" / "abc"
+    folder.mkdir(parents=True)
+    arrays = random_arrays(small(), dtype="float32")
+    writers.write(folder, {"pytorch_model.bin": writers.torch_zip(arrays)})
+    assert find.find("org/name").weights == folder / "pytorch_model.bin"
 
 
 def test_an_unknown_home_or_a_cache_that_hangs_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,28 +18,8 @@ from npgpt.config import PUBLISHED, Config
 from npgpt.errors import NpgptError
 from npgpt.parameters import Array
 from npgpt.text import vocabularies
-from tests.support.models import SHAPES, random_arrays, random_ids, small
-
-# The card of the embedded model, made when it was trained, by another program: float16 weights widened to float64.
-CARD_PROMPT = "It is a truth universally acknowledged"
-CARD_IDS = [1026, 318, 257, 3872, 555, 1191, 453, 257, 694, 2197, 992, 2004]
-CARD_TOP5 = [(11, 8.896697), (13, 8.394765), (26, 7.320081), (286, 6.882954), (284, 6.56875)]
-CARD_GREEDY = (
-    "It is a truth universally acknowledged, and I am sure I should not have been so much in the world. "
-    "I am sure I should not have been so much in the world. I am sure I should not have been so happy"
-)
-
-
-def put(folder: Path, arrays: dict[str, Array], config: dict[str, Any] | None) -> Path:
-    folder.mkdir(exist_ok=True)
-    safetensors.write(folder / "model.safetensors", arrays)
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def store(folder: Path, config: Config, **changes: Any) -> Path:
-    return put(folder, random_arrays(config, dtype="float32"), configs.to_dict(config) | changes)
+from tests.support.austen import CARD_GREEDY, CARD_IDS, CARD_PROMPT, CARD_TOP5
+from tests.support.models import SHAPES, put, random_arrays, random_ids, small, store
 
 
 def shapes_of(config: Config) -> dict[str, Array]:

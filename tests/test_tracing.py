@@ -14,9 +14,8 @@ from npgpt.checkpoints import configs
 from npgpt.checkpoints.find import EMBEDDED_WEIGHTS
 from npgpt.errors import NpgptError
 from npgpt.oracle import files
-from tests.test_cli import bare, here, refused
+from tests.support.command import here, refused
 
-__all__ = ["bare"]  # a fixture
 TEXT = "It is a truth"
 WEIGHTS = EMBEDDED_WEIGHTS / "austen" / "model.safetensors"
 

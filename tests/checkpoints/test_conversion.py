@@ -22,27 +22,13 @@ from npgpt.checkpoints.open import open_checkpoint
 from npgpt.checkpoints.tensor import cast, row_blocks
 from npgpt.errors import NpgptError
 from npgpt.parameters import to_arrays
-from tests.checkpoints.test_naming import NAMINGS
+from tests.support.command import ROOT, here, refused, run
+from tests.support.conversion import listed, put
 from tests.support.models import SHAPES, random_arrays, small
+from tests.support.namings import NAMINGS
 from tests.support.thorough import examples
-from tests.test_cli import here, refused, run
 
 CONFIG = small()
-ROOT = Path(__file__).parent.parent.parent
-
-
-def put(folder: Path, scheme: str = "nanogpt", dtype: str = "float32", **files: str) -> Path:
-    """Weights in a folder of their own, with other files beside them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: array.astype(dtype) for name, array in random_arrays(CONFIG, dtype="float32").items()}
-    safetensors.write(folder / "model.safetensors", NAMINGS[scheme](arrays))
-    for name, content in files.items():
-        (folder / name.replace("_json", ".json").replace("_txt", ".txt").replace("_bpe", ".bpe")).write_text(content)
-    return folder
-
-
-def listed(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 # --- what is written ---
@@ -162,6 +148,23 @@ def test_the_embedded_model_converts_with_its_text(tmp_path: Path) -> None:
     assert (stated["bos_token_id"], stated["eos_token_id"]) == (4095, 4095)
     text = "".join(npgpt.load().generate("It is", max_tokens=8, temperature=0))
     assert "".join(model.generate("It is", max_tokens=8, temperature=0)) == text
+
+
+# not: OpenAI's pair renamed although Hugging Face's lies there too, which it would overwrite
+def test_openais_vocabulary_beside_hugging_faces(tmp_path: Path) -> None:
+    path = put(tmp_path / "m")
+    for name in ("vocab.json", "merges.txt", "encoder.json", "vocab.bpe"):
+        (path / name).write_text(name)
+    npgpt.convert(path, tmp_path / "out", n_head=3)
+    for name in ("vocab.json", "merges.txt", "encoder.json", "vocab.bpe"):
+        assert (tmp_path / "out" / name).read_text() == name
+
+
+# not: companions of a vocabulary that is not there
+def test_companions_alone_stay_behind(tmp_path: Path) -> None:
+    path = put(tmp_path / "m", tokenizer_config_json='{"tokenizer_class": "GPT2Tokenizer"}')
+    npgpt.convert(path, tmp_path / "out", n_head=3)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
 
 
 # --- whole or not at all ---

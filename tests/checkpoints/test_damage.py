@@ -32,6 +32,7 @@ from npgpt.text import vocabularies
 from tests.fixtures.tensorflow import make
 from tests.support import writers
 from tests.support.models import random_arrays, small
+from tests.support.namings import llamacpp, openai
 from tests.support.thorough import examples
 from tests.support.writers import Files, StateDict, Storage, Typed, View
 
@@ -54,7 +55,7 @@ VOCABULARY = {
 }
 FILES["GGUF with a vocabulary"] = {
     "model.gguf": writers.gguf(
-        writers.llamacpp(random_arrays(SPEAKING, dtype="float32")), writers.gguf_keys(SPEAKING) | VOCABULARY
+        llamacpp(random_arrays(SPEAKING, dtype="float32")), writers.gguf_keys(SPEAKING) | VOCABULARY
     )
 }
 CHECKED = [form for form in FILES if form.startswith(("torch zip", "TensorFlow"))]  # forms that keep checksums
@@ -168,11 +169,11 @@ def test_the_bundle_is_what_tensorflow_writes() -> None:
 
 @pytest.mark.parametrize("form", FILES)
 def test_cut_at_every_byte(tmp_path: Path, form: str) -> None:
-    """Every file of a checkpoint, the others whole: always refused. (In plain pytest at every ninth byte.)"""
+    """Every file of a checkpoint, the others whole: always refused. (In plain pytest at every 29th byte.)"""
     files = FILES[form]
     for name, content in files.items():
         path = writers.write(tmp_path, files)
-        for length in range(0, len(content), examples(9, 1)):
+        for length in range(0, len(content), examples(29, 1)):
             writers.write(tmp_path, {name: content[:length]})
             assert outcome(path, len(content), measured=length % 4 == 0) is None, (name, length)
 
@@ -331,7 +332,7 @@ GGUF_VALUES = st.recursive(
     max_leaves=6,
 )
 GGUF_KEYS = [*writers.gguf_keys(TINY), *VOCABULARY, "general.alignment", "split.count", "gpt2.vocab_size", ""]
-GGUF_TENSORS = [*writers.llamacpp(ARRAYS), "output.weight"]
+GGUF_TENSORS = [*llamacpp(ARRAYS), "output.weight"]
 
 
 @given(
@@ -359,7 +360,7 @@ def test_a_gguf_header_that_says_anything(
     alignment = stated.get("general.alignment", 32)
     try:
         content = writers.gguf(
-            writers.llamacpp(ARRAYS), stated | {"general.alignment": 32}, version=version, order=order, **said
+            llamacpp(ARRAYS), stated | {"general.alignment": 32}, version=version, order=order, **said
         )
     except struct.error:  # a list of several types
         return
@@ -424,7 +425,7 @@ ENTRIES = st.builds(
     crc=st.none() | st.integers(0, 2**32 - 1),
     more=st.just(b"") | MESSAGES,
 )
-VARIABLES = ["", *sorted(writers.openai(ARRAYS)), "model/h0/attn/c_attn/w/Adam", "\udcff"]
+VARIABLES = ["", *sorted(openai(ARRAYS)), "model/h0/attn/c_attn/w/Adam", "\udcff"]
 
 
 @given(
@@ -440,7 +441,7 @@ def test_an_index_whose_entries_say_anything(
     """In blocks of all kinds, with the right checksums."""
     files, offset = FILES["TensorFlow"], 0
     entries = {b"": writers.bundle_header()}
-    for name, array in sorted(writers.openai(ARRAYS).items()):
+    for name, array in sorted(openai(ARRAYS).items()):
         entries[name.encode()] = writers.bundle_entry(1, array.shape, 0, offset, array.tobytes())
         offset += array.nbytes
     entries |= {name.encode("utf-8", "surrogateescape"): value for name, value in said.items()}
@@ -735,7 +736,7 @@ def test_ten_thousand_blocks_that_are_not_there(tmp_path: Path, form: str) -> No
     """What a file says must not make a schema that is larger than the file by far."""
     if form == "GGUF":
         keys = writers.gguf_keys(TINY) | {"gpt2.block_count": 9999}
-        files = {"model.gguf": writers.gguf(writers.llamacpp(ARRAYS), keys)}
+        files = {"model.gguf": writers.gguf(llamacpp(ARRAYS), keys)}
     else:
         files = FILES[form] | {"config.json": b'{"n_layer": 9999, "n_head": 1}'}
     path = writers.write(tmp_path, files)
@@ -790,7 +791,7 @@ def test_a_shard_that_is_no_name_of_a_file_beside(tmp_path: Path, name: str) -> 
     ],
 )
 def test_a_list_in_the_place_of_a_number(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
-    content = writers.gguf(writers.llamacpp(ARRAYS), {})
+    content = writers.gguf(llamacpp(ARRAYS), {})
     stated = b"".join(
         writers.gguf_text(key, "<") + writers.gguf_value(value, "<")
         for key, value in (writers.gguf_keys(TINY) | keys).items()
@@ -804,7 +805,7 @@ def test_a_list_in_the_place_of_a_number(tmp_path: Path, keys: dict[str, Any], m
 @pytest.mark.parametrize("types", [3, "a", ["a"], [[Typed("i", 1)]], [Typed("d", 1.5)] * 258])
 def test_types_of_tokens_that_are_no_list_of_numbers(tmp_path: Path, types: Any) -> None:
     keys = writers.gguf_keys(SPEAKING) | VOCABULARY | {"tokenizer.ggml.token_type": types}
-    arrays = writers.llamacpp(random_arrays(SPEAKING, dtype="float32"))
+    arrays = llamacpp(random_arrays(SPEAKING, dtype="float32"))
     path = writers.write(tmp_path, {"model.gguf": writers.gguf(arrays, keys)})
     assert npgpt.load(path).tokenizer.encode("a") == [CHARACTERS.index("a")]
 
@@ -813,7 +814,7 @@ def test_a_special_token_too_long_for_a_pattern(tmp_path: Path) -> None:
     """A model without text, whose tokens tiktoken cannot take; the model itself runs."""
     tokens = [*TEXTS[:-1], "<" + "a" * 600_000 + ">"]
     keys = writers.gguf_keys(SPEAKING) | VOCABULARY | {"tokenizer.ggml.tokens": tokens}
-    arrays = writers.llamacpp(random_arrays(SPEAKING, dtype="float32"))
+    arrays = llamacpp(random_arrays(SPEAKING, dtype="float32"))
     path = writers.write(tmp_path, {"model.gguf": writers.gguf(arrays, keys)})
     assert npgpt.load(path).config == SPEAKING
     with pytest.raises(NpgptError, match=r"has no text: .*model\.gguf"):

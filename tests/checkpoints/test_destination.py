@@ -17,7 +17,7 @@ import pytest
 import npgpt
 from npgpt.checkpoints import safetensors
 from npgpt.errors import NpgptError
-from tests.checkpoints.test_conversion import listed, put
+from tests.support.conversion import listed, put
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -89,6 +89,15 @@ def test_impossible_destinations_are_errors_of_our_own(
     Path("pool").symlink_to("loop")
     with pytest.raises((NpgptError, OSError)):
         npgpt.convert(source, folder, n_head=3)
+
+
+# not: a dangling link as the destination followed
+def test_a_link_to_nowhere_is_no_destination(tmp_path: Path) -> None:
+    path = put(tmp_path / "m")
+    (tmp_path / "out").symlink_to("nowhere")
+    with pytest.raises(NpgptError, match="out is there and not a folder: choose another name"):
+        npgpt.convert(path, tmp_path / "out", n_head=3)
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_folders_made_on_the_way_go_with_a_conversion_that_fails(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import npgpt
 from npgpt.checkpoints import formats, gguf
 from npgpt.errors import NpgptError
 from npgpt.parameters import to_arrays
-from tests.checkpoints.test_naming import llamacpp
+from tests.support import writers
 from tests.support.models import random_arrays, small
+from tests.support.namings import llamacpp
 
 CONFIG = small()
 Key = tuple[str, int, bytes]  # name, type, value
@@ -74,6 +76,24 @@ def test_sizes_are_the_reverse_of_numpys(tmp_path: Path) -> None:
     content = struct.pack("<6f", *range(6))
     path = put(tmp_path / "m", [ARCHITECTURE], {"w": (0, (3, 2), 0, content)})
     assert formats.read(path).tensors["w"].load().tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+# not: data of a big-endian file read as little-endian (test_damage.py alone has such a file)
+def test_both_byte_orders(tmp_path: Path) -> None:
+    arrays = random_arrays(CONFIG, dtype="float32")
+    content = writers.gguf(llamacpp(arrays), writers.gguf_keys(CONFIG), version=2, order=">")
+    model = npgpt.load(writers.write(tmp_path, {"m.gguf": content}))
+    for name, array in to_arrays(model.parameters).items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
+
+
+# not: bos_token_id (or eos_token_id) not taken over
+def test_the_ids_of_the_texts_ends_are_taken_over(tmp_path: Path) -> None:
+    ends = [(f"tokenizer.ggml.{end}_token_id", 4, struct.pack("<I", n)) for end, n in (("bos", 5), ("eos", 7))]
+    arrays = llamacpp(random_arrays(CONFIG, dtype="float32"))
+    npgpt.convert(put(tmp_path / "m.gguf", KEYS + ends, arrays), tmp_path / "out")
+    stated = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (stated["bos_token_id"], stated["eos_token_id"]) == (5, 7)
 
 
 def vocabulary_keys(tokens: list[str], types: list[int] | None = None) -> list[Key]:
@@ -170,3 +190,19 @@ def test_quantised_tensors_are_refused_by_name_when_they_are_wanted(tmp_path: Pa
         NpgptError, match=r"blk\.0\.ffn_up\.weight is Q4_K \(quantised: take an F16 file.*\); a weight is"
     ):
         tensor.load()
+
+
+# not: split.count not looked at
+def test_one_of_several_parts_is_refused(tmp_path: Path) -> None:
+    keys = [*KEYS, ("split.count", 2, struct.pack("<H", 2))]
+    path = put(tmp_path / "m.gguf", keys, {"w": np.ones(8)})
+    with pytest.raises(NpgptError, match=r"m\.gguf is one of several parts: join them with llama-gguf-split --merge"):
+        formats.read(path)
+
+
+# not: a tensor of a type that has no size here takes no place at all
+def test_two_quantised_tensors_in_one_place(tmp_path: Path) -> None:
+    tensors: dict[str, Any] = {"v": (12, (256, 1), 0, bytes(144)), "w": (12, (256, 1), 0, b"")}
+    path = put(tmp_path / "m.gguf", [ARCHITECTURE], tensors)
+    with pytest.raises(NpgptError, match="w begins at 0 of the data, within v"):
+        formats.read(path)

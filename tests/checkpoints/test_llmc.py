@@ -13,6 +13,7 @@ from npgpt.checkpoints import formats, llmc
 from npgpt.config import Config
 from npgpt.errors import NpgptError
 from npgpt.parameters import Array, to_arrays
+from tests.support import writers
 from tests.support.models import random_arrays, random_ids, small
 
 CONFIG = small()
@@ -113,6 +114,16 @@ def test_a_header_that_cannot_be(tmp_path: Path, change: dict[int, int], message
         npgpt.load(tmp_path / "model.bin")
 
 
+# not: a file that is longer than its header says taken for whole
+def test_a_byte_too_many(tmp_path: Path) -> None:
+    content = writers.llmc(CONFIG, random_arrays(CONFIG, dtype="float32"))
+    path = writers.write(tmp_path, {"m.bin": content + b"\0"})
+    with pytest.raises(
+        NpgptError, match=rf"by its header it ends at byte {len(content)}, the file at {len(content) + 1}"
+    ):
+        formats.read(path)
+
+
 @pytest.mark.parametrize(("magic", "kind"), [(20240327, "reference state"), (20240328, "tokenizer")])
 def test_its_other_files_are_no_models(tmp_path: Path, magic: int, kind: str) -> None:
     path = tmp_path / "other.bin"
@@ -146,3 +157,11 @@ def test_its_tokenizer_beside_it(tmp_path: Path) -> None:
     (tmp_path / "gpt2_tokenizer.bin").write_bytes(tokenizer_file(tokens)[:-3])
     with pytest.raises(NpgptError, match=r"no tokenizer of llm\.c's, or cut short: 258 tokens of 258"):
         npgpt.load(tmp_path).generate("a")
+
+
+# not: a tokenizer cut at the end of a token, fewer than its header counts
+def test_a_tokenizer_with_fewer_tokens_than_it_counts(tmp_path: Path) -> None:
+    tokens = [bytes([n]) for n in range(256)] + [b"ab"]
+    (tmp_path / "gpt2_tokenizer.bin").write_bytes(tokenizer_file(tokens)[:-3])
+    with pytest.raises(NpgptError, match=r"is no tokenizer of llm\.c's, or cut short: 256 tokens of 257"):
+        npgpt.text.vocabularies.from_llmc(tmp_path / "gpt2_tokenizer.bin", 300)

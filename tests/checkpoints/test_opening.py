@@ -15,8 +15,8 @@ from npgpt.checkpoints.inspect import inspect
 from npgpt.checkpoints.open import CONVERTED, open_checkpoint, open_vocabulary
 from npgpt.checkpoints.tensor import Contents, Stated
 from npgpt.errors import NpgptError
-from tests.checkpoints.test_naming import NAMINGS
-from tests.support.models import random_arrays, small
+from tests.support.models import random_arrays, small, stored
+from tests.support.namings import NAMINGS
 
 CONFIG = small()
 NANOGPT_ARGS = {
@@ -153,6 +153,54 @@ def test_the_padded_vocabulary_keeps_its_rows_and_never_draws_them(tmp_path: Pat
             assert all(step.token_id is None or step.token_id < 50257 for step in steps)
 
 
+# not: same_bits comparing values instead of bits
+def test_a_head_is_tied_by_its_bits_and_not_by_its_values(tmp_path: Path) -> None:
+    """0 and -0 are equal and differ, a NaN is the same and unequal."""
+    arrays = random_arrays(CONFIG, dtype="float32")
+    arrays["wte.weight"][3, :2] = 0.0, np.nan
+    head = arrays["wte.weight"].copy()
+    path = stored(tmp_path / "same", arrays | {"lm_head.weight": head})
+    assert open_checkpoint(path, n_head=3).config.tie_word_embeddings
+    head = head.copy()
+    head[3, 0] = -0.0
+    path = stored(tmp_path / "differs", arrays | {"lm_head.weight": head})
+    assert not open_checkpoint(path, n_head=3).config.tie_word_embeddings
+
+
+# not: one key left out of the search for contradictions
+@pytest.mark.parametrize(
+    ("key", "inside", "beside"),
+    [
+        ("n_layer", 2, 3),
+        ("n_embd", 21, 24),
+        ("n_positions", 24, 25),
+        ("vocab_size", 40, 41),
+        ("layer_norm_epsilon", 1e-5, 1e-6),
+        ("activation_function", "gelu_new", "gelu"),
+        ("tie_word_embeddings", True, False),
+        ("scale_attn_weights", True, False),
+        ("scale_attn_by_inverse_layer_idx", False, True),
+        ("bos_token_id", 3, 4),
+        ("eos_token_id", 3, 4),
+        ("pad_token_id", 3, 4),
+    ],
+)
+def test_every_key_may_contradict(tmp_path: Path, within: Any, key: str, inside: object, beside: object) -> None:
+    within({"n_head": 3, key: inside})
+    path = put(tmp_path / "m", config={key: beside})
+    with pytest.raises(NpgptError, match=rf"model_args in .* says that {key} is .*, and .*config\.json that it is"):
+        open_checkpoint(path)
+    put(tmp_path / "m", config={key: inside})
+    assert open_checkpoint(path).config == CONFIG
+
+
+# not: what a scheme assumes put above what is stated
+def test_what_is_stated_counts_for_more_than_what_a_scheme_assumes(tmp_path: Path) -> None:
+    """nanoGPT's names, and the tanh form of its early versions."""
+    path = put(tmp_path / "m", "nanogpt", config={"n_head": 3, "activation_function": "gelu_new"})
+    assert open_checkpoint(path).config == CONFIG
+
+
 # --- which file ---
 
 
@@ -204,6 +252,13 @@ def test_files_that_are_no_checkpoint_are_told_what_they_are(tmp_path: Path, con
         assert str(path) in str(error.value)
     with pytest.raises(NpgptError, match=message):
         open_vocabulary(path)
+
+
+# not: a folder with the name of a checkpoint taken for one
+def test_a_folder_with_a_checkpoints_name_is_none(tmp_path: Path) -> None:
+    path = put(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").mkdir()
+    assert formats.find(tmp_path / "m") == path
 
 
 # --- several files ---
@@ -261,3 +316,25 @@ def test_a_missing_shard_is_an_error_and_no_smaller_model(tmp_path: Path) -> Non
     (tmp_path / "m" / "two.safetensors").unlink()
     with pytest.raises(NpgptError, match=r"lies in 'two\.safetensors', which is not beside it"):
         npgpt.load(index)
+
+
+# not: another name within a shard, which no index lists, taken for a tensor too many
+def test_another_name_within_a_shard(tmp_path: Path) -> None:
+    """safetensors' save_model notes it in the file's metadata."""
+    arrays = random_arrays(CONFIG, dtype="float32")
+    safetensors.write(tmp_path / "a.safetensors", arrays, {"lm_head.weight": "wte.weight"})
+    index = {"metadata": {}, "weight_map": dict.fromkeys(arrays, "a.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    checkpoint = open_checkpoint(tmp_path / "model.safetensors.index.json", n_head=3)
+    assert checkpoint.config.tie_word_embeddings
+
+
+# not: other names that stand in the index's metadata not looked at
+def test_another_name_in_an_index(tmp_path: Path) -> None:
+    arrays = random_arrays(CONFIG, dtype="float32")
+    safetensors.write(tmp_path / "a.safetensors", arrays)
+    weight_map = dict.fromkeys(arrays, "a.safetensors")
+    index = {"metadata": {"total_size": 3, "lm_head.weight": "wte.weight"}, "weight_map": weight_map}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    tensors = formats.read(tmp_path / "model.safetensors.index.json").tensors
+    assert tensors["lm_head.weight"] is tensors["wte.weight"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from npgpt.checkpoints import safetensors
+from npgpt.checkpoints import formats, safetensors
 from npgpt.checkpoints.tensor import FLOATS
 from npgpt.errors import NpgptError
 from tests.support.thorough import examples
@@ -274,6 +274,27 @@ LIKELY = st.fixed_dictionaries(
 @settings(deadline=None, max_examples=examples(150, 600))
 def test_headers_of_any_kind(tmp_path_factory: pytest.TempPathFactory, header: object, data: bytes) -> None:
     read_all(put(tmp_path_factory.getbasetemp() / "header", header, data))
+
+
+# not: only short headers recognised: gpt2-xl's has 60 KB
+def test_a_long_header_is_recognised(tmp_path: Path) -> None:
+    safetensors.write(tmp_path / "x", {f"h.{n}.{'long' * 10}": np.zeros(1, np.float32) for n in range(2000)})
+    assert len(formats.read(tmp_path / "x").tensors) == 2000
+
+
+# not: parts written in the byte order that they have
+def test_parts_of_the_other_byte_order(tmp_path: Path) -> None:
+    x = np.arange(3, dtype=np.float32)
+    for order in "<>":
+        swapped = x.astype(x.dtype.newbyteorder(order))  # type: ignore[arg-type]
+        safetensors.write_parts(tmp_path / "x", {"x": ("float32", (3,))}, lambda _, part=swapped: [part])  # type: ignore[misc]
+        np.testing.assert_array_equal(safetensors.read(tmp_path / "x").tensors["x"].load(), x)
+
+
+# not: a tensor that is there displaced by another name in the metadata
+def test_another_name_displaces_no_tensor(tmp_path: Path) -> None:
+    safetensors.write(tmp_path / "x", {"a": np.zeros(1, np.float32), "b": np.ones(1, np.float32)}, {"b": "a"})
+    assert safetensors.read(tmp_path / "x").tensors["b"].load().tolist() == [1.0]
 
 
 def test_only_floats_and_ids_are_written(tmp_path: Path) -> None:

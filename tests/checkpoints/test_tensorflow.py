@@ -20,6 +20,7 @@ from npgpt.parameters import to_arrays
 from tests.fixtures.tensorflow import make
 from tests.support import writers
 from tests.support.models import random_arrays, small
+from tests.support.namings import openai
 
 FIXTURES = Path(make.__file__).parent
 
@@ -128,6 +129,54 @@ def _trailer(content: bytearray, size: int, kind: int = 0) -> bytes:
     return bytes([kind]) + struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
+# not: overlapping blocks allowed: a hundred thousand entries may lead to one block without keys, each read anew
+def test_a_block_that_many_entries_lead_to_is_refused(tmp_path: Path) -> None:
+    block = writers.table_block([])
+    index = [(bytes([97 + n]), writers.varint(0) + writers.varint(len(block) - 5)) for n in range(3)]
+    content, handles = block, b""
+    for part in (writers.table_block([]), writers.table_block(index, every=1)):
+        handles += writers.varint(len(content)) + writers.varint(len(part) - 5)
+        content += part
+    content += handles.ljust(40, b"\0") + tensorflow.MAGIC
+    path = writers.write(tmp_path, {"model.ckpt.index": content})
+    with pytest.raises(NpgptError, match="the block at 0 begins within the one that ends at 8"):
+        formats.read(path)
+
+
+# not: keys in any order, so that of two entries with one name the last counts without a word
+def test_a_key_that_stands_twice(tmp_path: Path) -> None:
+    entry = writers.bundle_entry(1, (1,), 0, 0, bytes(4))
+    rows = [(b"", writers.bundle_header()), (b"model/wte", entry), (b"model/wte", entry)]
+    files = {"m.index": writers.table([rows]), "m.data-00000-of-00001": bytes(4)}
+    with pytest.raises(NpgptError, match="its keys are not in order at b'model/wte'"):
+        formats.read(writers.write(tmp_path, files))
+
+
+# not: data of a big-endian bundle read as little-endian (test_damage.py alone has such a file)
+def test_a_big_endian_bundle(tmp_path: Path) -> None:
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    path = writers.write(tmp_path, writers.bundle({"model/wte": x}, big_endian=True))
+    np.testing.assert_array_equal(formats.read(path).tensors["model/wte"].load(), x)
+
+
+# not: an entry that claims more bytes than its shape takes
+@pytest.mark.parametrize("size", [20, 28])
+def test_a_size_that_contradicts_the_shape(tmp_path: Path, size: int) -> None:
+    entry = writers.bundle_entry(1, (2, 3), 0, 0, bytes(24), size=size)
+    rows = [(b"", writers.bundle_header()), (b"model/wte", entry)]
+    files = {"m.index": writers.table([rows]), "m.data-00000-of-00001": bytes(64)}
+    with pytest.raises(NpgptError, match=rf"model/wte, \[2, 3\] of float32, does not take the {size} bytes it has"):
+        formats.read(writers.write(tmp_path, files))
+
+
+# not: a shard beyond those that the header counts, where a file of that name lies there
+def test_a_shard_too_many(tmp_path: Path) -> None:
+    rows = [(b"", writers.bundle_header()), (b"model/wte", writers.bundle_entry(1, (1,), 1, 0, bytes(4)))]
+    files = {"m.index": writers.table([rows]), "m.data-00001-of-00001": bytes(4)}
+    with pytest.raises(NpgptError, match=r"model/wte lies in m\.data-00001-of-00001, data file 2 of 1: it is not here"):
+        formats.read(writers.write(tmp_path, files))
+
+
 def test_tensorflows_older_form_is_told_apart(tmp_path: Path) -> None:
     """Saver V1's single file is such a table too; its entry "" is another message, whose first field is no number."""
     body = b"\x00\x00\x02" + b"\x0a\x00" + struct.pack("<II", 0, 1)
@@ -189,7 +238,7 @@ def large(tmp_path: Path) -> Callable[[str], Path]:
     assert arrays["ln_f.bias"].nbytes < crc32c.SMALL < arrays["wte.weight"].nbytes
 
     def damaged(name: str) -> Path:
-        files = writers.bundle(writers.openai(arrays))
+        files = writers.bundle(openai(arrays))
         content = bytearray(files["model.ckpt.data-00000-of-00001"])
         content[content.index(arrays[name].tobytes())] ^= 1
         folder = writers.write(tmp_path / name, files | {"model.ckpt.data-00000-of-00001": bytes(content)}).parent

@@ -24,7 +24,7 @@ from npgpt import cli
 from npgpt.checkpoints import torch_zip
 from npgpt.checkpoints.inspect import inspect
 from npgpt.checkpoints.open import open_checkpoint
-from npgpt.checkpoints.tensor import Contents
+from npgpt.checkpoints.tensor import Contents, same_bits
 from npgpt.errors import NpgptError
 from npgpt.parameters import to_arrays
 from tests.support import writers
@@ -199,6 +199,17 @@ def test_a_head_that_shares_the_storage_of_wte_is_tied(tmp_path: Path) -> None:
         assert model.config.tie_word_embeddings
         expected = arrays["wte.weight"] if strides[1] == 1 else arrays["wte.weight"].reshape(21, 40).T
         np.testing.assert_array_equal(model.parameters.wte.weight, expected)
+
+
+# not: same_bits without the strides: a head that is wte's transpose, in one storage, taken for wte itself
+def test_two_views_from_one_place_need_not_be_the_same(tmp_path: Path) -> None:
+    storage = writers.Storage("FloatStorage", "0", 4)
+    views = {"a": writers.View(storage, 0, (2, 2), (2, 1)), "b": writers.View(storage, 0, (2, 2), (1, 2))}
+    program = writers.pickled(writers.StateDict(views))
+    members = writers.torch_members(program, {"0": np.arange(4, dtype=np.float32).tobytes()})
+    tensors = torch_zip.read(writers.write(tmp_path, {"m.pth": writers.zip_archive(members)})).tensors
+    assert same_bits(tensors["a"], tensors["a"])
+    assert not same_bits(tensors["a"], tensors["b"])
 
 
 # --- where a training checkpoint keeps the weights -------------------------------------------------------------------
@@ -385,6 +396,17 @@ def test_a_tensor_that_does_not_fit(tmp_path: Path, view: View, message: str) ->
 
 PROGRAM = writers.pickled(StateDict({"a": WHOLE, "b": View(Storage("FloatStorage", "1", 6), 0, (6,), (1,))}))
 PICKLE, ORDER, FIRST, SECOND, VERSION = writers.torch_members(PROGRAM, {"0": SIX.tobytes(), "1": bytes(24)})
+
+
+# not: the metadata of _rebuild_tensor_v2 not looked at: weights of the wrong sign
+def test_a_negated_tensor_is_refused(tmp_path: Path) -> None:
+    storage = writers.Storage("FloatStorage", "0", 6)
+    arguments = (storage, 0, (6,), (1,), False, Call(Global("collections", "OrderedDict")), {"neg": True})
+    tensor = Call(Global("torch._utils", "_rebuild_tensor_v2"), arguments)
+    program = writers.pickled({"w": tensor})
+    content = writers.zip_archive(writers.torch_members(program, {"0": np.ones(6, np.float32).tobytes()}))
+    with pytest.raises(NpgptError, match=r"a tensor is kept negated or conjugated: save tensor\.resolve_neg\(\)"):
+        torch_zip.read(writers.write(tmp_path, {"m.pth": content}))
 
 
 def place(number: int) -> int:

@@ -32,7 +32,6 @@ def main() -> None:
     import torch
     import transformers
 
-    from tests.parity.test_llms_from_scratch import Float64GELU
     from tests.support import peers
 
     for name, config in CASES.items():
@@ -43,7 +42,7 @@ def main() -> None:
         if name == "plain":
             book = peers.llms_from_scratch_model(config, truth)
             for block in book.trf_blocks:
-                block.ff.layers[1] = Float64GELU()
+                block.ff.layers[1] = peers.Float64GELU()
             contents["llms_from_scratch/logits"] = peers.llms_from_scratch_logits(book, ids)
         contents |= {f"weights/{key}": array.astype(np.float32) for key, array in truth.items()}
         contents["config"] = np.array(json.dumps(configs.to_dict(config)))

@@ -25,13 +25,6 @@ Report = Callable[[str, str, float], None]
 BOOKS = ["3 heads x 7", "1 head", "8 heads x 1", "untied"]  # what its configuration can express
 
 
-class Float64GELU(torch.nn.Module):  # type: ignore[misc,name-defined]
-    """Theirs holds √(2/π) in float32 even in a float64 model; this is the same formula in the model's dtype."""
-
-    def forward(self, x: Any) -> Any:
-        return torch.nn.functional.gelu(x, approximate="tanh")
-
-
 def logits(config: Config, dtype: str, replace_gelu: bool = False) -> tuple[Any, Any]:
     """Theirs and ours."""
     arrays, ids = random_arrays(config, dtype=dtype), random_ids(config, (2, min(40, config.n_positions)))
@@ -39,7 +32,7 @@ def logits(config: Config, dtype: str, replace_gelu: bool = False) -> tuple[Any,
     if replace_gelu:
         for block in model.trf_blocks:
             assert isinstance(block.ff.layers[1], ch04.GELU)
-            block.ff.layers[1] = Float64GELU()
+            block.ff.layers[1] = peers.Float64GELU()
     return peers.llms_from_scratch_logits(model, ids), forward(parameters.from_arrays(config, arrays), config, ids)
 
 

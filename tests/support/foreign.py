@@ -1,8 +1,8 @@
 """Three foreign GPT-2s in torch, as users write them, into which mistakes can be put: what the oracle has to name.
 
-"llms-from-scratch" and "nanogpt" are written here in the manner of the two, each with an attention and a block of its
-own; "transformers" is the real GPT2LMHeadModel, patched. Mistakes go by their names and come in any combination. Those
-of LOADING and the wrong layers are in the module's tensors, all others in its forward pass.
+"llms-from-scratch" is written here in the manner of the book, "nanogpt" in tests/support/nanogpt.py, each with an
+attention and a block of its own; "transformers" is the real GPT2LMHeadModel, patched. Mistakes go by their names
+(tests/support/mistakes.py) and come in any combination.
 
 Shapes as in npgpt.model. Blocks are counted as they stand in the module: where a layer is missing or run twice it has
 one block less or more, and names of stages and a scale by layer follow the place, not the layer's number.
@@ -12,58 +12,45 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 from torch import nn
-from torch.nn import functional
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, GPT2Block
 
 from npgpt.checkpoints import configs
 from npgpt.config import Config
 from npgpt.parameters import Array, count_blocks
-
-Mistakes: TypeAlias = frozenset[str]
+from tests.support.mistakes import (
+    ACTIVATION,
+    AROUND,
+    ATTENTION,
+    BLOCK,
+    CACHE,
+    GELU,
+    NORM,
+    READING,
+    SOFTMAX,
+    Mistakes,
+    attention_scale,
+    chosen,
+    first_position,
+    half,
+    kept_residuals,
+    loaded,
+    logits_of,
+    misread,
+    names,
+    position_embedding,
+    wrap,
+)
+from tests.support.nanogpt import GPT, LayerNorm
 
 STYLES = ("llms-from-scratch", "nanogpt", "transformers")
-
-ACTIVATION = {"erf GELU": "gelu", "quick GELU": "quick_gelu", "ReLU": "relu"}  # by transformers' names
-EPSILON = {f"LayerNorm epsilon {text}": float(text) for text in ("1e-6", "1e-12", "0", "1e-3")}
-NORM = ["unbiased variance", "epsilon outside the root", "LayerNorm gain and bias swapped"]
-NORM += ["LayerNorm in float16", "LayerNorm in bfloat16"]
-RESIDUAL = ["attention residual missing", "MLP residual missing", "both residuals missing"]
-BLOCK = ["post-norm order", *RESIDUAL]
-SCALE = ["attention scale missing", "attention scaled by C", "attention scaled twice"]
-BY_LAYER = "attention scaled by layer"
-READING = {f"q, k, v read as {', '.join(parts)}": parts for parts in ("qvk", "kqv", "kvq", "vqk", "vkq")}
-# the own token is hidden by -1e9 in place of a score, so that the first query sees all keys alike and none is NaN
-MASK = ["causal mask missing", "mask hides the own token", "mask shows the next token", "mask transposed"]
-MASK += ["mask of -1e4"]
-SOFTMAX = ["softmax over queries", "softmax over heads", "softmax in float16", "softmax in bfloat16"]
-HEADS = [f"{part} split without transpose" for part in ("heads", "queries", "keys", "values")]
-HEADS += ["heads merged without transpose", "heads interleaved"]
-ATTENTION = [*HEADS, *READING, *MASK, *SOFTMAX]
-EMBEDDING = ["positions off by one", "positions off by two", "positions all zero", "positions missing"]
-EMBEDDING += ["embedding scaled"]
-LOADING = ["c_attn bias dropped", "all biases dropped", "key bias dropped", "attn.c_proj transposed"]
-LOADING += ["q, k, v weights transposed", "weights rounded to float16", "weights rounded to bfloat16"]
-AROUND = ["BOS prepended", "last token missing", "logits of the previous position", "log-softmax given as logits"]
-AROUND += ["logits centred"]
-CACHE = [f"cache {what}" for what in ("positions one too far", "positions one short", "positions never advance")]
-CACHE += ["cache not extended"]
-
-
-def names(config: Config) -> list[str]:
-    """All mistakes of a plain run; those of a cached run are CACHE."""
-    heads = [f"n_head {n}" for n in range(1, config.n_embd + 1) if config.n_embd % n == 0 and n != config.n_head]
-    groups = [*ACTIVATION, *EPSILON, *NORM, *BLOCK, *SCALE, BY_LAYER, *ATTENTION, *EMBEDDING, *LOADING, *AROUND]
-    layers = ["final LayerNorm missing", "layers reversed", "layers sorted as text", *layer_changes(config.n_layer)]
-    return groups + layers + heads
 
 
 def build(style: str, config: Config, arrays: Mapping[str, Array], mistakes: Collection[str] = ()) -> torch.nn.Module:
@@ -75,75 +62,12 @@ def build(style: str, config: Config, arrays: Mapping[str, Array], mistakes: Col
         raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
     wrong = frozenset(mistakes)
     tensors = loaded(config, arrays, wrong)
-    config = misread(config, wrong)
-    model = {"llms-from-scratch": GPTModel, "nanogpt": GPT, "transformers": patched}[style](
-        config, count_blocks(tensors), wrong
-    )
+    config = replace(misread(config, wrong), n_layer=count_blocks(tensors))
+    model = BUILDERS[style](config, wrong)
     fill(model, style, tensors)
     if wrong.intersection(AROUND):
         wrap(model, config, wrong)
     return model.eval()
-
-
-# What the styles share: the reading of names, loading, and what lies around a model.
-
-
-def misread(config: Config, wrong: Mistakes) -> Config:
-    """The configuration that follows from mistakes in it."""
-    heads = [int(name.split()[1]) for name in sorted(wrong) if name.startswith("n_head ")]
-    return replace(
-        config,
-        n_head=heads[0] if heads else config.n_head,
-        layer_norm_epsilon=chosen(EPSILON, wrong, config.layer_norm_epsilon),
-        scale_attn_weights=config.scale_attn_weights and not wrong.intersection(SCALE),
-        scale_attn_by_inverse_layer_idx=config.scale_attn_by_inverse_layer_idx or BY_LAYER in wrong,
-    )
-
-
-def layer_changes(n_layer: int) -> dict[str, dict[int, list[int]]]:
-    """For every mistake about single layers: which layers stand in place of a layer."""
-    changes: dict[str, dict[int, list[int]]] = {}
-    for i in range(n_layer):
-        changes |= {f"layer {i} missing": {i: []}, f"layer {i} run twice": {i: [i, i]}}
-    for i in range(n_layer - 1):
-        changes[f"layers {i} and {i + 1} swapped"] = {i: [i + 1], i + 1: [i]}
-        changes[f"layer {i} in place of layer {i + 1}"] = {i + 1: [i]}
-    return changes
-
-
-def layer_order(n_layer: int, wrong: Mistakes) -> list[int]:
-    """The layer that stands in every place."""
-    layers = sorted(range(n_layer), key=str) if "layers sorted as text" in wrong else list(range(n_layer))
-    layers = layers[::-1] if "layers reversed" in wrong else layers
-    for name, change in layer_changes(n_layer).items():
-        if name in wrong:
-            layers = [new for layer in layers for new in change.get(layer, [layer])]
-    return layers
-
-
-def loaded(config: Config, arrays: Mapping[str, Array], wrong: Mistakes) -> dict[str, Any]:
-    """Tensors in float32 by canonical names, as the mistakes of loading leave them; the head's always among them."""
-    C, rounded = config.n_embd, half("weights rounded to", wrong)
-
-    def tensor(name: str) -> Any:
-        held = torch.tensor(np.asarray(arrays[name]), dtype=torch.float32)
-        if "q, k, v weights transposed" in wrong and name.endswith("attn.c_attn.weight"):
-            held = torch.cat([part.T for part in held.split(C, dim=1)], dim=1)
-        if "attn.c_proj transposed" in wrong and name.endswith("attn.c_proj.weight"):
-            held = held.T
-        if "key bias dropped" in wrong and name.endswith("attn.c_attn.bias"):
-            held[C : 2 * C] = 0
-        if "c_attn bias dropped" in wrong and name.endswith("attn.c_attn.bias"):
-            held = torch.zeros_like(held)
-        if "all biases dropped" in wrong and re.search(r"\.(attn|mlp)\..*\.bias$", name):
-            held = torch.zeros_like(held)
-        return held if rounded is None else held.to(rounded).to(torch.float32)
-
-    tensors = {name: tensor(name) for name in arrays if not name.startswith("h.")}
-    within = [name.removeprefix("h.0.") for name in arrays if name.startswith("h.0.")]
-    for place, layer in enumerate(layer_order(config.n_layer, wrong)):
-        tensors |= {f"h.{place}.{name}": tensor(f"h.{layer}.{name}") for name in within}
-    return {"lm_head.weight": tensors["wte.weight"]} | tensors
 
 
 OUTER = {"embedding": "drop_emb", "wte": "tok_emb", "wpe": "pos_emb", "h": "trf_blocks", "lm_head": "out_head"}
@@ -175,77 +99,6 @@ def fill(model: Any, style: str, tensors: dict[str, Any]) -> None:
                 getattr(left, kind).copy_(part.t() if turned else part)
 
 
-def half(what: str, wrong: Mistakes) -> Any:
-    """The dtype in the mistake that begins so ("softmax in"), or None."""
-    return next((getattr(torch, kind) for kind in ("float16", "bfloat16") if f"{what} {kind}" in wrong), None)
-
-
-def chosen(table: Mapping[str, Any], wrong: Mistakes, right: Any) -> Any:
-    """What the first mistake made of a table stands for, or what is right."""
-    return next((value for name, value in table.items() if name in wrong), right)
-
-
-def kept_residuals(wrong: Mistakes) -> tuple[bool, bool]:
-    """Whether attention, and whether the MLP, adds to the stream."""
-    attention, mlp, both = (name in wrong for name in RESIDUAL)
-    return not (attention or both), not (mlp or both)
-
-
-def first_position(past: int, wrong: Mistakes) -> int:
-    """The position of a chunk's first token, after `past` tokens."""
-    if past == 0 or "cache positions never advance" in wrong:
-        return 0
-    return past + ("cache positions one too far" in wrong) - ("cache positions one short" in wrong)
-
-
-def logits_of(output: Any) -> Any:
-    """Logits [B, T, V] in what a module of any style returns."""
-    return output[0] if isinstance(output, tuple) else getattr(output, "logits", output)
-
-
-def wrap(model: Any, config: Config, wrong: Mistakes) -> None:
-    """Mistakes in what goes into a model and in what is made of its output, which keeps its type."""
-
-    def before(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        ids = args[0]
-        if "BOS prepended" in wrong:
-            ids = torch.cat([torch.full_like(ids[:, :1], config.vocab_size - 1), ids], dim=1)
-        return (ids[:, :-1] if "last token missing" in wrong else ids, *args[1:])
-
-    def after(module: Any, args: tuple[Any, ...], output: Any) -> Any:
-        logits = logits_of(output)
-        if "logits of the previous position" in wrong:
-            logits = torch.cat([logits[:, :1], logits[:, :-1]], dim=1)
-        if "log-softmax given as logits" in wrong:
-            logits = logits.log_softmax(dim=-1)
-        if "logits centred" in wrong:
-            logits = logits - logits.mean(dim=-1, keepdim=True)
-        if hasattr(output, "logits"):
-            output.logits = logits
-            return output
-        return (logits, *output[1:]) if isinstance(output, tuple) else logits
-
-    model.register_forward_pre_hook(before)
-    model.register_forward_hook(after)
-
-
-def attention_scale(config: Config, layer: int, wrong: Mistakes) -> float:
-    """What scores are multiplied by in the block at this place, in the first two styles."""
-    scale = config.head_width**-0.5 if config.scale_attn_weights else 1.0
-    scale *= config.n_embd**-0.5 if "attention scaled by C" in wrong else 1.0
-    scale /= config.head_width if "attention scaled twice" in wrong else 1.0
-    return scale / (layer + 1 if config.scale_attn_by_inverse_layer_idx else 1)
-
-
-def position_embedding(table: Any, first: int, count: int, wrong: Mistakes) -> Any:
-    """[T, C] from wpe for `count` tokens from position `first`, or 0, in the first two styles."""
-    if "positions missing" in wrong:
-        return 0
-    first += ("positions off by one" in wrong) + 2 * ("positions off by two" in wrong)
-    positions = torch.arange(first, first + count)
-    return table(torch.zeros_like(positions) if "positions all zero" in wrong else positions)
-
-
 # In the manner of LLMs-from-scratch. Modules without a word about shapes are [B, T, C] → [B, T, C].
 
 
@@ -267,23 +120,6 @@ class BookLayerNorm(nn.Module):  # type: ignore[misc]
         norm_x = (x - mean) / (torch.sqrt(var) + self.eps if outside else torch.sqrt(var + self.eps))
         swapped = "LayerNorm gain and bias swapped" in self.wrong
         return self.shift * norm_x + self.scale if swapped else self.scale * norm_x + self.shift
-
-
-class GELU(nn.Module):  # type: ignore[misc]
-    """The tanh form written out, or what is taken for it; any shape."""
-
-    def __init__(self, form: str) -> None:
-        super().__init__()
-        self.form = form
-
-    def forward(self, x: Any) -> Any:
-        if self.form == "relu":
-            return x.clamp(min=0)
-        if self.form == "quick_gelu":
-            return x / (1 + torch.exp(-1.702 * x))
-        if self.form == "gelu":
-            return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
-        return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 class FeedForward(nn.Module):  # type: ignore[misc]
@@ -380,13 +216,13 @@ class TransformerBlock(nn.Module):  # type: ignore[misc]
 class GPTModel(nn.Module):  # type: ignore[misc]
     """Logits [B, T, V] of ids [B, T]; with use_cache it goes on from the tokens before."""
 
-    def __init__(self, config: Config, n_layers: int, wrong: Mistakes) -> None:
+    def __init__(self, config: Config, wrong: Mistakes) -> None:
         super().__init__()
         self.emb_dim, self.wrong, self.current_pos = config.n_embd, wrong, 0
         self.tok_emb = nn.Embedding(config.vocab_size, config.n_embd)
         self.pos_emb = nn.Embedding(config.n_positions, config.n_embd)
         self.drop_emb = nn.Dropout(0.0)
-        self.trf_blocks = nn.ModuleList(TransformerBlock(config, layer, wrong) for layer in range(n_layers))
+        self.trf_blocks = nn.ModuleList(TransformerBlock(config, layer, wrong) for layer in range(config.n_layer))
         self.final_norm = BookLayerNorm(config, wrong)
         self.out_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
 
@@ -402,144 +238,6 @@ class GPTModel(nn.Module):  # type: ignore[misc]
         for block in self.trf_blocks:
             x = block(x, use_cache)
         return self.out_head(x if "final LayerNorm missing" in self.wrong else self.final_norm(x))
-
-
-# In the manner of nanoGPT.
-
-
-class LayerNorm(nn.LayerNorm):  # type: ignore[misc]
-    """torch's own, written out where a mistake asks for it; transformers' is turned into this."""
-
-    wrong: Mistakes = frozenset()
-
-    def forward(self, input: Any) -> Any:
-        if not self.wrong.intersection(NORM):
-            return super().forward(input)
-        weight, bias = self.weight, self.bias
-        if "LayerNorm gain and bias swapped" in self.wrong:
-            weight, bias = bias, weight
-        correction = int("unbiased variance" in self.wrong)
-        statistics = torch.var_mean(input, dim=-1, correction=correction, keepdim=True)
-        dtype = half("LayerNorm in", self.wrong) or input.dtype
-        variance, mean = (value.to(dtype).to(input.dtype) for value in statistics)
-        if "epsilon outside the root" in self.wrong:
-            return torch.addcmul(bias, (input - mean) / (variance**0.5 + self.eps), weight)
-        return torch.addcmul(bias, (input - mean) * torch.rsqrt(variance + self.eps), weight)
-
-
-class CausalSelfAttention(nn.Module):  # type: ignore[misc]
-    """One projection for all three, a mask of what is seen; a cache holds keys and values by layer."""
-
-    def __init__(self, config: Config, layer: int, wrong: Mistakes) -> None:
-        super().__init__()
-        self.n_head, self.n_embd, self.layer, self.wrong = config.n_head, config.n_embd, layer, wrong
-        self.scale = attention_scale(config, layer, wrong)
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
-        N = config.n_positions
-        ahead = ("mask shows the next token" in wrong) - ("mask hides the own token" in wrong)
-        seen = torch.ones(N, N) if "causal mask missing" in wrong else torch.tril(torch.ones(N, N), diagonal=ahead)
-        self.register_buffer("bias", (seen.T if "mask transposed" in wrong else seen).view(1, 1, N, N))
-
-    def forward(self, x: Any, cache: dict[int, Any] | None = None) -> Any:
-        B, T, C = x.size()
-        wrong, D = self.wrong, C // self.n_head
-        if "heads interleaved" in wrong:
-            parts = [part.flatten(2) for part in self.c_attn(x).view(B, T, self.n_head, 3, D).unbind(3)]
-        else:
-            parts = self.c_attn(x).split(self.n_embd, dim=2)
-        q, k, v = (parts[chosen(READING, wrong, "qkv").index(letter)] for letter in "qkv")
-        bare = ["heads split without transpose" in wrong or name in wrong for name in HEADS[1:4]]
-        q, k, v = (
-            part.reshape(B, self.n_head, T, D) if straight else part.view(B, T, self.n_head, D).transpose(1, 2)
-            for part, straight in zip((q, k, v), bare, strict=True)
-        )  # [B, H, T, D]
-        if cache is not None:
-            if self.layer in cache and "cache not extended" not in wrong:
-                k, v = (torch.cat(pair, dim=2) for pair in zip(cache[self.layer], (k, v), strict=True))
-            cache[self.layer] = (k, v)
-
-        S = k.size(2)
-        att = (q @ k.transpose(-2, -1)) * self.scale
-        hidden = self.bias[:, :, S - T : S, :S] == 0
-        if "mask of -1e4" in wrong:
-            att = att - 1e4 * hidden.to(att.dtype)
-        else:
-            att = att.masked_fill(hidden, -1e9 if "mask hides the own token" in wrong else float("-inf"))
-        att = att.to(half("softmax in", wrong) or att.dtype)
-        if "softmax over queries" in wrong:
-            att = functional.softmax(att, dim=-2)
-        elif "softmax over heads" in wrong:
-            att = functional.softmax(att, dim=1)
-            att = att.masked_fill(att.isnan(), 0.0)
-        else:
-            att = functional.softmax(att, dim=-1)
-        y = att.to(v.dtype) @ v  # [B, H, T, D]
-        y = y if "heads merged without transpose" in wrong else y.transpose(1, 2)
-        return self.c_proj(y.contiguous().view(B, T, C))
-
-
-class MLP(nn.Module):  # type: ignore[misc]
-    """Up, activation, down."""
-
-    def __init__(self, config: Config, wrong: Mistakes) -> None:
-        super().__init__()
-        form = chosen(ACTIVATION, wrong, config.activation_function)
-        others = {"gelu": nn.GELU(), "quick_gelu": GELU("quick_gelu"), "relu": nn.ReLU()}
-        self.c_fc = nn.Linear(config.n_embd, config.inner_width)
-        self.gelu = others.get(form, nn.GELU(approximate="tanh"))
-        self.c_proj = nn.Linear(config.inner_width, config.n_embd)
-
-    def forward(self, x: Any) -> Any:
-        return self.c_proj(self.gelu(self.c_fc(x)))
-
-
-class Block(nn.Module):  # type: ignore[misc]
-    """Attention, then the MLP."""
-
-    def __init__(self, config: Config, layer: int, wrong: Mistakes) -> None:
-        super().__init__()
-        self.ln_1, self.ln_2 = (LayerNorm(config.n_embd, eps=config.layer_norm_epsilon) for _ in range(2))
-        self.ln_1.wrong = self.ln_2.wrong = wrong
-        self.attn = CausalSelfAttention(config, layer, wrong)
-        self.mlp = MLP(config, wrong)
-        self.wrong = wrong
-
-    def forward(self, x: Any, cache: dict[int, Any] | None = None) -> Any:
-        first, second = kept_residuals(self.wrong)  # True is 1
-        if "post-norm order" in self.wrong:
-            x = self.ln_1(first * x + self.attn(x, cache))
-            return self.ln_2(second * x + self.mlp(x))
-        x = first * x + self.attn(self.ln_1(x), cache)
-        return second * x + self.mlp(self.ln_2(x))
-
-
-class GPT(nn.Module):  # type: ignore[misc]
-    """Logits [B, T, V] of ids [B, T], and None; a cache, at first empty, belongs to the caller, who counts the past."""
-
-    def __init__(self, config: Config, n_layer: int, wrong: Mistakes) -> None:
-        super().__init__()
-        C, N, V = config.n_embd, config.n_positions, config.vocab_size
-        self.config = SimpleNamespace(
-            n_layer=n_layer, n_head=config.n_head, n_embd=C, block_size=N, vocab_size=V, bias=True, dropout=0.0
-        )
-        self.wrong = wrong
-        parts = {"wte": nn.Embedding(V, C), "wpe": nn.Embedding(N, C), "drop": nn.Dropout(0.0)}
-        parts["h"] = nn.ModuleList(Block(config, layer, wrong) for layer in range(n_layer))
-        parts["ln_f"] = LayerNorm(C, eps=config.layer_norm_epsilon)
-        parts["ln_f"].wrong = wrong
-        self.transformer = nn.ModuleDict(parts)
-        self.lm_head = nn.Linear(C, V, bias=False)
-        if config.tie_word_embeddings:
-            self.transformer.wte.weight = self.lm_head.weight
-
-    def forward(self, idx: Any, cache: dict[int, Any] | None = None, past: int = 0) -> tuple[Any, None]:
-        parts, wrong = self.transformer, self.wrong
-        tok_emb = parts.wte(idx) * (math.sqrt(self.config.n_embd) if "embedding scaled" in wrong else 1)
-        x = parts.drop(tok_emb + position_embedding(parts.wpe, first_position(past, wrong), idx.size(1), wrong))
-        for block in parts.h:
-            x = block(x, cache)
-        return self.lm_head(x if "final LayerNorm missing" in wrong else parts.ln_f(x)), None
 
 
 # transformers' own model.
@@ -604,12 +302,10 @@ class PatchedBlock(GPT2Block):  # type: ignore[misc]
         return self.ln_2(hidden_states) if post else hidden_states
 
 
-def patched(config: Config, n_layer: int, wrong: Mistakes) -> Any:
+def patched(config: Config, wrong: Mistakes) -> Any:
     """GPT2LMHeadModel: what its configuration can say wrongly is said there, the rest is patched."""
-    fields = configs.to_dict(config) | {
-        "n_layer": n_layer,
-        "activation_function": chosen(ACTIVATION, wrong, config.activation_function),
-    }
+    activation = chosen(ACTIVATION, wrong, config.activation_function)
+    fields = configs.to_dict(config) | {"activation_function": activation}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**fields, attn_implementation="eager"))
     patches = ((nn.LayerNorm, LayerNorm, NORM), (GPT2Attention, PatchedAttention, ATTENTION))
     for part in model.modules():
@@ -634,6 +330,13 @@ def patched(config: Config, n_layer: int, wrong: Mistakes) -> Any:
     if "final LayerNorm missing" in wrong:  # its output, for hooks as well, is what it was given
         ln_f.register_forward_hook(lambda module, args, output: args[0])
     return model
+
+
+BUILDERS: dict[str, Callable[[Config, Mistakes], Any]] = {
+    "llms-from-scratch": GPTModel,
+    "nanogpt": lambda config, wrong: GPT(config, wrong, mask=True),
+    "transformers": patched,
+}
 
 
 # What tests do with a module.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from npgpt import parameters
+from npgpt.checkpoints import configs, safetensors
 from npgpt.config import Config
 from npgpt.errors import NpgptError
 from npgpt.parameters import Array, Parameters
@@ -67,3 +70,23 @@ def no_text(reason: str) -> Callable[[], Tokenizer]:
 def random_ids(config: Config, shape: tuple[int, ...], seed: int = 0) -> np.typing.NDArray[np.int64]:
     """Ids of the whole vocabulary."""
     return np.random.default_rng(seed).integers(0, config.vocab_size, shape)
+
+
+def put(folder: Path, arrays: dict[str, Array], config: dict[str, Any] | None) -> Path:
+    """Write a model folder: weights and, where there is one, config.json; the folder."""
+    folder.mkdir(exist_ok=True)
+    safetensors.write(folder / "model.safetensors", arrays)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def store(folder: Path, config: Config, **changes: Any) -> Path:
+    """Write a model folder of random weights, with changes in its config.json."""
+    return put(folder, random_arrays(config, dtype="float32"), configs.to_dict(config) | changes)
+
+
+def stored(path: Path, arrays: Mapping[str, Array]) -> Path:
+    """Write a safetensors file and return its path."""
+    safetensors.write(path, dict(arrays))
+    return path

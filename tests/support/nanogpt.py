@@ -1,4 +1,4 @@
-"""A GPT-2 in torch under nanoGPT's names, written from their description: a writer of such checkpoints for the tests.
+"""nanoGPT in torch, written from its description, with the mistakes that are asked for, and what its train.py saves.
 
 Two programs share the names. nanoGPT: the exact (erf) GELU, biases or none, an output head that is wte itself, a mask
 buffer only where attention is written out. minGPT: the tanh form, biases, an output head of its own, always the buffer.
@@ -8,118 +8,184 @@ torch.nn.Linear stores [out, in].
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
 
 from npgpt import parameters
 from npgpt.config import Config
 from npgpt.parameters import Array
+from tests.support.mistakes import (
+    ACTIVATION,
+    GELU,
+    HEADS,
+    NORM,
+    READING,
+    Mistakes,
+    attention_scale,
+    chosen,
+    first_position,
+    half,
+    kept_residuals,
+    position_embedding,
+)
 
+NONE: Mistakes = frozenset()
 LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # the ends of the names of [out, in] matrices
 
 
-class LayerNorm(torch.nn.Module):  # type: ignore[misc]
-    """Normalisation over the last axis, with a bias or without."""
+class LayerNorm(nn.LayerNorm):  # type: ignore[misc]
+    """torch's own, written out where a mistake asks for it; transformers' is turned into this."""
 
-    def __init__(self, width: int, bias: bool) -> None:
+    wrong: Mistakes = frozenset()
+
+    def forward(self, input: Any) -> Any:
+        if not self.wrong.intersection(NORM):
+            return super().forward(input)
+        weight, bias = self.weight, self.bias
+        if "LayerNorm gain and bias swapped" in self.wrong:
+            weight, bias = bias, weight
+        correction = int("unbiased variance" in self.wrong)
+        statistics = torch.var_mean(input, dim=-1, correction=correction, keepdim=True)
+        dtype = half("LayerNorm in", self.wrong) or input.dtype
+        variance, mean = (value.to(dtype).to(input.dtype) for value in statistics)
+        if "epsilon outside the root" in self.wrong:
+            return torch.addcmul(bias, (input - mean) / (variance**0.5 + self.eps), weight)
+        return torch.addcmul(bias, (input - mean) * torch.rsqrt(variance + self.eps), weight)
+
+
+class CausalSelfAttention(nn.Module):  # type: ignore[misc]
+    """One projection for all three; written out over a mask buffer, or torch's own; a cache holds keys and values."""
+
+    def __init__(self, config: Config, layer: int, wrong: Mistakes, bias: bool, mask: bool) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(width))
-        self.bias = torch.nn.Parameter(torch.zeros(width)) if bias else None
-
-    def forward(self, x: Any) -> Any:
-        """x [..., C] → [..., C]."""
-        return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, 1e-5)
-
-
-class Attention(torch.nn.Module):  # type: ignore[misc]
-    """Causal self-attention: written out over a mask buffer, or torch's own."""
-
-    def __init__(self, config: Config, bias: bool, mask: bool) -> None:
-        super().__init__()
-        C, N = config.n_embd, config.n_positions
-        self.n_head = config.n_head
-        self.c_attn = torch.nn.Linear(C, 3 * C, bias=bias)
-        self.c_proj = torch.nn.Linear(C, C, bias=bias)
+        self.n_head, self.n_embd, self.layer, self.wrong = config.n_head, config.n_embd, layer, wrong
+        self.scale = attention_scale(config, layer, wrong)
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=bias)
+        N = config.n_positions
+        ahead = ("mask shows the next token" in wrong) - ("mask hides the own token" in wrong)
+        seen = torch.ones(N, N) if "causal mask missing" in wrong else torch.tril(torch.ones(N, N), diagonal=ahead)
         if mask:
-            self.register_buffer("bias", torch.tril(torch.ones(N, N)).view(1, 1, N, N))
+            self.register_buffer("bias", (seen.T if "mask transposed" in wrong else seen).view(1, 1, N, N))
 
-    def forward(self, x: Any) -> Any:
-        """x [B, T, C] → [B, T, C]."""
-        B, T, C = x.shape
-        q, k, v = (
-            part.view(B, T, self.n_head, -1).transpose(1, 2) for part in self.c_attn(x).split(C, dim=-1)
-        )  # [B, H, T, D]
-        if hasattr(self, "bias"):
-            scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])
-            heads = scores.masked_fill(self.bias[:, :, :T, :T] == 0, -math.inf).softmax(dim=-1) @ v
+    def forward(self, x: Any, cache: dict[int, Any] | None = None) -> Any:
+        B, T, C = x.size()
+        wrong, D = self.wrong, C // self.n_head
+        if "heads interleaved" in wrong:
+            parts = [part.flatten(2) for part in self.c_attn(x).view(B, T, self.n_head, 3, D).unbind(3)]
         else:
-            heads = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.c_proj(heads.transpose(1, 2).reshape(B, T, C))
+            parts = self.c_attn(x).split(self.n_embd, dim=2)
+        q, k, v = (parts[chosen(READING, wrong, "qkv").index(letter)] for letter in "qkv")
+        bare = ["heads split without transpose" in wrong or name in wrong for name in HEADS[1:4]]
+        q, k, v = (
+            part.reshape(B, self.n_head, T, D) if straight else part.view(B, T, self.n_head, D).transpose(1, 2)
+            for part, straight in zip((q, k, v), bare, strict=True)
+        )  # [B, H, T, D]
+        if cache is not None:
+            if self.layer in cache and "cache not extended" not in wrong:
+                k, v = (torch.cat(pair, dim=2) for pair in zip(cache[self.layer], (k, v), strict=True))
+            cache[self.layer] = (k, v)
+
+        if not hasattr(self, "bias"):
+            y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+            return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
+
+        S = k.size(2)
+        att = (q @ k.transpose(-2, -1)) * self.scale
+        hidden = self.bias[:, :, S - T : S, :S] == 0
+        if "mask of -1e4" in wrong:
+            att = att - 1e4 * hidden.to(att.dtype)
+        else:
+            att = att.masked_fill(hidden, -1e9 if "mask hides the own token" in wrong else float("-inf"))
+        att = att.to(half("softmax in", wrong) or att.dtype)
+        if "softmax over queries" in wrong:
+            att = functional.softmax(att, dim=-2)
+        elif "softmax over heads" in wrong:
+            att = functional.softmax(att, dim=1)
+            att = att.masked_fill(att.isnan(), 0.0)
+        else:
+            att = functional.softmax(att, dim=-1)
+        y = att.to(v.dtype) @ v  # [B, H, T, D]
+        y = y if "heads merged without transpose" in wrong else y.transpose(1, 2)
+        return self.c_proj(y.contiguous().view(B, T, C))
 
 
-class MLP(torch.nn.Module):  # type: ignore[misc]
-    """Up, GELU in one of its forms ("none": erf, or "tanh"), down."""
+class MLP(nn.Module):  # type: ignore[misc]
+    """Up, activation, down."""
 
-    def __init__(self, config: Config, bias: bool, gelu: str) -> None:
+    def __init__(self, config: Config, wrong: Mistakes, bias: bool) -> None:
         super().__init__()
-        self.gelu = gelu
-        self.c_fc = torch.nn.Linear(config.n_embd, 4 * config.n_embd, bias=bias)
-        self.c_proj = torch.nn.Linear(4 * config.n_embd, config.n_embd, bias=bias)
+        form = chosen(ACTIVATION, wrong, config.activation_function)
+        others = {"gelu": nn.GELU(), "quick_gelu": GELU("quick_gelu"), "relu": nn.ReLU()}
+        self.c_fc = nn.Linear(config.n_embd, config.inner_width, bias=bias)
+        self.gelu = others.get(form, nn.GELU(approximate="tanh"))
+        self.c_proj = nn.Linear(config.inner_width, config.n_embd, bias=bias)
 
     def forward(self, x: Any) -> Any:
-        """x [B, T, C] → [B, T, C]."""
-        return self.c_proj(functional.gelu(self.c_fc(x), approximate=self.gelu))
+        return self.c_proj(self.gelu(self.c_fc(x)))
 
 
-class Block(torch.nn.Module):  # type: ignore[misc]
-    """Attention and MLP, each reads a normalised copy and adds to the stream."""
+class Block(nn.Module):  # type: ignore[misc]
+    """Attention, then the MLP."""
 
-    def __init__(self, config: Config, bias: bool, mask: bool, gelu: str) -> None:
+    def __init__(self, config: Config, layer: int, wrong: Mistakes, bias: bool, mask: bool) -> None:
         super().__init__()
-        self.ln_1 = LayerNorm(config.n_embd, bias)
-        self.attn = Attention(config, bias, mask)
-        self.ln_2 = LayerNorm(config.n_embd, bias)
-        self.mlp = MLP(config, bias, gelu)
+        self.ln_1, self.ln_2 = (LayerNorm(config.n_embd, config.layer_norm_epsilon, bias=bias) for _ in range(2))
+        self.ln_1.wrong = self.ln_2.wrong = wrong
+        self.attn = CausalSelfAttention(config, layer, wrong, bias, mask)
+        self.mlp = MLP(config, wrong, bias)
+        self.wrong = wrong
 
-    def forward(self, x: Any) -> Any:
-        """x [B, T, C] → [B, T, C]."""
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+    def forward(self, x: Any, cache: dict[int, Any] | None = None) -> Any:
+        first, second = kept_residuals(self.wrong)  # True is 1
+        if "post-norm order" in self.wrong:
+            x = self.ln_1(first * x + self.attn(x, cache))
+            return self.ln_2(second * x + self.mlp(x))
+        x = first * x + self.attn(self.ln_1(x), cache)
+        return second * x + self.mlp(self.ln_2(x))
 
 
-class GPT(torch.nn.Module):  # type: ignore[misc]
-    """nanoGPT; with mingpt, minGPT."""
+class GPT(nn.Module):  # type: ignore[misc]
+    """Logits [B, T, V] of ids [B, T], and None in place of a loss; with mingpt, minGPT.
 
-    def __init__(self, config: Config, *, bias: bool = True, mask: bool = False, mingpt: bool = False) -> None:
+    A cache, at first empty, belongs to the caller, who counts the past; it and mistakes of attention need the mask.
+    """
+
+    def __init__(
+        self, config: Config, wrong: Mistakes = NONE, *, bias: bool = True, mask: bool = False, mingpt: bool = False
+    ) -> None:
         super().__init__()
-        C = config.n_embd
-        bias, mask, gelu = bias or mingpt, mask or mingpt, "tanh" if mingpt else "none"
-        self.transformer = torch.nn.ModuleDict(
-            {
-                "wte": torch.nn.Embedding(config.vocab_size, C),
-                "wpe": torch.nn.Embedding(config.n_positions, C),
-                "drop": torch.nn.Dropout(0.1),
-                "h": torch.nn.ModuleList(Block(config, bias, mask, gelu) for _ in range(config.n_layer)),
-                "ln_f": LayerNorm(C, bias),
-            }
+        bias, mask = bias or mingpt, mask or mingpt
+        C, N, V = config.n_embd, config.n_positions, config.vocab_size
+        self.config = SimpleNamespace(
+            n_layer=config.n_layer, n_head=config.n_head, n_embd=C, block_size=N, vocab_size=V, bias=bias, dropout=0.0
         )
-        self.lm_head = torch.nn.Linear(C, config.vocab_size, bias=False)
-        if not mingpt:
-            self.transformer["wte"].weight = self.lm_head.weight
+        self.wrong = wrong
+        parts = {"wte": nn.Embedding(V, C), "wpe": nn.Embedding(N, C), "drop": nn.Dropout(0.0)}
+        parts["h"] = nn.ModuleList(Block(config, layer, wrong, bias, mask) for layer in range(config.n_layer))
+        parts["ln_f"] = LayerNorm(C, config.layer_norm_epsilon, bias=bias)
+        parts["ln_f"].wrong = wrong
+        self.transformer = nn.ModuleDict(parts)
+        self.lm_head = nn.Linear(C, V, bias=False)
+        if config.tie_word_embeddings and not mingpt:
+            self.transformer.wte.weight = self.lm_head.weight
 
-    def forward(self, ids: Any) -> Any:
-        """Logits [B, T, V] of ids [B, T]."""
-        parts = self.transformer
-        x = parts["drop"](parts["wte"](ids) + parts["wpe"](torch.arange(ids.shape[1])))
-        for block in parts["h"]:
-            x = block(x)
-        return self.lm_head(parts["ln_f"](x))
+    def forward(self, idx: Any, cache: dict[int, Any] | None = None, past: int = 0) -> tuple[Any, None]:
+        parts, wrong = self.transformer, self.wrong
+        tok_emb = parts.wte(idx) * (math.sqrt(self.config.n_embd) if "embedding scaled" in wrong else 1)
+        x = parts.drop(tok_emb + position_embedding(parts.wpe, first_position(past, wrong), idx.size(1), wrong))
+        for block in parts.h:
+            x = block(x, cache)
+        return self.lm_head(x if "final LayerNorm missing" in wrong else parts.ln_f(x)), None
 
 
-def filled(config: Config, arrays: dict[str, Array], **options: bool) -> Any:
+def filled(config: Config, arrays: dict[str, Array], **options: Any) -> Any:
+    """A GPT that holds these weights, by canonical names, in evaluation; options are GPT's."""
     """A GPT that holds these weights, by canonical names, in evaluation; options are GPT's."""
     model = GPT(config, **options).eval()
     with torch.no_grad():
@@ -167,7 +233,8 @@ def checkpoint(model: Any, config: Config, bias: bool) -> dict[str, Any]:
 def step(model: Any, optimizer: Any, config: Config) -> Any:
     """One step of training on random ids; the loss, a tensor without dimensions."""
     ids = torch.from_numpy(np.random.default_rng(7).integers(0, config.vocab_size, (2, 9)))
-    logits = getattr(model, "_orig_mod", model)(ids[:, :-1])  # without compiling
+    output = getattr(model, "_orig_mod", model)(ids[:, :-1])  # without compiling
+    logits = output[0] if isinstance(output, tuple) else output
     loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     loss.backward()
     optimizer.step()

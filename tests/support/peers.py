@@ -84,3 +84,10 @@ def llms_from_scratch_logits(model: Any, ids: Ids) -> Array:
     with torch.no_grad():
         logits: Array = model(torch.from_numpy(ids)).numpy()
     return logits
+
+
+class Float64GELU(torch.nn.Module):  # type: ignore[misc]
+    """Theirs holds √(2/π) in float32 even in a float64 model; this is the same formula in the model's dtype."""
+
+    def forward(self, x: Any) -> Any:
+        return torch.nn.functional.gelu(x, approximate="tanh")

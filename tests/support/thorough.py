@@ -1,14 +1,16 @@
-"""How much of a check by many examples is done: less in plain `pytest`, which is to take under 2 minutes on 2 cores,
-all of it with NPGPT_THOROUGH=1, as in `.ci/run`.
+"""How much of a check by many examples is done: less in plain `pytest`, which is to take a minute on 2 cores, all of it
+under Hypothesis's profile `thorough`, `pytest --hypothesis-profile=thorough` (see tests/conftest.py).
 """
 
 from __future__ import annotations
 
-import os
+import pytest
+from hypothesis import settings
 
-THOROUGH = os.environ.get("NPGPT_THOROUGH", "") not in ("", "0")
+THOROUGH = settings.get_current_profile_name() == "thorough"  # loaded before any test is imported
+only_thorough = pytest.mark.skipif(not THOROUGH, reason="takes long: --hypothesis-profile=thorough")
 
 
 def examples(few: int, many: int) -> int:
-    """How many, or every how-manieth, now."""
+    """Return how many examples to try, or every how-manieth, under the profile that is loaded."""
     return many if THOROUGH else few

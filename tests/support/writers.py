@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from npgpt.checkpoints import configs
 from npgpt.config import Config
+from tests.support.namings import llamacpp, llms_from_scratch, openai
 
 Arrays = Mapping[str, NDArray[Any]]
 Files = dict[str, bytes]  # by name; the first is the one to load
@@ -445,60 +446,6 @@ def safetensors(arrays: Arrays) -> bytes:
 
 
 # --- one model in every form -----------------------------------------------------------------------------------------
-
-
-def openai(arrays: Arrays) -> Arrays:
-    """Under OpenAI's names, matrices with a leading 1."""
-    named: dict[str, NDArray[Any]] = {}
-    for name, array in arrays.items():
-        path, _, kind = name.removeprefix("h.").rpartition(".")
-        path = f"h{path.replace('.', '/')}" if name.startswith("h.") else path
-        if path in ("wte", "wpe"):
-            named[f"model/{path}"] = array
-        elif "ln_" in path:
-            named[f"model/{path}/{'g' if kind == 'weight' else 'b'}"] = array
-        else:
-            named[f"model/{path}/{kind[0]}"] = array[None] if kind == "weight" else array
-    return named
-
-
-def llamacpp(arrays: Arrays) -> Arrays:
-    """Under llama.cpp's names, matrices [out, in]."""
-    names = {"wte": "token_embd", "wpe": "position_embd", "ln_f": "output_norm", "lm_head": "output"}
-    inner = {"ln_1": "attn_norm", "ln_2": "ffn_norm", "attn.c_attn": "attn_qkv", "attn.c_proj": "attn_output"}
-    inner |= {"mlp.c_fc": "ffn_up", "mlp.c_proj": "ffn_down"}
-    named: dict[str, NDArray[Any]] = {}
-    for name, array in arrays.items():
-        path, _, kind = name.rpartition(".")
-        if name.startswith("h."):
-            _, layer, part = path.split(".", 2)
-            named[f"blk.{layer}.{inner[part]}.{kind}"] = array.T if ".c_" in name else array
-        else:
-            named[f"{names[path]}.{kind}"] = array
-    return named
-
-
-def llms_from_scratch(arrays: Arrays) -> Arrays:
-    """Under LLMs-from-scratch's names, matrices [out, in], queries, keys and values apart, a head of its own."""
-    inner = {"attn.c_proj": "att.out_proj", "mlp.c_fc": "ff.layers.0", "mlp.c_proj": "ff.layers.2"}
-    norm = {"weight": "scale", "bias": "shift"}
-    named: dict[str, NDArray[Any]] = {}
-    for name, array in arrays.items():
-        path, _, kind = name.rpartition(".")
-        block, part = "", path
-        if name.startswith("h."):
-            _, layer, part = path.split(".", 2)
-            block = f"trf_blocks.{layer}."
-        if part == "attn.c_attn":
-            for query, third in zip(("query", "key", "value"), np.split(array, 3, axis=-1), strict=True):
-                named[f"{block}att.W_{query}.{kind}"] = third.T
-        elif part in inner:
-            named[f"{block}{inner[part]}.{kind}"] = array.T
-        elif part in ("wte", "wpe"):
-            named[f"{'tok' if part == 'wte' else 'pos'}_emb.weight"] = array
-        else:
-            named[f"{block or 'final_'}norm{part[3:].replace('f', '')}.{norm[kind]}"] = array
-    return named | {"out_head.weight": np.array(arrays["wte.weight"])}
 
 
 def gguf_keys(config: Config) -> dict[str, Any]:
