@@ -10,12 +10,12 @@ from npgpt.config import Config
 from npgpt.model import forward
 from npgpt.oracle.arithmetic import as_computed, plain
 from npgpt.oracle.catalogue import catalogue
-from npgpt.oracle.checking import compare
-from npgpt.oracle.evidence import cases
-from npgpt.oracle.judging import CLEAR
+from npgpt.oracle.check import compare
 from npgpt.oracle.mistake import Mistake
 from npgpt.oracle.report import Report
+from npgpt.oracle.rounding import CLEAR
 from npgpt.oracle.textbook import COMPARED, Pass, Textbook, textbook
+from npgpt.oracle.theirs import cases
 from npgpt.parameters import Array
 from tests.support.models import SHAPES, random_arrays, random_ids, small
 from tests.support.thorough import examples
