@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from npgpt.config import PUBLISHED
-from npgpt.loading import load_tokenizer
+from npgpt.text.vocabularies import load_tokenizer
 
 from .weights import make
 

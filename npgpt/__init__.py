@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .cache import KVCache as KVCache
+    from .checkpoints.write import convert as convert
+    from .checkpoints.write import save as save
     from .config import PUBLISHED as PUBLISHED
     from .config import Config as Config
     from .errors import NpgptError as NpgptError
     from .language_model import LanguageModel as LanguageModel
-    from .loading import convert as convert
-    from .loading import load as load
-    from .loading import save as save
+    from .language_model import load as load
     from .model import forward as forward
     from .oracle.checking import check as check
     from .oracle.greedy import check_greedy as check_greedy
@@ -41,9 +41,9 @@ _HOME = {
     "Config": "config",
     "NpgptError": "errors",
     "LanguageModel": "language_model",
-    "convert": "loading",
-    "load": "loading",
-    "save": "loading",
+    "convert": "checkpoints.write",
+    "load": "language_model",
+    "save": "checkpoints.write",
     "forward": "model",
     "check": "oracle.checking",
     "check_greedy": "oracle.greedy",

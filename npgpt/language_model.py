@@ -1,41 +1,100 @@
-"""The user's handle: configuration, parameters and tokenizer held together, called and continued."""
+"""The user's handle: a model found, opened and held together with its tokenizer, called and continued."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike
 
 from . import parameters as P
 from .cache import KVCache
+from .checkpoints.find import find
+from .checkpoints.open import CONVERTED, open_checkpoint
 from .config import Config
-from .errors import NpgptError
+from .errors import NpgptError, float_dtype
 from .model import forward
 from .parameters import Array, Parameters, Record
-from .text.generation import Step, generate
+from .text.generation import Step, generate, kept_prompt
 from .text.sampling import Sampling
 from .text.tokenizer import Tokenizer
+from .text.vocabularies import tokenizer_of
+
+
+def load(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    dtype: DTypeLike = "float32",
+    n_head: int | None = None,
+    config: Config | None = None,
+    name_scheme: str | None = None,
+) -> LanguageModel:
+    """Load a model by name or path, in any form that npgpt reads; without one, the embedded model.
+
+    dtype: float32, or float64 as the ground truth that others are measured against. n_head: states what a checkpoint
+    leaves open, or overrides it. config: takes the place of the checkpoint's whole configuration. name_scheme: whose
+    names the tensors have, where that is not to be told from them. float32 weights are used where they lie in the
+    mapped file, others are converted. Raises NpgptError for whatever does not fit.
+    """
+    dtype = float_dtype("a model's dtype", dtype)
+    location = find(model)
+    return open_model(Source(location.name, location.weights, dtype, n_head, config, name_scheme))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What it takes to open a model, here or in another process: its weights' file and how load() was called."""
+
+    name: str
+    weights: Path
+    dtype: str
+    n_head: int | None
+    config: Config | None
+    name_scheme: str | None
+
+
+def open_model(source: Source) -> LanguageModel:
+    """Open a model's file. Raises NpgptError for whatever does not fit."""
+    checkpoint = open_checkpoint(
+        source.weights, n_head=source.n_head, config=source.config, name_scheme=source.name_scheme
+    )
+    arrays = {name: checkpoint.load(name, source.dtype) for name in checkpoint.sources}
+    return LanguageModel(
+        source.name,
+        checkpoint.config,
+        P.from_arrays(checkpoint.config, arrays),
+        lambda: tokenizer_of(checkpoint),
+        origin="" if checkpoint.description == CONVERTED else f"{checkpoint.path}: {checkpoint.description}",
+        files=checkpoint.contents.files,
+        source=replace(source, weights=source.weights.absolute()),
+    )
+
+
+def _no_vocabulary() -> Tokenizer:
+    raise NpgptError("it was made without a vocabulary")
 
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A GPT-2 that is ready to run. read_vocabulary gives its tokenizer, or the reason why it has none; origin says
-    from which file it was loaded, and as what, where that is another form than the converted one; files hold its
-    weights, and again are the arguments with which they were loaded.
+    """A GPT-2 that is ready to run.
+
+    open_tokenizer returns its tokenizer, or raises NpgptError with the reason why it has none. origin says from which
+    file it was loaded, and as what, where that is another form than the converted one. files hold its weights, and
+    source is what it takes to open it again.
     """
 
     name: str
     config: Config
     parameters: Parameters = field(repr=False)
-    read_vocabulary: Callable[[], Tokenizer | str] = field(repr=False)
+    open_tokenizer: Callable[[], Tokenizer] = field(default=_no_vocabulary, repr=False)
     origin: str = ""
     files: tuple[Path, ...] = ()
-    again: tuple[Any, ...] | None = field(default=None, repr=False)
+    source: Source | None = field(default=None, repr=False)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -49,19 +108,25 @@ class LanguageModel:
         return digest.hexdigest()
 
     @cached_property
-    def vocabulary(self) -> Tokenizer | str:
-        """The tokenizer, or the reason why there is none; read when it is first asked for, since ids run without."""
-        return self.read_vocabulary()
+    def _vocabulary(self) -> tuple[Tokenizer | None, str]:
+        """The tokenizer, or the reason why there is none; read when text is first asked for, since ids run without."""
+        try:
+            return self.open_tokenizer(), ""
+        except NpgptError as error:
+            return None, str(error)
+
+    @property
+    def why_no_text(self) -> str:
+        """Why the model has no text and runs on ids; empty where it has a vocabulary."""
+        return self._vocabulary[1]
 
     @property
     def tokenizer(self) -> Tokenizer:
         """Text to ids and back. Raises NpgptError, with the reason, where the model has no vocabulary."""
-        if isinstance(self.vocabulary, str):
-            raise self._no_text()
-        return self.vocabulary
-
-    def _no_text(self) -> NpgptError:
-        return NpgptError(f"{self.name} has no text: {self.vocabulary}")
+        found, reason = self._vocabulary
+        if found is None:
+            raise NpgptError(f"{self.name} has no text: {reason}")
+        return found
 
     def __call__(
         self,
@@ -75,7 +140,7 @@ class LanguageModel:
         return forward(self.parameters, self.config, token_ids, cache, record, logits_from=logits_from)
 
     def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
-        """The ids of a prompt; an empty one starts from <|endoftext|>, as after every text the model was trained on.
+        """Return a prompt's ids; an empty one starts from <|endoftext|>, as after every text the model was trained on.
 
         Raises NpgptError where the model has no text, or no <|endoftext|> to start from.
         """
@@ -91,30 +156,26 @@ class LanguageModel:
         prompt: str | ArrayLike,
         *,
         max_tokens: int = 100,
-        temperature: float = 0.8,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] = (),
         ignore_eos: bool = False,
+        keep_last: bool = False,
+        **sampling: Any,
     ) -> Iterator[str]:
         """Yield the text that follows a prompt (a text or ids [T]), piece by piece as it becomes certain.
 
-        temperature 0 is greedy; a repetition_penalty above 1 makes ids of the prompt and the text less likely; the same
-        seed gives the same text; a stop string ends it and is not yielded, nor is <|endoftext|>, which ends it unless
-        ignore_eos. Raises NpgptError at once for an argument out of range, a prompt longer than the context, and a
-        model without text.
+        The same seed gives the same text; a stop string ends it and is not yielded, nor is <|endoftext|>, which ends it
+        unless ignore_eos. keep_last cuts the head of a prompt longer than the context. The other keywords are those of
+        Sampling: temperature (0 is greedy), top_k, top_p, min_p, repetition_penalty (above 1 makes ids of the prompt
+        and the text less likely). Raises NpgptError at once for an argument out of range, a prompt longer than the
+        context, and a model without text.
         """
-        sampling = Sampling(
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
-        )
-        if isinstance(self.vocabulary, str):
-            raise self._no_text()
+        settings, _ = Sampling(**sampling), self.tokenizer
         ids = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
+        if keep_last:
+            ids = kept_prompt(ids, self.config, max_tokens)
         stops = [stop] if isinstance(stop, str) else stop
-        steps = self.steps(ids, max_tokens=max_tokens, sampling=sampling, seed=seed, stop=stops, ignore_eos=ignore_eos)
+        steps = self.steps(ids, max_tokens=max_tokens, sampling=settings, seed=seed, stop=stops, ignore_eos=ignore_eos)
         return (step.text for step in steps if step.text)
 
     def steps(
@@ -140,7 +201,7 @@ class LanguageModel:
             max_tokens=max_tokens,
             sampling=sampling,
             seed=seed,
-            tokenizer=None if isinstance(self.vocabulary, str) else self.vocabulary,
+            tokenizer=None if self.why_no_text else self.tokenizer,
             stop=stop,
             ignore_eos=ignore_eos,
             samples=samples,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from . import __version__
 from .checkpoints import configs, safetensors
 from .checkpoints.atomic import writing
+from .checkpoints.inspect import sha256
 from .errors import NpgptError
 from .language_model import LanguageModel
 from .parameters import Array
@@ -55,15 +55,6 @@ def metadata(model: LanguageModel, token_ids: Sequence[int], text: str | None) -
         "text": text,
         "token_ids": list(token_ids),
     }
-
-
-def sha256(path: Path) -> str:
-    """A file's digest, in hexadecimal."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def write(path: Path, stages: Mapping[str, Array], about: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgpt import NpgptError, forward
-from npgpt.language_model import LanguageModel
-from npgpt.loading import load
+from npgpt.language_model import LanguageModel, load
 from npgpt.parameters import Array
 from npgpt.pictures import terminal
-from npgpt.pictures.attention import Attended, attend
-from npgpt.pictures.attention_page import check_size, page
+from npgpt.pictures.attention import AttentionWeights, attention_weights
+from npgpt.pictures.attention_page import attention_page, check_size
 from tests.support.attention_page import CODES, data_of, weights_of
-from tests.support.models import random_parameters, small
+from tests.support.models import no_text, random_parameters, small
 
 HALF_A_STEP = 0.5 / 65535 * (1 + 1e-9)  # by which a stored weight may be off
 THREE = np.array([[1, 0, 0], [0.04, 0.96, 0], [0, 0.5, 0.5]])
@@ -26,7 +26,7 @@ THREE = np.array([[1, 0, 0], [0.04, 0.96, 0], [0, 0.5, 0.5]])
 
 def bare() -> LanguageModel:
     """A model of 40 ids without a vocabulary."""
-    return LanguageModel("bare", small(), random_parameters(small()), lambda: "it has none")
+    return LanguageModel("bare", small(), random_parameters(small()), no_text("it has none"))
 
 
 def random_weights(layers: int, heads: int, tokens: int, seed: int = 0) -> Array:
@@ -37,11 +37,12 @@ def random_weights(layers: int, heads: int, tokens: int, seed: int = 0) -> Array
     return weights
 
 
-def attended(weights: Array, *pieces: bytes) -> Attended:
+def attended(weights: Array, *pieces: bytes) -> AttentionWeights:
     """As if a model had them."""
     layers, heads, T, _ = weights.shape
     pieces = pieces or tuple(b" %d" % number for number in range(T))
-    return Attended("random", layers, heads, (7,) * T, pieces, tuple(range(layers)), tuple(range(heads)), weights)
+    chosen = tuple(range(layers)), tuple(range(heads))
+    return AttentionWeights("random", layers, heads, (7,) * T, pieces, *chosen, weights)
 
 
 def test_weights_are_those_that_the_forward_pass_records() -> None:
@@ -49,13 +50,13 @@ def test_weights_are_those_that_the_forward_pass_records() -> None:
     recorded: dict[str, Array] = {}
     forward(model.parameters, model.config, ids, record=recorded.__setitem__)
     every = np.stack([recorded[f"h.{layer}.attn.weights"][0] for layer in range(2)])
-    whole = attend(model, ids)
+    whole = attention_weights(model, ids)
     assert whole.weights.shape == (2, 3, 5, 5)
     np.testing.assert_array_equal(whole.weights, every)
     np.testing.assert_allclose(whole.weights.sum(-1), 1, rtol=1e-14)
     assert not np.triu(whole.weights, 1).any()
     assert (whole.layers, whole.heads, whole.n_layer, whole.n_head) == ((0, 1), (0, 1, 2), 2, 3)
-    one = attend(model, ids, layer=1, head=2)
+    one = attention_weights(model, ids, layer=1, head=2)
     np.testing.assert_array_equal(one.weights, every[1:, 2:])
     assert (one.layers, one.heads) == ((1,), (2,))
     assert one.pieces == (b"3", b"1", b"39", b"1", b"0")
@@ -63,7 +64,7 @@ def test_weights_are_those_that_the_forward_pass_records() -> None:
 
 def test_pieces_are_the_tokens_bytes() -> None:
     model = load()
-    found = attend(model, model.encode_prompt("It is é\n語"), layer=0, head=0)
+    found = attention_weights(model, model.encode_prompt("It is é\n語"), layer=0, head=0)
     assert b"".join(found.pieces) == "It is é\n語".encode()
     assert "".join(found.texts) == "It is é\\n\\xe8\\xaa\\x9e"
 
@@ -78,18 +79,18 @@ def test_pieces_are_the_tokens_bytes() -> None:
 )
 def test_what_does_not_exist(chosen: dict[str, int], message: str) -> None:
     with pytest.raises(NpgptError, match=re.escape(message)):
-        attend(bare(), [1, 2], **chosen)
+        attention_weights(bare(), [1, 2], **chosen)
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
     model = bare()
     model.parameters.wte.weight[1] = np.nan
     with pytest.raises(NpgptError, match="bare has attention weights that are not finite"):
-        attend(model, [1, 2])
+        attention_weights(model, [1, 2])
 
 
 def test_a_large_map() -> None:
-    assert terminal.map_lines(THREE, ["I", " can", "not"], 80, terminal.SHADED) == [
+    assert terminal.head_map(THREE, ["I", " can", "not"], 80, terminal.SHADED) == [
         "         ␣",
         "         c n",
         "         a o",
@@ -98,7 +99,7 @@ def test_a_large_map() -> None:
         "1 ␣can ░░██·",
         "2 not    ▓▓▓▓",
     ]
-    assert terminal.map_lines(THREE, ["é", " can", "not"], 80, terminal.ASCII)[-3:] == [
+    assert terminal.head_map(THREE, ["é", " can", "not"], 80, terminal.ASCII)[-3:] == [
         "0 \\xe9 ##- -",
         "1 _can ..##-",
         "2 not    ****",
@@ -106,47 +107,46 @@ def test_a_large_map() -> None:
 
 
 def test_a_large_map_in_colour() -> None:
-    lines = terminal.map_lines(THREE, ["I", " can", "not"], 80, terminal.COLOURED)
+    lines = terminal.head_map(THREE, ["I", " can", "not"], 80, terminal.COLOURED)
     assert lines[-3] == "0 I    \x1b[48;5;226m  \x1b[0m"
     assert lines[-2] == "1 ␣can \x1b[48;5;24m  \x1b[0m\x1b[48;5;226m  \x1b[0m"
-    assert lines[-1] == "2 not  \x1b[48;5;53m  \x1b[0m\x1b[48;5;149m    \x1b[0m"
+    assert lines[-1] == "2 not  \x1b[48;5;53m  \x1b[0m\x1b[48;5;149m  \x1b[0m\x1b[48;5;149m  \x1b[0m"
 
 
-def test_a_grid_in_colour() -> None:
-    lines = terminal.grid_lines(np.stack([THREE, THREE]), (0, 1), 80, terminal.COLOURED)
-    assert lines[0] == "head 0  head 1"
-    assert lines[1] == "\x1b[48;5;226m  \x1b[0m" + " " * 6 + "\x1b[48;5;226m  \x1b[0m"
-    assert lines[3] == "  ".join(["\x1b[48;5;53m  \x1b[0m\x1b[48;5;149m    \x1b[0m"] * 2)
-
-
-def test_a_line_holds_two_rows_where_there_is_little_room() -> None:
-    upper, lower = terminal.halves(terminal.levels(np.where(np.tri(3), THREE, -1), 9))
-    assert upper == "\x1b[38;5;226m\x1b[48;5;24m▀\x1b[0m\x1b[38;5;226m▄\x1b[0m "
-    assert lower == "\x1b[38;5;53m▀\x1b[0m\x1b[38;5;149m▀▀\x1b[0m"
-    wide = terminal.grid_lines(random_weights(1, 2, 24)[0], (0, 1), 80, terminal.COLOURED)
-    assert len(wide) == 1 + 12
-    assert all(set(CODES.sub("", line)) <= set("▀▄ ") for line in wide[1:])
-
-
-def test_a_grid_without_colour() -> None:
-    lines = terminal.grid_lines(np.stack([THREE, THREE, THREE]), (0, 5, 11), 20, terminal.SHADED)
-    assert lines == [
-        "head 0   head 5",
-        "██· ·    ██· ·",
-        "░░██·    ░░██·",
-        "  ▓▓▓▓     ▓▓▓▓",
+def test_a_layers_heads_one_after_another() -> None:
+    found = replace(attended(np.stack([THREE, THREE[::-1, ::-1].T])[None], b"I", b" can", b"not"), heads=(0, 11))
+    assert terminal.picture(found, 120, terminal.SHADED) == [
+        "random, layer 0: weights [1, 2, 3, 3], a map for each head (--head H for one alone, --html FILE for a page)",
+        "Rows are queries, columns are keys; softmax over the keys: each row sums to 1. Later keys are masked: ·.",
+        "",
+        "head 0",
+        *terminal.head_map(found.weights[0, 0], found.texts, 120, terminal.SHADED),
         "",
         "head 11",
-        "██· ·",
-        "░░██·",
-        "  ▓▓▓▓",
+        *terminal.head_map(found.weights[0, 1], found.texts, 120, terminal.SHADED),
+        "",
+        "blank 0, ░ 0.016, ▒ 0.14, ▓ 0.39, █ 0.77 to 1",
     ]
+
+
+@pytest.mark.parametrize("palette", [terminal.SHADED, terminal.COLOURED, terminal.ASCII])
+def test_what_masked_cells_look_like_is_told(palette: terminal.Palette) -> None:
+    told = " ".join(terminal.picture(attended(random_weights(1, 2, 3)), 80, palette))
+    shown = {terminal.SHADED: "·", terminal.COLOURED: "no colour", terminal.ASCII: "-"}[palette]
+    assert f"Later keys are masked: {shown}. " in told
+
+
+def test_ascii_where_there_is_no_more_and_colours_where_they_may_be() -> None:
+    assert terminal.palette_for("utf-8", coloured=True) is terminal.COLOURED
+    assert terminal.palette_for("utf-8", coloured=False) is terminal.SHADED
+    for encoding in ("ascii", "latin-1", None):
+        assert terminal.palette_for(encoding, coloured=True) is terminal.ASCII
 
 
 def test_tokens_share_a_cell_where_there_is_no_room() -> None:
     weights = np.eye(40)
     weights[39] = [0.96, *[0.04 / 39] * 39]
-    lines = terminal.map_lines(weights, ["x"] * 40, 36, terminal.SHADED)
+    lines = terminal.head_map(weights, ["x"] * 40, 36, terminal.SHADED)
     assert " ".join(lines[:3]) == "(no room for every token: a cell is 2 by 2, of which it shows the largest)"
     assert lines[3] == " " * 13 + "0         20"
     assert len(lines) == 4 + 20
@@ -163,13 +163,13 @@ def test_no_line_is_too_wide_and_cells_stand_below_each_other(
     weights = random_weights(1, 3, T, seed)
     texts = attended(weights, *pieces).texts
     assert all(text.isprintable() for text in texts)
-    for style in (terminal.SHADED, terminal.COLOURED, terminal.ASCII):
-        lines = terminal.map_lines(weights[0, 0], texts, columns, style)
-        grid = terminal.grid_lines(weights[0], (0, 1, 2), columns, style)
-        plain = [CODES.sub("", line) for line in [*lines, *grid]]
+    for palette in (terminal.SHADED, terminal.COLOURED, terminal.ASCII):
+        lines = terminal.head_map(weights[0, 0], texts, columns, palette)
+        layer = terminal.picture(attended(weights, *pieces), columns, palette)
+        plain = [CODES.sub("", line) for line in [*lines, *layer[:-1]]]  # the last one tells the shades
         assert all(line.isprintable() for line in plain)
         assert all(terminal.width(line) <= columns for line in plain)
-    rows = terminal.map_lines(weights[0, 0], texts, columns, terminal.COLOURED)
+    rows = terminal.head_map(weights[0, 0], texts, columns, terminal.COLOURED)
     shared = re.search(r"a cell is (\d+)", " ".join(rows[:-1]))
     n = -(-T // (int(shared[1]) if shared else 1))
     ends = [terminal.width(CODES.sub("", row)) for row in rows[-n:]]  # a row ends with its own key's cell
@@ -195,13 +195,17 @@ def test_sharing_shows_the_largest_and_masks_what_is_masked(T: int, group: int) 
 
 def test_shades_are_ordered_and_none_looks_like_what_is_masked() -> None:
     weights = np.linspace(0, 1, 1001)
-    for style in (terminal.SHADED, terminal.COLOURED, terminal.ASCII):
-        found = terminal.levels(weights, style.steps)
+    for palette in (terminal.SHADED, terminal.COLOURED, terminal.ASCII):
+        steps = len(palette.shades)
+        found = terminal.levels(weights, steps)
         assert (np.diff(found) >= 0).all()
-        assert set(found) == set(range(style.steps))
-        assert len(set(style.shades)) == len(style.shades)
+        assert set(found) == set(range(steps))
+        assert len({palette.cell(level, 2) for level in range(-1, steps)}) == steps + 1
     assert terminal.levels(np.array([-1.0]), 5) == [-1]
     assert terminal.scale(terminal.SHADED) == "blank 0, ░ 0.016, ▒ 0.14, ▓ 0.39, █ 0.77 to 1"
+    assert terminal.scale(terminal.ASCII) == "blank 0, . 0.016, : 0.14, * 0.39, # 0.77 to 1"
+    assert terminal.scale(terminal.COLOURED).startswith("\x1b[48;5;53m \x1b[0m 0, \x1b[48;5;54m \x1b[0m 0.0039, ")
+    assert terminal.width(CODES.sub("", terminal.scale(terminal.COLOURED))) < 80
     for bound, level in ((0.0157, 1), (0.0155, 0), (0.142, 2), (0.139, 1), (0.767, 4), (0.764, 3)):
         assert terminal.levels(np.array(bound), 5) == level
 
@@ -210,7 +214,8 @@ def test_colours_become_lighter() -> None:
     cube = [0, 95, 135, 175, 215, 255]
     linear = [((value / 255 + 0.055) / 1.055) ** 2.4 if value else 0 for value in cube]
     light = []
-    for number in terminal.RAMP:
+    for number in terminal.COLOURED.shades:
+        assert isinstance(number, int)
         red, rest = divmod(number - 16, 36)
         light.append(0.2126 * linear[red] + 0.7152 * linear[rest // 6] + 0.0722 * linear[rest % 6])
     assert light == sorted(light)
@@ -219,7 +224,7 @@ def test_colours_become_lighter() -> None:
 def test_width() -> None:
     assert [terminal.width(text) for text in ("a", "語", "e\u0301", "🤯", "ｱ", "")] == [1, 2, 1, 2, 1, 0]
     assert terminal.fitted("日本語", 4, terminal.SHADED) == "日… "
-    assert list(terminal.clusters("e\u0301語")) == ["e\u0301", "語"]
+    assert terminal.characters("e\u0301語") == ["e\u0301", "語"]
     assert unicodedata.category("\u0301") == "Mn"
 
 
@@ -227,14 +232,14 @@ def test_width() -> None:
 @settings(deadline=None, max_examples=40)
 def test_a_page_holds_the_weights_to_within_half_a_step(layers: int, heads: int, T: int, seed: int) -> None:
     weights = random_weights(layers, heads, T, seed)
-    data = data_of(page(attended(weights)))
+    data = data_of(attention_page(attended(weights)))
     assert np.abs(weights_of(data) - weights).max() <= HALF_A_STEP
 
 
 def test_a_page_is_closed_to_the_network_and_to_its_text() -> None:
     pieces = (b"</script><script>alert(1)</script>", b"<!--", b"{{data}}", "\u2028é'\"".encode())
     found = attended(random_weights(1, 1, 4), *pieces)
-    text = page(found)
+    text = attention_page(found)
     assert "alert(1)</script>" not in text
     assert text.count("<!--") == 0
     assert text.count("</script>") == 2
@@ -244,7 +249,7 @@ def test_a_page_is_closed_to_the_network_and_to_its_text() -> None:
 
 
 def test_a_page_of_50_tokens_on_gpt2s_shape_is_small() -> None:
-    text = page(attended(random_weights(12, 12, 50)))
+    text = attention_page(attended(random_weights(12, 12, 50)))
     assert len(text.encode()) < 600_000
 
 

@@ -21,12 +21,18 @@ def test_a_layer() -> None:
     assert (code, error) == (0, "")
     assert lines[:4] == [
         "austen, layer 3: weights [1, 6, 7, 7], a map for each head (--head H for one",
-        "with its tokens)",
+        "alone, --html FILE for a page)",
         "Rows are queries, columns are keys; softmax over the keys: each row sums to 1.",
         "Later keys are masked: ·.",
     ]
-    assert lines[5].split() == ["head", "0", "head", "1", "head", "2", "head", "3", "head", "4"]
-    assert lines[6].startswith("██· · · · · ·   ██· ")
+    heads = [number for number, line in enumerate(lines) if line.startswith("head ")]
+    assert [lines[number] for number in heads] == [f"head {head}" for head in range(6)]
+    for head, start in enumerate(heads):
+        alone = here("attend", TEXT, "--layer", "3", "--head", str(head), COLUMNS="80")[1].splitlines()
+        height = len(alone) - 6  # less the title, two lines on the axes, the scale, and two empty ones
+        assert lines[start - 1] == ""
+        assert lines[start + 1 : start + 1 + height] == alone[4:-2]
+        assert lines[start + height].startswith("6 ally   ")
     assert lines[-1] == "blank 0, ░ 0.016, ▒ 0.14, ▓ 0.39, █ 0.77 to 1"
 
 
@@ -88,7 +94,7 @@ def _read(terminal: int) -> bytes:
 
 def test_a_page_of_all_and_of_one(tmp_path: Path) -> None:
     code, out, error = here("attend", TEXT, "--html", "all.html", cwd=tmp_path)
-    assert (code, out, error) == (0, "", "npgpt: wrote all.html\n")
+    assert (code, out, error) == (0, "", f"npgpt: wrote all.html, {(tmp_path / 'all.html').stat().st_size:,} bytes\n")
     every = data_of((tmp_path / "all.html").read_text("utf-8"))
     assert every["pieces"] == ["It", " is", " a", " truth", " un", "ivers", "ally"]
     assert weights_of(every).shape == (6, 6, 7, 7)

@@ -20,7 +20,7 @@ from npgpt.model import forward
 from npgpt.text import generation, tokenizer, vocabularies
 from npgpt.text.generation import Finish, Step
 from npgpt.text.sampling import Sampling
-from tests.support.models import random_parameters, small
+from tests.support.models import no_text, random_parameters, small
 from tests.support.thorough import examples
 
 AUSTEN = npgpt.load()
@@ -262,7 +262,7 @@ def test_the_penalty_is_of_prompt_and_continuation() -> None:
 
 def test_a_model_without_text_runs_on_ids_and_says_why() -> None:
     config = small()
-    model = LanguageModel("bare", config, random_parameters(config), lambda: "its 40 ids are nobody's")
+    model = LanguageModel("bare", config, random_parameters(config), no_text("its 40 ids are nobody's"))
     steps = list(model.steps([1, 2], max_tokens=3, sampling=GREEDY))
     assert [step.text for step in steps] == [""] * 4
     for use in (
@@ -416,3 +416,39 @@ def test_steps_of_samples_come_in_turn() -> None:
         *((number, None) for _ in range(2) for number in range(3)),
         *((number, "length") for number in range(3)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("length", "max_tokens", "kept"),
+    [(256, 100, 256), (257, 1, 256), (300, 0, 256), (300, 3, 254), (300, 1000, 128), (1000, 101, 156)],
+)
+def test_a_prompts_last_tokens_leave_room_for_what_is_drawn(length: int, max_tokens: int, kept: int) -> None:
+    """The context has 256 positions; the last token drawn takes none, and half of the context is kept at least."""
+    assert generation.kept_prompt(range(length), AUSTEN.config, max_tokens).tolist() == list(range(length))[-kept:]
+
+
+def test_keep_last_is_there_in_python_too() -> None:
+    ids = [5 + n % 200 for n in range(300)]
+    text = "".join(AUSTEN.generate(ids, keep_last=True, max_tokens=3, temperature=0))
+    assert text == "".join(AUSTEN.generate(ids[-254:], max_tokens=3, temperature=0)) != ""
+    with pytest.raises(NpgptError, match="300 tokens do not fit into the context of 256"):
+        AUSTEN.generate(ids, max_tokens=3)
+    with pytest.raises(NpgptError, match="max_tokens must be at least 0, not -1"):
+        AUSTEN.generate(ids, max_tokens=-1, keep_last=True)
+
+
+def test_a_model_made_without_a_vocabulary_runs_on_ids() -> None:
+    model = LanguageModel("mine", small(), random_parameters(small()))
+    assert model.why_no_text == "it was made without a vocabulary"
+    assert [step.token_id is not None for step in model.steps([1], max_tokens=2, sampling=GREEDY)] == [
+        True,
+        True,
+        False,
+    ]
+    with pytest.raises(NpgptError, match="mine has no text: it was made without a vocabulary"):
+        model.generate("a")
+
+
+def test_a_sampling_option_that_there_is_not() -> None:
+    with pytest.raises(TypeError, match="temprature"):
+        AUSTEN.generate("a", temprature=1)

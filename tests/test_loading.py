@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import loading, parameters
+from npgpt import parameters
 from npgpt.checkpoints import configs, find, safetensors
 from npgpt.checkpoints.inspect import inspect
 from npgpt.checkpoints.open import open_checkpoint
 from npgpt.config import PUBLISHED, Config
 from npgpt.errors import NpgptError
 from npgpt.parameters import Array
+from npgpt.text import vocabularies
 from tests.support.austen import CARD_GREEDY, CARD_IDS, CARD_PROMPT, CARD_TOP5
 from tests.support.models import SHAPES, put, random_arrays, random_ids, small, store
 
@@ -297,9 +298,9 @@ def test_inspect_finds_what_is_wrong(tmp_path: Path) -> None:
 def test_a_tokenizer_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert loading.load_tokenizer("gpt2-xl").encode("hello") == [31373]
-    assert loading.load_tokenizer().encode(CARD_PROMPT) == CARD_IDS
+    assert vocabularies.load_tokenizer("gpt2-xl").encode("hello") == [31373]
+    assert vocabularies.load_tokenizer().encode(CARD_PROMPT) == CARD_IDS
     with pytest.raises(NpgptError, match="no model 'nobody' here"):
-        loading.load_tokenizer("nobody")
+        vocabularies.load_tokenizer("nobody")
     with pytest.raises(NpgptError, match="has no text"):
-        loading.load_tokenizer(store(tmp_path / "m", small()))
+        vocabularies.load_tokenizer(store(tmp_path / "m", small()))

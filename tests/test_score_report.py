@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html.parser
-import json
 import math
 import re
 from typing import Any
@@ -69,30 +68,6 @@ def test_a_line_for_each_token(model: LanguageModel) -> None:
         assert row.endswith(rather)
 
 
-def test_a_record_is_json_and_can_be_joined(model: LanguageModel) -> None:
-    text = "naïve 日本"
-    rule = windows.convention("huggingface", model.config)
-    settings = report.settings(model, rule, 2, False)
-    (found,) = score([text], model, convention="huggingface", top=2)
-    record = json.loads(json.dumps(report.record("a.txt", text, found, settings), allow_nan=False))
-    n = len(found.pieces)
-    columns = ("token_ids", "pieces", "byte_offsets", "log_probs", "ranks", "top_ids", "top_log_probs")
-    assert {len(record[name]) for name in columns} == {n}
-    assert record["token_ids"] == model.tokenizer.encode(text)
-    assert record["log_probs"][0] is record["ranks"][0] is record["top_ids"][0] is record["top_log_probs"][0] is None
-    assert record["log_probs"][1:] == found.log_probs[1:].tolist()
-    assert record["ranks"][1:] == found.ranks[1:].tolist()
-    assert next(iter(record)) == "text"
-    assert record["settings"] == settings
-    assert settings["weights"] == model.fingerprint
-    assert (settings["stride"], settings["context"], settings["end_of_text"]) == (128, 256, False)
-    assert report.read(record) == ("a.txt", record["sha256"], settings, found.totals)
-    for key, value in (("text", [1]), ("sha256", 1), ("settings", 5), ("scored", "x"), ("words", None), ("nll", "1")):
-        assert report.read(record | {key: value}) is None
-        assert report.read({name: record[name] for name in record if name != key}) is None
-    assert record["perplexity"] == found.perplexity
-
-
 def test_a_summary(model: LanguageModel) -> None:
     (found,) = score(["Emma was happy"], model)
     lines = report.summary("a\x1bb.txt", found.totals)
@@ -143,7 +118,7 @@ def test_a_page_shows_every_token_and_its_figures(model: LanguageModel) -> None:
     text = 'Emma <script>alert("naïve 日本")</script> & was happy\n'
     rule = windows.convention("huggingface", model.config)
     (found,) = score([text], model, convention="huggingface", top=3)
-    content = "".join(pages.page([("<b>.txt", found)], model, rule))
+    content = "".join(pages.score_page([("<b>.txt", found)], model, rule))
     page = Tokens()
     page.feed(content)
     assert page.tags <= {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "i", "pre", "div"}

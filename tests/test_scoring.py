@@ -22,13 +22,12 @@ import npgpt
 from npgpt import parameters
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
-from npgpt.loading import Handed
 from npgpt.parameters import Array
 from npgpt.process import cores
 from npgpt.scoring import likelihood as likelihoods
 from npgpt.scoring import scoring, windows
 from npgpt.scoring.likelihood import Score, Totals, likelihood, total, unknown
-from npgpt.scoring.scoring import score
+from npgpt.scoring.scoring import SharedModel, score
 from npgpt.scoring.workers import processes
 from tests.support.thorough import examples
 
@@ -426,13 +425,13 @@ def changed(model: LanguageModel, name: str, rows: slice) -> LanguageModel:
 
 def test_a_model_goes_to_another_process_as_its_file() -> None:
     model = npgpt.load(dtype="float64")
-    content = pickle.dumps(Handed(model))
+    content = pickle.dumps(SharedModel(model))
     assert len(content) < 1000
     again = pickle.loads(content).open()
     assert again.config == model.config
     np.testing.assert_array_equal(again([1, 2, 3]), model([1, 2, 3]))
     assert pickle.loads(content).open() is again  # not loaded for each piece of work
-    assert Handed(model).open() is model
+    assert SharedModel(model).open() is model
 
 
 @pytest.mark.parametrize("name", ["h.3.attn.c_proj.weight", "wte.weight", "ln_f.bias"])
@@ -455,7 +454,7 @@ def test_a_model_that_was_changed_is_not_scored_as_its_file() -> None:
 def test_another_file_there_is_told(tmp_path: Path) -> None:
     model = npgpt.load(dtype="float64")
     npgpt.save(npgpt.load(), tmp_path / "one")
-    content = pickle.dumps(Handed(npgpt.load(tmp_path / "one")))
+    content = pickle.dumps(SharedModel(npgpt.load(tmp_path / "one")))
     npgpt.save(changed(npgpt.load(), "ln_f.bias", slice(-1, None)), tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").replace(tmp_path / "one" / "model.safetensors")
     with pytest.raises(NpgptError, match="holds other weights than the model whose work was handed out"):
@@ -463,12 +462,12 @@ def test_another_file_there_is_told(tmp_path: Path) -> None:
     (tmp_path / "one" / "model.safetensors").unlink()
     with pytest.raises(NpgptError, match="does not exist"):
         pickle.loads(content).open()
-    assert model.again is not None
+    assert model.source is not None
 
 
 def test_a_model_of_no_file_stays_here() -> None:
     model = npgpt.load()
-    mine = replace(model, name="mine", again=None)
+    mine = replace(model, name="mine", source=None)
     same(score(TEXTS, mine, ThreadPoolExecutor(2)), score(TEXTS, model))
     with processes(1, 1) as pool, pytest.raises(NpgptError, match=r"mine lies in no file .*: npgpt\.save"):
         next(score(TEXTS, mine, pool))

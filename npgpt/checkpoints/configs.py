@@ -1,13 +1,22 @@
-"""How other programs spell a configuration: config.json, LLMs-from-scratch, nanoGPT, minGPT, OpenAI's hparams.json."""
+"""How programs state a configuration, how statements are joined, and what a checkpoint's shapes tell of it.
+
+Spellings are those of Hugging Face's config.json, LLMs-from-scratch, nanoGPT, minGPT and OpenAI's hparams.json.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from ..config import REQUIRED, Config
+from .. import parameters
+from ..config import PUBLISHED, REQUIRED, Config
 from ..errors import NpgptError
+from ..parameters import Shape
+from .tensor import Stated
+
+FIELDS = {field.name for field in fields(Config)}
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Other spellings of the same keys: Hugging Face's attribute map, OpenAI's hparams.json, LLMs-from-scratch, nanoGPT.
 SPELLINGS = {
@@ -45,9 +54,9 @@ UNUSED = frozenset(
 
 
 def read_fields(mapping: Mapping[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
-    """Config's fields out of a config.json, an LLMs-from-scratch dictionary or nanoGPT's model_args.
+    """Read Config's fields from a config.json, an LLMs-from-scratch dictionary or nanoGPT's model_args.
 
-    Returns (fields, unknown): fields as found, perhaps not all of Config's; unknown are the keys that nobody knows.
+    Returns (fields, unknown): the fields found, which may not be all of Config's, and the keys that nobody knows.
     source names the mapping in errors. Raises NpgptError for another architecture and for one field given twice
     with different values.
     """
@@ -55,10 +64,9 @@ def read_fields(mapping: Mapping[str, Any], source: str) -> tuple[dict[str, Any]
     found: dict[str, Any] = {}
     spelt: dict[str, str] = {}
     unknown: list[str] = []
-    names = {field.name for field in fields(Config)}
     for key, value in mapping.items():
         name = SPELLINGS.get(key, key)
-        if name not in names:
+        if name not in FIELDS:
             if key not in UNUSED:
                 unknown.append(key)
         elif name in found and found[name] != value:
@@ -86,7 +94,7 @@ def _refuse_other_architectures(mapping: Mapping[str, Any], source: str) -> None
 
 
 def from_dict(mapping: Mapping[str, Any], source: str = "the configuration") -> Config:
-    """A Config from any of the key styles of read_fields.
+    """Return a Config from any of the key styles of read_fields.
 
     Raises NpgptError where a size is missing, wrong, or the architecture is another one.
     """
@@ -98,7 +106,93 @@ def from_dict(mapping: Mapping[str, Any], source: str = "the configuration") -> 
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The contents of a config.json that Hugging Face's transformers reads as the same model."""
+    """Return the contents of a config.json that Hugging Face's transformers reads as the same model."""
     return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]} | {
         field.name: getattr(config, field.name) for field in fields(config)
     }
+
+
+def agreed(statements: Sequence[Stated], n_head: int | None, path: str) -> tuple[str, dict[str, Any], list[str]]:
+    """Join statements: return their sources in words, their fields, and the keys that nobody knows.
+
+    What a statement only implies, as nanoGPT's keys imply its activation, gives way to what another one says. Raises
+    NpgptError where two contradict each other; a given n_head overrides theirs.
+    """
+    agreed: dict[str, Any] = {}
+    implied: dict[str, Any] = {}
+    origin: dict[str, str] = {}
+    unknown: list[str] = []
+    for statement in statements:
+        fields, strange = read_fields(statement.fields, statement.source)
+        unknown += strange
+        if type(fields.get("n_embd")) is int and fields.get("n_inner") == 4 * fields["n_embd"]:
+            fields["n_inner"] = None
+        ids = {key: statement.fields[key] for key in IDS if type(statement.fields.get(key)) is int}
+        said = {SPELLINGS.get(key, key) for key in statement.fields}
+        for key, value in (fields | ids).items():
+            if key not in said:
+                implied[key] = value
+                continue
+            if key == "n_head" and n_head is not None:
+                continue
+            if key in agreed and agreed[key] != value:
+                raise NpgptError(
+                    f"{origin[key]} says that {key} is {agreed[key]!r:.80}, and {statement.source} that it is "
+                    f"{value!r:.80}: correct or remove the wrong one"
+                )
+            agreed[key], origin[key] = value, statement.source
+    return " and ".join(statement.source for statement in statements) or path, implied | agreed, unknown
+
+
+def complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape], n_head: int | None, source: str) -> Config:
+    """Return a Config from what is stated and what the shapes tell.
+
+    No shape depends on n_head, so it comes from the argument, from what is stated, or from the published model of this
+    shape, in this order. A stated n_head that contradicts a published shape is refused: that mistake would load without
+    complaint and write nonsense. The argument may contradict it, since somebody may have trained such a model.
+    """
+    fields = _sizes(shapes) | dict(stated)
+    missing = [key for key in REQUIRED if key not in fields and key != "n_head"]
+    if missing:
+        raise NpgptError(f"{source} lacks {', '.join(missing)}, and the weights' names and shapes do not tell")
+    published = _config(fields | _sizes(shapes) | {"n_head": 1}, source).published_name()
+    size = PUBLISHED[published] if published else None
+    if n_head is not None:
+        fields["n_head"] = n_head
+    elif "n_head" not in fields:
+        if size is None:
+            raise NpgptError(
+                f"{source} states no n_head, and no shape tells it: give it (--n-head N, or load(…, n_head=N)); "
+                f"it divides n_embd = {fields['n_embd']}"
+            )
+        fields["n_head"] = size.n_head
+    config = _config(fields, source if n_head is None else f"{source}, with n_head = {n_head} as given")
+    if size is not None and n_head is None and config.n_head != size.n_head:
+        swapped = f" ({config.n_head} is its n_layer)" if config.n_head == size.n_layer else ""
+        raise NpgptError(
+            f"{source} says n_head = {config.n_head}, but the weights have the shapes of {published}, whose n_head is "
+            f"{size.n_head}{swapped}: {size.n_embd} = {size.n_head} × {size.head_width}; "
+            f"correct it, or insist with --n-head {config.n_head} (load(…, n_head={config.n_head}))"
+        )
+    return config
+
+
+def _config(fields: Mapping[str, Any], source: str) -> Config:
+    try:
+        return Config(**fields)
+    except NpgptError as error:
+        raise NpgptError(f"{source}: {error}") from None
+
+
+def _sizes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """Return the sizes that shapes tell; none where a tensor is missing or has another rank."""
+    sizes: dict[str, Any] = {}
+    if len(wte := shapes.get("wte.weight", ())) == 2:
+        sizes["vocab_size"], sizes["n_embd"] = wte
+    if len(wpe := shapes.get("wpe.weight", ())) == 2:
+        sizes["n_positions"] = wpe[0]
+    if len(c_fc := shapes.get("h.0.mlp.c_fc.weight", ())) == 2 and c_fc[1] != 4 * c_fc[0]:
+        sizes["n_inner"] = c_fc[1]
+    if n_layer := parameters.count_blocks(shapes):
+        sizes["n_layer"] = n_layer
+    return {key: size for key, size in sizes.items() if size}

@@ -1,7 +1,7 @@
-"""A model of the Hugging Face hub into the user's cache, where find.py looks; the one room that needs a network.
+"""Download a model of the Hugging Face hub into the user's cache, where find.py looks; only this room needs a network.
 
-The transfer, its retries and its progress bars are huggingface_hub's (extra hub); here it is told what to fetch, and
-what went wrong is told in one line.
+huggingface_hub (extra hub) transfers, resumes and shows progress. Here it is told what to fetch, and what went wrong is
+told in one line. Its snapshot_download is not used: it fetches in threads, and Ctrl-C waits for whole files.
 """
 
 from __future__ import annotations
@@ -9,22 +9,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-import os
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ..errors import NpgptError
 from ..text.vocabularies import COMPANIONS, READABLE
+from . import atomic
 from .configs import read_fields
 from .find import EMBEDDED, ORGANISATIONS, hub_cache
+from .inspect import sha256
 from .strict_json import read_object
-
-if TYPE_CHECKING:
-    from huggingface_hub.hf_api import RepoSibling
 
 CONFIG = "config.json"
 WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))  # in the order of preference
@@ -34,11 +32,8 @@ IN_CACHE = "a model that is in the cache is used without downloading"
 UNREACHABLE = f"no connection to the hub at {{hub}} ({{detail}}): try again with one; {IN_CACHE}"
 LOG_IN = "log in with `hf auth login`"
 REFUSED = f"the hub at {{hub}} refuses {{what}} of {{repository}} ({{status}}): {LOG_IN}, or correct HF_TOKEN"
-BUSY = "the hub at {hub} answers {status} to {what} of {repository}: try again later, or correct HF_ENDPOINT"
-MISTAKEN = "{what} of {repository} cannot be fetched ({detail}): correct HF_ENDPOINT or HF_TOKEN"
-BROKEN = "{what} of {repository} did not arrive ({detail}): run the same command again, files that are whole are kept"
-UNWRITTEN = "{what} of {repository} cannot be written into {cache} ({detail}): make room, or set HF_HOME elsewhere"
-# The library's exceptions by name, for they moved between its versions and HTTP clients; the first that fits is told.
+# The exceptions of the library, of its HTTP client and of Python by name: the library's moved between its versions, and
+# there were two clients. The first that the exception is an instance of is told.
 MESSAGES = {
     "GatedRepoError": f"{{repository}} is gated: accept its terms at {{hub}}/{{repository}}, then {LOG_IN}",
     "DisabledRepoError": "{repository} is disabled: see {hub}/{repository}",
@@ -49,6 +44,14 @@ MESSAGES = {
     f"unset it to download; {IN_CACHE}",
     **dict.fromkeys(("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"), UNREACHABLE),
     "ConnectionError": UNREACHABLE,  # requests', with huggingface_hub before 1.0
+    "401": REFUSED,
+    "403": REFUSED,
+    "status": "the hub at {hub} answers {status} to {what} of {repository}: try again later, or correct HF_ENDPOINT",
+    # a web page for JSON, no URL, no header
+    "ValueError": "{what} of {repository} cannot be fetched ({detail}): correct HF_ENDPOINT or HF_TOKEN",
+    "errno": "{what} of {repository} cannot be written into {cache} ({detail}): make room, or set HF_HOME elsewhere",
+    "Exception": "{what} of {repository} did not arrive ({detail}): run the same command again, files that are whole "
+    "are kept",
 }
 
 
@@ -76,36 +79,40 @@ def fetch(name: str, revision: str | None = None) -> Snapshot:
     if revision is not None and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", revision, re.ASCII):
         raise NpgptError(f"a revision is a branch, a tag or a commit, not {revision!r:.200}")
     place = hub_cache() / f"models--{repository.replace('/', '--')}"
-    with _library():
-        from huggingface_hub import HfApi, constants, hf_hub_download
-
+    ref = place / "refs" / (revision or "main")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hub = _library()
         try:
-            patience = constants.HF_HUB_ETAG_TIMEOUT  # seconds; by itself model_info waits without end
-            info = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=patience)
+            patience = hub.constants.HF_HUB_ETAG_TIMEOUT  # seconds; by itself model_info waits without end
+            info = hub.HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=patience)
         except Exception as error:
-            held = _held(place, repository, revision) if _no_answer(error) else None
-            if held is None:
-                raise _explained(error, "the list of files", repository, revision) from None
-            return held
+            # the connection or the hub's own trouble, and not its answer to the question
+            no_answer = getattr(getattr(error, "response", None), "status_code", 500) >= 500
+            if no_answer and (held := _held(place, ref, repository)):
+                return held
+            raise _explained(error, "the list of files", repository, revision) from None
         if info.sha is None:
-            raise NpgptError(f"the hub at {constants.ENDPOINT} names no commit of {repository}")
+            raise NpgptError(f"the hub at {hub.constants.ENDPOINT} names no commit of {repository}")
         listed = {sibling.rfilename: sibling for sibling in info.siblings or []}
-        folder, sizes, new = place / "snapshots" / info.sha, {}, 0
-        for file in choose(listed, repository):
-            known = (folder / file).exists()
+        folder, files = place / "snapshots" / info.sha, choose(listed, repository)
+        missing = [file for file in files if not (folder / file).exists()]
+        for file in files:
             try:
-                path = Path(hf_hub_download(repository, file, revision=info.sha, cache_dir=hub_cache()))
+                path = Path(hub.hf_hub_download(repository, file, revision=info.sha, cache_dir=hub_cache()))
             except Exception as error:
                 raise _explained(error, file, repository, revision) from None
-            if not known:
+            if file in missing:
                 _check(path, listed[file])
             if file == CONFIG:
                 source = f"{CONFIG} of {repository}"
                 read_fields(read_object(path.read_bytes(), source), source)
-            sizes[file], new = path.stat().st_size, new + (not known)
-        with contextlib.suppress(OSError):  # a cache that is only to be read, with all that is wanted in it
-            _write_ref(place, revision, info.sha)
-        return Snapshot(repository, folder, sizes, new, asked=True)
+    with contextlib.suppress(OSError, NpgptError):  # a cache that is only to be read, with all that is wanted in it
+        if revision != info.sha:
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            with atomic.writing(ref) as written:
+                written.write(info.sha.encode())
+    return Snapshot(repository, folder, {file: (folder / file).stat().st_size for file in files}, len(missing), True)
 
 
 def repository_name(name: str) -> str:
@@ -139,73 +146,45 @@ def choose(names: Collection[str], repository: str) -> list[str]:
     raise NpgptError(f"{repository} has no model.safetensors or pytorch_model.bin, whole or in shards, {found}")
 
 
-@contextlib.contextmanager
-def _library() -> Iterator[None]:
-    """huggingface_hub without its log lines and warnings. Raises NpgptError where it is not installed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with contextlib.redirect_stdout(None):  # on which it prints what keeps it from being imported
-                from huggingface_hub import HfApi, hf_hub_download  # noqa: F401
-        except ImportError:
-            raise NpgptError("npgpt download needs the extra hub: pip install huggingface_hub") from None
-        except Exception as error:  # it reads its HF_ variables as it is imported
-            raise NpgptError(f"huggingface_hub cannot be imported ({error}): correct its HF_ variables") from None
-        logger = logging.getLogger("huggingface_hub")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
+def _library() -> Any:
+    """Return huggingface_hub, its log silenced. Raises NpgptError where it is not installed or cannot be imported."""
+    try:
+        with contextlib.redirect_stdout(None):  # on which it prints what keeps it from being imported
+            import huggingface_hub
+            from huggingface_hub import HfApi, constants, hf_hub_download  # noqa: F401
+    except ImportError:
+        raise NpgptError("npgpt download needs the extra hub: pip install huggingface_hub") from None
+    except Exception as error:  # it reads its HF_ variables as it is imported
+        raise NpgptError(f"huggingface_hub cannot be imported ({error}): correct its HF_ variables") from None
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    return huggingface_hub
 
 
-def _check(path: Path, listed: RepoSibling) -> None:
-    """The library compares sizes alone. Raises NpgptError, the file removed, where its hash is not the one listed."""
+def _check(path: Path, listed: Any) -> None:
+    """Raises NpgptError, the file removed, where its hash is not the hub's; the library compares sizes alone."""
     if listed.lfs is not None:
-        digest, expected = hashlib.sha256(), listed.lfs.sha256
-    elif listed.blob_id is not None:
-        digest, expected = hashlib.sha1(b"blob %d\0" % path.stat().st_size), listed.blob_id  # git's
+        kind, found, expected = "sha256", sha256(path), listed.lfs.sha256
     else:
-        return
-    with path.open("rb") as file:
-        while chunk := file.read(2**20):
-            digest.update(chunk)
-    if digest.hexdigest() != expected:
+        kind, expected = "sha1", listed.blob_id  # git's
+        found = hashlib.sha1(b"blob %d\0" % path.stat().st_size + path.read_bytes()).hexdigest()
+    if expected not in (None, found):
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise NpgptError(
-            f"{path.name} arrived damaged: its {digest.name} is {digest.hexdigest()}, and the hub says {expected}; "
-            "it is removed, run the same command again"
+            f"{path.name} arrived damaged: its {kind} is {found}, and the hub says {expected}; it is removed, run the "
+            "same command again"
         )
 
 
-def _write_ref(place: Path, revision: str | None, commit: str) -> None:
-    """Write down which commit the revision is, as the library does where it is asked for a branch and not a commit."""
-    ref = place / "refs" / (revision or "main")
-    if revision == commit or (ref.is_file() and ref.read_bytes() == commit.encode()):
-        return
-    ref.parent.mkdir(parents=True, exist_ok=True)
-    written = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
-    written.write_text(commit, "utf-8")
-    written.replace(ref)
-
-
-def _held(place: Path, repository: str, revision: str | None) -> Snapshot | None:
+def _held(place: Path, ref: Path, repository: str) -> Snapshot | None:
     """What the cache holds of a revision, or None where that is no whole model."""
     try:
-        ref = place / "refs" / (revision or "main")
-        commit = ref.read_text("utf-8").strip() if ref.is_file() else revision or "main"
+        commit = ref.read_text("utf-8").strip() if ref.is_file() else ref.relative_to(place / "refs")
         folder = place / "snapshots" / commit
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         return Snapshot(repository, folder, {name: sizes[name] for name in choose(sizes, repository)}, 0, asked=False)
     except (OSError, ValueError):  # NpgptError among them
         return None
-
-
-def _no_answer(error: Exception) -> bool:
-    """Whether it is the connection or the hub's own trouble, and not its answer to the question."""
-    return getattr(getattr(error, "response", None), "status_code", 500) >= 500
 
 
 def _explained(error: BaseException, what: str, repository: str, revision: str | None) -> NpgptError:
@@ -214,15 +193,10 @@ def _explained(error: BaseException, what: str, repository: str, revision: str |
 
     while type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__ is not None:
         error = error.__cause__  # that it is not in the cache either is no news
-    kinds = {kind.__name__ for kind in type(error).__mro__}
     status = getattr(getattr(error, "response", None), "status_code", None)
-    message = next((message for kind, message in MESSAGES.items() if kind in kinds), None)
-    if message is None and status is not None:
-        message = REFUSED if status in (401, 403) else BUSY
-    elif message is None and isinstance(error, ValueError):  # a web page for JSON, no URL, no header
-        message = MISTAKEN
-    elif message is None:
-        message = UNWRITTEN if isinstance(error, OSError) and error.errno is not None else BROKEN
+    kinds = {kind.__name__ for kind in type(error).__mro__} | {str(status)}
+    kinds |= {"status"} if status is not None else {"errno"} if getattr(error, "errno", None) is not None else set()
+    message = next(message for kind, message in MESSAGES.items() if kind in kinds)
     return NpgptError(
         message.format(
             what=what,

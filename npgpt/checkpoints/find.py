@@ -1,4 +1,4 @@
-"""A model's name becomes a file on this machine; nothing is opened here but to see what it is, and nothing fetched."""
+"""Where a model's weights lie on this machine, by name or path; nothing is fetched."""
 
 from __future__ import annotations
 
@@ -23,17 +23,18 @@ ORGANISATIONS = {name: f"openai-community/{name}" for name in PUBLISHED} | {"dis
 
 @dataclass(frozen=True)
 class Location:
-    """Where a model lies: its name, and its weights, a file or the index of several; what belongs to it lies beside."""
+    """A model's name and its weights: a file, or the index of several. What belongs to it lies beside them."""
 
     name: str
     weights: Path
 
 
 def find(model: str | os.PathLike[str] | None = None) -> Location:
-    """A path to a folder or file, the name of an embedded model, or a published name (gpt2, org/name); None: embedded.
+    """Find a model by the path of a folder or file, by the embedded model's name (the default), or a published name.
 
-    Published names are looked for in ./weights/, in the folder that NPGPT_WEIGHTS names, beside the embedded model and
-    in the user's Hugging Face cache, in this order. Raises NpgptError where nothing is found, with all places.
+    Published names (gpt2, org/name) are looked for in ./weights/, in the folder that NPGPT_WEIGHTS names, beside the
+    embedded model and in the user's Hugging Face cache, in this order. Raises NpgptError where nothing is found, with
+    all places.
     """
     if model is None:
         return Location(EMBEDDED, EMBEDDED_WEIGHTS / EMBEDDED / WEIGHTS_FILE)
@@ -62,25 +63,25 @@ def find(model: str | os.PathLike[str] | None = None) -> Location:
 
 
 def _held(folder: Path) -> str:
-    """What lies in a folder, in short."""
+    """Return a summary of what lies in a folder, for a message."""
     names = sorted(path.name for path in folder.iterdir())
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return f"it holds {', '.join(names[:6])}{more}" if names else "it is empty"
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
-    """The path with ~ for the user's home; as it is where there is no such home."""
+    """Return the path with ~ expanded to the user's home."""
     return Path(os.path.expanduser(path))
 
 
 def _is_name(name: str) -> bool:
-    """One word, or org/name: what can be a name and not only a path."""
+    """Tell whether the text is one word or org/name, and so can be a model's name as well as a path."""
     parts = name.split("/")
     return len(parts) <= 2 and all(part.strip(".") and not part.startswith("~") and "\\" not in part for part in parts)
 
 
 def _places(name: str) -> list[Path]:
-    """The folders where a model of this name may lie, in order of preference."""
+    """Return the folders where a model of this name may lie, in order of preference."""
     if name == EMBEDDED:
         return [EMBEDDED_WEIGHTS / EMBEDDED]
     roots = [Path("weights"), EMBEDDED_WEIGHTS]
@@ -93,7 +94,7 @@ def _places(name: str) -> list[Path]:
 
 
 def hub_cache() -> Path:
-    """The Hugging Face cache: HF_HUB_CACHE, else HF_HOME/hub, else XDG_CACHE_HOME/huggingface/hub, else ~/.cache."""
+    """Return the Hugging Face cache: $HF_HUB_CACHE, $HF_HOME/hub, or huggingface/hub in $XDG_CACHE_HOME or ~/.cache."""
     if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
         return expanded(cache)
     if home := os.environ.get("HF_HOME"):
@@ -102,7 +103,7 @@ def hub_cache() -> Path:
 
 
 def _snapshot(repository: Path) -> Path:
-    """The snapshot that refs/main names where it has weights, else the newest that has, else the repository itself."""
+    """Return the snapshot that refs/main names if it has weights, else the newest one that has, else the repository."""
     main = repository / "refs" / "main"
     try:
         named = main.read_text("utf-8").strip() if main.is_file() and main.stat().st_size < 1000 else ""

@@ -1,4 +1,4 @@
-"""Which container a file is, known by its content and never by its name alone; a new one is a file and a line here."""
+"""Which format a file has, told by its content and never by its name alone. A new one is a module and a row here."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from pathlib import Path
 
 from ..errors import NpgptError
 from . import gguf, llmc, safetensors, sharded, tensorflow, torch_zip
-from .container import Container
-from .tensor import check_file
+from .tensor import Contents, check_file
 
-Recognises = Callable[[bytes, bytes], bool]  # from a file's first and last bytes
-
-CONTAINERS: tuple[tuple[Recognises, Callable[[Path], Container]], ...] = (
+# What a file's first and last bytes look like, and the function that reads it.
+READERS: tuple[tuple[Callable[[bytes, bytes], bool], Callable[[Path], Contents]], ...] = (
     (torch_zip.recognises, torch_zip.read),
     (gguf.recognises, gguf.read),
     (llmc.recognises, llmc.read),
@@ -43,30 +41,26 @@ OTHERS = (
 )
 
 
-def read(path: Path) -> Container:
-    """Open a checkpoint's file, or the index of several.
+def read(path: Path, *, may_be_index: bool = True) -> Contents:
+    """Read a checkpoint's file, or the files that an index lists.
 
     Raises NpgptError for a file that no reader knows, and as the readers do; OSError where it cannot be opened.
     """
     head, tail = _ends(path)
-    is_index = sharded.recognises(head, tail) and _reader(head, tail) is None
-    return sharded.read(path, _read_one) if is_index else _read_one(path)
-
-
-def _read_one(path: Path) -> Container:
-    head, tail = _ends(path)
     if (reader := _reader(head, tail)) is not None:
         return reader(path)
+    if may_be_index and sharded.recognises(head, tail):
+        return sharded.read(path, lambda file: read(file, may_be_index=False))
     if re.search(r"\.data-\d+-of-\d+$", path.name) or path.name.endswith(".ckpt.meta"):
         raise NpgptError(f"{path} is a part of a TensorFlow checkpoint: give its .index file, or the folder")
     raise NpgptError(f"{path} is {_described(head)}")
 
 
 def find(folder: Path) -> Path | None:
-    """The checkpoint that lies in a folder: the usual name, else the only file that a reader knows, else None.
+    """Return the checkpoint in a folder: the usual name, else the only file that a reader knows, else None.
 
-    Of several TensorFlow checkpoints the one that the file `checkpoint` names. Raises NpgptError where several others
-    could be meant, and OSError where the folder cannot be read.
+    Of several TensorFlow checkpoints it is the one that the file `checkpoint` names. Raises NpgptError where several
+    others could be meant, and OSError where the folder cannot be read.
     """
     for name in PREFERRED:
         if (folder / name).is_file():
@@ -83,12 +77,12 @@ def find(folder: Path) -> Path | None:
     return known[0] if known else None
 
 
-def _reader(head: bytes, tail: bytes) -> Callable[[Path], Container] | None:
-    return next((read for recognises, read in CONTAINERS if recognises(head, tail)), None)
+def _reader(head: bytes, tail: bytes) -> Callable[[Path], Contents] | None:
+    return next((read for recognises, read in READERS if recognises(head, tail)), None)
 
 
 def _ends(path: Path) -> tuple[bytes, bytes]:
-    """A file's first and last bytes. Raises NpgptError for what is no regular file, or is empty."""
+    """Return a file's first and last bytes. Raises NpgptError for what is no regular file, or is empty."""
     check_file(path)
     with path.open("rb") as file:
         head = file.read(64)

@@ -1,4 +1,4 @@
-"""The GGUF container, versions 2 and 3: llama.cpp's.
+"""The GGUF format, versions 2 and 3: llama.cpp's.
 
 "GGUF", u32 version, u64 number of tensors, u64 number of keys; the keys with their values; the tensors' names, sizes
 (fastest-varying first, the reverse of NumPy's), types and offsets; padding; data. ggml-org/ggml, docs/gguf.md.
@@ -17,8 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import NpgptError
-from .container import Container
-from .tensor import FLOATS, Stated, Tensor, check_shape, itemsize, map_file
+from .tensor import FLOATS, Contents, Stated, Tensor, check_shape, itemsize, map_file
 
 VERSIONS = (2, 3)
 NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "b1", 10: "u8", 11: "i8", 12: "f8"}
@@ -44,7 +43,7 @@ UNUSED = 5  # a token's type: a row that only pads the vocabulary
 
 
 def recognises(head: bytes, tail: bytes) -> bool:
-    """Whether a file begins with the magic."""
+    """Return whether a file begins with the magic."""
     return head.startswith(b"GGUF")
 
 
@@ -57,26 +56,26 @@ class Cursor:
         self.order: Literal["<", ">"] = "<" if int.from_bytes(data[4:8], "little") < 2**16 else ">"
 
     def take(self, size: int) -> bytes:
-        """The next bytes."""
+        """Return the next bytes."""
         if self.at + size > len(self.data):
             raise NpgptError(f"{self.path} is cut short: {size} bytes are wanted at {self.at} of {len(self.data)}")
         self.at += size
         return self.data[self.at - size : self.at]
 
     def number(self, kind: str) -> int:
-        """A number of struct's kind."""
+        """Return a number of struct's kind."""
         (value,) = struct.unpack(self.order + kind, self.take(struct.calcsize(self.order + kind)))
         return int(value)
 
     def text(self) -> str:
-        """A string with its length before it."""
+        """Return a string that has its length before it."""
         try:
             return self.take(self.number("Q")).decode("utf-8")
         except UnicodeDecodeError as error:
             raise NpgptError(f"{self.path}: a string that ends at byte {self.at} is not UTF-8: {error}") from None
 
     def value(self, kind: int, depth: int = 0) -> Any:
-        """A number, a truth value, a text, or a list of them."""
+        """Return a number, a truth value, a text, or a list of them."""
         if kind == STRING:
             return self.text()
         if kind == ARRAY and depth < 4:
@@ -93,7 +92,7 @@ class Cursor:
         return float(str(value)) if NUMBERS[kind] == "f4" else value.item()
 
 
-def read(path: Path) -> Container:
+def read(path: Path) -> Contents:
     """Map a GGUF file; its configuration, and its vocabulary where that is byte-level BPE, lie within.
 
     Raises NpgptError, naming the tensor or key, for whatever is malformed, for another architecture than gpt2, and for
@@ -122,7 +121,7 @@ def read(path: Path) -> Container:
     model, vocabulary = keys.get("tokenizer.ggml.model"), None
     if isinstance(model, str) and model == "gpt2" and TOKENS in keys and MERGES in keys:
         vocabulary = lambda: _vocabulary(path, keys)  # noqa: E731
-    return Container("GGUF", (path,), tensors, Stated(f"the keys of {path}", fields), vocabulary)
+    return Contents("GGUF", (path,), tensors, Stated(f"the keys of {path}", fields), vocabulary)
 
 
 def _tensors(cursor: Cursor, count: int, alignment: object) -> dict[str, Tensor]:
@@ -162,7 +161,7 @@ def _tensors(cursor: Cursor, count: int, alignment: object) -> dict[str, Tensor]
 
 
 def _vocabulary(path: Path, keys: Mapping[str, Any]) -> dict[str, bytes]:
-    """vocab.json and merges.txt of the tokens and merges in the file."""
+    """Return vocab.json and merges.txt of the tokens and merges in the file."""
     tokens, merges = keys[TOKENS], keys[MERGES]
     if not isinstance(tokens, list) or not isinstance(merges, list) or not all(isinstance(t, str) for t in tokens):
         raise NpgptError(f"{path}: {TOKENS} and {MERGES} must be lists of texts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -11,8 +12,8 @@ import numpy as np
 
 from .. import parameters
 from ..config import Config
-from ..loading import vocabulary
-from ..tracing import sha256
+from ..errors import NpgptError
+from ..text.vocabularies import tokenizer_of
 from .find import find
 from .open import open_checkpoint
 
@@ -33,20 +34,25 @@ class Inspection:
     misaligned: list[str]  # tensors that are copied at load
     non_finite: dict[str, tuple[int, int]]  # name -> how many NaN, how many infinite
     vocabulary: str  # the files it comes from, or the reason why there is none
+    unchecked: str | None  # the checksums that are not looked at, see Container
 
 
 def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None = None) -> Inspection:
     """Read a whole checkpoint, tensor by tensor, and report on it. Raises NpgptError as loading does."""
     location = find(model)
     checkpoint = open_checkpoint(location.weights, n_head=n_head)
-    config, found = checkpoint.config, vocabulary(checkpoint)
+    config = checkpoint.config
+    try:
+        vocabulary = tokenizer_of(checkpoint).source
+    except NpgptError as reason:
+        vocabulary = str(reason)
     used = {part: checkpoint.tensors[part] for source in checkpoint.sources.values() for part in source.parts}
     non_finite = {name: _non_finite(checkpoint.load(name, "float64")) for name in checkpoint.sources}
     return Inspection(
         name=location.name,
         path=location.weights,
         description=checkpoint.description,
-        files={path: (path.stat().st_size, sha256(path)) for path in checkpoint.container.files},
+        files={path: (path.stat().st_size, sha256(path)) for path in checkpoint.contents.files},
         config=config,
         published_name=config.published_name(),
         unknown_keys=checkpoint.unknown_keys,
@@ -54,8 +60,18 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
         dtypes=dict(Counter(tensor.dtype for tensor in used.values())),
         misaligned=[tensor.name for tensor in used.values() if tensor.misaligned],
         non_finite={name: counts for name, counts in non_finite.items() if any(counts)},
-        vocabulary=found if isinstance(found, str) else found.source,
+        vocabulary=vocabulary,
+        unchecked=checkpoint.contents.unchecked,
     )
+
+
+def sha256(path: Path) -> str:
+    """Return a file's digest, in hexadecimal."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _non_finite(array: parameters.Array) -> tuple[int, int]:

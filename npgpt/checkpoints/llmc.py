@@ -1,4 +1,4 @@
-"""llm.c's container: a header of 256 int32, then 16 arrays one after the other, each stacked over all blocks.
+"""llm.c's format: a header of 256 int32, then 16 arrays one after the other, each stacked over all blocks.
 
 karpathy/llm.c, train_gpt2.py (write_model) and train_gpt2.c (ParameterTensors), whose names the arrays have here.
 Linear maps are [out, in], there is no output head, and wte is padded with rows that are no part of the model: llm.c
@@ -13,8 +13,7 @@ from pathlib import Path
 
 from ..errors import NpgptError
 from ..parameters import Shape
-from .container import Container
-from .tensor import Stated, Tensor, itemsize, map_file
+from .tensor import Contents, Stated, Tensor, itemsize, map_file
 
 MODEL, STATE, TOKENIZER = (number.to_bytes(4, "little") for number in (20240326, 20240327, 20240328))  # h[0]
 DTYPES = {3: "float32", 5: "bfloat16"}  # h[1], the version
@@ -22,12 +21,12 @@ HEADER = 256 * 4
 
 
 def recognises(head: bytes, tail: bytes) -> bool:
-    """Whether a file begins with the magic number of a model."""
+    """Return whether a file begins with the magic number of a model."""
     return head.startswith(MODEL)
 
 
 def shapes(vocab_size: int, n_positions: int, n_layer: int, n_embd: int) -> dict[str, Shape]:
-    """The arrays in the order of the file."""
+    """Return the arrays' shapes in the order of the file."""
     V, N, L, C = vocab_size, n_positions, n_layer, n_embd
     norm = {"w": (L, C), "b": (L, C)}
     return {
@@ -50,7 +49,7 @@ def shapes(vocab_size: int, n_positions: int, n_layer: int, n_embd: int) -> dict
     }
 
 
-def read(path: Path) -> Container:
+def read(path: Path) -> Contents:
     """Map a model file. Raises NpgptError for another version, and for a size that does not fit the header."""
     data = map_file(path)
     if len(data) < HEADER:
@@ -79,4 +78,4 @@ def read(path: Path) -> Container:
         tensors[name] = Tensor(path, name, data, dtype, (V, n_embd) if name == "wte" else shape, begin)
         begin += itemsize(dtype) * prod(shape)
     fields = {"vocab_size": V, "n_positions": n_positions, "n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
-    return Container("llm.c .bin", (path,), tensors, Stated(f"the header of {path}", fields))
+    return Contents("llm.c .bin", (path,), tensors, Stated(f"the header of {path}", fields))

@@ -24,11 +24,7 @@ VALUES = frozenset(
     """INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE
     SHORT_BINUNICODE BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8""".split()
 )
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-NO_EFFECT = frozenset(("PROTO", "FRAME"))
-
-
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 OPAQUE = object()  # a value that nothing is made of
 
 
@@ -53,7 +49,25 @@ def read(
     for an instruction that a checkpoint has no use for, and for a program that is malformed or endless.
     """
 
-    def mention(name: str) -> object:
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[object, Any] = {}
+
+    def pop(count: int | None = None) -> list[Any]:
+        """The topmost values, none of them below the last mark; by default all above it, and the mark goes, too."""
+        if count is None:
+            if not marks:
+                raise ValueError("there is no mark")
+            count = len(stack) - marks.pop()
+        start = len(stack) - count
+        if start < (marks[-1] if marks else 0):
+            raise ValueError("the stack is empty")
+        values = stack[start:]
+        del stack[start:]
+        return values
+
+    def mentioned(name: str) -> object:
+        """What a global is: its value in names, or no more than its name."""
         if name not in calls and name not in names:
             raise NpgptError(
                 f"{source} asks for {name:.200}, which npgpt does not run: only tensors and plain values are read; "
@@ -61,117 +75,96 @@ def read(
             )
         return names[name] if name in names else Global(name)
 
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[object, Any] = {}
-
-    def pop(count: int) -> list[Any]:
-        """The topmost values, none of them below the last mark."""
-        if len(stack) - (marks[-1] if marks else 0) < count:
-            raise ValueError("the stack is empty")
-        values = stack[len(stack) - count :]
-        del stack[len(stack) - count :]
-        return values
-
-    def pop_to_mark() -> list[Any]:
-        if not marks:
-            raise ValueError("there is no mark")
-        start = marks.pop()
-        values = stack[start:]
-        del stack[start:]
-        return values
-
-    def fill(items: list[Any]) -> None:
-        """Put keys and values, one after the other, into the dictionary on top."""
-        (target,) = pop(1)
-        if type(target) is not dict or len(items) % 2:
-            raise ValueError("items belong into a dictionary, in pairs")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            if not isinstance(key, PLAIN) or (isinstance(key, int) and abs(key) >= LARGEST_KEY):
-                raise ValueError("a key is neither text nor a number of usual size")
-            target[key] = value
-        stack.append(target)
-
-    def extend(items: list[Any]) -> None:
-        (target,) = pop(1)
-        if type(target) is not list:
-            raise ValueError("items belong into a list")
-        target.extend(items)
-        stack.append(target)
-
-    def step(op: str, argument: Any) -> None:
-        if op in VALUES:
-            if isinstance(argument, int) and abs(argument) >= LARGEST:
-                raise ValueError("a number has more than 256 bits")
-            stack.append(argument)
-        elif op in CONSTANTS:
-            stack.append(CONSTANTS[op])
-        elif op == "MARK":
-            marks.append(len(stack))
-        elif op in TUPLES:
-            stack.append(tuple(pop(TUPLES[op])))
-        elif op == "TUPLE":
-            stack.append(tuple(pop_to_mark()))
-        elif op == "EMPTY_DICT":
-            stack.append({})
-        elif op == "EMPTY_LIST":
-            stack.append([])
-        elif op == "LIST":
-            stack.append(pop_to_mark())
-        elif op == "DICT":
-            items = pop_to_mark()
-            stack.append({})
-            fill(items)
-        elif op in ("SETITEM", "SETITEMS"):
-            fill(pop(2) if op == "SETITEM" else pop_to_mark())
-        elif op in ("APPEND", "APPENDS"):
-            extend(pop(1) if op == "APPEND" else pop_to_mark())
-        elif op in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            (value,) = pop(1)
-            place = len(memo) if op == "MEMOIZE" else argument
-            if not 0 <= place < 2**32:
-                raise ValueError("a value is kept under a number that is none of pickle's own")
-            memo[place] = value
-            stack.append(value)
-        elif op in ("GET", "BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif op == "GLOBAL":
-            stack.append(mention(argument.replace(" ", ".", 1)))
-        elif op == "STACK_GLOBAL":
-            module, name = pop(2)
-            if not isinstance(module, str) or not isinstance(name, str):
-                raise ValueError("a global's name is no text")
-            stack.append(mention(f"{module}.{name}"))
-        elif op == "BINPERSID":
-            stack.append(persistent(pop(1)[0]))
-        elif op == "REDUCE":
-            function, arguments = pop(2)
-            if not isinstance(function, Global) or not isinstance(arguments, tuple):
-                raise ValueError("what is called is no function")
-            if len(arguments) > MOST_ARGUMENTS:
-                raise ValueError(f"{function.name} is called with {len(arguments)} arguments")
-            stack.append(calls[function.name](*arguments))
-        elif op == "BUILD":
-            target, _ = pop(2)  # attributes, such as a state dict's _metadata: nothing that npgpt needs
-            if type(target) is not dict and target is not OPAQUE:
-                raise ValueError("attributes of what has none")
-            stack.append(target)
-        elif op == "INST":
-            mention(argument.replace(" ", ".", 1))
-            raise ValueError("INST makes an instance of a class")
-        elif op not in NO_EFFECT:
-            raise ValueError(f"the instruction {op} has no place in a checkpoint")
+    def outcome(op: str, argument: Any) -> object:
+        """What an instruction puts on the stack, after it took its values from there."""
+        match op:
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                return tuple(pop(int(op[-1])))
+            case "TUPLE":
+                return tuple(pop())
+            case "EMPTY_LIST" | "EMPTY_DICT":
+                return [] if op == "EMPTY_LIST" else {}
+            case "LIST":
+                return pop()
+            case "DICT":
+                return _filled({}, pop())
+            case "SETITEM" | "SETITEMS":
+                items = pop(2 if op == "SETITEM" else None)
+                return _filled(pop(1)[0], items)
+            case "APPEND" | "APPENDS":
+                items = pop(1 if op == "APPEND" else None)
+                return _extended(pop(1)[0], items)
+            case "PUT" | "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
+                place = len(memo) if op == "MEMOIZE" else argument
+                if not 0 <= place < 2**32:
+                    raise ValueError("a value is kept under a number that is none of pickle's own")
+                (memo[place],) = pop(1)
+                return memo[place]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                return memo[argument]
+            case "GLOBAL":
+                return mentioned(argument.replace(" ", ".", 1))
+            case "STACK_GLOBAL":
+                module, name = pop(2)
+                if not isinstance(module, str) or not isinstance(name, str):
+                    raise ValueError("a global's name is no text")
+                return mentioned(f"{module}.{name}")
+            case "BINPERSID":
+                return persistent(pop(1)[0])
+            case "REDUCE":
+                function, arguments = pop(2)
+                if not isinstance(function, Global) or not isinstance(arguments, tuple):
+                    raise ValueError("what is called is no function")
+                if len(arguments) > MOST_ARGUMENTS:
+                    raise ValueError(f"{function.name} is called with {len(arguments)} arguments")
+                return calls[function.name](*arguments)
+            case "BUILD":
+                target, _ = pop(2)  # attributes, such as a state dict's _metadata: nothing that npgpt needs
+                if type(target) is not dict and target is not OPAQUE:
+                    raise ValueError("attributes of what has none")
+                return target
+            case "INST":
+                mentioned(argument.replace(" ", ".", 1))
+                raise ValueError("INST makes an instance of a class")
+        raise ValueError(f"the instruction {op} has no place in a checkpoint")
 
     try:
         for steps, (op, argument, _) in enumerate(pickletools.genops(program)):
             if op.name == "STOP":
-                (value,) = pop(1)
-                return value
+                return pop(1)[0]
             if steps > MOST_STEPS:
                 raise ValueError(f"more than {MOST_STEPS} instructions")
-            step(op.name, argument)
+            if op.name == "MARK":
+                marks.append(len(stack))
+            elif op.name in CONSTANTS:
+                stack.append(CONSTANTS[op.name])
+            elif op.name in VALUES:
+                if isinstance(argument, int) and abs(argument) >= LARGEST:
+                    raise ValueError("a number has more than 256 bits")
+                stack.append(argument)
+            elif op.name not in ("PROTO", "FRAME"):  # which have no effect
+                stack.append(outcome(op.name, argument))
     except NpgptError:
         raise
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise NpgptError(f"{source} is malformed: {str(error)!r:.200}") from None
     raise NpgptError(f"{source} is malformed: it ends without an end")
+
+
+def _filled(target: object, items: list[Any]) -> dict[Any, Any]:
+    """The dictionary itself, with keys and values in it that stand one after the other."""
+    if type(target) is not dict or len(items) % 2:
+        raise ValueError("items belong into a dictionary, in pairs")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(key, PLAIN) or (isinstance(key, int) and abs(key) >= LARGEST_KEY):
+            raise ValueError("a key is neither text nor a number of usual size")
+        target[key] = value
+    return target
+
+
+def _extended(target: object, items: list[Any]) -> list[Any]:
+    """The list itself, with more items in it."""
+    if type(target) is not list:
+        raise ValueError("items belong into a list")
+    target.extend(items)
+    return target

@@ -1,4 +1,4 @@
-"""The safetensors container: bytes to named arrays and back, mapped into memory and trusted in nothing.
+"""The safetensors format: bytes to named arrays and back, mapped into memory and trusted in nothing.
 
 A file is a u64 little-endian header length, a JSON header {name: {dtype, shape, data_offsets}, "__metadata__":
 {str: str}}, and raw little-endian data. The checks and their order are those of the reference reader (huggingface,
@@ -22,8 +22,7 @@ from ..errors import NpgptError
 from ..parameters import Shape
 from . import strict_json
 from .atomic import writing
-from .container import Container
-from .tensor import Tensor, check_shape, itemsize, map_file
+from .tensor import Contents, Tensor, check_shape, itemsize, map_file
 
 MAX_HEADER = 16_000_000  # the reference reader's bound is 100 MB; 10,000 blocks need 15, and JSON grows when it is read
 ALIGNMENT = 64  # files written here begin their data on a multiple of this
@@ -39,17 +38,17 @@ Parts: TypeAlias = Callable[[str], Iterable[NDArray[Any]]]  # a tensor's content
 
 
 def recognises(head: bytes, tail: bytes) -> bool:
-    """Whether a file begins so: a header's length, and the brace of its JSON."""
+    """Return whether a file begins so: a header's length, and the brace of its JSON."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100 * MAX_HEADER
 
 
-def read(path: Path) -> Container:
+def read(path: Path) -> Contents:
     """Map a safetensors file and check its header in full.
 
     Raises NpgptError, naming the file and the tensor, for whatever is malformed; OSError where it cannot be opened.
     """
     data = map_file(path)
-    return Container("safetensors", (path,), _header(path, data, len(data)))
+    return Contents("safetensors", (path,), _header(path, data, len(data)))
 
 
 def _header(path: Path, data: mmap.mmap, size: int) -> dict[str, Tensor]:
@@ -87,8 +86,10 @@ def _header(path: Path, data: mmap.mmap, size: int) -> dict[str, Tensor]:
 
 
 def aliases(metadata: Mapping[str, object], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their other names: of those that share memory, as a tied head and wte do, safetensors' save_model
-    keeps one and notes {"the other": "the one"} in the metadata.
+    """Return tensors by their other names.
+
+    Of tensors that share memory, as a tied head and wte do, safetensors' save_model keeps one and notes
+    {"the other": "the one"} in the metadata.
     """
     pairs = ((name, stored) for name, stored in metadata.items() if isinstance(stored, str) and name != "format")
     return {name: tensors[stored] for name, stored in pairs if stored in tensors and name not in tensors}

@@ -9,11 +9,13 @@ import mmap
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import NpgptError
+from .tensor import map_file
 
 
 class Member(NamedTuple):
@@ -24,8 +26,37 @@ class Member(NamedTuple):
     crc: int
 
 
+@dataclass(frozen=True)
+class Archive:
+    """A mapped archive and its members by name."""
+
+    path: Path
+    data: mmap.mmap
+    members: Mapping[str, Member]
+    verified: set[str] = field(default_factory=set)
+
+    def contents(self, name: str) -> bytes:
+        """Return a member's bytes. Raises NpgptError as verify does."""
+        self.verify(name)
+        begin, size, _ = self.members[name]
+        return self.data[begin : begin + size]
+
+    def verify(self, name: str) -> None:
+        """Raises NpgptError where a member's bytes, which are read once, do not have its CRC-32."""
+        if name in self.verified:
+            return
+        begin, size, expected = self.members[name]
+        with memoryview(self.data) as view, view[begin : begin + size] as part:
+            found = zlib.crc32(part)
+        if expected not in (0, found):
+            raise NpgptError(
+                f"{self.path}: {name} is damaged: its CRC-32 is {found:08x}, the archive says {expected:08x}"
+            )
+        self.verified.add(name)
+
+
 def directory(path: Path) -> list[zipfile.ZipInfo]:
-    """The archive's directory, which zipfile reads. Raises NpgptError where there is none, or it is malformed."""
+    """Return the archive's directory, as zipfile reads it. Raises NpgptError where it is missing or malformed."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.infolist()
@@ -33,53 +64,36 @@ def directory(path: Path) -> list[zipfile.ZipInfo]:
         raise NpgptError(f"{path} is no whole ZIP archive, perhaps cut short: {error}") from None
 
 
-def members(path: Path, data: mmap.mmap, entries: Iterable[zipfile.ZipInfo]) -> dict[str, Member]:
-    """Each member's place, by its name.
+def read(path: Path, entries: Iterable[zipfile.ZipInfo]) -> Archive:
+    """Map the archive whose directory has these entries.
 
-    Raises NpgptError where one is not stored as it is, leaves the file, stands twice, or lies in another.
+    Raises NpgptError where a member is not stored as it is, leaves the file, stands twice, or lies in another.
     """
-    found: dict[str, Member] = {}
+    data = map_file(path)
+    members: dict[str, Member] = {}
     end, last = 0, ""
     for entry in sorted(entries, key=lambda entry: entry.header_offset):
-        name, start = entry.filename, entry.header_offset
-        if name in found:
-            raise NpgptError(f"{path}: {name:.200} stands twice in the archive")
+        name, start = f"{path}: {entry.filename:.200}", entry.header_offset
+        if entry.filename in members:
+            raise NpgptError(f"{name} stands twice in the archive")
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             kind = "encrypted" if entry.flag_bits & 1 else "compressed"
-            raise NpgptError(f"{path}: {name:.200} is {kind}, and torch.save stores plainly: unpack and zip -0 it")
+            raise NpgptError(f"{name} is {kind}, and torch.save stores plainly: unpack and zip -0 it")
         header = data[start : start + 30]
         if start < 0 or len(header) < 30 or header[:4] != b"PK\x03\x04":
-            raise NpgptError(f"{path}: {name:.200} has no header at byte {start}")
+            raise NpgptError(f"{name} has no header at byte {start}")
         length, more = struct.unpack("<HH", header[26:30])
-        begin = start + 30 + length + more
-        if data[start + 30 : start + 30 + length] != _encoded(entry):
-            raise NpgptError(f"{path}: {name:.200} should begin at byte {start}, where another member does")
+        encoding = "utf-8" if entry.flag_bits & 0x800 else "cp437"  # which zipfile took for the name
+        if data[start + 30 : start + 30 + length] != entry.orig_filename.encode(encoding):
+            raise NpgptError(f"{name} should begin at byte {start}, where another member does")
         if start < end:
-            raise NpgptError(f"{path}: {name:.200} begins within {last:.200}, at byte {start}")
-        end, last = begin + entry.file_size, name
+            raise NpgptError(f"{name} begins within {last:.200}, at byte {start}")
+        begin = start + 30 + length + more
+        end, last = begin + entry.file_size, entry.filename
         if entry.compress_size != entry.file_size or end > len(data):
             raise NpgptError(
-                f"{path}: {name:.200} has {entry.file_size} bytes, of which {entry.compress_size} are stored "
+                f"{name} has {entry.file_size} bytes, of which {entry.compress_size} are stored "
                 f"and {max(0, len(data) - begin)} are there"
             )
-        found[name] = Member(begin, entry.file_size, entry.CRC)
-    return found
-
-
-def _encoded(entry: zipfile.ZipInfo) -> bytes:
-    """Its name as it stands in the file; a bit tells which encoding zipfile took."""
-    return entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
-
-
-def contents(path: Path, name: str, data: mmap.mmap, member: Member) -> bytes:
-    """A member's bytes. Raises NpgptError as verify does."""
-    verify(path, name, data, member)
-    return data[member.begin : member.begin + member.size]
-
-
-def verify(path: Path, name: str, data: mmap.mmap, member: Member) -> None:
-    """Raises NpgptError where a member's bytes do not have its CRC-32."""
-    with memoryview(data) as view, view[member.begin : member.begin + member.size] as part:
-        found = zlib.crc32(part)
-    if member.crc not in (0, found):
-        raise NpgptError(f"{path}: {name} is damaged: its CRC-32 is {found:08x}, the archive says {member.crc:08x}")
+        members[entry.filename] = Member(begin, entry.file_size, entry.CRC)
+    return Archive(path, data, members)

@@ -1,4 +1,4 @@
-"""What every container reader gives: named arrays that lie in mapped files, none of them read until it is asked for."""
+"""What every reader gives: named arrays that lie in mapped files, none of them read until it is asked for."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements, 0 where they are no floats."""
+        """Return the bytes of its elements, 0 where they are no floats."""
         return prod(self.shape) * itemsize(self.dtype) if self.dtype in FLOATS else 0
 
     @property
     def misaligned(self) -> bool:
-        """Whether it lies on no multiple of its element's size, and so costs a copy (NumPy copies in every product)."""
+        """Return whether it lies on no multiple of its element's size: NumPy would copy it in every product."""
         return self.dtype in FLOATS and self.begin % itemsize(self.dtype) != 0
 
     def stored(self) -> NDArray[Any]:
-        """The array as it lies in the file, read-only and not copied; bfloat16 as its uint16 bits.
+        """Return the array as it lies in the file, read-only and not copied; bfloat16 as its uint16 bits.
 
         Raises NpgptError where it is no float, and where its checksum is wrong.
         """
@@ -73,18 +73,75 @@ class Tensor:
         return np.ndarray(self.shape, dtype, self.data, self.begin, strides)
 
     def load(self, dtype: str = "float32") -> Array:
-        """The array as float32 or float64; see cast. Raises NpgptError as `stored` and cast do."""
+        """Return the array as float32 or float64; see cast. Raises NpgptError as `stored` and cast do."""
         return load(self.stored(), self.dtype, dtype, f"{self.path}: {self.name}")
 
 
+class Source(NamedTuple):
+    """How a canonical tensor is made of stored ones.
+
+    parts stand side by side in the last axis, as queries, keys and values do; no parts are zeros, for a bias that the
+    program leaves out. entry takes one of a stack; transposed is for matrices that are stored [out, in].
+    """
+
+    parts: tuple[str, ...]
+    transposed: bool = False
+    entry: int | None = None
+
+    def shape(self, tensors: Mapping[str, Tensor]) -> Shape | None:
+        """Return its shape, None for zeros (any). Raises NpgptError for parts of different shapes."""
+        if not self.parts:
+            return None
+        first, *others = (tensors[name] for name in self.parts)
+        if unlike := [tensor for tensor in others if tensor.shape != first.shape]:
+            raise NpgptError(
+                f"{first.path}: {first.name} is {list(first.shape)} and {unlike[0].name} {list(unlike[0].shape)}: "
+                "queries, keys and values have the same shape"
+            )
+        shape = first.shape if self.entry is None else first.shape[1:]
+        shape = shape[::-1] if self.transposed else shape
+        return (*shape[:-1], shape[-1] * len(self.parts)) if others and shape else shape
+
+    def stored(self, tensors: Mapping[str, Tensor]) -> tuple[NDArray[Any], str]:
+        """Return the array as stored, a view into the file where it is one part, and its dtype; not for zeros.
+
+        Raises NpgptError as Tensor.stored does, and for parts of different dtypes.
+        """
+        first, *others = (tensors[name] for name in self.parts)
+        if unlike := [tensor for tensor in others if tensor.dtype != first.dtype]:
+            raise NpgptError(f"{first.path}: {first.name} is {first.dtype} and {unlike[0].name} {unlike[0].dtype}")
+        arrays = [tensor.stored() for tensor in (first, *others)]
+        arrays = [array if self.entry is None else array[self.entry] for array in arrays]
+        arrays = [array.T if self.transposed else array for array in arrays]
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1), first.dtype
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The contents of a checkpoint's files, which are checked, and their arrays mapped.
+
+    stated is what the files themselves say of the configuration. vocabulary gives the vocabulary that lies in them, as
+    the files in which Hugging Face keeps one; None where there is none. unchecked says which checksums are not looked
+    at, and the way out; None where all are, or the format has none.
+    """
+
+    format: str
+    files: tuple[Path, ...]
+    tensors: Mapping[str, Tensor]
+    stated: Stated | None = None
+    vocabulary: Callable[[], dict[str, bytes]] | None = field(default=None, repr=False)
+    unchecked: str | None = None
+
+
 def itemsize(dtype: str) -> int:
-    """Bytes of an element."""
+    """Return the bytes of an element."""
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
 def cast(stored: NDArray[Any], stored_dtype: str, dtype: str, name: str) -> NDArray[Any]:
-    """An array as float16, bfloat16 (its uint16 bits), float32 or float64: itself where it is that already and lies on
-    a multiple of its element's size, else a copy; rounded to nearest, ties to even.
+    """Return an array as float16, bfloat16 (its uint16 bits), float32 or float64, rounded to nearest, ties to even.
+
+    It is the array itself where that has the dtype already and lies on a multiple of its element's size, else a copy.
 
     Raises NpgptError, with the name, where a finite value is too large for dtype.
     """
@@ -102,7 +159,7 @@ def cast(stored: NDArray[Any], stored_dtype: str, dtype: str, name: str) -> NDAr
 
 
 def _upper_half(x: NDArray[np.float32], name: str) -> NDArray[np.uint16]:
-    """float32 to the nearest bfloat16's bits. What rounds up past the largest finite value has infinity's bits."""
+    """Return the bits of the nearest bfloat16. What rounds up past the largest finite value has infinity's bits."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     upper = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
     finite = np.isfinite(x)
@@ -117,13 +174,13 @@ def _too_large(name: str, dtype: str) -> NpgptError:
 
 
 def load(stored: NDArray[Any], stored_dtype: str, dtype: str, name: str) -> Array:
-    """cast, and laid out so that a matrix product takes it without a copy: rows or columns side by side."""
+    """Cast, and lay out so that a matrix product takes it without a copy: rows or columns side by side."""
     array = cast(stored, stored_dtype, dtype, name)
     return array if array.flags.c_contiguous or array.flags.f_contiguous else np.ascontiguousarray(array)
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same, bit for bit. Raises NpgptError as Tensor.stored does."""
+    """Return whether two tensors are the same, bit for bit. Raises NpgptError as Tensor.stored does."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     first, second = (tensor.stored() for tensor in (one, other))
@@ -134,7 +191,7 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 def row_blocks(array: NDArray[Any], size: int = 2**24) -> Iterator[NDArray[Any]]:
-    """The array in parts of about `size` bytes, cut along its first axis."""
+    """Yield the array in parts of about `size` bytes, cut along its first axis."""
     if array.ndim == 0 or array.nbytes <= size:
         yield array
         return
@@ -150,7 +207,10 @@ def check_file(path: Path) -> None:
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """The file's bytes, read as they are touched. Raises NpgptError for an empty file or no file, OSError as open."""
+    """Map a file, whose bytes are read as they are touched.
+
+    Raises NpgptError for an empty file or no file, OSError as open.
+    """
     check_file(path)
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:

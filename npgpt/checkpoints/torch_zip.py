@@ -19,8 +19,7 @@ from ..errors import NpgptError
 from ..parameters import Shape
 from . import pickles, stored_zip
 from .configs import SPELLINGS
-from .container import Container
-from .tensor import LONGEST_SHAPE, Stated, Tensor, check_shape, itemsize, map_file
+from .tensor import LONGEST_SHAPE, Contents, Stated, Tensor, check_shape, itemsize
 
 LARGEST_PICKLE = 2**24  # bytes; GPT-2's is 60 KB, with an optimizer's state 200 KB
 STORAGES = {
@@ -62,67 +61,48 @@ def recognises(head: bytes, tail: bytes) -> bool:
     return head.startswith(b"PK\x03\x04")
 
 
-def read(path: Path) -> Container:
+def read(path: Path) -> Contents:
     """Read the pickle and map the storages that its tensors lie in.
 
     Raises NpgptError, naming the file and the tensor, for whatever is malformed or not plainly stored, and for a pickle
     that asks for more than tensors and plain values.
     """
-    data = map_file(path)
     entries = stored_zip.directory(path)
     stem = _stem(path, [entry.filename for entry in entries])
-    members = stored_zip.members(path, data, entries)
-
-    def contents(name: str) -> bytes:
-        return stored_zip.contents(path, f"{stem}/{name}", data, members[f"{stem}/{name}"])
-
-    if (size := members[f"{stem}/data.pkl"].size) > LARGEST_PICKLE:
+    archive = stored_zip.read(path, entries)
+    if (size := archive.members[f"{stem}/data.pkl"].size) > LARGEST_PICKLE:
         raise NpgptError(f"{path}: its data.pkl takes {size} bytes, above {LARGEST_PICKLE}")
-    byteorder = contents("byteorder") if f"{stem}/byteorder" in members else b"little"  # older ones do not say
+    order = f"{stem}/byteorder"
+    byteorder = archive.contents(order) if order in archive.members else b"little"  # older ones do not say
     if byteorder not in (b"little", b"big"):
         raise NpgptError(f"{path}: its byteorder is {byteorder!r:.40}, neither little nor big")
-    value = pickles.read(contents("data.pkl"), f"{path}: its pickle", CALLS, NAMES, _storage)
+    value = pickles.read(archive.contents(f"{stem}/data.pkl"), f"{path}: its pickle", CALLS, NAMES, _storage)
     views, stated = _weights_and_configuration(path, value)
-    verified: set[str] = set()  # members, each once, however many tensors lie in it
+    tensors = {name: _in_place(archive, stem, name, view, byteorder == b"big") for name, view in views.items()}
+    return Contents("torch zip", (path,), tensors, stated)
 
-    def verify(name: str) -> None:
-        if name not in verified:
-            stored_zip.verify(path, name, data, members[name])
-            verified.add(name)
 
-    def tensor(name: str, view: View) -> Tensor:
-        """The view with its place in the file, checked against the member that is its storage."""
-        member_name = f"{stem}/data/{view.storage.key}"
-        member = members.get(member_name)
-        if member is None:
-            raise NpgptError(f"{path}: {name} lies in {member_name:.200}, which is not there")
-        size = itemsize(view.storage.dtype)
-        if member.size != view.storage.numel * size:
-            raise NpgptError(
-                f"{path}: {name} lies in {member_name}, which has {member.size} bytes and must have "
-                f"{view.storage.numel * size}: {view.storage.numel} × {view.storage.dtype}"
-            )
-        check_shape(path, name, view.shape)
-        last = view.offset + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
-        if prod(view.shape) and (last >= view.storage.numel or prod(view.shape) > view.storage.numel):
-            raise NpgptError(
-                f"{path}: {name}, {list(view.shape)} with strides {list(view.strides)} from {view.offset}, does not "
-                f"fit into its storage of {view.storage.numel} elements"
-            )
-        begin = member.begin + size * view.offset
-        return Tensor(
-            path,
-            name,
-            data,
-            view.storage.dtype,
-            view.shape,
-            begin,
-            strides=view.strides,
-            big_endian=byteorder == b"big",
-            verify=functools.partial(verify, member_name),
+def _in_place(archive: stored_zip.Archive, stem: str, name: str, view: View, big_endian: bool) -> Tensor:
+    """The view with its place in the file, checked against the member that is its storage."""
+    path, (key, dtype, numel) = archive.path, view.storage
+    storage = f"{stem}/data/{key}"
+    if storage not in archive.members:
+        raise NpgptError(f"{path}: {name} lies in {storage:.200}, which is not there")
+    member, size = archive.members[storage], itemsize(dtype)
+    if member.size != numel * size:
+        raise NpgptError(
+            f"{path}: {name} lies in {storage}, which has {member.size} bytes and must have {numel * size}: "
+            f"{numel} × {dtype}"
         )
-
-    return Container("torch zip", (path,), {name: tensor(name, view) for name, view in views.items()}, stated)
+    check_shape(path, name, view.shape)
+    last = view.offset + sum((n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True))
+    if prod(view.shape) and max(last + 1, prod(view.shape)) > numel:
+        raise NpgptError(
+            f"{path}: {name}, {list(view.shape)} with strides {list(view.strides)} from {view.offset}, does not fit "
+            f"into its storage of {numel} elements"
+        )
+    begin, verify = member.begin + size * view.offset, functools.partial(archive.verify, storage)
+    return Tensor(path, name, archive.data, dtype, view.shape, begin, view.strides, big_endian, verify)
 
 
 def _whole(*numbers: object) -> bool:
@@ -137,17 +117,9 @@ def _storage(persistent_id: object) -> Storage:
     raise ValueError("a persistent id is no storage")
 
 
-def _tensor(
-    storage: object,
-    offset: object,
-    shape: object,
-    strides: object,
-    gradient: object = None,
-    hooks: object = None,
-    metadata: object = None,
-) -> View:
-    """torch._utils._rebuild_tensor_v2; metadata says that the values are to be negated or conjugated when read."""
-    if metadata:
+def _tensor(storage: object, offset: object, shape: object, strides: object, *others: object) -> View:
+    """torch._utils._rebuild_tensor_v2; others: requires_grad, hooks, and what to negate or conjugate."""
+    if any(others[2:]):
         raise ValueError("a tensor is kept negated or conjugated: save tensor.resolve_neg()")
     match storage, offset, shape, strides:
         case Storage(), int(), tuple(), tuple() if len(shape) == len(strides) <= LONGEST_SHAPE:
@@ -168,23 +140,16 @@ def _ordered_dict() -> dict[Any, Any]:
     return {}
 
 
+# what a training loop keeps beside the weights, a loss of NumPy's for one
+SCALARS = ("numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")
+READ_OVER = (*SCALARS, "numpy.dtype", "_codecs.encode", "__builtin__.bytes")
 CALLS: Mapping[str, Callable[..., object]] = {
     "collections.OrderedDict": _ordered_dict,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.Size": lambda sizes: sizes,
     "torch.device": lambda *names: names,
-    # what a training loop keeps beside the weights, a loss of NumPy's for one: read over
-    **dict.fromkeys(
-        (
-            "numpy._core.multiarray.scalar",
-            "numpy.core.multiarray.scalar",
-            "numpy.dtype",
-            "_codecs.encode",
-            "__builtin__.bytes",
-        ),
-        lambda *_: pickles.OPAQUE,
-    ),
+    **dict.fromkeys(READ_OVER, lambda *_: pickles.OPAQUE),
 }
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int64", "int32", "bool")
 NAMES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()} | {f"torch.{name}": name for name in DTYPES}

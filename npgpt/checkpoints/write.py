@@ -1,4 +1,7 @@
-"""The one converted form: model.safetensors, config.json and a vocabulary in a folder, which appears whole or not."""
+"""A checkpoint in the one converted form: model.safetensors, config.json and a vocabulary in a folder.
+
+The folder appears whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,105 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Set
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from .. import parameters
 from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Shape
+from ..text import vocabularies
+from ..text.tokenizer import Tokenizer
 from . import configs, safetensors
 from .atomic import sync_folder, writing
+from .configs import IDS
+from .find import GPT2_RANKS, expanded, find
 from .formats import WEIGHTS_FILE
-from .open import CONFIG_FILES, Checkpoint
-from .tensor import cast, row_blocks
+from .open import CONFIG_FILES, Checkpoint, open_checkpoint
+from .tensor import cast, check_file, row_blocks
+
+if TYPE_CHECKING:
+    from ..language_model import LanguageModel
 
 CONFIG_FILE = CONFIG_FILES[0]
 DTYPES = ("float32", "float16", "bfloat16")
+REPLACEABLE = {WEIGHTS_FILE, CONFIG_FILE, *vocabularies.FILES}  # what a folder may hold to be overwritten
+
+
+def convert(
+    source: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    n_head: int | None = None,
+    name_scheme: str | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Checkpoint:
+    """Write any checkpoint that npgpt reads, by name or path, as model.safetensors, config.json and its vocabulary.
+
+    The folder then loads here and in transformers alike; it appears whole or not at all. Tensors are streamed, so that
+    a model larger than the memory can be converted. dtype: float32, float16 or bfloat16. overwrite: replace a folder
+    that holds a converted model and nothing else. progress(bytes written, bytes in all) is called as it goes. Returns
+    the checkpoint that was read. Raises NpgptError for whatever does not fit, OSError where it cannot be written.
+    """
+    location, folder = find(source), expanded(folder)
+    replaceable = REPLACEABLE if overwrite else None
+    check_destination(folder, location.weights, replaceable)
+    checkpoint = open_checkpoint(location.weights, n_head=n_head, name_scheme=name_scheme)
+    layout, parts = converted(checkpoint, dtype)
+    if progress is not None:
+        size = 4 if dtype == "float32" else 2
+        parts = with_progress(parts, size * sum(prod(shape) for _, shape in layout.values()), progress)
+    files = _vocabulary_files(checkpoint)
+    stated = {key: checkpoint.stated[key] for key in IDS if key in checkpoint.stated}
+    ids = _ids(lambda: vocabularies.tokenizer_of(checkpoint)) | stated
+    write_folder(folder, checkpoint.config, ids, files, layout, parts, replaceable)
+    return checkpoint
+
+
+def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
+    """Write model.safetensors, config.json and a vocabulary of the model's own into a new or empty folder.
+
+    The folder then loads here and in transformers alike, and appears whole or not at all. Raises NpgptError for a
+    folder that holds anything, OSError where it cannot be written.
+    """
+    folder = expanded(folder)
+    check_destination(folder, None)
+    own = [] if model.why_no_text else [file for file in model.tokenizer.files if file != GPT2_RANKS]
+    files = {file.name: file.read_bytes() for file in own}
+    arrays = parameters.to_arrays(model.parameters)
+    layout = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
+    write_folder(folder, model.config, _ids(model.open_tokenizer), files, layout, lambda name: [arrays[name]])
+
+
+def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Return the vocabulary's files as they are, readable or not, under the names that transformers knows."""
+    if checkpoint.contents.vocabulary is not None:
+        return checkpoint.contents.vocabulary()
+    here = vocabularies.in_folder(checkpoint.path.parent)
+    for file in here.values():
+        check_file(file)  # what cannot be taken along is no reason to leave it behind unsaid
+    hugging_face, openai = vocabularies.PAIRS
+    renamed = dict(zip(openai, hugging_face, strict=True)) if not here.keys() & set(hugging_face) else {}
+    beside = vocabularies.in_folder(checkpoint.path.parent, vocabularies.COMPANIONS) if here else {}
+    return {renamed.get(name, name): file.read_bytes() for name, file in (here | beside).items()}
+
+
+def _ids(open_tokenizer: Callable[[], Tokenizer]) -> dict[str, int | None]:
+    """Return what config.json says of the text's ends: nothing where the model runs on ids."""
+    try:
+        end_of_text = open_tokenizer().end_of_text
+    except NpgptError:
+        end_of_text = None
+    return {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
 
 
 def converted(checkpoint: Checkpoint, dtype: str) -> tuple[dict[str, tuple[str, Shape]], safetensors.Parts]:
-    """What write_folder wants of a checkpoint: its tensors' layout, and their contents by blocks of rows.
+    """Return a checkpoint's tensors as write_folder takes them: their layout, and their contents by blocks of rows.
 
     Raises NpgptError for another dtype than DTYPES, and while streaming for a finite value that is too large for it.
     """
@@ -43,7 +125,7 @@ def converted(checkpoint: Checkpoint, dtype: str) -> tuple[dict[str, tuple[str, 
 
 
 def with_progress(parts: safetensors.Parts, total: int, progress: Callable[[int, int], None]) -> safetensors.Parts:
-    """The same parts, with progress(bytes so far, total) called as they go."""
+    """Return the same parts, which call progress(bytes so far, total) as they are taken."""
     done = 0
 
     def watched(name: str) -> Iterator[NDArray[Any]]:
@@ -57,8 +139,10 @@ def with_progress(parts: safetensors.Parts, total: int, progress: Callable[[int,
 
 
 def check_destination(folder: Path, source: Path | None, replaceable: Set[str] | None = None) -> None:
-    """Raises NpgptError where a folder cannot be written: it is no folder, the source's own, the current one or a mount
-    point, or it holds anything; where replaceable names the files that may be replaced, anything else.
+    """Raise NpgptError where a folder cannot be written.
+
+    It may not be a file, the source's own folder, the current one or a mount point, nor hold anything but files that
+    may be replaced.
     """
     real = Path(os.path.realpath(folder))
     if Path.cwd().is_relative_to(real) or os.path.ismount(real):
@@ -76,7 +160,7 @@ def check_destination(folder: Path, source: Path | None, replaceable: Set[str] |
 
 
 def _check_contents(folder: Path, shown: Path, replaceable: Set[str] | None) -> None:
-    """Raises NpgptError where the folder, which errors call shown, holds what must not be lost."""
+    """Raise NpgptError where the folder, which messages call `shown`, holds what must not be lost."""
     held = sorted(folder.iterdir())
     if not held:
         return
@@ -137,7 +221,7 @@ def write_folder(
 
 
 def _remove(folder: Path) -> None:
-    """Remove it, and if interrupted remove it all the same."""
+    """Remove a folder, even if interrupted."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
     except BaseException:

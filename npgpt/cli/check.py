@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
     tune()
     with importing():
         from ..checkpoints.atomic import writing
-        from ..loading import load
+        from ..language_model import load
         from ..oracle import files, page
         from ..oracle.checking import check
         from ..oracle.greedy import check_greedy

@@ -43,7 +43,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Convert; see the help."""
     with importing():
-        from ..loading import convert
+        from ..checkpoints.write import convert
 
     with unwinding(), bar("MB", 1e6) as progress:
         checkpoint = convert(

@@ -7,11 +7,11 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
-from .options import add_model, add_n_head, importing, note, read_ids, read_text, tune
+from .options import add_model, add_n_head, importing, note, open_model, read_ids, read_text, tune
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
@@ -63,21 +63,11 @@ def run(options: argparse.Namespace) -> int:
     """Generate; see the help."""
     tuned = tune(options.threads)
     with importing():
-        from ..loading import load
         from ..text.sampling import Sampling
 
     seed = int.from_bytes(os.urandom(4), "big") if options.seed is None else options.seed
-    sampling = Sampling(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-    )
-    model = load(options.model, dtype=options.dtype, n_head=options.n_head)
-    if model.origin:
-        note(model.origin)
-    has_text = not isinstance(model.vocabulary, str)
+    sampling = Sampling(**{option.name: getattr(options, option.name) for option in fields(Sampling)})
+    model = open_model(options)
     prompt_ids = _prompt_ids(options, model)
     steps = model.steps(
         prompt_ids,
@@ -98,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
         if step.token_id is not None:
             sample.token_ids.append(step.token_id)
             sample.times.append(time.perf_counter() - started)
-        piece = step.text if has_text else _spaced(step[:1])
+        piece = _spaced(step[:1]) if model.why_no_text else step.text
         sample.text += piece
         sample.finish = step.finish
         if streamed:
@@ -181,18 +171,19 @@ def _prompt_ids(options: argparse.Namespace, model: LanguageModel) -> list[int]:
         return ids
     if not options.keep_last:
         raise NpgptError(f"the prompt has {len(ids)} tokens, the context holds {context}; --keep-last cuts its head")
-    kept = context - min(max(options.max_tokens - 1, 0), context // 2)  # the last token drawn takes no room
-    note(f"the prompt's first {len(ids) - kept} of {len(ids)} tokens are cut, {kept} kept in the context of {context}")
-    return ids[-kept:]
+    from ..text.generation import kept_prompt
+
+    kept: list[int] = kept_prompt(ids, model.config, options.max_tokens).tolist()
+    cut = len(ids) - len(kept)
+    note(f"the prompt's first {cut} of {len(ids)} tokens are cut, {len(kept)} kept in the context of {context}")
+    return kept
 
 
 def _as_text(model: LanguageModel, prompt_ids: list[int]) -> str:
     """The prompt as text, less a character that its end cuts in two, or as ids where the model has no text."""
     from ..text.tokenizer import TextDecoder
 
-    if isinstance(model.vocabulary, str):
-        return _spaced(prompt_ids)
-    return TextDecoder(model.vocabulary, prompt_ids).before
+    return _spaced(prompt_ids) if model.why_no_text else TextDecoder(model.tokenizer, prompt_ids).before
 
 
 def _spaced(token_ids: Iterable[int | None]) -> str:

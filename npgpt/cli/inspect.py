@@ -68,6 +68,8 @@ def report(found: Inspection) -> list[str]:
         "tensors": ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items()) + _at_load(found),
         "values": _values(found),
     }
+    if found.unchecked:
+        file["checksums"] = found.unchecked
     rows = [*file.items()]
     for path, (size, sha256) in found.files.items():
         if len(found.files) > 1:

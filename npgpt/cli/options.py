@@ -25,6 +25,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="M", help="folder, file, or name such as gpt2 (default: the embedded model)")
 
 
+def open_model(options: argparse.Namespace) -> LanguageModel:
+    """Load the model that --model, --n-head and --dtype name, and say on stderr what form it had."""
+    from ..language_model import load
+
+    model = load(options.model, dtype=getattr(options, "dtype", "float32"), n_head=options.n_head)
+    if model.origin:
+        note(model.origin)
+    return model
+
+
 def add_n_head(parser: argparse.ArgumentParser) -> None:
     """--n-head."""
     parser.add_argument(

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
 from ..process import cores
+from .html import page_writer
 from .options import add_model, add_n_head, coloured, importing, into_file, note, output_path, read_file, tune
 from .progress import bar
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
     from ..language_model import LanguageModel
     from ..scoring.likelihood import Score
-    from ..scoring.report import Whole
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -60,14 +58,14 @@ def run(options: argparse.Namespace) -> int:
     """Score; see the help."""
     tune(options.threads)
     with importing():
-        from ..loading import load
-        from ..scoring import report as report
+        from ..language_model import load
+        from ..scoring import records
         from ..scoring.likelihood import total
-        from ..scoring.page import page
-        from ..scoring.scoring import score
+        from ..scoring.page import score_page
+        from ..scoring.report import summary
         from ..scoring.windows import convention
 
-    html, resume = output_path("--html", options.html), output_path("--resume", options.resume)
+    write_page, resume = page_writer(options.html), output_path("--resume", options.resume)
     most = 4 * cores()
     if options.workers is not None and not 1 <= options.workers <= most:
         raise NpgptError(f"--workers must be from 1 to {most}, four for each core, not {options.workers}")
@@ -77,78 +75,84 @@ def run(options: argparse.Namespace) -> int:
     if model.origin:
         note(model.origin)
     rule = convention(options.convention, model.config, options.context, options.stride, options.bos)
-
-    def scores(done: set[int]) -> Iterator[tuple[int, Score]]:
-        """Of the texts that are not done, each with its number."""
-        quiet = options.json and not into_file(sys.stdout)  # a bar would lie between the lines
-        with _executor(options) as executor, nullcontext() if quiet else bar("tokens") as progress:
-            found = score(
-                texts,
-                model,
-                executor,
-                convention=options.convention,
-                context=options.context,
-                stride=options.stride,
-                end_of_text=options.bos,
-                special=options.special,
-                top=options.top,
-                names=["standard input" if name == "-" else name for name in names],
-                skip=done,
-                progress=progress or (lambda *_: None),  # with one, all texts are found fit before the work begins
-            )
-            yield from zip((number for number in range(len(texts)) if number not in done), found, strict=True)
-
     if options.json or resume is not None:
-        settings = report.settings(model, rule, options.top, options.special)
-        with _records(resume) as (records, add_record):
-            done = _done(records, options, names, texts, settings)
-            sums = [found.totals for found in records]
-            for number, text in scores(done):
-                sums.append(text.totals)
-                add_record(report.record(names[number], texts[number], text, settings))
+        settings = records.settings(model, rule, options.top, options.special)
+        output: AbstractContextManager[Any] = nullcontext(([], _print_line))
+        if resume is not None:
+            output = records.appending(resume)
+        with output as (known, add_line):
+            done = records.done(known, names, texts, settings, options.resume)
+            if done:
+                note(f"{len(done)} of {len(texts)} texts are in {options.resume} already")
+            sums = [record.totals for record in known]
+            for number, score in _scores(options, names, texts, model, done):
+                sums.append(score.totals)
+                add_line(records.line(names[number], texts[number], score, settings))
     else:
-        found = list(scores(set()))  # until all is known, the terminal is the progress bar's
-        sums = [text.totals for _, text in found]
-        for number, text in found:
-            _print(names[number], text, options.top, model)
-        if html is not None:
-            from ..checkpoints.atomic import writing
-
-            with writing(html) as file:
-                file.writelines(part.encode() for part in page([(names[n], text) for n, text in found], model, rule))
+        scores = [score for _, score in _scores(options, names, texts, model, set())]  # only then is the bar gone
+        sums = [score.totals for score in scores]
+        for name, score in zip(names, scores, strict=True):
+            _print(name, score, options.top, model)
+        if write_page is not None:
+            write_page(score_page(zip(names, scores, strict=True), model, rule))
     where = "" if resume is None else f" in {options.resume}"
-    rows = report.summary(f"all {len(sums)} texts{where}", total(sums)) if len(sums) > 1 or where else []
+    rows = summary(f"all {len(sums)} texts{where}", total(sums)) if len(sums) > 1 or where else []
     rows.append(f"{model.name}, {options.dtype}; {rule}")
     if options.json:
         note("; ".join(" ".join(row.split()) for row in rows))
     else:
         print("\n".join(rows))
-    if html is not None:
-        note(f"wrote {options.html}, {html.stat().st_size:,} bytes")
     return 0
 
 
-def _print(name: str, text: Score, top: int, model: LanguageModel) -> None:
-    """A text's tokens, tinted where a terminal shows colours, and its sums."""
-    from ..scoring import report as report
+def _scores(
+    options: argparse.Namespace, names: list[str], texts: list[str], model: LanguageModel, done: set[int]
+) -> Iterator[tuple[int, Score]]:
+    """Yield the scores of the texts that are not done, each with its number, under a progress bar."""
+    from ..scoring.scoring import score
+
+    numbers = [number for number in range(len(texts)) if number not in done]
+    quiet = options.json and not into_file(sys.stdout)  # a bar would lie between the lines
+    with _executor(options) as executor, nullcontext() if quiet else bar("tokens") as progress:
+        scores = score(
+            texts,
+            model,
+            executor,
+            convention=options.convention,
+            context=options.context,
+            stride=options.stride,
+            end_of_text=options.bos,
+            special=options.special,
+            top=options.top,
+            names=["standard input" if name == "-" else name for name in names],
+            skip=done,
+            progress=progress or (lambda *_: None),  # with one, all texts are found fit before the work begins
+        )
+        yield from zip(numbers, scores, strict=True)
+
+
+def _print(name: str, score: Score, top: int, model: LanguageModel) -> None:
+    """Print a text's tokens, coloured where a terminal shows colours, and its sums."""
+    from ..scoring import report
 
     colours = coloured(sys.stdout)
     if top:
-        for line in report.table(text, model, colours):
-            print(line)
+        print("\n".join(report.table(score, model, colours)))
     elif colours:
-        for part in report.tinted(text):
-            print(part, end="")
-        print(f"\n\n{report.legend()}")
+        print("".join(report.tinted(score)), report.legend(), sep="\n\n")
     if top or colours:
         print()
-    for line in report.summary(name, text.totals):
-        print(line)
+    print("\n".join(report.summary(name, score.totals)))
+
+
+def _print_line(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
 
 
 @contextmanager
 def _executor(options: argparse.Namespace) -> Iterator[Executor | None]:
-    """Processes where they are asked for. Raises NpgptError where one of them was killed."""
+    """Give processes where they are asked for. Raises NpgptError where one of them was killed."""
     if options.workers is None:
         yield None
         return
@@ -160,48 +164,7 @@ def _executor(options: argparse.Namespace) -> Iterator[Executor | None]:
         with processes(options.workers, options.threads) as pool:
             yield pool
     except BrokenExecutor:
-        kept = (
-            f"{options.resume} keeps what is done" if options.resume else "--resume FILE.jsonl would keep what is done"
-        )
-        raise NpgptError(f"a worker was killed, perhaps for want of memory: fewer --workers; {kept}") from None
-
-
-@contextmanager
-def _records(resume: Path | None) -> Iterator[tuple[list[Whole], Callable[[dict[str, Any]], None]]]:
-    """What is there already, and where more of it goes: the file, or standard output."""
-    from ..scoring.json_lines import appending, line
-    from ..scoring.report import read
-
-    if resume is None:
-        yield [], lambda record: print(line(record), flush=True)
-    else:
-        with appending(resume, ("text", "sha256"), read) as both:
-            yield both
-
-
-def _done(
-    records: list[Whole], options: argparse.Namespace, names: list[str], texts: list[str], settings: dict[str, Any]
-) -> set[int]:
-    """Which texts are in the file already. Raises NpgptError where it was made in another way, or of other texts."""
-    from ..scoring.report import fingerprint
-
-    there = Counter((found.text, found.sha256) for found in records)
-    contents: dict[str, set[str]] = defaultdict(set)
-    for found in records:
-        contents[found.text].add(found.sha256)
-        for key, value in settings.items():
-            if (theirs := found.settings.get(key)) != value:
-                raise NpgptError(
-                    f"{options.resume} was made with {key} {theirs!r:.80}, and now it is {value!r}: take another file"
-                )
-    done = set()
-    for number, name in enumerate(names):
-        one = (name, fingerprint(texts[number]))
-        if contents[name] - {one[1]}:
-            raise NpgptError(f"{name} is another text than the {name} in {options.resume}: take another file")
-        if there[one]:
-            there[one] -= 1
-            done.add(number)
-    if done:
-        note(f"{len(done)} of {len(texts)} texts are in {options.resume} already")
-    return done
+        file, keeps = (options.resume, "keeps") if options.resume else ("--resume FILE.jsonl", "would keep")
+        raise NpgptError(
+            f"a worker was killed, perhaps for want of memory: fewer --workers; {file} {keeps} what is done"
+        ) from None

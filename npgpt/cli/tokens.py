@@ -27,7 +27,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print tokens; see the help."""
     with importing():
-        from ..loading import load_tokenizer
+        from ..text.vocabularies import load_tokenizer
 
     tokenizer = load_tokenizer(options.model)
     ids = tokenizer.encode(read_text(options.text), special=options.special)

@@ -5,7 +5,18 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import add_model, add_n_head, add_text, importing, note, output_path, text_ids, tune, unwinding
+from .options import (
+    add_model,
+    add_n_head,
+    add_text,
+    importing,
+    note,
+    open_model,
+    output_path,
+    text_ids,
+    tune,
+    unwinding,
+)
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -33,14 +44,11 @@ def run(options: argparse.Namespace) -> int:
     tune()
     with importing():
         from .. import tracing
-        from ..loading import load
 
     path = output_path("-o", options.output)
     assert path is not None
     tracing.suffix(path)
-    model = load(options.model, dtype=options.dtype, n_head=options.n_head)
-    if model.origin:
-        note(model.origin)
+    model = open_model(options)
     text, token_ids = text_ids(options, model)
     stages = tracing.trace(model, token_ids, options.only)
     size = sum(array.nbytes for array in stages.values())

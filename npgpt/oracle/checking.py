@@ -13,16 +13,14 @@ from numpy.typing import ArrayLike, NDArray
 from .. import parameters
 from ..config import Config
 from ..errors import NpgptError
-from ..language_model import LanguageModel
-from ..loading import load
+from ..language_model import LanguageModel, load
 from ..parameters import Array
 from . import modules
 from .arithmetic import UNIT, rounded
-from .catalogue import catalogue
 from .diagnosis import Judge, diagnose
 from .evidence import OUTPUTS, Case, cases
 from .judging import aligned, difference, run_all, tolerances
-from .mistake import Mistake
+from .mistakes import Mistake, catalogue
 from .modules import logits_of, run_module
 from .report import DRAWN, Report, Row, logit_statistics
 from .textbook import Pass, Textbook, stages, textbook
@@ -142,7 +140,7 @@ def ids_of(prompt: str | ArrayLike, model: LanguageModel | None, config: Config)
     if isinstance(prompt, str):
         if model is None:
             from ..config import GPT2_VOCAB_SIZES
-            from ..loading import load_tokenizer
+            from ..text.vocabularies import load_tokenizer
 
             if config.vocab_size not in GPT2_VOCAB_SIZES:
                 raise NpgptError(f"a text needs a vocabulary, and {config.vocab_size} ids are not GPT-2's: give ids")

@@ -13,7 +13,7 @@ from ..parameters import Array
 from .arithmetic import UNIT, as_computed, plain
 from .evidence import Case
 from .judging import CLEAR, FACTOR, Tolerances, rms, run_all
-from .mistake import Mistake
+from .mistakes import Mistake
 from .textbook import Pass, Textbook, located, stages
 
 MOST = 4  # mistakes that are looked for one after another

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..errors import NpgptError
-from ..language_model import LanguageModel
-from ..loading import load
+from ..language_model import LanguageModel, load
 from .checking import Weights, ids_of, in_float64
 from .evidence import Case
 from .judging import run_all, tolerances

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoints import naming
-from ..checkpoints.naming.scheme import Scheme
-from ..checkpoints.open import complete
+from ..checkpoints import names
+from ..checkpoints.configs import complete
+from ..checkpoints.names import Scheme
 from ..checkpoints.tensor import Tensor
 from ..config import Config
 from ..errors import NpgptError
@@ -107,8 +107,8 @@ def open_module(module: Any, n_head: int | None, config: Config | None) -> Modul
         for key, array in state.items()
         if array.dtype.kind == "f"
     }
-    bare = naming.unwrapped(found)
-    scheme = naming.choose(None, bare, name)
+    bare = names.unwrapped(found)
+    scheme = names.choose(None, bare, name)
     sources = scheme.translate(bare)
     shapes = {key: source.shape(bare) for key, source in sources.items()}
     head, wte = (sources.get(key) for key in ("lm_head.weight", "wte.weight"))

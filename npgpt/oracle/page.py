@@ -1,4 +1,4 @@
-"""The report as one page of HTML: no network, no script, readable in dark and light."""
+"""The report as one page of HTML, with a map of the error by block and stage."""
 
 from __future__ import annotations
 
@@ -6,40 +6,31 @@ import html
 import math
 from collections.abc import Iterator
 
+from ..pictures import page as pages
 from .report import Report, Row, lines
 from .textbook import COMPARED, located
 
 STYLE = """
-:root { color-scheme: light dark; font: 15px/1.45 system-ui, sans-serif; }
-body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
-h1 { font-size: 1.3rem; } h2 { font-size: 1.05rem; margin-top: 2rem; }
-table { border-collapse: collapse; }
-th { font-weight: 500; text-align: left; padding: .15rem .5rem; font-size: .85rem; }
+th { text-align: left; padding: .15rem .5rem; font-size: .85rem; color: var(--ink); }
 td { min-width: 2.3rem; padding: .25rem .1rem; text-align: center; font-size: .75rem; }
 .blocks th[scope=col] { writing-mode: vertical-rl; transform: rotate(180deg); padding: .4rem .1rem; }
-td { border: 1px solid Canvas; color: #111; }
-td.none { border: 0; } .scroll { overflow-x: auto; } pre { overflow-x: auto; font-size: .8rem; }
+td { border: 1px solid var(--paper); color: #111; } td.none { border: 0; }
 dt { font-weight: 600; margin-top: .8rem; } .legend td { min-width: 5rem; }
 """
 
 
 def page(report: Report) -> str:
-    """The whole page."""
-    return "\n".join(
-        [
-            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>npgpt check</title>',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<style>{STYLE}</style></head><body>",
-            f"<h1>{html.escape(report.verdict[0].upper() + report.verdict[1:])}.</h1>",
-            *findings(report),
-            "<h2>Error by block and stage, in tolerances</h2>",
-            "<p>Up to 1 rounding explains it. Point at a cell for figures; framed is the first that differs.</p>",
-            *heat_map(report.rows, report.first),
-            "<h2>All that was said</h2>",
-            f"<pre>{html.escape(chr(10).join(lines(report)))}</pre>",
-            "</body></html>\n",
-        ]
-    )
+    """Return the whole page."""
+    body = [
+        f"<h1>{html.escape(report.verdict[0].upper() + report.verdict[1:])}.</h1>",
+        *findings(report),
+        "<h2>Error by block and stage, in tolerances</h2>",
+        "<p>Up to 1 rounding explains it. Point at a cell for figures; framed is the first that differs.</p>",
+        *heat_map(report.rows, report.first),
+        "<h2>All that was said</h2>",
+        f"<pre>{html.escape(chr(10).join(lines(report)))}</pre>",
+    ]
+    return "".join(pages.page("npgpt check", STYLE, ["\n".join(body)]))
 
 
 def findings(report: Report) -> Iterator[str]:
@@ -95,7 +86,7 @@ def cell(row: Row | None, first: Row | None) -> str:
         f"{row.stage}: {d.ratio:.3g} tolerances{alone}; rms {d.rms:.3g}, largest {d.largest:.3g}, {d.nmse:.1f} dB, "
         f"cosine {d.cosine:.7f}, {d.ulps:.3g} units in the last place"
     )
-    frame = ";outline:3px solid CanvasText;outline-offset:-3px" if row is first else ""
+    frame = ";outline:3px solid var(--ink);outline-offset:-3px" if row is first else ""
     return f'<td style="background:{colour(d.ratio)}{frame}" title="{html.escape(title)}">{short(d.ratio)}</td>'
 
 

@@ -12,10 +12,9 @@ from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array, schema
 from . import modules
-from .catalogue import catalogue
 from .checking import compare
 from .evidence import Case
-from .mistake import Mistake
+from .mistakes import Mistake, catalogue
 from .report import Report
 
 # The stage that each part is given, and the one that it ends in.
@@ -98,22 +97,14 @@ def check_part(
 
 
 def _entries(part: str, config: Config, tokens: int, square: bool) -> list[Mistake]:
-    """Those that a part alone can have."""
-    foreign: tuple[str, ...] = (
-        "position",
-        "BOS",
-        "last token",
-        "layer",
-        "logit",
-        "log-softmax",
-        "embedding",
-        "final",
-        "weights rounded",
-        "cache",
-    )
+    """Return those that a part alone can have: they replace no stage outside the blocks, nor the order of the blocks.
+
+    square: whether its input is as wide as its output, without which c_attn is neither transposed nor given the input.
+    """
+    foreign = {"layers", "token_ids", "positions", "wte", "wte.weight", "wpe", "ln_f", "logits"}
     if not square:
-        foreign += ("q, k, v weights transposed", "post-norm order")
-    return [entry for entry in catalogue(config, tokens) if not entry.name.startswith(foreign)]
+        foreign |= {"attn.c_attn", "attn.c_attn.weight"}
+    return [entry for entry in catalogue(config, tokens) if foreign.isdisjoint(entry.stages)]
 
 
 def _own(part: str, module: Any) -> dict[str, Array]:

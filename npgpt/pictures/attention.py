@@ -13,10 +13,10 @@ from ..parameters import Array
 
 
 @dataclass(frozen=True, eq=False)
-class Attended:
+class AttentionWeights:
     """The weights of some layers and heads over T tokens: weights[i, j, query, key] is layers[i]'s heads[j]'s.
 
-    Every row is a softmax over the keys and sums to 1; above the diagonal all are masked, and 0.
+    Every row is a softmax over the keys and sums to 1. Above the diagonal all keys are masked, and their weights are 0.
     """
 
     model: str
@@ -34,16 +34,17 @@ class Attended:
         return tuple(printable(piece.decode("utf-8", errors="backslashreplace")) for piece in self.pieces)
 
 
-def attend(
+def attention_weights(
     model: LanguageModel, token_ids: Sequence[int], *, layer: int | None = None, head: int | None = None
-) -> Attended:
-    """The attention weights of token_ids [T] in one layer or all, one head or all.
+) -> AttentionWeights:
+    """Return the attention weights of token_ids [T] in one layer or all, one head or all.
 
     Raises NpgptError for a layer or head that does not exist, ids that do not fit, and weights that are not finite.
     """
-    layers = chosen("layer", layer, model.config.n_layer, model.name)
-    heads = chosen("head", head, model.config.n_head, model.name)
-    T = model.config.token_rows(token_ids).shape[1]
+    config = model.config
+    layers = selected("layer", layer, config.n_layer, model.name)
+    heads = selected("head", head, config.n_head, model.name)
+    T = config.token_rows(token_ids).shape[1]
     weights = np.zeros((len(layers), len(heads), T, T), model.parameters.wte.weight.dtype)
     places = {f"h.{number}.attn.weights": place for place, number in enumerate(layers)}
 
@@ -55,12 +56,11 @@ def attend(
     if not np.isfinite(weights).all():
         raise NpgptError(f"{model.name} has attention weights that are not finite: see npgpt inspect for its values")
     pieces = tuple(_piece(model, token_id) for token_id in token_ids)
-    config = model.config
-    return Attended(model.name, config.n_layer, config.n_head, tuple(token_ids), pieces, layers, heads, weights)
+    return AttentionWeights(model.name, config.n_layer, config.n_head, tuple(token_ids), pieces, layers, heads, weights)
 
 
-def chosen(kind: str, number: int | None, count: int, name: str) -> tuple[int, ...]:
-    """The numbers of the layers or heads wanted: one, or all. Raises NpgptError for one that does not exist."""
+def selected(kind: str, number: int | None, count: int, name: str) -> tuple[int, ...]:
+    """Return the numbers of the layers or heads wanted: one, or all. Raises NpgptError for one that does not exist."""
     if number is None:
         return tuple(range(count))
     if not 0 <= number < count:
@@ -72,6 +72,6 @@ def chosen(kind: str, number: int | None, count: int, name: str) -> tuple[int, .
 
 def _piece(model: LanguageModel, token_id: int) -> bytes:
     """Its bytes, or its id in digits where the model or the id has no text."""
-    if isinstance(model.vocabulary, str) or not model.vocabulary.has_text(token_id):
+    if model.why_no_text or not model.tokenizer.has_text(token_id):
         return b"%d" % token_id
-    return model.vocabulary.piece(token_id)
+    return model.tokenizer.piece(token_id)

@@ -1,4 +1,4 @@
-"""Attention weights as one page of HTML: a template and its data, no network, readable in dark and light."""
+"""Attention weights as one page of HTML, to look through by mouse or keyboard: a template and its data."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ import numpy as np
 
 from ..errors import NpgptError
 from ..parameters import Array
-from .attention import Attended
+from .attention import AttentionWeights
+from .page import STYLE
 
 TEMPLATE = Path(__file__).with_name("attention_page.html")
-PLACE = "{{data}}"
 LARGEST = 64 * 2**20  # bytes of a page that a browser still opens at once
 # a weight is stored as a whole number of 1 / 65535 ≈ 1.5e-5, so to within 7.6e-6; 4 decimals are shown
 STEPS = 2**16 - 1
 
 
-def page(attended: Attended) -> str:
-    """The whole page. Raises NpgptError where it would be too large."""
-    check_size(len(attended.layers), len(attended.heads), len(attended.token_ids))
+def attention_page(attention: AttentionWeights) -> str:
+    """Return the whole page. Raises NpgptError where it would be too large."""
+    check_size(len(attention.layers), len(attention.heads), len(attention.token_ids))
     data = {
-        "model": attended.model,
-        "n_layer": attended.n_layer,
-        "n_head": attended.n_head,
-        "layers": attended.layers,
-        "heads": attended.heads,
-        "ids": attended.token_ids,
-        "pieces": attended.texts,
-        "weights": base64.b64encode(packed(attended.weights)).decode(),
+        "model": attention.model,
+        "n_layer": attention.n_layer,
+        "n_head": attention.n_head,
+        "layers": attention.layers,
+        "heads": attention.heads,
+        "ids": attention.token_ids,
+        "pieces": attention.texts,
+        "weights": base64.b64encode(packed(attention.weights)).decode(),
     }
     # no "<" and so no "</script>": a text must not end the element that holds it
     text = json.dumps(data).replace("<", "\\u003c")
-    return TEMPLATE.read_text("utf-8").replace(PLACE, text)
+    return TEMPLATE.read_text("utf-8").replace("{{style}}", STYLE).replace("{{data}}", text)
 
 
 def packed(weights: Array) -> bytes:
-    """The lower triangles of weights [L, H, T, T], row by row, as uint16 with the low byte first."""
+    """Return the lower triangles of weights [L, H, T, T], row by row, as uint16 with the low byte first."""
     query, key = np.tril_indices(weights.shape[-1])
     return np.rint(np.multiply(weights[:, :, query, key], STEPS, dtype=np.float64)).astype("<u2").tobytes()
 

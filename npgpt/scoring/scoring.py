@@ -7,13 +7,14 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..checkpoints.find import find
 from ..errors import NpgptError, whole_number
-from ..language_model import LanguageModel
-from ..loading import Elsewhere, Handed, load
+from ..language_model import LanguageModel, Source, load, open_model
 from .likelihood import Ids, Likelihood, Score, likelihood, unknown
 from .windows import Convention, Window, windows
 from .windows import convention as by_name
@@ -57,9 +58,49 @@ class Group:
         self.missing -= 1
 
 
-def compute(handed: Handed | Elsewhere, batch: Batch, top: int) -> Likelihood:
-    """What is scored of a batch, row after row: the piece of work that an executor is given."""
-    model = handed.open()
+@dataclass(frozen=True, eq=False)
+class SharedModel:
+    """A model as a piece of work carries it: here the model itself, in another process the file that it came from.
+
+    It is loaded there by the work, and not by unpickling, so that what is wrong with it is an error of the work.
+    """
+
+    model: LanguageModel | None
+    source: Source | None = None
+    fingerprint: str = ""
+
+    def open(self) -> LanguageModel:
+        """Return the model, mapped once for all the work. Raises NpgptError for a file that is missing or changed."""
+        if self.model is None:
+            assert self.source is not None
+            return _opened(self.source, self.fingerprint)
+        return self.model
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.model is None:
+            return SharedModel, (None, self.source, self.fingerprint)
+        if self.model.source is None:
+            raise NpgptError(
+                f"{self.model.name} lies in no file that another process could load: npgpt.save, then npgpt.load"
+            )
+        return SharedModel, (None, self.model.source, self.model.fingerprint)
+
+
+@lru_cache(maxsize=1)  # every piece of work brings a SharedModel of its own
+def _opened(source: Source, fingerprint: str) -> LanguageModel:
+    find(source.weights)  # a file that is not there is told as load() tells it
+    model = open_model(source)
+    if model.fingerprint != fingerprint:
+        raise NpgptError(
+            f"{source.weights} holds other weights than the model whose work was handed out: it is another file here, "
+            "or the model was changed in memory (npgpt.save it, and npgpt.load that)"
+        )
+    return model
+
+
+def compute(shared: SharedModel, batch: Batch, top: int) -> Likelihood:
+    """Score a batch, row after row: the piece of work that an executor is given."""
+    model = shared.open()
     with np.errstate(over="ignore", invalid="ignore"):  # check_finite says in words what is wrong
         logits = model(batch.ids[:, :-1], logits_from=batch.skip)
         rows = zip(logits, batch.ids[:, batch.skip + 1 :], strict=True)
@@ -204,9 +245,9 @@ def _computed(
     model: LanguageModel, jobs: Iterator[tuple[Group, Batch]], executor: Executor | None, top: int
 ) -> Iterator[tuple[Group, Batch, Likelihood]]:
     """Every batch with its result, in their order, whoever finishes first."""
-    handed = Handed(model)
+    shared = SharedModel(model)
     if executor is None:
-        yield from ((group, batch, compute(handed, batch, top)) for group, batch in jobs)
+        yield from ((group, batch, compute(shared, batch, top)) for group, batch in jobs)
         return
     waiting: deque[tuple[Group, Batch, Future[Likelihood]]] = deque()
 
@@ -216,7 +257,7 @@ def _computed(
 
     try:
         for group, batch in jobs:
-            waiting.append((group, batch, executor.submit(compute, handed, batch, top)))
+            waiting.append((group, batch, executor.submit(compute, shared, batch, top)))
             if len(waiting) == AHEAD:
                 yield earliest()
         while waiting:

@@ -1,4 +1,4 @@
-"""The loop: read the prompt, then draw a token, hand it on, feed it back."""
+"""The generation loop: read the prompt, then draw a token, yield it, feed it back."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Finish: TypeAlias = Literal["end_of_text", "stop", "length", "context"]
 
 
 class Step(NamedTuple):
-    """One token drawn and the text that became certain with it; a sample's last step, and only that, has finish."""
+    """One drawn token and the text that became certain with it; only a sample's last step has `finish`."""
 
     token_id: int | None  # None in a last step that draws nothing more
     text: str
@@ -45,15 +45,15 @@ def generate(
     ignore_eos: bool = False,
     samples: int = 1,
 ) -> Iterator[Step]:
-    """Continue a prompt of ids [T], a step for each token as it is drawn; the same seed gives the same steps.
+    """Continue a prompt of ids [T] and yield a step for each token as it is drawn; a seed repeats the same steps.
 
-    With a tokenizer <|endoftext|> ends it, unless ignore_eos, ids that stand for no text are never drawn, and steps
-    have text. Held back are a UTF-8 sequence that is not whole and what may be the beginning of a stop string; a stop
-    string ends it and is not in the text.
+    With a tokenizer, steps have text, ids that stand for no text are never drawn, and <|endoftext|> ends the text
+    unless ignore_eos. An incomplete UTF-8 sequence and a possible beginning of a stop string are held back; a stop
+    string ends the text and is not part of it.
 
-    Of several samples the steps come in turn, each with its sample's number, from 0. The prompt is read once, for all;
-    then those that still run are the rows of one batch, whose keys and values take samples times one's memory. Sample
-    i is drawn as the only one of seed + i is (in float32, a batch's last bits being others, up to near ties).
+    The steps of several samples alternate, each with its sample's number from 0. The prompt is read once for all of
+    them; the samples still running are the rows of one batch. Sample i is drawn as a single one with seed + i would be
+    (in float32 up to near ties, since the last bits of a batch differ).
 
     Raises NpgptError at once for a prompt that does not fit (Config.token_rows) or has several rows, a negative
     max_tokens or seed, no samples, and an empty stop string.
@@ -83,8 +83,9 @@ def generate(
     ]
 
     def draw(running: list[_Sample], ids: NDArray[np.integer[Any]], cache: KVCache) -> Iterator[Step]:
-        """ids are the prompt [1, T], then a token [R, 1] of each that runs. The context holds n_positions tokens; one
-        more can be drawn, and not fed.
+        """Draw from ids, first the prompt [1, T], then one token [R, 1] of each running sample.
+
+        The context holds n_positions tokens; one more can be drawn, but not fed.
         """
         finish: Finish = "length"
         rows = [0] * samples  # which row of logits is whose: the prompt's one is everybody's
@@ -116,6 +117,18 @@ def generate(
     return draw(all_samples, ids, KVCache(config, 1, capacity, parameters.wte.weight.dtype))
 
 
+def kept_prompt(prompt: ArrayLike, config: Config, max_tokens: int) -> NDArray[np.integer[Any]]:
+    """Return the last ids [T] of a prompt that leave room in the context for max_tokens, and at least half of it.
+
+    A prompt that fits stays whole. Raises NpgptError for a negative max_tokens.
+    """
+    ids = np.asarray(prompt)
+    if ids.ndim != 1 or len(ids) <= config.n_positions:
+        return ids  # what is wrong with it, generate() says
+    room = min(max(whole_number("max_tokens", max_tokens, low=0) - 1, 0), config.n_positions // 2)
+    return ids[room - config.n_positions :]  # the last token drawn takes no room
+
+
 @dataclass(eq=False)
 class _Sample:
     """One continuation as it runs."""
@@ -128,12 +141,12 @@ class _Sample:
     held: str = ""  # text that is not certain yet
 
     def take(self, token_id: int) -> Step:
-        """The step of a token drawn; it is the last where a stop string is complete with it."""
+        """Return the step of a drawn token; it is the last one where it completes a stop string."""
         self.seen.append(token_id)
         return self._step(token_id, self.decoder.feed(token_id) if self.decoder else "")
 
     def end(self, finish: Finish) -> Step:
-        """The last step, with what was held back."""
+        """Return the last step, with the text that was held back."""
         return self._step(None, self.decoder.flush() if self.decoder else "", finish)
 
     def _step(self, token_id: int | None, text: str, finish: Finish | None = None) -> Step:
@@ -146,6 +159,6 @@ class _Sample:
 
 
 def _beginning(text: str, stop: Sequence[str]) -> int:
-    """The length of the longest end of text with which a stop string begins."""
+    """Return the length of the longest suffix of text that a stop string begins with."""
     longest = max((len(s) - 1 for s in stop), default=0)
     return next((n for n in range(min(longest, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in stop)), 0)

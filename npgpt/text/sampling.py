@@ -1,6 +1,6 @@
 """From the logits of one next token to its id: plain functions on an array [V].
 
-Each returns a new array. A filter sets what it takes away to −inf; what is left keeps its logits.
+Each returns a new array. A filter sets the logits of excluded tokens to −inf and leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..parameters import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How to draw: repetition_penalty, temperature, then top_k, top_p, min_p, each None where it is not wanted.
+    """How tokens are drawn: repetition_penalty, temperature, then top_k, top_p, min_p; None switches a filter off.
 
     Raises NpgptError for a value out of range.
     """
@@ -42,9 +42,10 @@ class Sampling:
 
 
 def next_token(logits: Array, sampling: Sampling, generator: np.random.Generator, seen: ArrayLike = ()) -> int:
-    """Draw one id from logits [V]; temperature 0 takes the likeliest, of equals the lowest id, and draws nothing.
+    """Draw one id from logits [V]; temperature 0 returns the most likely one without using the generator.
 
-    seen: the ids [S] of prompt and continuation, for the repetition penalty. Raises NpgptError as adjusted() does.
+    On a tie that is the lowest id. seen: the ids [S] of prompt and continuation, for the repetition penalty. Raises
+    NpgptError as adjusted() does.
     """
     kept = adjusted(logits, sampling, seen)
     if sampling.temperature == 0:
@@ -54,10 +55,11 @@ def next_token(logits: Array, sampling: Sampling, generator: np.random.Generator
 
 
 def adjusted(logits: Array, sampling: Sampling, seen: ArrayLike = ()) -> Array:
-    """The logits [V] that are drawn from: penalty, temperature (unless 0), top-k, top-p, min-p, in transformers' order.
+    """Return the logits [V] that are drawn from: penalty, temperature, top-k, top-p, min-p, in transformers' order.
 
-    Less their maximum, and in float64, so that a float32 and a float64 model's close logits draw alike. Raises
-    NpgptError where logits are NaN or have no finite maximum (the weights are broken), or the penalty leaves none.
+    They are float64 with their maximum subtracted, so that a float32 and a float64 model whose logits are close draw
+    alike. Raises NpgptError where logits are NaN or have no finite maximum (the weights are broken), and where the
+    penalty leaves none.
     """
     check_finite(logits.max())
     kept: Array = logits.astype(np.float64)
@@ -81,10 +83,11 @@ def adjusted(logits: Array, sampling: Sampling, seen: ArrayLike = ()) -> Array:
 
 
 def repetition_penalty(logits: Array, seen: ArrayLike, penalty: float) -> Array:
-    """Of every id in seen [S], however often it is there, divide a logit above 0 by the penalty, multiply one below.
+    """Divide the logits above 0 of the ids in seen [S] by the penalty, and multiply those below 0 by it.
 
-    Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model for Controllable Generation", and transformers:
-    the paper would divide one below 0 too, which makes it likelier. Ids that logits lack are of no effect.
+    Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model for Controllable Generation", as transformers
+    has it: the paper would also divide a logit below 0, which makes its token more likely. An id counts once, however
+    often it was seen; ids beyond the logits are ignored.
     """
     ids = np.asarray(seen, np.int64)
     ids = ids[(ids >= 0) & (ids < len(logits))]  # a negative one would count from the end
@@ -104,14 +107,14 @@ def check_finite(largest: Array) -> None:
 
 
 def top_k(logits: Array, k: int) -> Array:
-    """Keep the k likeliest, and whatever equals the last of them."""
+    """Keep the k most likely tokens, and any that tie with the last of them."""
     if k >= len(logits):
         return logits.copy()
     return np.where(logits < np.partition(logits, -k)[-k], -np.inf, logits)
 
 
 def top_p(logits: Array, p: float) -> Array:
-    """Keep the likeliest until their probabilities reach p, the one that crosses it included.
+    """Keep the most likely tokens until their probabilities reach p, including the one that crosses it.
 
     Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration": the smallest set of at least p. (OpenAI's
     gpt-2 sampled without the one that crosses.)
@@ -127,6 +130,9 @@ def top_p(logits: Array, p: float) -> Array:
 
 
 def min_p(logits: Array, p: float) -> Array:
-    """Keep what is at least p times as probable as the likeliest (Nguyen et al. 2024, "Turning Up the Heat")."""
+    """Keep the tokens that are at least p times as probable as the most likely one.
+
+    Nguyen et al. 2024, "Turning Up the Heat: Min-p Sampling for Creative and Coherent LLM Outputs".
+    """
     probabilities = softmax(logits)
     return np.where(probabilities < p * probabilities.max(), -np.inf, logits)

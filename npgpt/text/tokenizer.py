@@ -53,9 +53,9 @@ class Tokenizer:
         return self.special_tokens.get(END_OF_TEXT)
 
     def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """The ids of a text. Special tokens in it, such as <|endoftext|>, are ordinary characters unless special=True.
+        """Return the ids of a text; special tokens in it, such as <|endoftext|>, are plain text unless special=True.
 
-        Raises NpgptError for a lone surrogate, which is no character (tiktoken would put U+FFFD in its place), and for
+        Raises NpgptError for a lone surrogate, which is not a character (tiktoken would replace it by U+FFFD), and for
         a run of white space so long (about a million) that tiktoken's pattern gives up.
         """
         check_text(text, "the text")
@@ -65,11 +65,11 @@ class Tokenizer:
             raise NpgptError(f"the text cannot be cut into tokens: {error} (a very long run of white space?)") from None
 
     def has_text(self, token_id: int) -> bool:
-        """Whether an id stands for text; one that pads the vocabulary does not."""
+        """Tell whether an id stands for text; ids that pad the vocabulary do not."""
         return 0 <= token_id < self.n_vocab and token_id not in self.holes
 
     def piece(self, token_id: int) -> bytes:
-        """The bytes of one token; they need not be whole UTF-8. Raises NpgptError for an id without a token."""
+        """Return the bytes of one token, which need not be whole UTF-8. Raises NpgptError for an id without a token."""
         try:
             return self.encoding.decode_single_token_bytes(whole_number("a token id", token_id, low=0))
         except KeyError:
@@ -77,7 +77,7 @@ class Tokenizer:
             raise NpgptError(f"token id {token_id} has no text: {ids}") from None
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """The text of ids; bytes that are not UTF-8 become U+FFFD. Raises NpgptError for an id without a token."""
+        """Return the text of ids, bytes that are not UTF-8 as U+FFFD. Raises NpgptError for an id without a token."""
         return b"".join(self.piece(token_id) for token_id in token_ids).decode("utf-8", errors="replace")
 
     def hide_unused(self, logits: NDArray[np.floating[Any]]) -> None:
@@ -87,9 +87,9 @@ class Tokenizer:
 
 
 class TextDecoder:
-    """Bytes of one token after another to text, holding back a UTF-8 sequence until it is whole.
+    """Decode tokens to text one at a time, holding back a UTF-8 sequence until it is whole.
 
-    after: ids that came before; a sequence that they leave incomplete is completed by the next.
+    after: ids that came before; the next tokens complete a sequence that these leave incomplete.
     """
 
     def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = ()) -> None:
@@ -99,16 +99,16 @@ class TextDecoder:
         self.before = "".join(self.feed(token_id) for token_id in after if tokenizer.has_text(token_id))
 
     def feed(self, token_id: int) -> str:
-        """The text that is certain once this token is known; perhaps none."""
+        """Return the text that is certain once this token is known, which may be empty."""
         return self._utf8.decode(self._tokenizer.piece(token_id))
 
     def flush(self) -> str:
-        """What is left at the end: a broken sequence becomes U+FFFD."""
+        """Return what is left at the end; a broken sequence becomes U+FFFD."""
         return self._utf8.decode(b"", final=True)
 
 
 def check_text(text: object, name: str) -> None:
-    """Raise NpgptError where it is no str, or has a lone surrogate and so cannot be encoded."""
+    """Raise NpgptError where the text is not a str, or has a lone surrogate and so cannot be encoded."""
     if not isinstance(text, str):
         raise NpgptError(f"{name} must be a str, not {type(text).__name__}")
     try:

@@ -14,7 +14,9 @@ import numpy as np
 import tiktoken
 
 from ..checkpoints import strict_json
-from ..config import GPT2_VOCAB_SIZES
+from ..checkpoints.find import GPT2_RANKS, find
+from ..checkpoints.open import Checkpoint, open_vocabulary
+from ..config import GPT2_VOCAB_SIZES, PUBLISHED
 from ..errors import NpgptError
 from .tokenizer import END_OF_TEXT, File, Tokenizer, check_text
 
@@ -40,49 +42,85 @@ class Inside:
         return f"{self.name} in {self.checkpoint}"
 
 
-def find(
-    folder: Path,
-    vocab_size: int,
-    gpt2_ranks: Path,
-    eos_token_id: object = None,
-    inside: Callable[[], Iterable[Inside]] | None = None,
-) -> Tokenizer | str:
-    """The tokenizer of a model in folder, or the reason why it has none and runs on ids.
+def load_tokenizer(model: str | os.PathLike[str] | None = None) -> Tokenizer:
+    """Load a model's tokenizer without its weights; GPT-2's own for a published name whose weights are not here.
 
-    A vocabulary within the checkpoint's own file wins, then one in the folder: vocab.tiktoken, vocab.json + merges.txt,
-    encoder.json + vocab.bpe, tokenizer.json, or llm.c's gpt2_tokenizer.bin; one that is broken, incomplete, of another
-    kind, or has ids beyond vocab_size is a reason, since GPT-2's in its place would give fluent nonsense. Without any,
-    a model of 50257 ids (or 50304, padded) has GPT-2's, from gpt2_ranks. eos_token_id is what config.json says of
-    <|endoftext|>, against which a ranks file is checked.
+    Raises NpgptError, with the reason, where the model has no vocabulary.
     """
     try:
-        here: dict[str, File] = {file.name: file for file in inside()} if inside else dict(in_folder(folder))
-        for file in here.values():
-            if isinstance(file, Path) and file.exists() and not file.is_file():  # a pipe would hang
-                raise NpgptError(f"{file} is no regular file")
-        if "vocab.tiktoken" in here:
-            tokenizer = from_ranks(here["vocab.tiktoken"], vocab_size)
-            if isinstance(eos_token_id, int) and eos_token_id < vocab_size and tokenizer.end_of_text != eos_token_id:
-                raise NpgptError(
-                    f"{tokenizer.source} has {len(tokenizer.ranks)} ranks, so that <|endoftext|> is "
-                    f"{tokenizer.end_of_text}, and config.json says that eos_token_id is {eos_token_id}"
-                )
-            return tokenizer
-        if pair := next((pair for pair in PAIRS if here.keys() >= set(pair)), None):
-            return from_vocabulary_and_merges(here[pair[0]], here[pair[1]], vocab_size)
-        if "tokenizer.json" in here:
-            return from_tokenizer_json(here["tokenizer.json"], vocab_size)
-        if LLMC in here:
-            return from_llmc(here[LLMC], vocab_size)
-    except (NpgptError, OSError) as error:
-        return str(error)
+        location = find(model)
+    except NpgptError:
+        if model not in PUBLISHED:
+            raise
+        return from_ranks(GPT2_RANKS, PUBLISHED[str(model)].vocab_size)
+    contents, vocab_size, stated = open_vocabulary(location.weights)
+    try:
+        return open_tokenizer(location.weights, vocab_size, stated.get("eos_token_id"), contents.vocabulary)
+    except NpgptError as error:
+        raise NpgptError(f"{location.name} has no text: {error}") from None
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """Return an opened checkpoint's tokenizer; see open_tokenizer."""
+    eos_token_id = checkpoint.stated.get("eos_token_id")
+    return open_tokenizer(checkpoint.path, checkpoint.config.vocab_size, eos_token_id, checkpoint.contents.vocabulary)
+
+
+def open_tokenizer(
+    weights: Path,
+    vocab_size: int,
+    eos_token_id: object = None,
+    within: Callable[[], Mapping[str, bytes]] | None = None,
+) -> Tokenizer:
+    """Return the tokenizer of the model whose weights are the given file.
+
+    A vocabulary within the checkpoint's own file (within) wins, then one beside it: vocab.tiktoken, vocab.json +
+    merges.txt, encoder.json + vocab.bpe, tokenizer.json, or llm.c's gpt2_tokenizer.bin. Without any, a model of 50257
+    ids (or 50304, padded) has GPT-2's. A ranks file is checked against eos_token_id, which config.json states.
+
+    Raises NpgptError where there is none, and for one that is broken, incomplete, of another kind, or has ids beyond
+    vocab_size: GPT-2's in its place would give fluent nonsense. The model then runs on ids.
+    """
+    folder = weights.parent
+    try:
+        if within:
+            here: dict[str, File] = {name: Inside(name, weights, content) for name, content in within().items()}
+        else:
+            here = dict(in_folder(folder))
+        return _from_files(here, folder, vocab_size, eos_token_id)
+    except OSError as error:
+        raise NpgptError(str(error)) from None
+
+
+def _from_files(here: Mapping[str, File], folder: Path, vocab_size: int, eos_token_id: object) -> Tokenizer:
+    for file in here.values():
+        if isinstance(file, Path) and file.exists() and not file.is_file():  # a pipe would hang
+            raise NpgptError(f"{file} is no regular file")
+    if "vocab.tiktoken" in here:
+        tokenizer = from_ranks(here["vocab.tiktoken"], vocab_size)
+        if isinstance(eos_token_id, int) and eos_token_id < vocab_size and tokenizer.end_of_text != eos_token_id:
+            raise NpgptError(
+                f"{tokenizer.source} has {len(tokenizer.ranks)} ranks, so that <|endoftext|> is "
+                f"{tokenizer.end_of_text}, and config.json says that eos_token_id is {eos_token_id}"
+            )
+        return tokenizer
+    if pair := next((pair for pair in PAIRS if here.keys() >= set(pair)), None):
+        return from_vocabulary_and_merges(here[pair[0]], here[pair[1]], vocab_size)
+    if "tokenizer.json" in here:
+        return from_tokenizer_json(here["tokenizer.json"], vocab_size)
+    if LLMC in here:
+        return from_llmc(here[LLMC], vocab_size)
     if here:
         wanted = " or ".join(map(" + ".join, PAIRS))
-        return f"{folder} has {' and '.join(sorted(here))}, which alone is no vocabulary that npgpt reads ({wanted})"
+        raise NpgptError(
+            f"{folder} has {' and '.join(sorted(here))}, which alone is no vocabulary that npgpt reads ({wanted})"
+        )
     if vocab_size in GPT2_VOCAB_SIZES:
-        return from_ranks(gpt2_ranks, vocab_size)
+        return from_ranks(GPT2_RANKS, vocab_size)
     wanted = "vocab.tiktoken, vocab.json + merges.txt, encoder.json + vocab.bpe or tokenizer.json"
-    return f"its {vocab_size} ids are not GPT-2's 50257 and {folder} brings no vocabulary ({wanted}); it runs on ids"
+    raise NpgptError(
+        f"its {vocab_size} ids are not GPT-2's 50257 and {folder} brings no vocabulary ({wanted}); it runs on ids"
+    )
 
 
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from npgpt.loading import load
+from npgpt.language_model import load
 from npgpt.parameters import Array
-from npgpt.pictures.attention import Attended, attend
+from npgpt.pictures.attention import AttentionWeights, attention_weights
 from tests.support.devtools import NAMES, Browser, find, pixels
 
 ROOT = Path(__file__).parents[2]
@@ -21,10 +21,10 @@ LIGHT = np.array([0.2126, 0.7152, 0.0722])
 
 
 @pytest.fixture(scope="module")
-def attended() -> Attended:
+def attended() -> AttentionWeights:
     """The numbers: every layer and head of the embedded model."""
     model = load()
-    return attend(model, model.encode_prompt(TEXT))
+    return attention_weights(model, model.encode_prompt(TEXT))
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +58,13 @@ def opened(browser: Browser, file: Path) -> Iterator[Browser]:
     assert [event["params"]["request"]["url"] for event in asked] == [file.resolve().as_uri()]
 
 
-def expected(attended: Attended, layer: int, head: int, query: int, key: int) -> str:
+def expected(attended: AttentionWeights, layer: int, head: int, query: int, key: int) -> str:
     """What the readout has to say."""
     value = f"{attended.weights[layer, head, query, key]:.4f}" if key <= query else "masked"
     return f"query {query} “{attended.texts[query]}” → key {key} “{attended.texts[key]}”: {value}"
 
 
-def agrees(shown: str, attended: Attended, layer: int, head: int, query: int, key: int) -> bool:
+def agrees(shown: str, attended: AttentionWeights, layer: int, head: int, query: int, key: int) -> bool:
     """Equal, but for the last decimal where the stored weight is rounded the other way."""
     text, _, value = shown.rpartition(": ")
     wanted, _, number = expected(attended, layer, head, query, key).rpartition(": ")
@@ -79,7 +79,7 @@ def middle(browser: Browser, T: int, query: int, key: int) -> tuple[float, float
     return left + width * (key + 0.5) / T, top + height * (query + 0.5) / T
 
 
-def test_every_head_by_keyboard(opened: Browser, attended: Attended) -> None:
+def test_every_head_by_keyboard(opened: Browser, attended: AttentionWeights) -> None:
     """Tab to the overview, through its heads by arrow keys, Tab to the map, through its cells, h and l for others."""
     T = len(attended.pieces)
     opened.press("Tab")
@@ -113,7 +113,7 @@ def test_every_head_by_keyboard(opened: Browser, attended: Attended) -> None:
     assert opened.text("#chosen") == "Layer 5, head 1"  # the last
 
 
-def test_cells_and_heads_by_mouse(opened: Browser, attended: Attended) -> None:
+def test_cells_and_heads_by_mouse(opened: Browser, attended: AttentionWeights) -> None:
     T = len(attended.pieces)
     for layer, head in ((0, 0), (3, 3), (5, 4)):
         left, top, width, height = opened.box(f"#overview tr:nth-child({layer + 2}) td:nth-child({head + 2})")
@@ -140,7 +140,7 @@ def lightness(browser: Browser, selector: str, T: int) -> tuple[Array, Array]:
 
 
 @pytest.mark.parametrize(("scheme", "sign"), [("light", -1), ("dark", 1)])
-def test_colours_go_with_the_weights(opened: Browser, attended: Attended, scheme: str, sign: int) -> None:
+def test_colours_go_with_the_weights(opened: Browser, attended: AttentionWeights, scheme: str, sign: int) -> None:
     """On the screen: the larger a weight the further from the paper; and what is masked is the paper, hatched."""
     T = len(attended.pieces)
     opened.prefer(scheme)
@@ -163,7 +163,7 @@ def test_colours_go_with_the_weights(opened: Browser, attended: Attended, scheme
         opened.press("ArrowDown")
 
 
-def test_words_on_the_page(opened: Browser, attended: Attended) -> None:
+def test_words_on_the_page(opened: Browser, attended: AttentionWeights) -> None:
     T = len(attended.pieces)
     body = opened.text("body")
     for words in (f"[1, n_head, T, T] = [1, 6, {T}, {T}]", "over the keys: each row, a query's weights, sums to 1"):

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import npgpt
-from npgpt.checkpoints import configs, formats, naming, safetensors
+from npgpt.checkpoints import configs, formats, safetensors
+from npgpt.checkpoints import names as naming
 from npgpt.checkpoints.open import open_checkpoint
 from npgpt.checkpoints.tensor import cast, row_blocks
 from npgpt.errors import NpgptError

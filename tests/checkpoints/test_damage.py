@@ -22,12 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npgpt
-from npgpt import loading, parameters
+from npgpt import parameters
 from npgpt.checkpoints import pickles, tensorflow, torch_zip
 from npgpt.checkpoints.crc32c import crc32c
 from npgpt.checkpoints.inspect import inspect
 from npgpt.errors import NpgptError
 from npgpt.parameters import to_arrays
+from npgpt.text import vocabularies
 from tests.fixtures.tensorflow import make
 from tests.support import writers
 from tests.support.models import random_arrays, small
@@ -105,7 +106,7 @@ def outcome(path: Path, size: int, measured: bool = True) -> npgpt.LanguageModel
 
 def look(path: Path, size: int) -> None:
     """What else is done with a path: its tokenizer is taken, it is inspected."""
-    uses: tuple[Callable[[Path], object], ...] = (loading.load_tokenizer, lambda path: inspect(path, n_head=1))
+    uses: tuple[Callable[[Path], object], ...] = (vocabularies.load_tokenizer, lambda path: inspect(path, n_head=1))
     for use in uses:
         with small_and_quick(size):
             try:
@@ -817,7 +818,7 @@ def test_a_special_token_too_long_for_a_pattern(tmp_path: Path) -> None:
     path = writers.write(tmp_path, {"model.gguf": writers.gguf(arrays, keys)})
     assert npgpt.load(path).config == SPEAKING
     with pytest.raises(NpgptError, match=r"has no text: .*model\.gguf"):
-        loading.load_tokenizer(path)
+        vocabularies.load_tokenizer(path)
 
 
 @pytest.mark.parametrize("n_embd", [None, {}, [], "2", 2.0, True, 10**400])

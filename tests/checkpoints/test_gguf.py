@@ -121,7 +121,7 @@ def test_the_vocabulary_within(tmp_path: Path) -> None:
     assert again.tokenizer.encode("xab") == tokenizer.encode("xab")
     npgpt.save(npgpt.load(path), tmp_path / "saved")
     assert npgpt.load(tmp_path / "saved").tokenizer.encode("xab") == tokenizer.encode("xab")
-    assert npgpt.loading.load_tokenizer(path).encode("ab") == [256]
+    assert npgpt.text.vocabularies.load_tokenizer(path).encode("ab") == [256]
 
 
 def test_a_broken_vocabulary_within_is_a_reason_and_not_gpt2s(tmp_path: Path) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import npgpt
-from npgpt.checkpoints import formats, naming, safetensors
-from npgpt.checkpoints.naming.scheme import Rule, Source, translated
+from npgpt.checkpoints import formats, safetensors
+from npgpt.checkpoints import names as naming
+from npgpt.checkpoints.llmc import shapes
+from npgpt.checkpoints.names import Scheme, block_layers
+from npgpt.checkpoints.tensor import Source
+from npgpt.config import MOST_LAYERS
 from npgpt.errors import NpgptError
 from npgpt.parameters import to_arrays
 from tests.support.models import random_arrays, small, stored
@@ -154,16 +159,85 @@ def test_queries_keys_and_values_of_different_dtypes(tmp_path: Path) -> None:
         npgpt.load(path, n_head=3)
 
 
-def test_rules() -> None:
-    """The first rule counts, several rules make parts in the rules' order, the same rule twice leaves one over."""
-    rules = [Rule(r"drop\.\w+", None), Rule(r"q(\d)", r"qk\1", True), Rule(r"k(\d)", r"qk\1", True)]
-    rules.append(Rule(r"(?:p\.)?(w)", r"\1"))
-    assert translated(["k1", "q1", "drop.x", "w", "p.w", "strange"], rules) == {
-        "qk1": Source(("q1", "k1"), True),
-        "w": Source(("w",)),
-        "p.w": Source(("p.w",)),
-        "strange": Source(("strange",)),
+def test_a_new_scheme_is_a_table() -> None:
+    """Rows, ends, a stack, what is dropped, thirds in their order, and a second name for one tensor left over."""
+    scheme = Scheme(
+        "theirs",
+        "Their names",
+        layers={
+            "d.*.out": "h.*.attn.c_proj",
+            "d.*.q": "h.*.attn.query",
+            "d.*.k": "h.*.attn.key",
+            "norms": "h.*.ln_1",
+            "none": "h.*.ln_2",
+            "last": "ln_f",
+            "final": "ln_f",
+        },
+        ends={".kernel": ".weight", ".offset": ".bias"},
+        dropped=r"d\.\d+\.mask",
+        out_in=True,
+    )
+    names = "d.7.k.kernel d.7.q.kernel d.7.mask d.3.out.kernel d.3.out.offset last.kernel final.kernel".split()
+    names += ["d.*.out.kernel", "d.3.x.kernel", "d.3.o*t.kernel"]
+    tensors: dict[str, Any] = dict.fromkeys(names, SimpleNamespace(shape=(2, 2)))
+    tensors |= {"norms.offset": SimpleNamespace(shape=(2, 5)), "none.offset": SimpleNamespace(shape=(0, 5))}
+    assert scheme.translate(tensors) == {
+        "h.7.attn.c_attn.weight": Source(("d.7.q.kernel", "d.7.k.kernel"), True),
+        "h.3.attn.c_proj.weight": Source(("d.3.out.kernel",), True),
+        "h.3.attn.c_proj.bias": Source(("d.3.out.offset",)),
+        "ln_f.weight": Source(("last.kernel",)),
+        "final.kernel": Source(("final.kernel",)),
+        "h.*.attn.c_proj.weight": Source(("d.*.out.kernel",), True),
+        "d.3.x.kernel": Source(("d.3.x.kernel",)),
+        "d.3.o*t.kernel": Source(("d.3.o*t.kernel",)),
+        "h.0.ln_1.bias": Source(("norms.offset",), entry=0),
+        "h.1.ln_1.bias": Source(("norms.offset",), entry=1),
+        "h.*.ln_2.bias": Source(("none.offset",)),
     }
+
+
+@pytest.mark.parametrize(
+    ("scheme", "path", "ours"),
+    [
+        ("huggingface", "transformer.h.11.attn.c_attn", "h.11.attn.c_attn"),
+        ("huggingface", "_orig_mod.transformer.h.0", "h.0"),
+        ("huggingface", "transformer.drop", "embedding"),
+        ("huggingface", "h.1.mlp.act", "h.1.mlp.act"),
+        ("nanogpt", "transformer.h.1.mlp.gelu", "h.1.mlp.act"),
+        ("huggingface", "lm_head", "lm_head"),
+        ("huggingface", "", None),
+        ("huggingface", "transformer", None),
+        ("huggingface", "h.1.attn.resid_dropout", None),
+        ("llms-from-scratch", "trf_blocks.10.att.W_value", "h.10.attn.value"),
+        ("llms-from-scratch", "module.trf_blocks.0.ff.layers.1", "h.0.mlp.act"),
+        ("llms-from-scratch", "trf_blocks.0.ff.layers.2", "h.0.mlp.c_proj"),
+        ("llms-from-scratch", "trf_blocks.0", "h.0"),
+        ("llms-from-scratch", "trf_blocks", None),
+        ("llms-from-scratch", "final_norm", "ln_f"),
+    ],
+)
+def test_modules_have_the_names_of_their_tensors(scheme: str, path: str, ours: str | None) -> None:
+    assert naming.choose(scheme, {}, "it").layer(path) == ours
+
+
+def test_the_layers_of_a_block_alone() -> None:
+    paths = block_layers()
+    assert {path: paths[path] for path in ("attn.c_attn", "att.qkv", "att.W_key", "att.proj", "norm2", "ln_2")} == {
+        "attn.c_attn": "attn.c_attn",
+        "att.qkv": "attn.c_attn",
+        "att.W_key": "attn.key",
+        "att.proj": "attn.c_proj",
+        "norm2": "ln_2",
+        "ln_2": "ln_2",
+    }
+    assert (paths["ff.layers.0"], paths["mlp.c_fc"]) == ("mlp.c_fc", "mlp.c_fc")
+    assert "" not in paths
+
+
+def test_a_stack_of_more_blocks_than_a_model_may_have_is_not_cut(tmp_path: Path) -> None:
+    stacks = {name: np.zeros(shape, np.float32) for name, shape in shapes(2, 1, MOST_LAYERS + 1, 1).items()}
+    with pytest.raises(NpgptError, match=f"n_layer must be at most {MOST_LAYERS}, not {MOST_LAYERS + 1}"):
+        npgpt.load(stored(tmp_path / "a", stacks), n_head=1)
 
 
 def test_no_scheme_fits_or_the_name_is_none(tmp_path: Path) -> None:

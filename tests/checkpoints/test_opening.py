@@ -11,10 +11,9 @@ import pytest
 
 import npgpt
 from npgpt.checkpoints import configs, formats, safetensors
-from npgpt.checkpoints.container import Container
 from npgpt.checkpoints.inspect import inspect
 from npgpt.checkpoints.open import CONVERTED, open_checkpoint, open_vocabulary
-from npgpt.checkpoints.tensor import Stated
+from npgpt.checkpoints.tensor import Contents, Stated
 from npgpt.errors import NpgptError
 from tests.support.models import random_arrays, small, stored
 from tests.support.namings import NAMINGS
@@ -46,9 +45,9 @@ def within(monkeypatch: pytest.MonkeyPatch) -> Any:
     read = formats.read
 
     def state(fields: dict[str, Any]) -> None:
-        def stating(path: Path) -> Container:
+        def stating(path: Path) -> Contents:
             found = read(path)
-            return Container(found.format, found.files, found.tensors, Stated(f"model_args in {path}", fields))
+            return Contents(found.format, found.files, found.tensors, Stated(f"model_args in {path}", fields))
 
         monkeypatch.setattr(formats, "read", stating)
 

@@ -20,10 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npgpt
-from npgpt import cli, loading
+from npgpt import cli
 from npgpt.checkpoints import pickles, torch_zip
 from npgpt.checkpoints.inspect import inspect
 from npgpt.errors import NpgptError
+from npgpt.text.vocabularies import load_tokenizer
 from tests.support import writers
 from tests.support.models import random_arrays, small
 from tests.support.thorough import examples
@@ -199,7 +200,7 @@ def test_an_attack_is_refused_by_name_and_nothing_runs(
         npgpt.load(honest)
     path = writers.write(tmp_path, {"evil.pth": archive(program(command(canary)))})
     modules = set(sys.modules)
-    for use in (npgpt.load, inspect, loading.load_tokenizer):
+    for use in (npgpt.load, inspect, load_tokenizer):
         with pytest.raises(NpgptError) as error:
             use(path)
         assert name in str(error.value)

@@ -22,10 +22,9 @@ from numpy.typing import NDArray
 import npgpt
 from npgpt import cli
 from npgpt.checkpoints import torch_zip
-from npgpt.checkpoints.container import Container
 from npgpt.checkpoints.inspect import inspect
 from npgpt.checkpoints.open import open_checkpoint
-from npgpt.checkpoints.tensor import same_bits
+from npgpt.checkpoints.tensor import Contents, same_bits
 from npgpt.errors import NpgptError
 from npgpt.parameters import to_arrays
 from tests.support import writers
@@ -47,7 +46,7 @@ def put(path: Path, value: object, storages: dict[str, bytes] | None = None, **o
     )
 
 
-def read(path: Path, views: dict[str, View], storages: dict[str, bytes] | None = None, **options: Any) -> Container:
+def read(path: Path, views: dict[str, View], storages: dict[str, bytes] | None = None, **options: Any) -> Contents:
     return torch_zip.read(put(path, StateDict(views), storages, **options))
 
 

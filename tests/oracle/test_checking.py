@@ -18,17 +18,17 @@ from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.oracle import files
 from npgpt.oracle.arithmetic import as_computed, plain
-from npgpt.oracle.catalogue import catalogue
 from npgpt.oracle.checking import computed_in
 from npgpt.oracle.evidence import canonical, cases
+from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.page import page
 from npgpt.oracle.textbook import Pass, stages, textbook
 from npgpt.testing import assert_greedy, assert_matches
-from tests.support.models import random_arrays, random_ids, small
+from tests.support.models import no_text, random_arrays, random_ids, small
 
 CONFIG = small(n_embd=24, n_head=4)
 ARRAYS = random_arrays(CONFIG)
-MODEL = LanguageModel("bare", CONFIG, parameters.from_arrays(CONFIG, ARRAYS), lambda: "its ids are nobody's")
+MODEL = LanguageModel("bare", CONFIG, parameters.from_arrays(CONFIG, ARRAYS), no_text("its ids are nobody's"))
 IDS = random_ids(CONFIG, (1, 8))
 USUAL = Pass(textbook(CONFIG, ARRAYS), IDS)
 
@@ -176,7 +176,7 @@ def test_greedy_text_is_judged_by_its_margin() -> None:
     tie = ARRAYS | {"wte.weight": ARRAYS["wte.weight"].copy()}
     twin = (drawn[0] + 1) % CONFIG.vocab_size
     tie["wte.weight"][twin] = tie["wte.weight"][drawn[0]] * (1 - 1e-8)  # the same logit but for 1e-8 of it
-    model = LanguageModel("tie", CONFIG, parameters.from_arrays(CONFIG, tie), lambda: "none")
+    model = LanguageModel("tie", CONFIG, parameters.from_arrays(CONFIG, tie), no_text("none"))
     assert not {twin, drawn[0]} & set(ids)  # or the prompt itself would be another
     row = Pass(textbook(CONFIG, tie), IDS)["logits"][0, -1]
     assert row.argmax() in (twin, drawn[0])
@@ -193,7 +193,7 @@ def saved(tmp_path: Path, **arrays: Any) -> Path:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("model") / "small"
     single_model = LanguageModel(
-        "small", CONFIG, parameters.from_arrays(CONFIG, {k: single(v) for k, v in ARRAYS.items()}), lambda: "none"
+        "small", CONFIG, parameters.from_arrays(CONFIG, {k: single(v) for k, v in ARRAYS.items()}), no_text("none")
     )
     npgpt.save(single_model, place)
     return place

@@ -9,13 +9,12 @@ from npgpt import parameters
 from npgpt.config import Config
 from npgpt.model import forward
 from npgpt.oracle.arithmetic import as_computed, plain
-from npgpt.oracle.catalogue import catalogue
 from npgpt.oracle.checking import compare
 from npgpt.oracle.evidence import cases
 from npgpt.oracle.judging import CLEAR
-from npgpt.oracle.mistake import Mistake
+from npgpt.oracle.mistakes import Mistake, catalogue
 from npgpt.oracle.report import Report
-from npgpt.oracle.textbook import COMPARED, Pass, Textbook, textbook
+from npgpt.oracle.textbook import BLOCK, COMPARED, MODEL, Pass, Textbook, textbook
 from npgpt.parameters import Array
 from tests.support.models import SHAPES, random_arrays, random_ids, small
 from tests.support.thorough import examples
@@ -97,8 +96,30 @@ def test_names_are_unique_and_explained() -> None:
     entries = catalogue(config, 8, (5, 1, 2), padded=True)
     assert len({entry.name for entry in entries}) == len(entries)
     assert all(entry.explanation and entry.source for entry in entries)
+    assert {stage for entry in entries for stage in entry.stages} <= {*BLOCK, *MODEL, "layers", "config"}
+    assert all(entry.stages for entry in entries)
     assert {"layers sorted as text", "cache not extended", "positions count the padding"} <= {e.name for e in entries}
     assert "n_head 12" in {e.name for e in entries if "n_layer" in e.explanation}
+
+
+def test_what_cannot_be_made_in_a_model_is_left_out() -> None:
+    entries = catalogue(small(n_layer=12, tie_word_embeddings=False), 2, padded=True)
+    least = catalogue(small(n_layer=1, n_positions=1, vocab_size=64), 1)
+    made_in_some = {
+        "positions off by one",
+        "positions off by two",
+        "layers reversed",
+        "layers sorted as text",
+        "layer 0 missing",
+        "BOS prepended",
+        "last token missing",
+        "logits of the previous position",
+        "vocabulary padded and not masked",
+        "output head tied",
+        "positions count the padding",
+    }
+    assert made_in_some <= {entry.name for entry in entries}
+    assert not made_in_some & {entry.name for entry in least}
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt import loading
 from npgpt.checkpoints import find, torch_zip
 from npgpt.config import Config
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.parameters import Array, to_arrays
+from npgpt.text import vocabularies
 from npgpt.text.sampling import Sampling
 from npgpt.text.tokenizer import END_OF_TEXT
 from tests.support.models import random_arrays, random_ids, small
@@ -561,7 +561,7 @@ def test_gguf(tmp_path: Path, vocabulary: Vocabulary, tied: bool, dtype: str, bi
     assert mine.origin == f"{path}: GGUF, llama.cpp's names"
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "converted")
     assert isinstance(theirs, transformers.GPT2TokenizerFast)
-    for tokenizer in (mine.tokenizer, npgpt.load(tmp_path / "converted").tokenizer, loading.load_tokenizer(path)):
+    for tokenizer in (mine.tokenizer, npgpt.load(tmp_path / "converted").tokenizer, vocabularies.load_tokenizer(path)):
         assert (tokenizer.end_of_text, tokenizer.n_vocab) == (290, 291)
         for text in TEXTS:
             ids = tokenizer.encode(text)

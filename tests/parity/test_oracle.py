@@ -17,11 +17,11 @@ from npgpt.cli import main
 from npgpt.config import Config
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
-from npgpt.oracle.catalogue import catalogue
 from npgpt.oracle.checking import compare
 from npgpt.oracle.evidence import cases
+from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.textbook import Pass, textbook
-from tests.support.models import random_arrays, random_ids, small
+from tests.support.models import no_text, random_arrays, random_ids, small
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
@@ -31,7 +31,7 @@ table = pytest.importorskip("tests.support.oracle_table", reason="extra parity i
 
 CONFIG = small(n_embd=24, n_head=4)
 ARRAYS = random_arrays(CONFIG)
-REFERENCE = LanguageModel("reference", CONFIG, parameters.from_arrays(CONFIG, ARRAYS), lambda: "none")
+REFERENCE = LanguageModel("reference", CONFIG, parameters.from_arrays(CONFIG, ARRAYS), no_text("none"))
 IDS = random_ids(CONFIG, (2, 9))
 ENTRIES = [(title, entry.name) for title, config in table.MODELS.items() for entry in catalogue(config, table.TOKENS)]
 
@@ -241,7 +241,7 @@ def test_parts_of_the_book() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_files_that_torch_writes(tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
     single = {name: array.astype(np.float32) for name, array in ARRAYS.items()}
-    model = LanguageModel("model", CONFIG, parameters.from_arrays(CONFIG, single), lambda: "none")
+    model = LanguageModel("model", CONFIG, parameters.from_arrays(CONFIG, single), no_text("none"))
     npgpt.save(model, tmp_path / "model")
     for mistakes, code in (((), 0), (("MLP residual missing",), 1)):
         module = foreign.build("transformers", CONFIG, ARRAYS, mistakes).to(getattr(torch, dtype))

@@ -16,7 +16,7 @@ from npgpt.config import PUBLISHED, Config
 from npgpt.language_model import LanguageModel
 from npgpt.model import forward
 from npgpt.parameters import Array
-from tests.support.models import SHAPES, random_arrays, random_ids, small
+from tests.support.models import SHAPES, no_text, random_arrays, random_ids, small
 from tests.support.tolerances import largest_difference, relative_error, rounding_bound
 
 pytestmark = pytest.mark.parity
@@ -103,7 +103,7 @@ def test_tiles_blocks_and_threads_at_the_true_size(
 def test_what_is_saved_here_loads_there(tmp_path: Path) -> None:
     for shape, config in SHAPES.items():
         arrays, ids = random_arrays(config, dtype="float32"), random_ids(config, (2, 9))
-        model = LanguageModel(shape, config, parameters.from_arrays(config, arrays), lambda: "none")
+        model = LanguageModel(shape, config, parameters.from_arrays(config, arrays), no_text("none"))
         npgpt.save(model, tmp_path / shape)
         theirs, report = transformers.GPT2LMHeadModel.from_pretrained(
             tmp_path / shape, dtype=torch.float32, output_loading_info=True

@@ -21,11 +21,10 @@ LARGE = (".safetensors", ".bin", ".h5", ".msgpack")  # kept as the hub keeps lar
 
 
 class Request(NamedTuple):
-    """What was asked: GET or HEAD, the path, and the Range header."""
+    """What was asked: GET or HEAD, and the path."""
 
     method: str
     path: str
-    range: str | None
 
     @property
     def file(self) -> str:
@@ -89,10 +88,6 @@ class Hub:
     sent: int = 0  # bytes of the body that is being held up
     closing: threading.Event = field(default_factory=threading.Event)
 
-    def ranges(self, file: str) -> list[str | None]:
-        """The Range headers of a file's GETs, in their order."""
-        return [request.range for request in self.requests if request.method == "GET" and request.file == file]
-
     def wait_for(self, sent: int) -> None:
         """Until a body is held up after so many bytes."""
         deadline = time.monotonic() + 30
@@ -118,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        request = Request(self.command, path, self.headers.get("Range"))
+        request = Request(self.command, path)
         self.hub.requests.append(request)
         key = f"{self.command} {'/api' if path.startswith('/api/') else request.file}"
         faults = self.hub.faults.get(key, [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import numpy as np
 from npgpt import parameters
 from npgpt.checkpoints import configs, safetensors
 from npgpt.config import Config
+from npgpt.errors import NpgptError
 from npgpt.parameters import Array, Parameters
+from npgpt.text.tokenizer import Tokenizer
 
 
 def small(**fields: Any) -> Config:
@@ -54,6 +56,15 @@ def random_arrays(config: Config, seed: int = 0, dtype: str = "float64") -> dict
 def random_parameters(config: Config, seed: int = 0, dtype: str = "float64") -> Parameters:
     """The same as a structure."""
     return parameters.from_arrays(config, random_arrays(config, seed, dtype))
+
+
+def no_text(reason: str) -> Callable[[], Tokenizer]:
+    """What opens the tokenizer of a model that has none, for this reason."""
+
+    def open_tokenizer() -> Tokenizer:
+        raise NpgptError(reason)
+
+    return open_tokenizer
 
 
 def random_ids(config: Config, shape: tuple[int, ...], seed: int = 0) -> np.typing.NDArray[np.int64]:

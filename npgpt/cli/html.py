@@ -1,0 +1,26 @@
+"""--html FILE: where a verb's page is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from .options import note, output_path
+
+
+def page_writer(argument: str | None) -> Callable[[Iterable[str]], None] | None:
+    """Return the function that writes a page, part by part, to --html's file, or None where no page is wanted.
+
+    The file appears whole or not at all. Raises NpgptError at once, before the work, where it cannot be written.
+    """
+    path = output_path("--html", argument)
+    if path is None:
+        return None
+
+    def write_page(page: Iterable[str]) -> None:
+        from ..checkpoints.atomic import writing
+
+        with writing(path) as file:
+            file.writelines(part.encode() for part in page)
+        note(f"wrote {argument}, {path.stat().st_size:,} bytes")
+
+    return write_page

@@ -1,0 +1,169 @@
+"""Scores as lines of JSON, and a file of them that an interrupted run resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from ..errors import NpgptError
+from ..language_model import LanguageModel
+from .likelihood import Score, Totals
+from .report import shown
+from .windows import Convention
+
+# what a record has to have to be counted as done, and of which type
+NEEDED = {"text": str, "sha256": str, "settings": dict, **dict.fromkeys(Totals._fields, int), "nll": float}
+BEGINNING, BEHIND = b'{"text": "', b'", "sha256": "'  # round a record's name
+QUOTED = re.compile(rb'(?:[^"\\]|\\.?)*')  # characters within the quotes of a JSON string
+
+
+class ScoredText(NamedTuple):
+    """What the record of a text tells that was scored before; text is its name."""
+
+    text: str
+    sha256: str
+    settings: dict[str, Any]
+    totals: Totals
+
+
+def settings(model: LanguageModel, rule: Convention, top: int, special: bool) -> dict[str, Any]:
+    """Return everything that a score depends on but the text."""
+    cut = asdict(rule)
+    return {"weights": model.fingerprint, "convention": cut.pop("name"), **cut, "special": special, "top": top}
+
+
+def line(name: str, text: str, score: Score, settings: dict[str, Any]) -> str:
+    """Return a score as one line of JSON in ASCII: sums, and what each token can be compared with another engine by."""
+    totals, found = score.totals, score.likelihood
+    ranks = [rank or None for rank in found.ranks.tolist()]
+    record = {
+        "text": name,
+        "sha256": sha256(text),
+        "settings": settings,
+        **totals._asdict(),
+        "perplexity": _finite(totals.perplexity),
+        "word_perplexity": _finite(totals.word_perplexity),
+        "bits_per_byte": _finite(totals.bits_per_byte),
+        "token_ids": score.token_ids.tolist(),
+        "pieces": [shown(piece) for piece in score.pieces],
+        "byte_offsets": score.byte_offsets.tolist(),
+        "log_probs": [_finite(value) for value in found.log_probs.tolist()],
+        "ranks": ranks,
+    }
+    if found.top_ids.shape[1]:
+        for key, rows in (("top_ids", found.top_ids), ("top_log_probs", found.top_log_probs)):
+            record[key] = [row if rank else None for row, rank in zip(rows.tolist(), ranks, strict=True)]
+    return json.dumps(record, allow_nan=False)
+
+
+def _finite(value: float) -> float | None:
+    """Return the value, or None for NaN and infinity, which JSON has not."""
+    return value if math.isfinite(value) else None
+
+
+def sha256(text: str) -> str:
+    """Return the hash of a text's UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read(text: bytes) -> ScoredText | None:
+    """Return what a line tells of a scored text, or None where it is no record."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or any(type(found.get(key)) is not kind for key, kind in NEEDED.items()):
+        return None
+    totals = Totals(*(found[key] for key in Totals._fields))
+    return ScoredText(found["text"], found["sha256"], found["settings"], totals)
+
+
+@contextmanager
+def appending(path: Path) -> Iterator[tuple[list[ScoredText], Callable[[str], None]]]:
+    """Open or make a file of records; give those in it, and a function that adds a line.
+
+    A last line that an interruption cut short is removed as the first one is added. Until then nothing is changed, and
+    a file that was made here is removed again where none is added. Raises NpgptError for a file of anything else and
+    for one that another process is adding to, OSError where it cannot be opened or written.
+    """
+    made = not path.exists()
+    with open(path, "a+b") as file:
+        _lock(file, path)
+        file.seek(0)
+        end, records = 0, []  # bytes of whole lines, and what they tell
+        for number, text in enumerate(file, 1):
+            if text.endswith(b"\n"):
+                record = read(text)
+                if record is None:
+                    raise NpgptError(f"{path}: line {number} is not as they are written here: {text[:40]!r}")
+                records.append(record)
+                end += len(text)
+            elif not _is_cut_short(text):
+                raise NpgptError(f"{path} ends with something else than a line that was cut short: {text[:40]!r}")
+
+        def add(text: str) -> None:
+            nonlocal end
+            file.truncate(end)
+            end += file.write(text.encode() + b"\n")
+            file.flush()
+
+        try:
+            yield records, add
+        finally:
+            if made and end == 0:
+                with suppress(OSError):
+                    path.unlink()
+
+
+def _is_cut_short(text: bytes) -> bool:
+    """Tell whether this can be the beginning of a record: its name, and behind that the next key."""
+    if not text.startswith(BEGINNING):
+        return BEGINNING.startswith(text)
+    rest = QUOTED.sub(b"", text[len(BEGINNING) :], count=1)
+    return rest.startswith(BEHIND) or BEHIND.startswith(rest)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Lock the file until it is closed, where the system and the file system have such locks."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise NpgptError(f"another process is adding to {path}") from None
+    except OSError:
+        return
+
+
+def done(
+    records: Sequence[ScoredText], names: Sequence[str], texts: Sequence[str], settings: dict[str, Any], file: str
+) -> set[int]:
+    """Return the numbers of the texts that are among the records of a file.
+
+    Raises NpgptError where a record was made with other settings, or is of another text with the same name.
+    """
+    digests = {name: sha256(text) for name, text in zip(names, texts, strict=True)}
+    for record in records:
+        for key, value in settings.items():
+            if (theirs := record.settings.get(key)) != value:
+                other = f"{key} {theirs!r:.80}, and now it is {value!r}"
+                raise NpgptError(f"{file} was made with {other}: take another file")
+        if digests.get(record.text, record.sha256) != record.sha256:
+            raise NpgptError(f"{record.text} is another text than the {record.text} in {file}: take another file")
+    left = Counter((record.text, record.sha256) for record in records)
+    found = set()
+    for number, name in enumerate(names):
+        if left[name, digests[name]]:
+            left[name, digests[name]] -= 1
+            found.add(number)
+    return found

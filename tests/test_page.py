@@ -1,0 +1,37 @@
+"""What the HTML pages share."""
+
+from __future__ import annotations
+
+import re
+
+import npgpt
+from npgpt.oracle.page import page as check_page
+from npgpt.pictures.attention import attention_weights
+from npgpt.pictures.attention_page import attention_page
+from npgpt.pictures.page import STYLE, page
+from npgpt.scoring.page import score_page
+from npgpt.scoring.scoring import score
+from npgpt.scoring.windows import convention
+
+
+def test_every_page_has_the_one_style_and_no_network() -> None:
+    model, ids = npgpt.load(), [1, 2, 3]
+    (found,) = score(["Emma"], model)
+    pages = [
+        attention_page(attention_weights(model, ids)),
+        "".join(score_page([("a.txt", found)], model, convention("rolling", model.config))),
+        check_page(npgpt.check(model(ids), ids)),
+    ]
+    for text in pages:
+        assert text.count(STYLE) == 1
+        assert "default-src 'none'" in text
+        assert not re.search(r"https?:|(?:src|href)=", text)
+        own = text.replace(STYLE, "")
+        assert "color-scheme: light dark" not in own
+        assert set(re.findall(r"var\((--\w+)\)", text)) <= set(re.findall(r"(--\w+):", text))
+
+
+def test_a_page_is_its_parts_in_order_and_its_title_is_text() -> None:
+    text = "".join(page("a <b> & c", "p { color: red; }", ["<p>one", " two</p>"]))
+    assert "<title>a &lt;b&gt; &amp; c</title>" in text
+    assert text.index(STYLE) < text.index("p { color: red; }") < text.index("</head><body>\n<p>one two</p></body>")
