@@ -50,13 +50,11 @@ def test_generate_json() -> None:
 
 
 def test_without_a_seed_every_run_is_another() -> None:
-    command = ["generate", CARD_PROMPT, "--json", "--max-tokens", "30"]
+    command = ["generate", CARD_PROMPT, "--json", "--max-tokens", "12"]
     reports = [json.loads(here(*command)[1]) for _ in range(2)]
     assert reports[0]["seed"] != reports[1]["seed"]
     assert reports[0]["text"] != reports[1]["text"]
-    again = json.loads(
-        here("generate", CARD_PROMPT, "--json", "--max-tokens", "30", "--seed", str(reports[0]["seed"]))[1]
-    )
+    again = json.loads(here(*command, "--seed", str(reports[0]["seed"]))[1])
     assert again["text"] == reports[0]["text"]
 
 
@@ -146,9 +144,10 @@ def test_samples_on_ids_to_the_contexts_end(bare: Path) -> None:
 
 def test_repetition_penalty() -> None:
     def text(*penalty: str) -> str:
-        return here("generate", CARD_PROMPT, "--temperature", "0", "--max-tokens", "40", *penalty)[1]
+        return here("generate", CARD_PROMPT, "--temperature", "0", "--max-tokens", "20", *penalty)[1].rstrip("\n")
 
-    assert text("--repetition-penalty", "1") == text() == CARD_GREEDY + "\n" != text("--repetition-penalty", "1.5")
+    assert CARD_GREEDY.startswith(text())
+    assert text("--repetition-penalty", "1") == text() != text("--repetition-penalty", "1.5")
 
 
 def test_stop() -> None:
