@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import npgpt
+import npgpt.checkpoints.write  # which convert imports when it is first called
 from npgpt import cli
 from npgpt.checkpoints import pickles, torch_zip
 from npgpt.checkpoints.inspect import inspect
