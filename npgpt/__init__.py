@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from .language_model import LanguageModel as LanguageModel
     from .language_model import load as load
     from .model import forward as forward
-    from .oracle.checking import check as check
-    from .oracle.greedy import check_greedy as check_greedy
+    from .oracle.check import check as check
+    from .oracle.check import check_greedy as check_greedy
     from .oracle.parts import check_part as check_part
     from .parameters import Parameters as Parameters
     from .process import tune_process as tune_process
@@ -45,8 +45,8 @@ _HOME = {
     "load": "language_model",
     "save": "checkpoints.write",
     "forward": "model",
-    "check": "oracle.checking",
-    "check_greedy": "oracle.greedy",
+    "check": "oracle.check",
+    "check_greedy": "oracle.check",
     "check_part": "oracle.parts",
     "Parameters": "parameters",
     "tune_process": "process",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from numpy.typing import ArrayLike
 
-from .oracle.checking import Weights, check
-from .oracle.greedy import check_greedy
+from .oracle.check import Prompt, Weights, check, check_greedy
 
 
-def assert_matches(theirs: Any, prompt: str | ArrayLike, weights: Weights | None = None, **options: Any) -> None:
+def assert_matches(theirs: Any, prompt: Prompt | None = None, weights: Weights | None = None, **options: Any) -> None:
     """Raise AssertionError, with the report as its message, where npgpt.check finds a difference that rounding cannot
     explain. Arguments as npgpt.check has them.
     """
@@ -19,7 +19,9 @@ def assert_matches(theirs: Any, prompt: str | ArrayLike, weights: Weights | None
         raise AssertionError(f"\n{report}")
 
 
-def assert_greedy(theirs: ArrayLike, prompt: str | ArrayLike, weights: Weights | None = None, **options: Any) -> None:
+def assert_greedy(
+    theirs: ArrayLike | os.PathLike[str], prompt: Prompt | None = None, weights: Weights | None = None, **options: Any
+) -> None:
     """Raise AssertionError where greedy ids differ from the reference's by more than a near tie."""
     report = check_greedy(theirs, prompt, weights, **options)
     if not report.matches:

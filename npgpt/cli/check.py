@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-from pathlib import Path
 from typing import Any
 
 from ..errors import NpgptError
-from .options import add_model, add_n_head, importing, note, output_path, read_text, tune
+from .html import page_writer
+from .options import add_model, add_n_head, importing, note, read_text, tune
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -41,51 +40,27 @@ def run(options: argparse.Namespace) -> int:
     """Check; see the help."""
     tune()
     with importing():
-        from ..checkpoints.atomic import writing
-        from ..language_model import load
-        from ..oracle import files, page
-        from ..oracle.checking import check
-        from ..oracle.greedy import check_greedy
+        from ..oracle.check import compare_file
+        from ..oracle.page import page
+        from ..oracle.report import Report
 
-    html = output_path("--html", options.html)
-    shape = _numbers("--shape", options.shape)
-    theirs = Path(os.path.expanduser(options.theirs))
-    given = files.read(theirs, tuple(shape) if shape else None, options.their_dtype or "float32")
-    model = load(options.model, dtype="float64", n_head=options.n_head)
+    write_page = page_writer(options.html)
     if options.prompt is not None and options.ids is not None:
         raise NpgptError("--prompt and --ids say the same: give one of them")
-    stated = None
-    if options.ids is not None:
-        stated = _numbers("--ids", options.ids)
-    elif options.prompt is not None:
-        stated = model.encode_prompt(read_text(options.prompt))
-    ids = given.token_ids if given.token_ids is not None else stated
-    if ids is None:
-        raise NpgptError(f"{theirs} holds no ids: give what it was run on, --prompt TEXT or --ids 1,2,3")
-    if stated is not None and given.token_ids is not None and given.token_ids.reshape(-1).tolist() != list(stated):
-        raise NpgptError(
-            f"{theirs} holds other ids than --prompt or --ids says: {given.token_ids.reshape(-1).tolist()!r:.200}"
-        )
-    if given.greedy_ids is not None and not given.arrays:
-        greedy = check_greedy(given.greedy_ids, ids, model, dtype=options.their_dtype or "float32")
-        print(greedy)
-        return greedy.code
-    arrays = dict(given.arrays)
-    if given.flat:
-        arrays["logits"] = files.state_logits(given, model.config.vocab_size)
-    report = check(
-        arrays,
-        ids,
-        model,
+    report = compare_file(
+        options.theirs,
+        _numbers("--ids", options.ids) if options.prompt is None else read_text(options.prompt),
+        options.model,
         dtype=options.their_dtype,
-        attention_mask=given.attention_mask,
+        n_head=options.n_head,
+        shape=_numbers("--shape", options.shape) or (),
         chunks=_numbers("--chunks", options.chunks) or (),
     )
     print(report.to_json() if options.json else report)
-    if html is not None:
-        with writing(html) as file:
-            file.write(page.page(report).encode())
-        note(f"wrote {options.html}")
+    if write_page is not None and isinstance(report, Report):
+        write_page([page(report)])
+    elif write_page is not None:
+        note("greedy ids have no stages: there is no page to write")
     return report.code
 
 

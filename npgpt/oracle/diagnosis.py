@@ -10,17 +10,15 @@ from itertools import combinations
 import numpy as np
 
 from ..parameters import Array
-from .arithmetic import UNIT, as_computed, plain
-from .evidence import Case
-from .judging import CLEAR, FACTOR, Tolerances, rms, run_all
+from .arithmetic import UNIT, plain
 from .mistakes import Mistake
+from .rounding import CLEAR, FACTOR, FLIPS, Sample, Tolerances, largest_error, moved, rms, run_all, sampled
 from .textbook import Pass, Textbook, located, stages
+from .theirs import Case
 
 MOST = 4  # mistakes that are looked for one after another
 PAIRED = 24  # entries that are tried in pairs, the most telling ones
 LEADING = 4  # those of them that are tried with every other entry
-MOVED = 64  # units in the last place by which weights move for a sample; by one, a coarser bit would seldom flip
-SAMPLES = 4  # where bits flip
 NEAR = 100.0  # tolerances, within which a mistake's own rounding is looked at
 
 
@@ -55,48 +53,27 @@ class Judge:
     tolerances: Tolerances
     tensors: Mapping[str, Array]  # float64
     dtype: str
-    samples: tuple[Textbook, list[list[Pass]]] | None = None  # of the last book whose own rounding was asked for
-
-    def theirs(self, stage: str) -> list[tuple[Case, int]]:
-        """The cases that have the stage, with their numbers."""
-        return [(case, number) for number, case in enumerate(self.cases) if stage in case.theirs]
+    samples: tuple[Textbook, list[Sample]] | None = None  # of the last book whose own rounding was asked for
 
     def ratio(self, stage: str, runs: Sequence[Pass]) -> float:
         """Theirs from these runs, in tolerances; with the rounding that the runs' own mistakes bring."""
         if not has(runs, stage):
             return math.inf
-        have = self.theirs(stage)
-        gap = rms(stage, [case.theirs[stage] for case, _ in have], [runs[number][stage] for _, number in have])
+        having = [number for number, case in enumerate(self.cases) if stage in case.theirs]
+        gap = rms(stage, [self.cases[n].theirs[stage] for n in having], [runs[n][stage] for n in having])
         tolerance = self.tolerances[stage]
         if tolerance < gap < NEAR * tolerance and runs[0].book is not self.tolerances.reference[0].book:
             tolerance = max(tolerance, FACTOR * self._own_rounding(stage, runs))
         return gap / tolerance if tolerance else (0.0 if gap == 0 else math.inf)
 
     def _own_rounding(self, stage: str, runs: Sequence[Pass]) -> float:
-        """The rounding error of these runs in the declared dtype; where a formula flips, the largest of a few samples.
-
-        A mistake need not keep the model's symmetries, so it is the weights' columns that are moved, by some last bits.
-        """
+        """The rounding error of these runs in the declared dtype, the largest of some where a formula flips."""
         book = runs[0].book
         if self.samples is None or self.samples[0] is not book:
-            self.samples = (book, [self._sample(book, number) for number in range(SAMPLES if book.flips else 1)])
-        have = self.theirs(stage)
-        exact = [runs[number][stage] for _, number in have]
+            variants = moved(self.tensors, self.dtype, FLIPS if book.flips else 1)
+            self.samples = (book, list(sampled(book, variants, self.cases, self.dtype)))
         with np.errstate(over="ignore", invalid="ignore"):
-            return max(
-                rms(stage, [case.seen(stage, plain(sample[number][stage])) for case, number in have], exact)
-                for sample in self.samples[1]
-            )
-
-    def _sample(self, book: Textbook, number: int) -> list[Pass]:
-        """The book in the declared dtype; from the second sample on with its weights moved."""
-        rng = np.random.default_rng(number)
-        step = 2 * UNIT[self.dtype] * MOVED if number else 0.0
-        tensors = {
-            name: as_computed(array * (1 + rng.uniform(-step, step, array.shape[-1])) if step else array, self.dtype)
-            for name, array in self.tensors.items()
-        }
-        return run_all(replace(book, tensors=tensors), self.cases, dtype=self.dtype)
+            return largest_error(self.samples[1], stage, self.cases, runs)
 
     def matched(self, runs: Sequence[Pass]) -> int:
         """How many stages, from the first on, these runs explain."""
@@ -196,17 +173,10 @@ def _visible(judge: Judge, entry: Mistake, current: Sequence[Pass]) -> bool:
     for stage in judge.stages:
         if not has(runs, stage):
             return True
-        have = judge.theirs(stage)
-        effect = _effect(stage, [case for case, _ in have], [runs[n] for _, n in have], [current[n] for _, n in have])
+        effect = largest_error([Sample(None, runs)], stage, judge.cases, current)
         if effect >= CLEAR * judge.tolerances[stage] and effect > 0:
             return True
     return False
-
-
-def _effect(stage: str, cases: Sequence[Case], altered: Sequence[Pass], usual: Sequence[Pass]) -> float:
-    """How far two kinds of runs are from each other, on the positions that theirs has."""
-    one = [case.seen(stage, plain(run[stage])) for case, run in zip(cases, altered, strict=True)]
-    return rms(stage, one, [run[stage] for run in usual])
 
 
 def _decide(judge: Judge, current: Sequence[Pass], group: Sequence[Mistake]) -> str:

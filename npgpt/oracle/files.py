@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..checkpoints import formats, llmc
 from ..checkpoints.tensor import Tensor, check_file
+from ..config import Config
 from ..errors import NpgptError
 
 IDS = ("token_ids", "input_ids", "ids", "tokens")
@@ -33,10 +34,21 @@ class Given:
     token_ids: NDArray[Any] | None = None
     attention_mask: NDArray[Any] | None = None
     greedy_ids: NDArray[Any] | None = None
-    flat: bool = False  # logits of a width that only the model tells, and more behind them
+    flat: NDArray[Any] | None = None  # logits of a width that only the model tells, and more behind them
+
+    def stages(self, config: Config) -> Mapping[str, NDArray[Any]]:
+        """The arrays, flat logits cut out for this model. Raises NpgptError where these are too few."""
+        if self.flat is None or self.token_ids is None:
+            return self.arrays
+        count = self.token_ids.size * config.vocab_size
+        if self.flat.size < count:
+            raise NpgptError(
+                f"the reference state has {self.flat.size} numbers behind its ids, too few for {count} logits"
+            )
+        return {"logits": self.flat[:count].reshape(*self.token_ids.shape, config.vocab_size)}
 
 
-def read(path: Path, shape: tuple[int, ...] | None = None, dtype: str = "float32") -> Given:
+def read(path: Path, shape: Sequence[int] = (), dtype: str = "float32") -> Given:
     """Read .npz, .npy, .safetensors, .pt, llm.c's debug state, or, with a shape, raw little-endian numbers of dtype.
 
     Raises NpgptError for a file of another kind, and for one that is damaged; OSError where it cannot be opened.
@@ -44,8 +56,8 @@ def read(path: Path, shape: tuple[int, ...] | None = None, dtype: str = "float32
     check_file(path)
     with path.open("rb") as file:
         head = file.read(8)
-    if shape is not None:
-        return Given({"logits": _raw(path, shape, dtype)})
+    if shape:
+        return Given({"logits": _raw(path, tuple(shape), dtype)})
     if head.startswith(llmc.STATE):
         return _debug_state(path)
     if head.startswith(b"\x93NUMPY"):
@@ -54,7 +66,8 @@ def read(path: Path, shape: tuple[int, ...] | None = None, dtype: str = "float32
         return _sorted(_load(path))
     if path.suffix == ".bin" and not head.startswith(b"PK"):
         raise NpgptError(
-            f"{path} begins with {head!r}, no form that npgpt knows: raw numbers need --shape, such as 16,50257"
+            f"{path} begins with {head!r}, no form that npgpt knows: raw numbers need --shape, such as 16,50257 "
+            "(check(…, shape=(16, 50257)))"
         )
     return _sorted({name: _array(tensor) for name, tensor in formats.read(path).tensors.items()})
 
@@ -112,7 +125,7 @@ def _raw(path: Path, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
 def _debug_state(path: Path) -> Given:
     """llm.c's reference state: 256 int32, ids [B, T], targets [B, T], logits [B, T, V], the loss, then gradients.
 
-    Nothing in it states V, so that the logits are flat here, with all that follows them; state_logits cuts them out.
+    Nothing in it states V, so that the logits are flat here, with all that follows them; Given.stages cuts them out.
     """
     content = np.memmap(path, "<i4", "r")
     if len(content) < 256 or content[1] not in (1, 2):
@@ -122,13 +135,4 @@ def _debug_state(path: Path) -> Given:
     if B < 1 or T < 1 or len(content) < begin:
         raise NpgptError(f"{path} is cut short: its header says [{B}, {T}]")
     ids = np.array(content[256 : 256 + B * T]).reshape(B, T)
-    return Given({"logits": content[begin:].view("<f4")}, ids, flat=True)
-
-
-def state_logits(given: Given, vocab_size: int) -> NDArray[Any]:
-    """The logits of a reference state, whose width only the model tells. Raises NpgptError where they do not fit."""
-    assert given.token_ids is not None
-    count, flat = given.token_ids.size * vocab_size, given.arrays["logits"]
-    if flat.size < count:
-        raise NpgptError(f"the reference state has {flat.size} numbers behind its ids, too few for {count} logits")
-    return flat[:count].reshape(*given.token_ids.shape, vocab_size)
+    return Given({}, ids, flat=content[begin:].view("<f4"))

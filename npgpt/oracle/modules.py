@@ -5,10 +5,9 @@ torch is never imported: everything goes through the module's own methods.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -17,63 +16,59 @@ from numpy.typing import NDArray
 
 from ..checkpoints import names
 from ..checkpoints.configs import complete
-from ..checkpoints.names import Scheme
 from ..checkpoints.tensor import Tensor
 from ..config import Config
 from ..errors import NpgptError
-from ..parameters import Array, check_shapes
+from ..parameters import Array, check_shapes, schema
 from .arithmetic import rounded
+from .textbook import BLOCK, located
 
-# Where a module's outputs, or inputs, are stages; (pattern of its path, its stage, whether the input is meant).
-# Paths are without what wraps the model: "transformer.", "_orig_mod.", "module.".
-NAMED = r"h\.(\d+)\."
-HUGGING_FACE = (
-    (r"wte", "wte", False),
-    (r"wpe", "wpe", False),
-    (r"drop", "embedding", False),
-    (NAMED + r"ln_1", r"h.\1.ln_1", False),
-    (NAMED + r"attn\.c_attn", r"h.\1.attn.c_attn", False),
-    (NAMED + r"attn\.c_proj", r"h.\1.attn.merged", True),
-    (NAMED + r"attn\.c_proj", r"h.\1.attn.c_proj", False),
-    (NAMED + r"ln_2", r"h.\1.attn.residual", True),
-    (NAMED + r"ln_2", r"h.\1.ln_2", False),
-    (NAMED + r"mlp\.c_fc", r"h.\1.mlp.c_fc", False),
-    (NAMED + r"mlp\.(?:act|gelu)", r"h.\1.mlp.act", False),
-    (NAMED + r"mlp\.c_proj", r"h.\1.mlp.c_proj", False),
-    (r"h\.(\d+)", r"h.\1", False),
-    (r"ln_f", "ln_f", False),
-)
-BOOK_BLOCK = r"trf_blocks\.(\d+)\."
-LLMS_FROM_SCRATCH = (
-    (r"tok_emb", "wte", False),
-    (r"pos_emb", "wpe", False),
-    (r"drop_emb", "embedding", False),
-    (BOOK_BLOCK + r"norm1", r"h.\1.ln_1", False),
-    (BOOK_BLOCK + r"att\.W_query", r"h.\1.attn.query", False),
-    (BOOK_BLOCK + r"att\.W_key", r"h.\1.attn.key", False),
-    (BOOK_BLOCK + r"att\.W_value", r"h.\1.attn.value", False),
-    (BOOK_BLOCK + r"att\.(?:out_)?proj", r"h.\1.attn.merged", True),
-    (BOOK_BLOCK + r"att\.(?:out_)?proj", r"h.\1.attn.c_proj", False),
-    (BOOK_BLOCK + r"norm2", r"h.\1.attn.residual", True),
-    (BOOK_BLOCK + r"norm2", r"h.\1.ln_2", False),
-    (BOOK_BLOCK + r"ff\.layers\.0", r"h.\1.mlp.c_fc", False),
-    (BOOK_BLOCK + r"ff\.layers\.1", r"h.\1.mlp.act", False),
-    (BOOK_BLOCK + r"ff\.layers\.2", r"h.\1.mlp.c_proj", False),
-    (r"trf_blocks\.(\d+)", r"h.\1", False),
-    (r"final_norm", "ln_f", False),
-)
-WRAPPING = re.compile(r"^(?:(?:_orig_mod|module|model|transformer)\.)+")
+Place = tuple[str, str, bool]  # the path of a module's part, the stage that it shows, and whether as its input
+THIRDS = ("attn.query", "attn.key", "attn.value")  # of linear layers that together are attn.c_attn
+INPUTS = {"attn.c_proj": "attn.merged", "ln_2": "attn.residual"}  # what a part is given
+BESIDE = {"wte": (("drop", "drop_emb"), "embedding"), "mlp.c_fc": (("act", "gelu", "1"), "mlp.act")}  # without tensors
+# What a part alone lacks in front of its tensors' names, for them to be a whole model's.
+PREFIXES = {
+    "attention": ("h.0.attn.", "trf_blocks.0.att."),
+    "mlp": ("h.0.mlp.", "trf_blocks.0.ff."),
+    "layer_norm": ("trf_blocks.0.norm1.",),
+    "block": ("h.0.", "trf_blocks.0."),
+}
 
 
 @dataclass(frozen=True)
 class Module:
-    """A module opened: its scheme, its own tensors as float64 by canonical name, and the configuration they tell."""
+    """A module opened: its own tensors as float64 by canonical name, the configuration they tell, where stages are."""
 
     module: Any
-    scheme: Scheme
     tensors: Mapping[str, Array]
     config: Config
     dtype: str
+    places: Sequence[Place]
+
+    def run(self, token_ids: NDArray[np.integer[Any]]) -> dict[str, NDArray[Any]]:
+        """Run it as it stands on ids [B, T], and take every stage that its parts show."""
+        seen: dict[str, NDArray[Any]] = {}
+        B, T = token_ids.shape
+
+        def keep(stage: str, value: Any) -> None:
+            array = as_array(value[0] if isinstance(value, (tuple, list)) else value).astype(np.float64)
+            if stage not in seen and array.ndim in (2, 3) and array.shape[-2] == T:
+                whole = array.reshape(-1, *array.shape[-2:])
+                seen[stage] = whole if stage == "wpe" else np.broadcast_to(whole, (B, *whole.shape[1:]))
+
+        parts, handles = dict(self.module.named_modules()), []
+        for path, stage, is_input in self.places:
+            if path in parts and is_input:
+                handles.append(parts[path].register_forward_pre_hook(lambda _, given, s=stage: keep(s, given)))
+            elif path in parts:
+                handles.append(parts[path].register_forward_hook(lambda _, given, output, s=stage: keep(s, output)))
+        try:
+            output = self.module(ids_for(self.module, token_ids))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {**seen, "logits": logits_of(output).astype(np.float64)}
 
 
 def is_module(theirs: object) -> bool:
@@ -96,18 +91,23 @@ def dtype_of(module: Any) -> str:
     return str(next(iter(module.parameters())).dtype).removeprefix("torch.")
 
 
+def stored_tensors(module: Any) -> dict[str, Tensor]:
+    """Its parameters and buffers, as those of a file."""
+    state = {name: as_array(value) for name, value in module.state_dict().items()}
+    path = Path(type(module).__name__)
+    return {
+        name: Tensor(path, name, np.ascontiguousarray(array).reshape(-1).data, str(array.dtype), array.shape, 0)  # type: ignore[arg-type]
+        for name, array in state.items()
+        if array.dtype.kind == "f"
+    }
+
+
 def open_module(module: Any, n_head: int | None, config: Config | None) -> Module:
     """The module's own weights are taken as they are, its n_head as it states it; all else is GPT-2's, unless config
     says otherwise. Raises NpgptError where its names are nobody's, and where it does not say n_head.
     """
     name = type(module).__name__
-    state = {key: as_array(value) for key, value in module.state_dict().items()}
-    found = {
-        key: Tensor(Path(name), key, np.ascontiguousarray(array).reshape(-1).data, str(array.dtype), array.shape, 0)  # type: ignore[arg-type]
-        for key, array in state.items()
-        if array.dtype.kind == "f"
-    }
-    bare = names.unwrapped(found)
+    bare = names.unwrapped(stored_tensors(module))
     scheme = names.choose(None, bare, name)
     sources = scheme.translate(bare)
     shapes = {key: source.shape(bare) for key, source in sources.items()}
@@ -123,14 +123,62 @@ def open_module(module: Any, n_head: int | None, config: Config | None) -> Modul
         known = {key: shape for key, shape in shapes.items() if shape is not None}
         config = complete(stated, known, n_head or stated_n_head(module), name)
     check_shapes(config, shapes, f"{name} ({scheme.title})", "its own sizes")
-    tensors = {}
-    for key, source in sources.items():
-        if source.parts:
-            tensors[key] = np.ascontiguousarray(source.stored(bare)[0].astype(np.float64))
-        else:
-            width = 3 * config.n_embd if key.endswith("c_attn.bias") else config.n_embd
-            tensors[key] = np.zeros(config.inner_width if key.endswith("c_fc.bias") else width)
-    return Module(module, scheme, tensors, config, dtype_of(module))
+    zeros = schema(config)
+    tensors = {
+        key: np.ascontiguousarray(source.stored(bare)[0], np.float64) if source.parts else np.zeros(zeros[key])
+        for key, source in sources.items()
+    }
+    owners = {key: [bare[part].name.rpartition(".")[0] for part in source.parts] for key, source in sources.items()}
+    return Module(module, tensors, config, dtype_of(module), list(places(owners)))
+
+
+def places(owners: Mapping[str, Sequence[str]]) -> Iterator[Place]:
+    """Where a module shows its stages. owners: by canonical name of a tensor, the paths of the parts that hold it."""
+    for name, paths in owners.items():
+        part, _, kind = name.rpartition(".")
+        layer, local = located(part)
+        if kind != "weight" or part == "lm_head":
+            continue
+        block = "" if layer is None else f"h.{layer}."
+        parent = paths[0].rpartition(".")[0]
+        shown = [local] if len(paths) == 1 else THIRDS
+        yield from ((path, block + stage, False) for path, stage in zip(paths, shown, strict=True))
+        if local in INPUTS:
+            yield paths[0], block + INPUTS[local], True
+        if local in BESIDE:
+            beside, stage = BESIDE[local]
+            yield from ((f"{parent}.{path}".lstrip("."), block + stage, False) for path in beside)
+        if local == "ln_1":
+            yield parent, f"h.{layer}", False
+
+
+def part_tensors(part: str, module: Any) -> dict[str, Array]:
+    """The tensors of a part alone in float64, by canonical names without the block; zeros for biases that it lacks.
+
+    Parts of the part may be wrapped: the end of a name is enough.
+    """
+    is_conv = any(type(each).__name__ == "Conv1D" for _, each in module.named_modules())
+    schemes = {"h": "huggingface" if is_conv else "nanogpt", "trf_blocks": "llms-from-scratch"}
+    whole: dict[str, dict[str, Tensor]] = {scheme: {} for scheme in schemes.values()}
+    for name, tensor in stored_tensors(module).items():
+        prefixes = PREFIXES[part]
+        if part == "block":
+            prefixes += PREFIXES["mlp" if "mlp" in name or "ff" in name else "attention"]
+        ends = name.split(".")
+        for prefix, start in product(prefixes, range(len(ends))):
+            scheme, key = schemes[prefix.split(".")[0]], prefix + ".".join(ends[start:])
+            sources = names.choose(scheme, {}, "").translate({key: tensor})
+            if any(source.parts and canonical.removeprefix("h.0.") in BLOCK for canonical, source in sources.items()):
+                whole[scheme].setdefault(key, tensor)
+                break
+    found: dict[str, Array] = {}
+    for scheme, tensors in whole.items():
+        for canonical, source in names.choose(scheme, {}, "").translate(tensors).items():
+            local = canonical.removeprefix("h.0.")
+            if source.parts and local in BLOCK:
+                found.setdefault(local, np.ascontiguousarray(source.stored(tensors)[0], np.float64))
+    weights = {name.removesuffix("weight"): array for name, array in found.items() if name.endswith("weight")}
+    return {f"{name}bias": np.zeros(array.shape[-1]) for name, array in weights.items()} | found
 
 
 def stated_n_head(module: Any) -> int:
@@ -174,41 +222,9 @@ def logits_of(output: Any) -> NDArray[Any]:
     return as_array(output)
 
 
-def run_module(module: Module, token_ids: NDArray[np.integer[Any]]) -> dict[str, Array]:
-    """Run it as it stands on ids [B, T], and take every stage that its parts show."""
-    seen: dict[str, Array] = {}
-    handles = []
-    places = LLMS_FROM_SCRATCH if module.scheme.name == "llms-from-scratch" else HUGGING_FACE
-
-    def keep(stage: str, value: Any) -> None:
-        array = as_array(value[0] if isinstance(value, (tuple, list)) else value).astype(np.float64)
-        B, T = token_ids.shape
-        if stage not in seen and array.ndim in (2, 3) and array.shape[-2] == T:
-            seen[stage] = (
-                array.reshape(-1, T, array.shape[-1])
-                if stage == "wpe"
-                else np.broadcast_to(array, (B, *array.shape[-2:]))
-            )
-
-    def after(stage: str) -> Callable[..., None]:
-        return lambda part, inputs, output: keep(stage, output)
-
-    def before(stage: str) -> Callable[..., None]:
-        return lambda part, inputs: keep(stage, inputs)
-
-    for path, part in module.module.named_modules():
-        bare = WRAPPING.sub("", path + ".").rstrip(".")
-        for pattern, stage, is_input in places:
-            if match := re.fullmatch(pattern, bare):
-                name = match.expand(stage)
-                hook = part.register_forward_pre_hook if is_input else part.register_forward_hook
-                handles.append(hook(before(name) if is_input else after(name)))
-    try:
-        output = module.module(ids_for(module.module, token_ids))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return {**seen, "logits": logits_of(output).astype(np.float64)}
+def call(theirs: Callable[..., Any], token_ids: NDArray[np.integer[Any]]) -> dict[str, NDArray[Any]]:
+    """What a function of ids gives: its logits alone."""
+    return {"logits": logits_of(theirs(token_ids))}
 
 
 def compare_weights(theirs: Mapping[str, Array], reference: Mapping[str, Array]) -> list[str]:
@@ -231,29 +247,25 @@ def _listed(names: list[str]) -> str:
 
 def _how(name: str, found: Array, expected: Array, reference: Mapping[str, Array]) -> str:
     """In which way one tensor differs."""
-    if not found.any():
-        return "zero: dropped, or never loaded"
-    if found.ndim == 2 and found.shape[0] == found.shape[1] and np.array_equal(found, expected.T):
-        return "transposed"
+    ways = _mistaken(name, expected, reference)
+    gap = f"other numbers, by up to {np.abs(found - expected).max():.3g}"
+    return next((how for how, array in ways if np.array_equal(found, array)), gap)
+
+
+def _mistaken(name: str, expected: Array, reference: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+    """What every known mistake in loading makes of a tensor."""
+    yield "zero: dropped, or never loaded", np.zeros_like(expected)
+    yield "transposed", expected.T
     if ".c_attn." in name:
         thirds = np.split(expected, 3, axis=-1)
-        if found.ndim == 2 and np.array_equal(found, np.concatenate([third.T for third in thirds], axis=-1)):
-            return "transposed in each of q, k, v"
+        yield "transposed in each of q, k, v", np.concatenate([third.T for third in thirds], axis=-1)
         for order in permutations(range(3)):
-            if np.array_equal(found, np.concatenate([thirds[place] for place in order], axis=-1)):
-                return f"permuted: {', '.join('qkv'[place] for place in order)} in place of q, k, v"
+            how = f"permuted: {', '.join('qkv'[place] for place in order)} in place of q, k, v"
+            yield how, np.concatenate([thirds[place] for place in order], axis=-1)
     for dtype in ("float16", "bfloat16", "float32"):
-        if np.array_equal(found, rounded(expected, dtype)):
-            return f"rounded to {dtype}"
-    block = re.match(r"h\.(\d+)\.(.+)", name)
-    if block:
-        for other, array in reference.items():
-            if (
-                other != name
-                and other.endswith("." + block[2])
-                and other.startswith("h.")
-                and np.array_equal(found, array)
-            ):
-                return f"another block's (h.{other.split('.')[1]} for h.{block[1]}): the layers are in another order"
-    gap = np.abs(found - expected).max()
-    return f"other numbers, by up to {gap:.3g}"
+        yield f"rounded to {dtype}", rounded(expected, dtype)
+    layer, local = located(name)
+    for other, array in reference.items():
+        place, same = located(other)
+        if layer is not None and place is not None and same == local:
+            yield f"another block's (h.{place} for h.{layer}): the layers are in another order", array

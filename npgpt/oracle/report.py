@@ -13,7 +13,7 @@ import numpy as np
 
 from ..parameters import Array
 from .diagnosis import Diagnosis
-from .judging import CLEAR, FACTOR, Difference
+from .rounding import CLEAR, FACTOR, Difference
 from .textbook import log_softmax
 
 SHOWN = 14  # stages in the printed table
@@ -93,8 +93,8 @@ class Report:
         return text
 
     def __str__(self) -> str:
-        wrapped = (textwrap.wrap(line, WIDTH, subsequent_indent=" " * _indent(line)) or [""] for line in lines(self))
-        return "\n".join(line for part in wrapped for line in part)
+        indents = ((line, "    " if line.startswith("  ") else "") for line in lines(self))
+        return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent=indent) for line, indent in indents)
 
     def to_json(self) -> str:
         """Everything, for a program."""
@@ -128,6 +128,42 @@ class Report:
         return json.dumps(_finite(whole))
 
 
+@dataclass(frozen=True)
+class GreedyReport:
+    """Greedy text against the reference's: the first token that differs, and whether a near tie explains it.
+
+    margin: by how much the reference prefers its own token to theirs there, in logits; tolerance: what rounding of two
+    logits explains.
+    """
+
+    at: int | None
+    theirs: int | None
+    expected: int | None
+    margin: float
+    tolerance: float
+
+    @property
+    def matches(self) -> bool:
+        """The same, or different by a near tie."""
+        return self.at is None or self.margin <= self.tolerance
+
+    @property
+    def code(self) -> int:
+        """Of the command's exit."""
+        return 0 if self.matches else 1
+
+    def to_json(self) -> str:
+        """Everything, for a program."""
+        return json.dumps({"matches": self.matches, **asdict(self)})
+
+    def __str__(self) -> str:
+        if self.at is None:
+            return "Matches: every greedy token is the reference's."
+        where = f"token {self.at} is {self.theirs}, the reference has {self.expected}"
+        margin = f"it prefers its own by {self.margin:.3g}, and rounding explains up to {self.tolerance:.3g}"
+        return f"Matches, up to a near tie: {where}; {margin}." if self.matches else f"Differs: {where}; {margin}."
+
+
 def _finite(value: Any) -> Any:
     """JSON has no infinity: it becomes text."""
     if isinstance(value, dict):
@@ -135,11 +171,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list):
         return [_finite(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _indent(line: str) -> int:
-    """Of the lines that follow it when it is wrapped."""
-    return 4 if line.startswith("  ") else 0
 
 
 def _stages(count: int) -> str:
@@ -223,9 +254,12 @@ def _rest(rows: Sequence[Row], where: str) -> str:
     return f"{'… ' + _stages(len(rows)) + ' ' + where:<20}{max(row.difference.ratio for row in rows):>11.3g} at most"
 
 
-def logit_statistics(theirs: Sequence[Array], expected: Sequence[Array], tolerance: float) -> LogitStatistics:
-    """Both [rows, V], pair by pair."""
-    x, y = (np.concatenate([part.reshape(-1, part.shape[-1]) for part in parts]) for parts in (theirs, expected))
+def logit_statistics(pairs: Sequence[tuple[Array, Array] | None], tolerance: float) -> LogitStatistics | None:
+    """Of pairs of theirs and what is expected, each [rows, V]; None where there is a pair that cannot be compared."""
+    whole = [pair for pair in pairs if pair is not None and np.isfinite(pair[0]).all()]
+    if len(whole) < len(pairs):
+        return None
+    x, y = (np.concatenate([pair[side].reshape(-1, pair[side].shape[-1]) for pair in whole]) for side in (0, 1))
     gap = x - y
     shift = gap.mean(axis=-1, keepdims=True)
     left = math.sqrt(float(np.square(gap - shift).mean()))

@@ -18,11 +18,11 @@ from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.oracle import files
 from npgpt.oracle.arithmetic import as_computed, plain
-from npgpt.oracle.checking import computed_in
-from npgpt.oracle.evidence import canonical, cases
+from npgpt.oracle.check import computed_in
 from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.page import page
 from npgpt.oracle.textbook import Pass, stages, textbook
+from npgpt.oracle.theirs import canonical, cases
 from npgpt.testing import assert_greedy, assert_matches
 from tests.support.models import no_text, random_arrays, random_ids, small
 
@@ -237,6 +237,50 @@ def test_files_of_every_form(tmp_path: Path, folder: Path, form: str, capsys: py
         path.write_bytes(logits.astype(dtype).tobytes())
         options += ["--shape", "8,40", "--their-dtype", dtype]
     assert main(["check", str(path), "--model", str(folder), *options]) == 0, capsys.readouterr()
+    said = dict(zip(options[::2], options[1::2], strict=True))
+    shape, their_dtype = (8, 40) if "--shape" in said else (), said.get("--their-dtype")
+    report = npgpt.check(path, IDS, MODEL, dtype=their_dtype, shape=shape)
+    assert (report.matches, str(report) + "\n") == (True, capsys.readouterr().out)
+    assert not npgpt.check(str(path), (IDS + 1) % 40, MODEL, dtype=their_dtype, shape=shape).matches
+
+
+def test_a_file_is_checked_in_python_too(tmp_path: Path) -> None:
+    """It brings its ids and its mask along; what is not in it is told, and nothing is told in two ways."""
+    ids, mask = random_ids(CONFIG, (2, 8)), np.ones((2, 8), int)
+    mask[1, 5:] = 0
+    logits = Pass(textbook(CONFIG, ARRAYS), ids)["logits"].copy()
+    logits[1, 5:] = 1e6
+    path = saved(tmp_path, logits=single(logits), input_ids=ids, attention_mask=mask)
+    assert npgpt.check(path, weights=MODEL).matches
+    assert not npgpt.check(path, weights=MODEL, attention_mask=np.ones((2, 8), int)).matches
+    assert_matches(str(path), ids, MODEL)
+    with pytest.raises(NpgptError, match="holds other ids than"):
+        npgpt.check(path, ids[::-1], MODEL)
+    path = saved(tmp_path, logits=single(wrong("ReLU")["logits"]))
+    assert npgpt.check(path, IDS, MODEL).names == ["ReLU"]
+    with pytest.raises(NpgptError, match="holds no ids"):
+        npgpt.check(path, weights=MODEL)
+    with pytest.raises(NpgptError, match="there is no prompt"):
+        npgpt.check(USUAL["logits"], weights=MODEL)
+    with pytest.raises(NpgptError, match="does not exist"):
+        npgpt.check(tmp_path / "nothing.npz", IDS, MODEL)
+
+
+def test_greedy_ids_in_a_file(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    best = int(USUAL["logits"][0, -1].argmax())
+    page_path = tmp_path / "page.html"
+    for drawn, code in ((best, 0), ((best + 1) % 40, 1)):
+        path = saved(tmp_path, greedy_ids=np.array([drawn]), input_ids=IDS)
+        assert npgpt.check_greedy(path, weights=MODEL).code == code
+        assert main(["check", str(path), "--model", str(folder), "--json", "--html", str(page_path)]) == code
+        captured = capsys.readouterr()
+        assert json.loads(captured.out)["matches"] == (code == 0)
+        assert "there is no page" in captured.err
+        assert not page_path.exists()
+    with pytest.raises(NpgptError, match=r"no logits: npgpt\.check_greedy"):
+        npgpt.check(path, weights=MODEL)
+    with pytest.raises(NpgptError, match=r"npgpt\.check compares them"):
+        npgpt.check_greedy(saved(tmp_path, logits=USUAL["logits"], input_ids=IDS), weights=MODEL)
 
 
 def test_llmcs_debug_state(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,6 +292,7 @@ def test_llmcs_debug_state(tmp_path: Path, folder: Path, capsys: pytest.CaptureF
         ids = IDS.astype(np.int32).tobytes()
         path.write_bytes(header.tobytes() + ids + ids + single(logits).tobytes() + tail.tobytes())
         assert main(["check", str(path), "--model", str(folder)]) == code
+        assert npgpt.check(path, weights=MODEL).code == code
     capsys.readouterr()
     path.write_bytes(path.read_bytes()[:2000])
     assert main(["check", str(path), "--model", str(folder)]) == 2

@@ -9,12 +9,12 @@ from npgpt import parameters
 from npgpt.config import Config
 from npgpt.model import forward
 from npgpt.oracle.arithmetic import as_computed, plain
-from npgpt.oracle.checking import compare
-from npgpt.oracle.evidence import cases
-from npgpt.oracle.judging import CLEAR
+from npgpt.oracle.check import compare
 from npgpt.oracle.mistakes import Mistake, catalogue
 from npgpt.oracle.report import Report
+from npgpt.oracle.rounding import CLEAR
 from npgpt.oracle.textbook import BLOCK, COMPARED, MODEL, Pass, Textbook, textbook
+from npgpt.oracle.theirs import cases
 from npgpt.parameters import Array
 from tests.support.models import SHAPES, random_arrays, random_ids, small
 from tests.support.thorough import examples

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from npgpt import parameters
 from npgpt.model import forward
 from npgpt.oracle.arithmetic import UNIT, as_computed, plain, rounded
-from npgpt.oracle.symmetry import redraw
+from npgpt.oracle.rounding import redraw
 from npgpt.oracle.textbook import Pass, stages, textbook
 from npgpt.parameters import Array
 from tests.support.models import SHAPES, random_arrays, random_ids, small

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from npgpt.config import Config
-from npgpt.oracle.checking import compare
-from npgpt.oracle.evidence import cases
-from npgpt.oracle.judging import CLEAR
+from npgpt.oracle.check import compare
 from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.report import Report
+from npgpt.oracle.rounding import CLEAR
+from npgpt.oracle.theirs import cases
 from npgpt.parameters import Array
 from tests.support.models import random_arrays, random_ids, small
 

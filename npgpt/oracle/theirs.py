@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,6 @@ from .textbook import COMPARED, located, stages
 OUTPUTS = ("logits", "log_probabilities")
 HEADS_LAST = {"attn.q": "hook_q", "attn.k": "hook_k", "attn.v": "hook_v", "attn.heads": "hook_z"}  # [B, T, H, D] there
 TRANSFORMER_LENS = {
-    "hook_embed": "wte",
-    "hook_pos_embed": "wpe",
     "attn.hook_attn_scores": "attn.scores",
     "attn.hook_pattern": "attn.weights",
     "hook_attn_out": "attn.c_proj",
@@ -29,7 +28,8 @@ TRANSFORMER_LENS = {
     "hook_mlp_out": "mlp.c_proj",
     "hook_resid_post": "",
 } | {f"attn.{theirs}": ours for ours, theirs in HEADS_LAST.items()}
-ALIASES = {"log_probs": "log_probabilities", "logprobs": "log_probabilities", "log_softmax": "log_probabilities"}
+OTHERS = {"log_probs": "log_probabilities", "logprobs": "log_probabilities", "log_softmax": "log_probabilities"}
+OTHERS |= {"hook_embed": "wte", "hook_pos_embed": "wpe"}
 
 
 @dataclass(frozen=True)
@@ -51,34 +51,35 @@ class Case:
         return array[:, -1:] if last else array
 
 
+@cache
+def names(n_layer: int) -> dict[str, str]:
+    """Every name that a stage goes by, and npgpt's: npgpt's own, Hugging Face's hidden_states.N (the last one is after
+    ln_f) and attentions.N, TransformerLens's hooks.
+    """
+    found = {stage: stage for stage in stages(n_layer)} | OTHERS
+    stream = ["embedding", *(f"h.{layer}" for layer in range(n_layer))]
+    for mark in "._":
+        found |= {f"hidden_states{mark}{number}": stage for number, stage in enumerate([*stream[:-1], "ln_f"])}
+        found |= {f"attentions{mark}{layer}": f"h.{layer}.attn.weights" for layer in range(n_layer)}
+    for layer in range(n_layer):
+        found[f"blocks.{layer}.hook_resid_pre"] = stream[layer]
+        for hook, local in TRANSFORMER_LENS.items():
+            found[f"blocks.{layer}.{hook}"] = f"h.{layer}.{local}".rstrip(".")
+    return found
+
+
 def canonical(name: str, config: Config) -> tuple[str, bool]:
     """npgpt's name of a stage, and whether its heads stand behind the tokens, [B, T, H, D].
 
-    Knows npgpt's names, Hugging Face's hidden_states.N (the last one is after ln_f) and attentions.N, and
-    TransformerLens's hooks. Raises NpgptError for any other.
+    Raises NpgptError for a name that the table has not.
     """
-    known = ALIASES.get(name, name)
-    if known in stages(config.n_layer):
-        return known, False
-    if match := re.fullmatch(r"(hidden_states|attentions)[._](\d+)", name):
-        kind, number = match[1], int(match[2])
-        if kind == "attentions" and number < config.n_layer:
-            return f"h.{number}.attn.weights", False
-        if kind == "hidden_states" and number <= config.n_layer:
-            last = "ln_f" if number == config.n_layer else f"h.{number - 1}"
-            return last if number else "embedding", False
-        raise NpgptError(f"{name}: the model has {config.n_layer} blocks")
-    hook = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)", name)
-    if hook and hook[2] in TRANSFORMER_LENS:
-        local = TRANSFORMER_LENS[hook[2]]
-        if hook[1] is None:
-            return local, False
-        if int(hook[1]) < config.n_layer:
-            return f"h.{hook[1]}.{local}".rstrip("."), local in HEADS_LAST
-    if (match := re.fullmatch(r"blocks\.(\d+)\.hook_resid_pre", name)) and int(match[1]) < config.n_layer:
-        return f"h.{int(match[1]) - 1}" if int(match[1]) else "embedding", False
-    layer, local = located(name) if re.match(r"h\.\d+", name) else (None, name)
-    if layer is not None and local in ("", *COMPARED):
+    known = names(config.n_layer)
+    if name in known:
+        stage = known[name]
+        return stage, name.startswith("blocks.") and located(stage)[1] in HEADS_LAST
+    if re.sub(r"\d+", "0", name, count=1) in known:
+        if not name.startswith("h."):
+            raise NpgptError(f"{name}: the model has {config.n_layer} blocks")
         raise NpgptError(
             f"there is no stage {name}: the model has {config.n_layer} blocks, h.0 to h.{config.n_layer - 1}"
         )
@@ -157,25 +158,23 @@ def shaped(
     if found.dtype.kind not in "fiu":
         raise NpgptError(f"{name} must be numbers, not {found.dtype}")
     found = found.astype(np.float64)
-    B, T = ids
-    H, D, V = config.n_head, config.head_width, config.vocab_size
+    (B, T), H, C, F, V = ids, config.n_head, config.n_embd, config.inner_width, config.vocab_size
     _, local = located(stage)
+    widths = {"attn.c_attn": 3 * C, "mlp.c_fc": F, "mlp.act": F, "logits": V, "log_probabilities": V}
+    expected: tuple[int, ...] = (B, T, widths.get(local, C))
     if local in ("attn.scores", "attn.weights"):
-        expected: tuple[int, ...] = (B, H, T, T)
+        expected = (B, H, T, T)
     elif local in HEADS_LAST:
-        expected = (B, T, H, D) if heads_last else (B, H, T, D)
-    else:
-        widths = {"attn.c_attn": 3 * config.n_embd, "mlp.c_fc": config.inner_width, "mlp.act": config.inner_width}
-        expected = (B, T, V if stage in OUTPUTS else widths.get(local, config.n_embd))
+        expected = (B, T, H, config.head_width) if heads_last else (B, H, T, config.head_width)
     if stage in OUTPUTS:
         if found.ndim == 1:
-            found = found[None, None]
-        elif found.ndim == 2:
+            found = found[None]
+        if found.ndim == 2:
             found = found[None] if B == 1 else found[:, None]
-        if found.ndim == 3 and V <= found.shape[2] <= V + 1024 and stage == "logits":
+        if stage == "logits" and found.ndim == 3 and V <= found.shape[2] <= V + 1024:
             found = found[..., :V]  # padded to a multiple
-        fits = found.ndim == 3 and (found.shape[0], found.shape[2]) == (B, V) and found.shape[1] in (1, T - 1, T, T + 1)
-        if found.ndim == 3 and (found.shape[0], found.shape[2]) == (B, V) and not fits:
+        fits = found.ndim == 3 and (found.shape[0], found.shape[2]) == (B, V)
+        if fits and found.shape[1] not in (1, T - 1, T, T + 1):
             raise NpgptError(
                 f"{name} has {found.shape[1]} positions, and there are {T} ids: they do not belong together"
             )

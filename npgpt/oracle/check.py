@@ -1,0 +1,302 @@
+"""check and check_greedy: what another implementation gives against GPT-2's numbers, as one report.
+
+What they give becomes stages (theirs.py, modules.py, files.py), stages become cases, and compare makes the report.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import parameters
+from ..config import GPT2_VOCAB_SIZES, Config
+from ..errors import NpgptError
+from ..language_model import LanguageModel, load
+from ..parameters import Array
+from ..text.vocabularies import load_tokenizer
+from . import files, modules
+from .arithmetic import UNIT, rounded
+from .diagnosis import Judge, diagnose
+from .mistakes import Mistake, catalogue
+from .report import DRAWN, GreedyReport, Report, Row, logit_statistics
+from .rounding import aligned, difference, run_all, tolerances
+from .textbook import Pass, Textbook, stages, textbook
+from .theirs import OUTPUTS, Case, cases
+
+FEW = 8  # different numbers, below which they tell no dtype
+Weights = LanguageModel | str | os.PathLike[str]
+Prompt = str | ArrayLike
+Run = Callable[[NDArray[np.integer[Any]]], Mapping[str, NDArray[Any]]]  # theirs, on ids [B, T]
+
+
+def check(
+    theirs: Any,
+    prompt: Prompt | None = None,
+    weights: Weights | None = None,
+    *,
+    dtype: str | None = None,
+    config: Config | None = None,
+    n_head: int | None = None,
+    attention_mask: ArrayLike | None = None,
+    chunks: Sequence[int] = (),
+    shape: Sequence[int] = (),
+) -> Report:
+    """Compare another implementation of GPT-2 with the reference, and name the mistakes in it.
+
+    theirs: logits [V], [T, V] or [B, T, V]; stages by name; the path of a file that holds one of these (.npz, .npy,
+    .safetensors, .pt, llm.c's debug state, or raw numbers of this shape in a .bin); a callable from ids [B, T] to
+    logits; or a PyTorch module with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, run as it stands.
+    prompt: a text, or ids [T] or [B, T]; a file may hold them. weights: the model that theirs should be, by name or
+    path; without it a module's own weights are taken as true, and anything else is compared with the embedded model.
+    dtype: in which theirs computed; by default the coarsest that holds all it gives. Raises NpgptError where the two
+    cannot be compared.
+    """
+    if isinstance(theirs, (str, os.PathLike)):
+        options: dict[str, Any] = {"config": config, "attention_mask": attention_mask, "chunks": chunks}
+        found = compare_file(theirs, prompt, weights, dtype=dtype, n_head=n_head, shape=shape, **options)
+        if isinstance(found, GreedyReport):
+            raise NpgptError(f"{os.fspath(theirs)} holds greedy ids and no logits: npgpt.check_greedy judges them")
+        return found
+    module = modules.open_module(theirs, n_head, config) if modules.is_module(theirs) else None
+    reference = None if weights is None and module is not None else opened(weights, n_head)
+    problems: list[str] = []
+    notes: list[str] = []
+    if module is None:
+        assert reference is not None
+        model_config, tensors = config or reference.config, in_float64(reference)
+    else:
+        model_config, tensors = module.config, dict(module.tensors)
+        if reference is None:
+            notes.append(
+                "The module's own weights are taken as true: mistakes in loading them cannot be seen (weights=)."
+            )
+        else:
+            problems += modules.compare_weights(tensors, in_float64(reference))
+            if reference.config.n_head != model_config.n_head:
+                problems.append(f"n_head is {model_config.n_head}, the reference has {reference.config.n_head}")
+    ids = ids_of(prompt, reference, model_config)
+    run: Run | None = None
+    if module is not None:
+        problems += modules.dropout(theirs)
+        run, dtype = module.run, dtype or module.dtype
+    elif callable(theirs):
+        run = partial(modules.call, theirs)
+    if run is not None:
+        arrays = run(ids)
+        if not np.array_equal(arrays["logits"], run(ids)["logits"], equal_nan=True):
+            problems.append(DRAWN)
+    elif isinstance(theirs, Mapping):
+        arrays = {name: modules.as_array(array) for name, array in theirs.items()}
+    else:
+        arrays = {"logits": modules.as_array(theirs)}
+    if dtype is None:
+        last = np.asarray(arrays["logits"] if "logits" in arrays else [*arrays.values()][-1:])
+        dtype = computed_in(last)
+        if dtype != str(last.dtype) and last.dtype.kind == "f":
+            notes.append(f"Every number is one of {dtype}, though stored as {last.dtype}: so it is judged (dtype=).")
+    given = cases(arrays, model_config, ids, attention_mask, chunks)
+    tried = None if run is None else partial(experiments, run, ids)
+    return compare(model_config, tensors, given, dtype, problems, notes, tried=tried)
+
+
+def compare_file(
+    path: str | os.PathLike[str],
+    prompt: Prompt | None = None,
+    weights: Weights | None = None,
+    *,
+    dtype: str | None = None,
+    n_head: int | None = None,
+    attention_mask: ArrayLike | None = None,
+    shape: Sequence[int] = (),
+    **options: Any,
+) -> Report | GreedyReport:
+    """Compare what a file holds, as check and, where it is greedy ids alone, as check_greedy does.
+
+    Arguments as check has them. Raises NpgptError for a file that cannot be read, and where the ids that it was run on
+    are not told or told in two ways; OSError where it cannot be opened.
+    """
+    path = Path(os.path.expanduser(path))
+    given = files.read(path, shape, dtype or "float32")
+    model = opened(weights, n_head)
+    stated = None if prompt is None else ids_of(prompt, model, model.config)
+    ids = stated if given.token_ids is None else given.token_ids
+    if ids is None:
+        raise NpgptError(
+            f"{path} holds no ids: give what it was run on, --prompt TEXT or --ids 1,2,3 (check(…, prompt=))"
+        )
+    if stated is not None and ids.reshape(-1).tolist() != stated.reshape(-1).tolist():
+        raise NpgptError(f"{path} holds other ids than --prompt or --ids says: {ids.reshape(-1).tolist()!r:.200}")
+    if given.greedy_ids is not None and not given.arrays:
+        return check_greedy(given.greedy_ids, ids, model, dtype=dtype or "float32")
+    mask = given.attention_mask if attention_mask is None else attention_mask
+    return check(given.stages(model.config), ids, model, dtype=dtype, attention_mask=mask, **options)
+
+
+def check_greedy(
+    theirs: ArrayLike | os.PathLike[str],
+    prompt: Prompt | None = None,
+    weights: Weights | None = None,
+    *,
+    dtype: str = "float32",
+) -> GreedyReport:
+    """Judge greedy ids [N] that another implementation continued a prompt with, or prompt and continuation together.
+
+    theirs: the ids, or the path of a file that holds them (greedy_ids, generated_ids or sequences). At the first token
+    that differs the two logits' margin is compared with their rounding. Raises NpgptError for ids that do not fit into
+    the context.
+    """
+    if isinstance(theirs, (str, os.PathLike)):
+        found = compare_file(theirs, prompt, weights, dtype=dtype)
+        if isinstance(found, Report):
+            raise NpgptError(f"{os.fspath(theirs)} holds logits or stages: npgpt.check compares them")
+        return found
+    model = opened(weights)
+    ids = ids_of(prompt, model, model.config)
+    if len(ids) != 1:
+        raise NpgptError(f"greedy ids are judged a row at a time, and the prompt has {len(ids)}")
+    drawn = model.config.token_rows(theirs).reshape(-1)
+    before = ids[0]
+    if len(drawn) > len(before) and np.array_equal(drawn[: len(before)], before):
+        drawn = drawn[len(before) :]
+    tensors = in_float64(model)
+    book = textbook(model.config, tensors)
+    whole = model.config.token_rows(np.concatenate([before, drawn[:-1]]))
+    rows = Pass(book, whole)["logits"][0, len(before) - 1 :]
+    wrong = np.flatnonzero(rows.argmax(axis=-1) != drawn)
+    if not len(wrong):
+        return GreedyReport(None, None, None, 0.0, 0.0)
+    at = int(wrong[0])
+    row, best = rows[at], int(rows[at].argmax())
+    case = Case(whole[:, : len(before) + at], {"logits": rows[None, at : at + 1]})
+    allowed = tolerances(model.config, tensors, [case], run_all(book, [case]), dtype, ["logits"])
+    # a logit is off by the root mean square, a difference of two by √2 of that; 3 of these are rare
+    margin = 3 * math.sqrt(2) * allowed["logits"]
+    return GreedyReport(at, int(drawn[at]), best, float(row[best] - row[drawn[at]]), margin)
+
+
+def opened(weights: Weights | None, n_head: int | None = None) -> LanguageModel:
+    """The model of that name or path, the embedded one for None."""
+    return weights if isinstance(weights, LanguageModel) else load(weights, dtype="float64", n_head=n_head)
+
+
+def in_float64(model: LanguageModel) -> dict[str, Array]:
+    """A model's tensors by canonical name."""
+    return {
+        name: array.astype(np.float64, copy=False) for name, array in parameters.to_arrays(model.parameters).items()
+    }
+
+
+def ids_of(prompt: Prompt | None, model: LanguageModel | None, config: Config) -> NDArray[np.integer[Any]]:
+    """Ids [B, T] of a prompt; of a text by the model's vocabulary, or by GPT-2's where its size is GPT-2's."""
+    if prompt is None:
+        raise NpgptError("there is no prompt: give the text or the ids that theirs was run on")
+    if isinstance(prompt, str):
+        if model is None:
+            if config.vocab_size not in GPT2_VOCAB_SIZES:
+                raise NpgptError(f"a text needs a vocabulary, and {config.vocab_size} ids are not GPT-2's: give ids")
+            return config.token_rows(load_tokenizer("gpt2").encode(prompt))
+        return config.token_rows(model.encode_prompt(prompt))
+    return config.token_rows(prompt)
+
+
+def computed_in(x: NDArray[Any]) -> str:
+    """The coarsest dtype that has all of these numbers, since float16 and bfloat16 are often widened to be stored."""
+    stored = str(x.dtype) if str(x.dtype) in UNIT else "float32"
+    if x.dtype.kind != "f" or len(np.unique(x[np.isfinite(x)])) < FEW:
+        return stored
+    coarser = (dtype for dtype in ("bfloat16", "float16", "float32") if UNIT[dtype] > UNIT[stored])
+    return next((dtype for dtype in coarser if np.array_equal(rounded(x, dtype), x, equal_nan=True)), stored)
+
+
+@np.errstate(all="ignore")  # what a mistake makes infinite is judged, not warned of
+def compare(
+    config: Config,
+    tensors: Mapping[str, Array],
+    given: Sequence[Case],
+    dtype: str = "float32",
+    problems: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    entries: Sequence[Mistake] | None = None,
+    tried: Callable[[Judge], list[str]] | None = None,
+) -> Report:
+    """The comparison itself: cases against a model of these float64 tensors. dtype: in which theirs computed; entries:
+    the mistakes that are looked for, by default all that a model of this shape can have. tried: experiments for
+    where no mistake explains it, as notes.
+    """
+    if dtype not in UNIT:
+        raise NpgptError(f"their dtype must be one of {', '.join(UNIT)}, not {dtype}")
+    judged = [stage for stage in stages(config.n_layer) if any(stage in case.theirs for case in given)]
+    if not judged:
+        raise NpgptError("there is nothing to compare: no judged position has logits or a stage")
+    book = textbook(config, tensors)
+    reference = run_all(book, given)
+    allowed = tolerances(config, tensors, given, reference, dtype, judged)
+    judge = Judge(given, judged, allowed, tensors, dtype)
+    own = _alone(judge, book)
+    rows = [Row(stage, difference(stage, given, reference, allowed[stage], dtype), own.get(stage)) for stage in judged]
+    if entries is None:
+        tokens = max(case.token_ids.shape[1] for case in given)
+        entries = catalogue(config, tokens, given[0].chunks, any(case.padding for case in given))
+    statistics, said = None, list(notes)
+    if "logits" in judged:
+        having = [(case, right) for case, right in zip(given, reference, strict=True) if "logits" in case.theirs]
+        pairs = [aligned("logits", case.theirs["logits"], right["logits"]) for case, right in having]
+        statistics = logit_statistics(pairs, allowed["logits"])
+        if statistics is None:
+            said.append(
+                "Their logits are not finite, or of another number of positions, so that they have no statistics."
+            )
+    found = diagnose(judge, reference, entries)
+    if tried is not None and found.unexplained is not None:
+        said += tried(judge)
+    return Report(rows, found, dtype, said, statistics, list(problems))
+
+
+def _alone(judge: Judge, book: Textbook) -> dict[str, float]:
+    """Each stage computed from their own input, in tolerances: where the next mistake begins. The first has none."""
+    inputs = [
+        {name: array for name, array in case.theirs.items() if name not in OUTPUTS and name != "wpe"}
+        for case in judge.cases
+    ]
+    runs = run_all(book, judge.cases, inputs)
+    return {
+        stage: judge.ratio(stage, [replace(run, known={stage: run.compute(stage)}) for run in runs])
+        for stage in judge.stages
+        if stage not in ("wte", "wpe")
+    }
+
+
+def experiments(run: Run, ids: NDArray[np.integer[Any]], judge: Judge) -> list[str]:
+    """The two that tell most where nothing is explained: one token alone, and another token at the end."""
+    config = judge.tolerances.reference[0].book.config
+    if ids.shape[1] < 2:
+        return []
+
+    def given(ids: NDArray[np.integer[Any]]) -> Case:
+        return cases({"logits": run(ids)["logits"]}, config, ids)[0]
+
+    try:
+        one = given(np.concatenate([case.token_ids[:, :1] for case in judge.cases]))
+        alone = judge.tolerances.of_first_token(one)
+        apart = difference("logits", [one], alone.reference, alone["logits"], judge.dtype).ratio > 1
+        found = [f"Tried: the first token alone {'differs as well' if apart else 'agrees'}."]
+    except NpgptError as error:
+        found = [f"Tried: the first token alone gives what cannot be compared ({error})."]
+    other = ids.copy()
+    other[:, -1] = (other[:, -1] + 1) % config.vocab_size
+    with suppress(NpgptError):
+        before, after = (given(each).theirs["logits"] for each in (ids, other))
+        if before.shape == after.shape and before.shape[1] == ids.shape[1]:
+            gap = np.abs(before[:, :-1] - after[:, :-1]).max()
+            seen = gap > 1000 * UNIT[judge.dtype] * np.abs(before).max()
+            found.append(f"Tried: another last token {'changes' if seen else 'does not change'} earlier positions.")
+    return found

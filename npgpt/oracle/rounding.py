@@ -1,0 +1,303 @@
+"""How far rounding alone can take a stage, and how far another implementation is from it.
+
+Rounding is sampled: a model is written in another way that is the same function but rounds anew, and run in the
+declared dtype against float64. GPT-2 itself has its channels, heads and units in another order (redrawn). A model with
+a mistake in it need not keep these symmetries, so there weights move by some last bits (moved). A stage's tolerance is
+FACTOR times the largest root-mean-square error of the samples, and never less than rounding the stage itself once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..config import Config
+from ..parameters import Array, schema
+from .arithmetic import UNIT, as_computed, plain
+from .textbook import Pass, Textbook, located, textbook
+from .theirs import OUTPUTS, Case
+
+DRAWS = 24  # samples of the right model
+FLIPS = 4  # samples of a mistake whose formula rounds within, so that a last bit may flip a coarser one
+MOVED = 64  # units in the last place by which weights move for these; by one, a coarser bit would seldom flip
+# A naive sum in C, one product after the other, was measured at 3 times BLAS's error, which keeps 16 or more partial
+# sums; twice that leaves room for another exp and tanh, and for the draws' own spread.
+FACTOR = 6.0
+CLEAR = 5.0  # times the tolerance, from which on a difference is named
+INPUT = {"attn.c_attn": "ln_1", "attn.c_proj": "attn.merged", "mlp.c_fc": "ln_2", "mlp.c_proj": "mlp.act"}
+
+
+@dataclass(frozen=True)
+class Redraw:
+    """Orders of the residual channels [C]; by block of heads [H], queries' and values' columns [C], units [F]."""
+
+    channels: NDArray[np.intp]
+    heads: list[NDArray[np.intp]]
+    queries: list[NDArray[np.intp]]
+    values: list[NDArray[np.intp]]
+    units: list[NDArray[np.intp]]
+
+    def columns(self, layer: int | None, stage: str) -> NDArray[np.intp]:
+        """The order of a stage's last axis; heads have an axis of their own."""
+        if layer is None:
+            return self.channels
+        queries, values, C = self.queries[layer], self.values[layer], len(self.channels)
+        if stage == "attn.c_attn":
+            return np.concatenate([queries, C + queries, 2 * C + values])
+        orders = {"attn.query": queries, "attn.key": queries, "attn.q": queries, "attn.k": queries}
+        orders |= {"attn.value": values, "attn.merged": values, "attn.v": values, "attn.heads": values}
+        orders |= {"mlp.c_fc": self.units[layer], "mlp.act": self.units[layer]}
+        return orders.get(stage, self.channels)
+
+    def tensors(self, config: Config, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """The model's tensors in this order."""
+        found = {}
+        for name in schema(config):
+            layer, local = located(name)
+            part, _, kind = local.rpartition(".")
+            array = tensors[name]  # take is four times as fast as brackets
+            if kind == "weight" and part in INPUT:
+                rows = self.columns(layer, INPUT[part])
+                if len(rows) == len(array):  # an attention alone may have another input width
+                    array = array.take(rows, axis=0)
+            found[name] = array.take(self.columns(layer, part), axis=-1)
+        return found
+
+    def drawn(self, stage: str, array: Array) -> Array:
+        """A stage of the model in this order, the inverse of restored."""
+        places = self.restored(stage, np.arange(array.size, dtype=np.float64).reshape(array.shape)).astype(np.intp)
+        out = np.empty_like(array)
+        out.reshape(-1)[places.reshape(-1)] = array.reshape(-1)
+        return out
+
+    def restored(self, stage: str, array: Array) -> Array:
+        """A stage of that model in the model's own order."""
+        layer, local = located(stage)
+        out, columns, width = np.empty_like(array), self.columns(layer, local), array.shape[-1]
+        if layer is not None and local in ("attn.scores", "attn.weights"):
+            out[:, self.heads[layer]] = array
+        elif layer is not None and local in ("attn.q", "attn.k", "attn.v", "attn.heads"):
+            for place, head in enumerate(self.heads[layer]):
+                out[:, head][..., columns[place * width : (place + 1) * width] - head * width] = array[:, place]
+        elif stage in OUTPUTS or len(columns) != width:  # or the input of an attention alone
+            return array
+        else:
+            out[..., columns] = array
+        return out
+
+
+def redraw(config: Config, generator: np.random.Generator) -> Redraw:
+    """Another order of everything."""
+    D, layers = config.head_width, range(config.n_layer)
+    heads = [generator.permutation(config.n_head) for _ in layers]
+
+    def columns(order: NDArray[Any]) -> NDArray[np.intp]:
+        return np.concatenate([head * D + generator.permutation(D) for head in order])
+
+    return Redraw(
+        generator.permutation(config.n_embd),
+        heads,
+        [columns(order) for order in heads],
+        [columns(order) for order in heads],
+        [generator.permutation(config.inner_width) for _ in layers],
+    )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A run for every case of a model that is the same but for rounding. order: the model's, None for its own."""
+
+    order: Redraw | None
+    runs: list[Pass]
+
+    def stage(self, case: int, name: str) -> NDArray[np.float64]:
+        """A stage in the model's own order."""
+        found = self.runs[case][name]
+        return plain(found if self.order is None else self.order.restored(name, found))
+
+    def kept(self, wanted: Sequence[str]) -> Sample:
+        """The same with these stages computed, and without all else, the tensors above all."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            runs = [
+                replace(run, known={name: run[name] for name in wanted}, book=textbook(run.book.config, {}))
+                for run in self.runs
+            ]
+        return Sample(self.order, runs)
+
+
+Variant = tuple[Redraw | None, Mapping[str, Array]]  # an order and the tensors in it, in the dtype of the pass
+
+
+def redrawn(config: Config, tensors: Mapping[str, Array], dtype: str) -> Iterator[Variant]:
+    """DRAWS other orders of a right model of these float64 tensors."""
+    rough = {name: as_computed(array, dtype) for name, array in tensors.items()}
+    for number in range(DRAWS):
+        order = redraw(config, np.random.default_rng(number))
+        yield order, order.tensors(config, rough)
+
+
+def moved(tensors: Mapping[str, Array], dtype: str, count: int) -> Iterator[Variant]:
+    """These float64 tensors as they are, then count − 1 times with their columns moved by some last bits."""
+    step = 2 * UNIT[dtype] * MOVED
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        yield (
+            None,
+            {
+                name: as_computed(array * (1 + rng.uniform(-step, step, array.shape[-1])) if number else array, dtype)
+                for name, array in tensors.items()
+            },
+        )
+
+
+def sampled(book: Textbook, variants: Iterable[Variant], cases: Sequence[Case], dtype: str) -> Iterator[Sample]:
+    """Run every variant of a model in dtype; what a case gives to the model is given in the variant's order."""
+    for order, tensors in variants:
+        given = [
+            {k: as_computed(x if order is None else order.drawn(k, x), dtype) for k, x in case.given.items()}
+            for case in cases
+        ]
+        yield Sample(order, run_all(replace(book, tensors=tensors), cases, given))
+
+
+def largest_error(samples: Sequence[Sample], stage: str, cases: Sequence[Case], exact: Sequence[Pass]) -> float:
+    """The samples' largest root-mean-square error of a stage, on the positions that theirs has."""
+    having = [number for number, case in enumerate(cases) if stage in case.theirs]
+    expected = [exact[number][stage] for number in having]
+    return max(
+        rms(stage, [cases[number].seen(stage, sample.stage(number, stage)) for number in having], expected)
+        for sample in samples
+    )
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """By stage, of one model on some cases in one dtype; computed when asked for."""
+
+    cases: Sequence[Case]
+    reference: Sequence[Pass]
+    dtype: str
+    samples: Sequence[Sample]
+    known: dict[str, float] = field(default_factory=dict)
+
+    def __getitem__(self, stage: str) -> float:
+        if stage not in self.known:
+            error = largest_error(self.samples, stage, self.cases, self.reference)
+            self.known[stage] = max(FACTOR * error, self.floor(stage))
+        return self.known[stage]
+
+    def floor(self, stage: str) -> float:
+        """Of one rounding of each number, and of its being stored."""
+        expected = np.concatenate([plain(run[stage]).ravel() for run in self.reference])
+        finite = expected[np.isfinite(expected)]
+        return 2 * UNIT[self.dtype] * math.sqrt(float(np.square(finite).mean())) if finite.size else 0.0
+
+    def of_first_token(self, case: Case) -> Tolerances:
+        """Of the logits on each row's first token alone, which no later token has a part in. case: that token's."""
+
+        def cut(runs: Sequence[Pass]) -> list[Pass]:
+            logits = np.concatenate([run["logits"][:, :1] for run in runs])
+            return [Pass(runs[0].book, case.token_ids, {"logits": logits})]
+
+        samples = [Sample(sample.order, cut(sample.runs)) for sample in self.samples]
+        return Tolerances([case], cut(self.reference), self.dtype, samples)
+
+
+def tolerances(
+    config: Config,
+    tensors: Mapping[str, Array],
+    cases: Sequence[Case],
+    reference: Sequence[Pass],
+    dtype: str,
+    wanted: Sequence[str],
+) -> Tolerances:
+    """The right model's. tensors: float64; wanted: the stages that will be asked for."""
+    samples = sampled(textbook(config, {}), redrawn(config, tensors, dtype), cases, dtype)
+    return Tolerances(cases, reference, dtype, [sample.kept(wanted) for sample in samples])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Theirs against what is expected. rms and largest are in the stage's own unit, nmse in dB, ulps in units in the
+    last place of the declared dtype at the stage's root mean square.
+    """
+
+    rms: float
+    tolerance: float
+    largest: float
+    nmse: float
+    cosine: float
+    ulps: float
+
+    @property
+    def ratio(self) -> float:
+        """The root mean square in tolerances: up to 1 rounding explains it."""
+        return self.rms / self.tolerance if self.tolerance else (0.0 if self.rms == 0 else math.inf)
+
+
+def aligned(stage: str, theirs: Array, expected: Array) -> tuple[Array, Array] | None:
+    """Both as they are compared; None where they cannot be, since one has more positions than the other."""
+    ours = plain(expected)
+    if stage == "wpe":
+        ours = np.broadcast_to(ours, (len(theirs), *ours.shape[1:]))
+    elif stage in OUTPUTS and theirs.shape[1] == 1:
+        ours = ours[:, -1:]
+    if theirs.shape != ours.shape:
+        return None
+    if located(stage)[1] == "attn.scores":  # hidden by −inf, by −1e4, by the least number: hidden all the same
+        visible = ours[np.isfinite(ours)]
+        floor = (visible.min() if visible.size else 0.0) - 30 * (np.abs(visible).max() if visible.size else 1.0)
+        return np.maximum(theirs, floor), np.maximum(ours, floor)
+    return theirs, ours
+
+
+def paired(stage: str, theirs: Sequence[Array], expected: Sequence[Array]) -> tuple[Array, Array] | None:
+    """All numbers of both, case after case; None where a case cannot be compared."""
+    pairs = [aligned(stage, a, b) for a, b in zip(theirs, expected, strict=True)]
+    if any(pair is None for pair in pairs):
+        return None
+    one, other = (np.concatenate([pair[side].ravel() for pair in pairs if pair is not None]) for side in (0, 1))
+    return one, other
+
+
+def rms(stage: str, theirs: Sequence[Array], expected: Sequence[Array]) -> float:
+    """The root mean square of the differences, infinite where there is a NaN or no comparison."""
+    pair = paired(stage, theirs, expected)
+    if pair is None:
+        return math.inf
+    with np.errstate(invalid="ignore", over="ignore"):
+        root = math.sqrt(float(np.square(pair[0] - pair[1]).mean()))
+    return math.inf if math.isnan(root) else root
+
+
+def difference(stage: str, cases: Sequence[Case], runs: Sequence[Pass], tolerance: float, dtype: str) -> Difference:
+    """Theirs against these runs, all cases together."""
+    having = [(case.theirs[stage], run[stage]) for case, run in zip(cases, runs, strict=True) if stage in case.theirs]
+    pair = paired(stage, [theirs for theirs, _ in having], [ours for _, ours in having])
+    if pair is None:
+        return Difference(math.inf, tolerance, math.inf, math.inf, 0.0, math.inf)
+    theirs, ours = pair
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = theirs - ours
+        root, size = (math.sqrt(float(np.square(x).mean())) for x in (gap, ours))
+        cosine = float(theirs @ ours) / (float(np.linalg.norm(theirs) * np.linalg.norm(ours)) or 1.0)
+    if math.isnan(root):
+        root, cosine = math.inf, math.nan
+    nmse = -math.inf if root == 0 else math.inf if not size or math.isinf(root) else 20 * math.log10(root / size)
+    ulps = root / (2 * UNIT[dtype] * size) if size else (0.0 if root == 0 else math.inf)
+    largest = float(np.abs(gap).max()) if math.isfinite(root) else math.inf
+    return Difference(root, tolerance, largest, nmse, cosine, ulps)
+
+
+def run_all(book: Textbook, cases: Sequence[Case], known: Sequence[Mapping[str, Array]] = ()) -> list[Pass]:
+    """A pass for every case; known: stages that are taken as given, besides those that the case says."""
+    starts = known or [{}] * len(cases)
+    return [
+        Pass(book, case.token_ids, {**case.given, **start}, case.padding)
+        for case, start in zip(cases, starts, strict=True)
+    ]
