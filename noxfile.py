@@ -37,7 +37,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types with mypy, with the packages of every extra that has types."""
-    session.install("-e", ".[test,parity,hub,cluster,dev]")
+    session.install("-e", ".[test,parity,hub,cluster,crc32c,dev]")
     session.install("--no-deps", *ALONE)
     session.run("mypy")
 
@@ -52,7 +52,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def oldest(session: nox.Session) -> None:
     """Run the tests with the oldest NumPy and tiktoken that are allowed, and with all the examples."""
-    session.install("-e", ".[test]", "numpy==2.0.2", "tiktoken==0.13.0")
+    session.install("-e", ".[test,crc32c]", "numpy==2.0.2", "tiktoken==0.13.0")
     session.run("pytest", "-q", "--hypothesis-profile=thorough", *session.posargs)
 
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import configparser
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from npgpt.checkpoints import formats, names
+from npgpt.errors import NpgptError
+from npgpt.oracle import mistakes
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,3 +60,40 @@ def test_no_test_imports_from_another() -> None:
                 module = getattr(node, "module", None) or ""
                 names = [f"{module}.{alias.name}" for alias in node.names]
                 assert not [name for name in names if re.search(r"(^|\.)tests\..*\btest_", name)], (path, names)
+
+
+def examples() -> list[str]:
+    """Return the Python blocks of CONTRIBUTING.md: a format, a scheme, a mistake, a verb."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text("utf-8"), re.DOTALL)
+
+
+def test_the_format_that_is_an_example_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flat: dict[str, Any] = {"__package__": "npgpt.checkpoints"}
+    exec(examples()[0], flat)
+    monkeypatch.setattr(formats, "READERS", (*formats.READERS, (flat["recognises"], flat["read"])))
+    (tmp_path / "m").write_bytes(b"FLAT" + np.arange(6, dtype="<f4").tobytes())
+    assert formats.read(tmp_path / "m").tensors["wte.weight"].load().tolist() == [[0, 1], [2, 3], [4, 5]]
+    (tmp_path / "m").write_bytes(b"FLAT" + bytes(7))
+    with pytest.raises(NpgptError, match="cut short"):
+        formats.read(tmp_path / "m")
+
+
+def test_the_scheme_that_is_an_example_translates() -> None:
+    scheme = eval(examples()[1], vars(names))
+    tensors = {name: SimpleNamespace(shape=(2, 2)) for name in ("decoder.3.attention.out.kernel", "embed.kernel")}
+    assert scheme.translate(tensors).keys() == {"h.3.attn.c_proj.weight", "wte.weight"}
+
+
+def test_the_mistake_that_is_an_example_is_an_entry() -> None:
+    (entry,) = mistakes.entries(eval(f"{{{examples()[2]}}}", vars(mistakes)))
+    assert (entry.name, entry.source, entry.stages) == ("leaky ReLU", "vision models", ("mlp.act",))
+
+
+def test_the_verb_that_is_an_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    ids: dict[str, Any] = {"__package__": "npgpt.cli"}
+    exec(examples()[3], ids)
+    parser = argparse.ArgumentParser()
+    ids["add"](parser.add_subparsers())
+    options = parser.parse_args(["ids"])
+    assert options.run(options) == 0
+    assert capsys.readouterr().out == "4096\n"
