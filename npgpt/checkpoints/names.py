@@ -11,8 +11,8 @@ called "decoder.3.attention.out.kernel", [in, out] as ours are, and "decoder.3.a
     )
 
 Queries, keys and values that are layers of their own are "h.*.attn.query", "h.*.attn.key" and "h.*.attn.value". A row
-without `*` on their side and with it on ours is a stack over all blocks. The same tables serve files and state dicts
-(Scheme.translate), the layers of a PyTorch module (Scheme.layer) and those of a block alone (block_layers).
+without `*` on their side and with it on ours is a stack over all blocks. The same tables serve files, state dicts and
+parts of a module alone.
 """
 
 from __future__ import annotations
@@ -43,7 +43,6 @@ class Scheme:
     title: str
     layers: Mapping[str, str]  # {their layer: ours}
     ends: Mapping[str, str] = field(default_factory=lambda: {".weight": ".weight", ".bias": ".bias"})
-    stages: Mapping[str, str] = field(default_factory=dict)  # {their module without tensors: our stage}
     dropped: str = r"(?!)"  # a pattern for whole names: buffers, an optimizer's state
     out_in: bool = False  # matrices are stored [out, in], as torch.nn.Linear has them
     leading_1: bool = False  # matrices are stored [1, in, out], as a convolution of width 1
@@ -98,12 +97,6 @@ class Scheme:
         biases = [f"{layer}.bias" for layer in weights if re.fullmatch(self.may_lack_biases, layer)]
         return sources if any(bias in sources for bias in biases) else sources | dict.fromkeys(biases, Source(()))
 
-    def layer(self, path: str) -> str | None:
-        """Return our name of the module at a path, as h.3.attn.c_proj or the stage h.3.mlp.act, or None."""
-        starred, block = _starred(WRAPPERS.sub("", f"{path}.")[:-1])
-        ours = self.layers.get(starred) or self.stages.get(starred)
-        return ours.replace("*", block) if ours else None
-
 
 def _starred(name: str) -> tuple[str, str]:
     """Return the name with `*` for its block's number, and that number, empty where there is none."""
@@ -132,7 +125,6 @@ HUGGING_FACE = Scheme(
     "huggingface",
     "Hugging Face's names",
     layers={layer: layer for layer in LAYERS},
-    stages={"drop": "embedding", "h.*.mlp.act": "h.*.mlp.act", "h.*.mlp.gelu": "h.*.mlp.act", "h.*": "h.*"},
     dropped=r"h\.\d+\.attn\.(?:bias|masked_bias)",
     ties=True,
 )
@@ -171,7 +163,6 @@ LLMS_FROM_SCRATCH = Scheme(
         "out_head": "lm_head",
     },
     ends={".weight": ".weight", ".bias": ".bias", ".scale": ".weight", ".shift": ".bias"},
-    stages={"drop_emb": "embedding", "trf_blocks.*.ff.layers.1": "h.*.mlp.act", "trf_blocks.*": "h.*"},
     dropped=r"trf_blocks\.\d+\.att\.(?:mask|cache_k|cache_v)",
     out_in=True,
     may_lack_biases=r"h\.\d+\.attn\.c_attn",
@@ -261,10 +252,3 @@ def choose(name: str | None, tensors: Mapping[str, Tensor], source: str) -> Sche
         known = ", ".join(scheme.title for scheme in SCHEMES)
         raise NpgptError(f"{source} is no GPT-2 that npgpt knows: it has {names:.300}, …, and known are {known}")
     return scheme
-
-
-def block_layers() -> dict[str, str]:
-    """Return {a layer's path within a block, in any program's modules: ours within a block}."""
-    rows = (row for scheme in SCHEMES for row in scheme.layers.items())
-    paths = ((theirs.partition("*.")[2], ours) for theirs, ours in rows)
-    return {path: ours.removeprefix("h.*.") for path, ours in paths if path}

@@ -13,7 +13,7 @@ import npgpt
 from npgpt.checkpoints import formats, safetensors
 from npgpt.checkpoints import names as naming
 from npgpt.checkpoints.llmc import shapes
-from npgpt.checkpoints.names import Scheme, block_layers
+from npgpt.checkpoints.names import Scheme
 from npgpt.checkpoints.tensor import Source
 from npgpt.config import MOST_LAYERS
 from npgpt.errors import NpgptError
@@ -194,44 +194,6 @@ def test_a_new_scheme_is_a_table() -> None:
         "h.1.ln_1.bias": Source(("norms.offset",), entry=1),
         "h.*.ln_2.bias": Source(("none.offset",)),
     }
-
-
-@pytest.mark.parametrize(
-    ("scheme", "path", "ours"),
-    [
-        ("huggingface", "transformer.h.11.attn.c_attn", "h.11.attn.c_attn"),
-        ("huggingface", "_orig_mod.transformer.h.0", "h.0"),
-        ("huggingface", "transformer.drop", "embedding"),
-        ("huggingface", "h.1.mlp.act", "h.1.mlp.act"),
-        ("nanogpt", "transformer.h.1.mlp.gelu", "h.1.mlp.act"),
-        ("huggingface", "lm_head", "lm_head"),
-        ("huggingface", "", None),
-        ("huggingface", "transformer", None),
-        ("huggingface", "h.1.attn.resid_dropout", None),
-        ("llms-from-scratch", "trf_blocks.10.att.W_value", "h.10.attn.value"),
-        ("llms-from-scratch", "module.trf_blocks.0.ff.layers.1", "h.0.mlp.act"),
-        ("llms-from-scratch", "trf_blocks.0.ff.layers.2", "h.0.mlp.c_proj"),
-        ("llms-from-scratch", "trf_blocks.0", "h.0"),
-        ("llms-from-scratch", "trf_blocks", None),
-        ("llms-from-scratch", "final_norm", "ln_f"),
-    ],
-)
-def test_modules_have_the_names_of_their_tensors(scheme: str, path: str, ours: str | None) -> None:
-    assert naming.choose(scheme, {}, "it").layer(path) == ours
-
-
-def test_the_layers_of_a_block_alone() -> None:
-    paths = block_layers()
-    assert {path: paths[path] for path in ("attn.c_attn", "att.qkv", "att.W_key", "att.proj", "norm2", "ln_2")} == {
-        "attn.c_attn": "attn.c_attn",
-        "att.qkv": "attn.c_attn",
-        "att.W_key": "attn.key",
-        "att.proj": "attn.c_proj",
-        "norm2": "ln_2",
-        "ln_2": "ln_2",
-    }
-    assert (paths["ff.layers.0"], paths["mlp.c_fc"]) == ("mlp.c_fc", "mlp.c_fc")
-    assert "" not in paths
 
 
 def test_a_stack_of_more_blocks_than_a_model_may_have_is_not_cut(tmp_path: Path) -> None:
