@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import settings
 
-from tests.support.models import small, store
+# One BLAS thread in this process: for models this small a second one only waits, which takes most of the tests' time.
+# OpenBLAS reads the variable as NumPy is imported; processes that tests start do not get it.
+with mock.patch.dict(os.environ, {"OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1")}):
+    from tests.support.models import small, store
 
 # Registered before Hypothesis's own plugin looks for --hypothesis-profile, which happens in pytest_configure.
 settings.register_profile("quick", deadline=None)
