@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from .html import page_writer
-from .options import add_model, add_n_head, add_text, coloured, importing, note, text_ids, tune
+from .options import add_common, add_text, coloured, importing, open_model, text_ids, tune
 
 NARROWEST = 20  # columns
 
@@ -25,8 +25,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--layer", type=int, metavar="L", help="from 0 (default: 0; with --html: all)")
     parser.add_argument("--head", type=int, metavar="H", help="from 0 (default: all)")
     parser.add_argument("--html", metavar="FILE", help="write a page to look through instead")
-    add_model(parser)
-    add_n_head(parser)
+    add_common(parser, "--model", "--n-head")
     parser.set_defaults(run=run)
 
 
@@ -34,15 +33,12 @@ def run(options: argparse.Namespace) -> int:
     """Show attention; see the help."""
     tune()
     with importing():
-        from ..language_model import load
         from ..pictures.attention import attention_weights, selected
         from ..pictures.attention_page import attention_page, check_size
         from ..pictures.terminal import palette_for, picture
 
     write_page = page_writer(options.html)
-    model = load(options.model, n_head=options.n_head)
-    if model.origin:
-        note(model.origin)
+    model = open_model(options)
     _, token_ids = text_ids(options, model)
     if write_page is not None:
         layers = selected("layer", options.layer, model.config.n_layer, model.name)

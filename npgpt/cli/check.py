@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import NpgptError
 from .html import page_writer
-from .options import add_model, add_n_head, importing, note, read_text, tune
+from .options import add_common, importing, note, read_text, tune
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -20,8 +20,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         epilog='example: npgpt check theirs.npz --model gpt2 --prompt "Every effort moves you"',
     )
     parser.add_argument("theirs", metavar="THEIRS", help=".npz, .npy, .safetensors, .pt, raw .bin, llm.c's debug state")
-    add_model(parser)
-    add_n_head(parser)
+    add_common(parser, "--model", "--n-head")
     parser.add_argument("--prompt", metavar="TEXT", help="what it was run on; - reads standard input")
     parser.add_argument("--ids", metavar="1,2,3", help="the same as ids")
     parser.add_argument(

@@ -8,7 +8,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
-from .options import add_n_head, importing, unwinding
+from .options import add_common, importing, unwinding
 from .progress import bar
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         help="whose names the tensors have, where npgpt takes them for another's: huggingface, openai, nanogpt, "
         "mingpt, llms-from-scratch, llm.c, llama.cpp",
     )
-    add_n_head(parser)
+    add_common(parser, "--n-head")
     parser.add_argument(
         "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="default: float32"
     )

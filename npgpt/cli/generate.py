@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
-from .options import add_model, add_n_head, importing, note, open_model, read_ids, read_text, tune
+from .options import add_common, importing, note, open_model, read_ids, read_text, tune
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
@@ -28,8 +28,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     )
     parser.add_argument("prompt", nargs="?", help="the text, or - for all of standard input; none: <|endoftext|>")
     parser.add_argument("--ids", metavar="1,2,3", help="the prompt as token ids")
-    add_model(parser)
-    add_n_head(parser)
+    add_common(parser, "--model", "--n-head")
     parser.add_argument("--max-tokens", type=int, default=100, metavar="N", help="stop after N tokens (default: 100)")
     parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default: 0.8)")
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest")
@@ -48,12 +47,9 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
     )
     parser.add_argument("--ignore-eos", action="store_true", help="go on after <|endoftext|>")
-    parser.add_argument("--special", action="store_true", help="read special tokens such as <|endoftext|> as such")
+    add_common(parser, "--special")
     parser.add_argument("--keep-last", action="store_true", help="cut the head of a prompt longer than the context")
-    parser.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", metavar="D", help="float32 (default) or float64"
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="threads for matrix products (default: all cores)")
+    add_common(parser, "--dtype", "--threads")
     parser.add_argument("--json", action="store_true", help="a JSON object at the end, one a line for each sample")
     parser.add_argument("-v", "--verbose", action="store_true", help="counts and times on stderr")
     parser.set_defaults(run=run)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
-from .options import add_n_head, importing
+from .options import add_common, importing
 
 if TYPE_CHECKING:
     from ..checkpoints.inspect import Inspection
@@ -22,7 +22,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         epilog="example: npgpt inspect weights/gpt2",
     )
     parser.add_argument("model", nargs="?", help="folder, file, or name such as gpt2 (default: the embedded austen)")
-    add_n_head(parser)
+    add_common(parser, "--n-head")
     parser.set_defaults(run=run)
 
 

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ..errors import NpgptError, printable
 from ..process import THREAD_VARIABLES, tune_process
@@ -20,14 +20,26 @@ if TYPE_CHECKING:
     from ..language_model import LanguageModel
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """--model."""
-    parser.add_argument("--model", metavar="M", help="folder, file, or name such as gpt2 (default: the embedded model)")
+COMMON: dict[str, dict[str, Any]] = {
+    "--model": {"metavar": "M", "help": "folder, file, or name such as gpt2 (default: the embedded model)"},
+    "--n-head": {"type": int, "metavar": "N", "help": "number of heads, where the model states none or a wrong one"},
+    "--dtype": {"choices": ("float32", "float64"), "default": "float32", "help": "default: float32"},
+    "--threads": {"type": int, "metavar": "N", "help": "threads of each process (default: all cores)"},
+    "--special": {"action": "store_true", "help": "read special tokens such as <|endoftext|> as such"},
+    "--ids": {"metavar": "1,2,3", "help": "the text as token ids"},
+}
+
+
+def add_common(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Declare options that several verbs share."""
+    for name in names:
+        parser.add_argument(name, **COMMON[name])
 
 
 def open_model(options: argparse.Namespace) -> LanguageModel:
-    """Load the model that --model, --n-head and --dtype name, and say on stderr what form it had."""
-    from ..language_model import load
+    """Load the model that --model, --n-head and --dtype name; say on stderr what form it has where it is not ours."""
+    with importing():
+        from ..language_model import load
 
     model = load(options.model, dtype=getattr(options, "dtype", "float32"), n_head=options.n_head)
     if model.origin:
@@ -35,18 +47,10 @@ def open_model(options: argparse.Namespace) -> LanguageModel:
     return model
 
 
-def add_n_head(parser: argparse.ArgumentParser) -> None:
-    """--n-head."""
-    parser.add_argument(
-        "--n-head", type=int, metavar="N", help="number of heads, where the model states none or a wrong one"
-    )
-
-
 def add_text(parser: argparse.ArgumentParser) -> None:
     """A text as such, from standard input, or as ids: see text_ids."""
     parser.add_argument("text", nargs="?", help="the text, or - for standard input")
-    parser.add_argument("--ids", metavar="1,2,3", help="the text as token ids")
-    parser.add_argument("--special", action="store_true", help="read special tokens such as <|endoftext|> as such")
+    add_common(parser, "--ids", "--special")
 
 
 def text_ids(options: argparse.Namespace, model: LanguageModel) -> tuple[str | None, list[int]]:

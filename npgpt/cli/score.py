@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NpgptError
 from ..process import cores
 from .html import page_writer
-from .options import add_model, add_n_head, coloured, importing, into_file, note, output_path, read_file, tune
+from .options import add_common, coloured, importing, into_file, note, open_model, output_path, read_file, tune
 from .progress import bar
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         epilog="example: npgpt score chapter.txt --model gpt2 --stride 512 --top 3",
     )
     parser.add_argument("files", nargs="*", metavar="FILE", help="texts; - or none: standard input")
-    add_model(parser)
-    add_n_head(parser)
+    add_common(parser, "--model", "--n-head")
     parser.add_argument(
         "--convention",
         default="rolling",
@@ -42,15 +41,15 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--context", type=int, metavar="N", help="tokens of a window (default: the model's context)")
     parser.add_argument("--stride", type=int, metavar="N", help="from one window to the next (default: a window)")
     parser.add_argument("--bos", action=argparse.BooleanOptionalAction, help="<|endoftext|> stands before the text")
-    parser.add_argument("--special", action="store_true", help="read special tokens such as <|endoftext|> as such")
+    add_common(parser, "--special")
     parser.add_argument("--top", type=int, default=0, metavar="K", help="each token's rank, and the K likeliest there")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object a text, token by token")
     output.add_argument("--html", metavar="FILE", help="write a page: tinted text, figures where one points")
     output.add_argument("--resume", metavar="FILE.jsonl", help="add the JSON of those texts that it lacks")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
+    add_common(parser, "--dtype")
     parser.add_argument("--workers", type=int, metavar="N", help="processes, which share the weights in memory")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of each process (default: all cores)")
+    add_common(parser, "--threads")
     parser.set_defaults(run=run)
 
 
@@ -58,7 +57,6 @@ def run(options: argparse.Namespace) -> int:
     """Score; see the help."""
     tune(options.threads)
     with importing():
-        from ..language_model import load
         from ..scoring import records
         from ..scoring.likelihood import total
         from ..scoring.page import score_page
@@ -71,9 +69,7 @@ def run(options: argparse.Namespace) -> int:
         raise NpgptError(f"--workers must be from 1 to {most}, four for each core, not {options.workers}")
     names = options.files or ["-"]
     texts = [read_file(name) for name in names]
-    model = load(options.model, dtype=options.dtype, n_head=options.n_head)
-    if model.origin:
-        note(model.origin)
+    model = open_model(options)
     rule = convention(options.convention, model.config, options.context, options.stride, options.bos)
     if options.json or resume is not None:
         settings = records.settings(model, rule, options.top, options.special)

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from .options import add_model, importing, note, read_text
+from .options import add_common, importing, note, read_text
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -18,8 +18,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         epilog='example: npgpt tokens --model gpt2 "Hello, world"',
     )
     parser.add_argument("text", help="the text, or - for standard input")
-    add_model(parser)
-    parser.add_argument("--special", action="store_true", help="read special tokens such as <|endoftext|> as such")
+    add_common(parser, "--model", "--special")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 

@@ -5,18 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .options import (
-    add_model,
-    add_n_head,
-    add_text,
-    importing,
-    note,
-    open_model,
-    output_path,
-    text_ids,
-    tune,
-    unwinding,
-)
+from .options import add_common, add_text, importing, note, open_model, output_path, text_ids, tune, unwinding
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -33,9 +22,7 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--only", action="append", default=[], metavar="PATTERN", help="names that fit, such as 'h.*.attn.weights'"
     )
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
-    add_model(parser)
-    add_n_head(parser)
+    add_common(parser, "--dtype", "--model", "--n-head")
     parser.set_defaults(run=run)
 
 
