@@ -117,9 +117,17 @@ def _storage(persistent_id: object) -> Storage:
     raise ValueError("a persistent id is no storage")
 
 
-def _tensor(storage: object, offset: object, shape: object, strides: object, *others: object) -> View:
-    """torch._utils._rebuild_tensor_v2; others: requires_grad, hooks, and what to negate or conjugate."""
-    if any(others[2:]):
+def _tensor(
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    requires_grad: object = False,
+    hooks: object = None,
+    metadata: object = None,
+) -> View:
+    """torch._utils._rebuild_tensor_v2; metadata says that the values are to be negated or conjugated when read."""
+    if metadata:
         raise ValueError("a tensor is kept negated or conjugated: save tensor.resolve_neg()")
     match storage, offset, shape, strides:
         case Storage(), int(), tuple(), tuple() if len(shape) == len(strides) <= LONGEST_SHAPE:
