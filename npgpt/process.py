@@ -1,9 +1,14 @@
-"""What this process asks of the libraries under NumPy: how many threads, and to keep memory. Imports no NumPy."""
+"""What this process asks of the system and of the libraries under NumPy: threads, memory, signals. Imports no NumPy."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 # What the libraries under NumPy read when it is imported, the most common first.
 THREAD_VARIABLES = (
@@ -71,6 +76,19 @@ def thread_count() -> int:
     if not 0 < _number("OPENBLAS_THREAD_TIMEOUT") <= SHORT_TIMEOUT:
         return 1
     return min(cores(), next(filter(None, map(_number, THREAD_VARIABLES)), cores()))
+
+
+@contextmanager
+def handling(names: Sequence[str], handler: Callable[[int, Any], object] | signal.Handlers) -> Iterator[None]:
+    """Handle signals this way within the context; in another thread than the main one, which takes them, do nothing."""
+    main = threading.current_thread() is threading.main_thread()
+    numbers = [getattr(signal, name) for name in names if main and hasattr(signal, name)]
+    previous = [(number, signal.signal(number, handler)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, before in previous:
+            signal.signal(number, before)
 
 
 def cores() -> int:

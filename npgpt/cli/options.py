@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import signal
 import stat
 import sys
-import threading
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from ..errors import NpgptError, printable
-from ..process import THREAD_VARIABLES, tune_process
+from ..errors import NpgptError, printable, whole_number
+from ..process import THREAD_VARIABLES, handling, tune_process
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
@@ -76,48 +74,30 @@ def text_ids(options: argparse.Namespace, model: LanguageModel) -> tuple[str | N
 
 
 def tune(threads: int | None = None) -> list[str]:
-    """Set the process up before NumPy is imported; return what was done, for --verbose. threads: for the BLAS.
+    """Set the process up before NumPy is imported; return what was done, for --verbose. threads: of the BLAS.
 
-    Raises NpgptError for a number of threads below 1, and where NumPy is there already.
+    Raises NpgptError for a number of threads below 1, and where NumPy is already imported.
     """
     if threads is not None:
-        if threads < 1:
-            raise NpgptError(f"--threads must be at least 1, not {threads}")
+        whole_number("--threads", threads)
         if "numpy" in sys.modules:
             raise NpgptError("--threads comes too late: NumPy is already imported in this process")
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     return tune_process()
 
 
-@contextlib.contextmanager
-def importing() -> Iterator[None]:
-    """Within it Ctrl-C ends the process at once: NumPy's C code would make an ImportError of the interrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-    previous = signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def importing() -> AbstractContextManager[None]:
+    """End the process at once on Ctrl-C within the context: NumPy's C code would turn it into an ImportError."""
+    return handling(["SIGINT"], lambda number, _: os._exit(128 + number))
 
 
-@contextlib.contextmanager
-def unwinding() -> Iterator[None]:
-    """Within it SIGTERM and SIGHUP end the process as Ctrl-C does, what is half-written being removed."""
+def unwinding() -> AbstractContextManager[None]:
+    """Let SIGTERM and SIGHUP end the process as Ctrl-C does within the context, so that no half-written file stays."""
 
     def end(number: int, _: object) -> NoReturn:
         raise SystemExit(128 + number)
 
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():
-        names = []  # signals are the main thread's
-    previous = {name: signal.signal(getattr(signal, name), end) for name in names}
-    try:
-        yield
-    finally:
-        for name, handler in previous.items():
-            signal.signal(getattr(signal, name), handler)
+    return handling(["SIGTERM", "SIGHUP"], end)
 
 
 def read_text(argument: str) -> str:

@@ -1,4 +1,4 @@
-"""Processes of this machine that compute for this one."""
+"""A pool of processes on this machine that share the work of scoring."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing.process import BaseProcess
 
-from ..process import THREAD_VARIABLES, cores, tune_process
+from ..process import THREAD_VARIABLES, cores, handling, tune_process
 
 
 @contextmanager
 def processes(count: int, threads: int | None = None) -> Iterator[ProcessPoolExecutor]:
-    """Give an executor of so many new processes, each with so many BLAS threads, by default its share of the cores.
+    """Run an executor of `count` new processes, each with so many BLAS threads (default: its share of the cores).
 
-    They are started afresh, since a fork of threads may hang. They leave Ctrl-C to this process, and end with it, even
-    where it is killed; an exception within ends them at once, whatever they are at.
+    They are spawned, since a fork of a process with threads may hang. They leave Ctrl-C to this process and end with
+    it, even where it is killed. An exception within the context ends them at once.
     """
     threads = threads or max(1, cores() // count)
+    others = multiprocessing.active_children()
     with ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start, (threads,)) as pool:
-        started = _started(pool, count)
+        with handling(["SIGINT"], signal.SIG_IGN):  # the processes inherit it
+            for _ in range(count):  # each call starts one process, since none is idle yet
+                pool.submit(int)
+        started = [process for process in multiprocessing.active_children() if process not in others]
         try:
             yield pool
         except BaseException:
@@ -32,22 +35,8 @@ def processes(count: int, threads: int | None = None) -> Iterator[ProcessPoolExe
             raise
 
 
-def _started(pool: ProcessPoolExecutor, count: int) -> list[BaseProcess]:
-    """Start a pool's processes, which find Ctrl-C ignored from their first moment on."""
-    others = multiprocessing.active_children()
-    main = threading.current_thread() is threading.main_thread()  # signals are its alone
-    heeded = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
-    try:
-        for _ in range(count):  # each starts one, while none of them is ready for more
-            pool.submit(int)
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, heeded)
-    return [process for process in multiprocessing.active_children() if process not in others]
-
-
 def _start(threads: int) -> None:
-    """Set a process up before it imports NumPy, and let it end with its parent: it would wait for work for ever."""
+    """Set a process up before it imports NumPy, and end it with its parent; it would otherwise wait for ever."""
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     tune_process()
 
