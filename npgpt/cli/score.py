@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
@@ -71,26 +71,27 @@ def run(options: argparse.Namespace) -> int:
     texts = [read_file(name) for name in names]
     model = open_model(options)
     rule = convention(options.convention, model.config, options.context, options.stride, options.bos)
-    if options.json or resume is not None:
-        settings = records.settings(model, rule, options.top, options.special)
-        output: AbstractContextManager[Any] = nullcontext(([], _print_line))
-        if resume is not None:
-            output = records.appending(resume)
-        with output as (known, add_line):
-            done = records.done(known, names, texts, settings, options.resume)
-            if done:
-                note(f"{len(done)} of {len(texts)} texts are in {options.resume} already")
-            sums = [record.totals for record in known]
-            for number, score in _scores(options, names, texts, model, done):
-                sums.append(score.totals)
+    as_lines = options.json or resume is not None
+    settings = records.settings(model, rule, options.top, options.special) if as_lines else {}
+    scores = []  # kept until the progress bar is gone
+    output: AbstractContextManager[Any] = nullcontext(([], _print_line))
+    if resume is not None:
+        output = records.appending(resume)
+    with output as (known, add_line):
+        done = records.done(known, names, texts, settings, options.resume)
+        if done:
+            note(f"{len(done)} of {len(texts)} texts are in {options.resume} already")
+        sums = [record.totals for record in known]
+        for number, score in _scores(options, names, texts, model, done):
+            sums.append(score.totals)
+            if as_lines:
                 add_line(records.line(names[number], texts[number], score, settings))
-    else:
-        scores = [score for _, score in _scores(options, names, texts, model, set())]  # only then is the bar gone
-        sums = [score.totals for score in scores]
-        for name, score in zip(names, scores, strict=True):
-            _print(name, score, options.top, model)
-        if write_page is not None:
-            write_page(score_page(zip(names, scores, strict=True), model, rule))
+            else:
+                scores.append((names[number], score))
+    for name, score in scores:
+        _print(name, score, options.top, model)
+    if write_page is not None:
+        write_page(score_page(scores, model, rule))
     where = "" if resume is None else f" in {options.resume}"
     rows = summary(f"all {len(sums)} texts{where}", total(sums)) if len(sums) > 1 or where else []
     rows.append(f"{model.name}, {options.dtype}; {rule}")
@@ -101,30 +102,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _scores(
-    options: argparse.Namespace, names: list[str], texts: list[str], model: LanguageModel, done: set[int]
-) -> Iterator[tuple[int, Score]]:
-    """Yield the scores of the texts that are not done, each with its number, under a progress bar."""
-    from ..scoring.scoring import score
-
-    numbers = [number for number in range(len(texts)) if number not in done]
-    quiet = options.json and not into_file(sys.stdout)  # a bar would lie between the lines
-    with _executor(options) as executor, nullcontext() if quiet else bar("tokens") as progress:
-        scores = score(
-            texts,
-            model,
-            executor,
-            convention=options.convention,
-            context=options.context,
-            stride=options.stride,
-            end_of_text=options.bos,
-            special=options.special,
-            top=options.top,
-            names=["standard input" if name == "-" else name for name in names],
-            skip=done,
-            progress=progress or (lambda *_: None),  # with one, all texts are found fit before the work begins
-        )
-        yield from zip(numbers, scores, strict=True)
+def _print_line(line: str) -> None:
+    """Print a line at once."""
+    print(line, flush=True)
 
 
 def _print(name: str, score: Score, top: int, model: LanguageModel) -> None:
@@ -133,32 +113,46 @@ def _print(name: str, score: Score, top: int, model: LanguageModel) -> None:
 
     colours = coloured(sys.stdout)
     if top:
-        print("\n".join(report.table(score, model, colours)))
+        print(*report.table(score, model, colours), "", sep="\n")
     elif colours:
-        print("".join(report.tinted(score)), report.legend(), sep="\n\n")
-    if top or colours:
-        print()
-    print("\n".join(report.summary(name, score.totals)))
+        print(*report.tinted(score), "\n\n", report.legend(), "\n", sep="")
+    print(*report.summary(name, score.totals), sep="\n")
 
 
-def _print_line(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
+def _scores(
+    options: argparse.Namespace, names: list[str], texts: list[str], model: LanguageModel, done: set[int]
+) -> Iterator[tuple[int, Score]]:
+    """Yield the number and the score of each text that is not done, under a progress bar.
 
-
-@contextmanager
-def _executor(options: argparse.Namespace) -> Iterator[Executor | None]:
-    """Give processes where they are asked for. Raises NpgptError where one of them was killed."""
-    if options.workers is None:
-        yield None
-        return
+    Raises NpgptError where a worker process was killed.
+    """
     from concurrent.futures import BrokenExecutor
 
-    from ..scoring.workers import processes
+    from ..scoring.scoring import score
 
+    pool: AbstractContextManager[Executor | None] = nullcontext()
+    if options.workers is not None:
+        from ..scoring.workers import processes
+
+        pool = processes(options.workers, options.threads)
+    quiet = options.json and not into_file(sys.stdout)  # a bar would lie between the lines
     try:
-        with processes(options.workers, options.threads) as pool:
-            yield pool
+        with pool as executor, nullcontext() if quiet else bar("tokens") as progress:
+            scores = score(
+                texts,
+                model,
+                executor,
+                convention=options.convention,
+                context=options.context,
+                stride=options.stride,
+                end_of_text=options.bos,
+                special=options.special,
+                top=options.top,
+                names=["standard input" if name == "-" else name for name in names],
+                skip=done,
+                progress=progress or (lambda *_: None),  # makes score() check all texts before the work begins
+            )
+            yield from zip((number for number in range(len(texts)) if number not in done), scores, strict=True)
     except BrokenExecutor:
         file, keeps = (options.resume, "keeps") if options.resume else ("--resume FILE.jsonl", "would keep")
         raise NpgptError(

@@ -19,14 +19,14 @@ from .likelihood import Score, Totals
 from .report import shown
 from .windows import Convention
 
-# what a record has to have to be counted as done, and of which type
+# the keys that a record must have, and their types
 NEEDED = {"text": str, "sha256": str, "settings": dict, **dict.fromkeys(Totals._fields, int), "nll": float}
-BEGINNING, BEHIND = b'{"text": "', b'", "sha256": "'  # round a record's name
-QUOTED = re.compile(rb'(?:[^"\\]|\\.?)*')  # characters within the quotes of a JSON string
+BEGINNING, BEHIND = b'{"text": "', b'", "sha256": "'  # what surrounds a record's name
+QUOTED = re.compile(rb'(?:[^"\\]|\\.?)*')  # the characters between the quotes of a JSON string
 
 
 class ScoredText(NamedTuple):
-    """What the record of a text tells that was scored before; text is its name."""
+    """The record of a text that was scored before; text is its name."""
 
     text: str
     sha256: str
@@ -35,38 +35,32 @@ class ScoredText(NamedTuple):
 
 
 def settings(model: LanguageModel, rule: Convention, top: int, special: bool) -> dict[str, Any]:
-    """Return everything that a score depends on but the text."""
+    """Return everything that a score depends on, apart from the text."""
     cut = asdict(rule)
     return {"weights": model.fingerprint, "convention": cut.pop("name"), **cut, "special": special, "top": top}
 
 
 def line(name: str, text: str, score: Score, settings: dict[str, Any]) -> str:
-    """Return a score as one line of JSON in ASCII: sums, and what each token can be compared with another engine by."""
-    totals, found = score.totals, score.likelihood
-    ranks = [rank or None for rank in found.ranks.tolist()]
+    """Return a score as one line of ASCII JSON: its sums, and each token's figures to compare with another engine."""
+    totals, ranks = score.totals, score.ranks.tolist()
+    rates = {key: getattr(totals, key) for key in ("perplexity", "word_perplexity", "bits_per_byte")}
+    columns = {
+        key: [value if rank else None for value, rank in zip(values.tolist(), ranks, strict=True)]
+        for key, values in score.likelihood._asdict().items()
+        if values.size  # top_ids are [n, 0] where none were asked for
+    }
     record = {
         "text": name,
         "sha256": sha256(text),
         "settings": settings,
         **totals._asdict(),
-        "perplexity": _finite(totals.perplexity),
-        "word_perplexity": _finite(totals.word_perplexity),
-        "bits_per_byte": _finite(totals.bits_per_byte),
+        **{key: value if math.isfinite(value) else None for key, value in rates.items()},  # JSON has no NaN
         "token_ids": score.token_ids.tolist(),
         "pieces": [shown(piece) for piece in score.pieces],
         "byte_offsets": score.byte_offsets.tolist(),
-        "log_probs": [_finite(value) for value in found.log_probs.tolist()],
-        "ranks": ranks,
+        **columns,
     }
-    if found.top_ids.shape[1]:
-        for key, rows in (("top_ids", found.top_ids), ("top_log_probs", found.top_log_probs)):
-            record[key] = [row if rank else None for row, rank in zip(rows.tolist(), ranks, strict=True)]
     return json.dumps(record, allow_nan=False)
-
-
-def _finite(value: float) -> float | None:
-    """Return the value, or None for NaN and infinity, which JSON has not."""
-    return value if math.isfinite(value) else None
 
 
 def sha256(text: str) -> str:
@@ -75,7 +69,7 @@ def sha256(text: str) -> str:
 
 
 def read(text: bytes) -> ScoredText | None:
-    """Return what a line tells of a scored text, or None where it is no record."""
+    """Return the record in a line, or None where it holds anything else."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -88,17 +82,17 @@ def read(text: bytes) -> ScoredText | None:
 
 @contextmanager
 def appending(path: Path) -> Iterator[tuple[list[ScoredText], Callable[[str], None]]]:
-    """Open or make a file of records; give those in it, and a function that adds a line.
+    """Open or create a file of records; yield those in it, and a function that adds a line.
 
-    A last line that an interruption cut short is removed as the first one is added. Until then nothing is changed, and
-    a file that was made here is removed again where none is added. Raises NpgptError for a file of anything else and
+    Nothing is changed until a line is added. Then a last line that an interruption cut short is removed first. A file
+    created here is deleted again where no line was added. Raises NpgptError for a file that holds anything else and
     for one that another process is adding to, OSError where it cannot be opened or written.
     """
     made = not path.exists()
     with open(path, "a+b") as file:
         _lock(file, path)
         file.seek(0)
-        end, records = 0, []  # bytes of whole lines, and what they tell
+        end, records = 0, []  # the size of the whole lines in bytes, and their records
         for number, text in enumerate(file, 1):
             if text.endswith(b"\n"):
                 record = read(text)
@@ -124,7 +118,7 @@ def appending(path: Path) -> Iterator[tuple[list[ScoredText], Callable[[str], No
 
 
 def _is_cut_short(text: bytes) -> bool:
-    """Tell whether this can be the beginning of a record: its name, and behind that the next key."""
+    """Return whether this can be the beginning of a record: its name, then the next key."""
     if not text.startswith(BEGINNING):
         return BEGINNING.startswith(text)
     rest = QUOTED.sub(b"", text[len(BEGINNING) :], count=1)
@@ -135,24 +129,23 @@ def _lock(file: BinaryIO, path: Path) -> None:
     """Lock the file until it is closed, where the system and the file system have such locks."""
     try:
         import fcntl
-    except ImportError:
-        return
-    try:
+
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise NpgptError(f"another process is adding to {path}") from None
-    except OSError:
-        return
+    except (ImportError, OSError):
+        pass
 
 
 def done(
     records: Sequence[ScoredText], names: Sequence[str], texts: Sequence[str], settings: dict[str, Any], file: str
 ) -> set[int]:
-    """Return the numbers of the texts that are among the records of a file.
+    """Return the numbers of the texts that a file's records already hold, each record counting once.
 
-    Raises NpgptError where a record was made with other settings, or is of another text with the same name.
+    Raises NpgptError where a record was made with other settings, or from another text of the same name.
     """
-    digests = {name: sha256(text) for name, text in zip(names, texts, strict=True)}
+    wanted = [(name, sha256(text)) for name, text in zip(names, texts, strict=True)]
+    digests = dict(wanted)
     for record in records:
         for key, value in settings.items():
             if (theirs := record.settings.get(key)) != value:
@@ -162,8 +155,8 @@ def done(
             raise NpgptError(f"{record.text} is another text than the {record.text} in {file}: take another file")
     left = Counter((record.text, record.sha256) for record in records)
     found = set()
-    for number, name in enumerate(names):
-        if left[name, digests[name]]:
-            left[name, digests[name]] -= 1
+    for number, text in enumerate(wanted):
+        if left[text]:
+            left[text] -= 1
             found.add(number)
     return found
