@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
-from .options import add_common, importing, note, open_model, read_ids, read_text, tune
+from .options import add_common, importing, note, open_model, text_or_ids, tune
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
@@ -75,9 +76,15 @@ def run(options: argparse.Namespace) -> int:
         samples=options.samples,
     )
     prompt = "" if options.prompt is None and options.ids is None else _as_text(model, prompt_ids)
-    samples = [_Sample(seed + number) for number in range(options.samples)]
+    about = {
+        "model": model.name,
+        "dtype": str(model.parameters.wte.weight.dtype),
+        "prompt": prompt,
+        "prompt_ids": prompt_ids,
+    }
+    samples = [_Sample(number, seed + number - 1) for number in range(1, options.samples + 1)]
     streamed = len(samples) == 1 and not options.json
-    complete = 0  # so many samples, from the first on, are printed
+    complete = 0  # how many samples, from the first on, are printed
     started = time.perf_counter()
     for number, step in enumerate(steps):
         sample = samples[step.sample]
@@ -88,10 +95,14 @@ def run(options: argparse.Namespace) -> int:
         sample.text += piece
         sample.finish = step.finish
         if streamed:
-            print(piece if number else prompt + piece, end="", flush=True)
-        while complete < len(samples) and samples[complete].finish:
-            _print_whole(complete, samples, prompt, prompt_ids, model, as_json=options.json)
+            print(piece if number else prompt + piece, end="" if step.finish is None else "\n", flush=True)
+        for ended in itertools.takewhile(lambda sample: sample.finish, samples[complete:]):
             complete += 1
+            if options.json:
+                print(json.dumps(about | ended.report()), flush=True)
+            elif not streamed:
+                title = f"--- sample {ended.number} of {len(samples)}, seed {ended.seed} ---"
+                print(f"{title}\n{prompt}{ended.text}", flush=True)
 
     if any(sample.finish == "context" for sample in samples):
         note(f"the context of {model.config.n_positions} tokens is full")
@@ -103,43 +114,30 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclass
 class _Sample:
-    """What is known of one continuation."""
+    """One continuation: its number, from 1, and what is known of it so far."""
 
+    number: int
     seed: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)  # seconds from the start to each token
     finish: str | None = None
 
-
-def _print_whole(
-    number: int, samples: list[_Sample], prompt: str, prompt_ids: list[int], model: LanguageModel, *, as_json: bool
-) -> None:
-    """Print a sample that has ended: as JSON, as text with a line above it, or, streamed already, the last newline."""
-    sample = samples[number]
-    if as_json:
-        report: dict[str, Any] = {
-            "model": model.name,
-            "dtype": str(model.parameters.wte.weight.dtype),
-            "prompt": prompt,
-            "prompt_ids": prompt_ids,
-            "sample": number + 1,
-            "text": sample.text,
-            "token_ids": sample.token_ids,
-            "finish": sample.finish,
-            "seed": sample.seed,
-            "seconds_to_first_token": sample.times[0] if sample.times else None,
-            "tokens_per_second": _rate([sample]),
+    def report(self) -> dict[str, Any]:
+        """Return the sample as --json prints it."""
+        return {
+            "sample": self.number,
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "finish": self.finish,
+            "seed": self.seed,
+            "seconds_to_first_token": self.times[0] if self.times else None,
+            "tokens_per_second": _rate([self]),
         }
-        print(json.dumps(report), flush=True)
-    elif len(samples) > 1:
-        print(f"--- sample {number + 1} of {len(samples)}, seed {sample.seed} ---\n{prompt}{sample.text}", flush=True)
-    else:
-        print()
 
 
 def _counts(samples: list[_Sample]) -> str:
-    """How many tokens of each sample, why it ended, its seed, and how fast they came, all taken together."""
+    """Return how many tokens each sample has, why it ended, the seeds, and how fast all the tokens came."""
     counts = ", ".join(f"{len(sample.token_ids)} generated ({sample.finish})" for sample in samples)
     seeds = f"seed {samples[0].seed}" + (f" to {samples[-1].seed}" if len(samples) > 1 else "")
     first, rate = min((sample.times[0] for sample in samples if sample.times), default=None), _rate(samples)
@@ -148,20 +146,16 @@ def _counts(samples: list[_Sample]) -> str:
 
 
 def _rate(samples: list[_Sample]) -> float | None:
-    """Tokens a second after each sample's first, or None where there are none."""
+    """Return the tokens a second that followed each sample's first one, or None where none did."""
     begun = [sample.times for sample in samples if sample.times]
     after = sum(len(times) - 1 for times in begun)
     return after / (max(times[-1] for times in begun) - begun[0][0]) if after else None
 
 
 def _prompt_ids(options: argparse.Namespace, model: LanguageModel) -> list[int]:
-    """The prompt as ids that fit into the context."""
-    if options.ids is not None and options.prompt is not None:
-        raise NpgptError("give the prompt as text or as --ids, not both")
-    if options.ids is not None:
-        ids = read_ids(options.ids)
-    else:
-        ids = model.encode_prompt(read_text(options.prompt or ""), special=options.special)
+    """Return the prompt's ids, cut to the context with --keep-last. Raises NpgptError where they do not fit."""
+    given = text_or_ids(options.prompt, options.ids, "prompt")
+    ids = given if isinstance(given, list) else model.encode_prompt(given or "", special=options.special)
     context = model.config.n_positions
     if len(ids) <= context:
         return ids
@@ -176,12 +170,12 @@ def _prompt_ids(options: argparse.Namespace, model: LanguageModel) -> list[int]:
 
 
 def _as_text(model: LanguageModel, prompt_ids: list[int]) -> str:
-    """The prompt as text, less a character that its end cuts in two, or as ids where the model has no text."""
+    """Return the prompt as text, without an incomplete character at its end, or as ids where the model has no text."""
     from ..text.tokenizer import TextDecoder
 
     return _spaced(prompt_ids) if model.why_no_text else TextDecoder(model.tokenizer, prompt_ids).before
 
 
 def _spaced(token_ids: Iterable[int | None]) -> str:
-    """Ids of a model without text, each with a space after it."""
+    """Return the ids of a model without text, each followed by a space."""
     return "".join(f"{token_id} " for token_id in token_ids if token_id is not None)

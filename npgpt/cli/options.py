@@ -46,31 +46,38 @@ def open_model(options: argparse.Namespace) -> LanguageModel:
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:
-    """A text as such, from standard input, or as ids: see text_ids."""
+    """Declare the options of a text, given as it is, on standard input or as ids; text_ids() reads them."""
     parser.add_argument("text", nargs="?", help="the text, or - for standard input")
     add_common(parser, "--ids", "--special")
 
 
 def text_ids(options: argparse.Namespace, model: LanguageModel) -> tuple[str | None, list[int]]:
-    """The text, where it is one, and its ids, which fit into the context. Raises NpgptError where there is none."""
-    if options.ids is not None and options.text is not None:
-        raise NpgptError("give the text as text or as --ids, not both")
-    text = None
-    if options.ids is not None:
-        ids = read_ids(options.ids)
-    elif options.text is None:
+    """Return the text, or None where ids are given, and the ids. Raises NpgptError where they do not fit."""
+    given = text_or_ids(options.text, options.ids, "text")
+    if given is None:
         raise NpgptError("there is no text: give it, or - for standard input, or --ids 1,2,3")
-    else:
-        text = read_text(options.text)
-        if not text:
-            raise NpgptError('the text is empty: it takes a token at least; give one, or "<|endoftext|>" --special')
-        ids = model.encode_prompt(text, special=options.special)
+    if given == "":
+        raise NpgptError('the text is empty: it takes a token at least; give one, or "<|endoftext|>" --special')
+    text = given if isinstance(given, str) else None
+    ids = given if isinstance(given, list) else model.encode_prompt(given, special=options.special)
     context = model.config.n_positions
     if len(ids) > context:
         raise NpgptError(
             f"the text has {len(ids)} tokens, the context holds {context}: shorten it by {len(ids) - context}"
         )
     return text, ids
+
+
+def text_or_ids(text: str | None, ids: str | None, kind: str) -> str | list[int] | None:
+    """Return an argument's text, or the numbers of --ids; None without either. Raises NpgptError for both."""
+    if ids is None:
+        return None if text is None else read_text(text)
+    if text is not None:
+        raise NpgptError(f"give the {kind} as text or as --ids, not both")
+    try:
+        return [int(number) for number in ids.split(",")]
+    except ValueError:
+        raise NpgptError(f"--ids takes whole numbers with commas between them, not {ids!r:.80}") from None
 
 
 def tune(threads: int | None = None) -> list[str]:
@@ -149,14 +156,6 @@ def into_file(stream: TextIO) -> bool:
         return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
     except OSError:
         return False
-
-
-def read_ids(argument: str) -> list[int]:
-    """Token ids between commas. Raises NpgptError for what is no whole number."""
-    try:
-        return [int(number) for number in argument.split(",")]
-    except ValueError:
-        raise NpgptError(f"--ids takes whole numbers with commas between them, not {argument!r:.80}") from None
 
 
 def note(message: str) -> None:
