@@ -6,7 +6,7 @@ import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,12 +19,12 @@ from .likelihood import Ids, Likelihood, Score, likelihood, unknown
 from .windows import Convention, Window, windows
 from .windows import convention as by_name
 
-GROUP = 16  # contexts of tokens that batches are formed from
+GROUP = 16  # contexts of tokens in the texts whose windows are batched together
 AHEAD = 64  # batches handed out and not yet taken back
 
 
 class Text(NamedTuple):
-    """A text on its way: its ids, <|endoftext|> in front where the convention has it, and its windows."""
+    """A text to score: its ids, after <|endoftext|> where the convention puts it there, and its windows."""
 
     number: int
     ids: Ids
@@ -32,37 +32,38 @@ class Text(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Windows of equal length, read together: all ids [B, L + 1] but each row's last are read, and those from skip + 1
-    on are scored. places: of which text of the group a row is, and where its first scored id stands there.
+    """Windows of equal length from one group of texts, read together as rows.
+
+    known holds what is known so far of each text in the group, by its number. The group's last batch names its texts,
+    which are then complete.
     """
 
-    ids: Ids
-    skip: int
-    places: list[tuple[int, int]]
+    rows: list[tuple[Text, Window]]
+    known: dict[int, Likelihood]
+    complete: list[Text]
 
+    def ids(self) -> Ids:
+        """Return the windows' ids [B, L + 1]. They are not stored: overlapping windows take many times the text."""
+        return np.stack([text.ids[window.begin : window.last] for text, window in self.rows])
 
-@dataclass
-class Group:
-    """Texts whose windows are batched together, what is known of each id so far, and how many batches are missing."""
+    def skip(self) -> int:
+        """Return how many ids of each row are only read: those from skip + 1 on are scored."""
+        _, window = self.rows[0]
+        return window.first - window.begin - 1
 
-    texts: list[Text]
-    known: list[Likelihood] = field(default_factory=list)
-    missing: int = 0
-
-    def take(self, batch: Batch, scored: Likelihood) -> None:
-        """Put a batch's tokens into their places."""
-        length = len(scored.ranks) // len(batch.places)
-        for row, (index, first) in enumerate(batch.places):
-            for whole, part in zip(self.known[index], scored, strict=True):
-                whole[first : first + length] = part[row * length : (row + 1) * length]
-        self.missing -= 1
+    def take(self, scored: Likelihood) -> None:
+        """Put the batch's tokens into their places."""
+        length = len(scored.ranks) // len(self.rows)
+        for row, (text, window) in enumerate(self.rows):
+            for whole, part in zip(self.known[text.number], scored, strict=True):
+                whole[window.first : window.last] = part[row * length : (row + 1) * length]
 
 
 @dataclass(frozen=True, eq=False)
 class SharedModel:
-    """A model as a piece of work carries it: here the model itself, in another process the file that it came from.
+    """A model as a piece of work carries it: the model itself here, in another process the file it came from.
 
-    It is loaded there by the work, and not by unpickling, so that what is wrong with it is an error of the work.
+    The work loads it there, not the unpickling, so that a fault in the file is an error of the work.
     """
 
     model: LanguageModel | None
@@ -98,13 +99,12 @@ def _opened(source: Source, fingerprint: str) -> LanguageModel:
     return model
 
 
-def compute(shared: SharedModel, batch: Batch, top: int) -> Likelihood:
-    """Score a batch, row after row: the piece of work that an executor is given."""
+def compute(shared: SharedModel, ids: Ids, skip: int, top: int) -> Likelihood:
+    """Score the ids [B, L + 1] of a batch from skip + 1 on, row by row: the piece of work that an executor is given."""
     model = shared.open()
     with np.errstate(over="ignore", invalid="ignore"):  # check_finite says in words what is wrong
-        logits = model(batch.ids[:, :-1], logits_from=batch.skip)
-        rows = zip(logits, batch.ids[:, batch.skip + 1 :], strict=True)
-        parts = [likelihood(row, ids, top) for row, ids in rows]
+        logits = model(ids[:, :-1], logits_from=skip)
+        parts = [likelihood(*row, top) for row in zip(logits, ids[:, skip + 1 :], strict=True)]
     return Likelihood(*map(np.concatenate, zip(*parts, strict=True)))
 
 
@@ -123,19 +123,19 @@ def score(
     skip: Container[int] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Score]:
-    """Yield each text's Score, in order: of every token the log-probability and the rank that the model gives it.
+    """Yield each text's Score in order: the log-probability and the rank that the model gives every token.
 
-    executor: any concurrent.futures.Executor, a process pool's or Dask's, to which the model goes as the name of its
-    file; without one it is computed here. Batches are formed before they are handed out, of windows of equal length and
-    with no more tokens than one context, so that neither the memory nor the result depends on who computes. Ids that
-    pad a vocabulary take part in the softmax, as in other programs, though generate never draws them.
-    convention, context, stride and end_of_text: see windows.convention. special: read <|endoftext|> in a text as
-    such. top: how many of the likeliest tokens to name in each place. names: of the texts, for messages. skip: numbers
-    of texts whose scores are not wanted; the batches stay as they were. progress(tokens scored, of how many) is called
-    as it goes; all texts are read first, then.
+    executor: any concurrent.futures.Executor, such as a process pool or Dask's, which is given the name of the model's
+    file; without one the work is done here. Batches hold windows of equal length and no more tokens than one context.
+    They are formed before they are handed out, so that neither memory nor result depends on who computes. Ids that pad
+    a vocabulary take part in the softmax, as in other programs, though generate never draws them.
+    convention, context, stride and end_of_text: see windows.convention. special: read <|endoftext|> in a text as a
+    special token. top: how many of the likeliest tokens to name in each place. names: of the texts, for messages.
+    skip: numbers of texts whose scores are not wanted; the batches stay the same. progress(tokens scored, of how many)
+    is called after every batch; all texts are then read first.
 
-    Raises NpgptError at once for an argument out of range and a model without text; for an empty text, and one of which
-    no token can be scored, as it is read.
+    Raises NpgptError at once for an argument out of range and a model without text. An empty text, or one of which no
+    token can be scored, raises it when it is read.
     """
     if isinstance(texts, str):
         raise NpgptError("texts are several: put a single one into a list, [text]")
@@ -156,7 +156,7 @@ def score(
 
 
 def _text(number: int, before: list[int], ids: list[int], rule: Convention, name: str) -> Text:
-    """A text's windows. Raises NpgptError, with its name, where no token can be scored."""
+    """Return a text with its windows. Raises NpgptError, which gives its name, where no token can be scored."""
     if not ids:
         raise NpgptError(f"{name} is empty: there is nothing to score")
     ids = before + ids
@@ -167,102 +167,87 @@ def _text(number: int, before: list[int], ids: list[int], rule: Convention, name
     return Text(number, np.array(ids, np.int64), found)
 
 
-def _groups(texts: Iterable[Text], context: int) -> Iterator[Group]:
-    """Texts in their order, as many together as have GROUP contexts of tokens."""
-    gathered: list[Text] = []
+def _groups(texts: Iterable[Text], context: int) -> Iterator[list[Text]]:
+    """Yield the texts in their order, as many together as have GROUP contexts of tokens."""
+    group: list[Text] = []
     size = 0
     for text in texts:
-        gathered.append(text)
+        group.append(text)
         size += len(text.ids)
         if size >= GROUP * context:
-            yield Group(gathered)
-            gathered, size = [], 0
-    yield Group(gathered)
+            yield group
+            group, size = [], 0
+    yield group
 
 
-def _rows(group: Group, context: int) -> list[list[tuple[int, Window]]]:
-    """Which texts' windows make a batch: those of equal length, as many as have a context of tokens."""
-    alike: dict[tuple[int, int], list[tuple[int, Window]]] = defaultdict(list)
-    for index, text in enumerate(group.texts):
+def _batches(group: list[Text], context: int, top: int) -> Iterator[Batch]:
+    """Yield the windows of a group of texts by equal length, as many together as have a context of tokens."""
+    alike: dict[tuple[int, int], list[tuple[Text, Window]]] = defaultdict(list)
+    for text in group:
         for window in text.windows:
-            alike[window.last - window.begin, window.first - window.begin].append((index, window))
-    return [
-        places[start : start + rows]
-        for (length, _), places in alike.items()
-        for rows in [max(1, context // (length - 1))]
-        for start in range(0, len(places), rows)
-    ]
-
-
-def _batch(group: Group, places: list[tuple[int, Window]]) -> Batch:
-    """The windows' ids, side by side; only now, since windows overlap and all of them take many times the text."""
-    ids = np.stack([group.texts[index].ids[window.begin : window.last] for index, window in places])
-    _, one = places[0]
-    return Batch(ids, one.first - one.begin - 1, [(index, window.first) for index, window in places])
+            alike[window.last - window.begin, window.first - window.begin].append((text, window))
+    *parts, last = (
+        rows[start : start + most]
+        for (length, _), rows in alike.items()
+        for most in [max(1, context // (length - 1))]
+        for start in range(0, len(rows), most)
+    )
+    known = {text.number: unknown(len(text.ids), top) for text in group}
+    yield from (Batch(rows, known, complete=[]) for rows in parts)
+    yield Batch(last, known, complete=group)
 
 
 def _scores(
     model: LanguageModel,
     begin: int,
-    groups: Iterable[Group],
+    groups: Iterable[list[Text]],
     context: int,
     executor: Executor | None,
     top: int,
     skip: Container[int],
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[Score]:
-    """The scores of every group's texts, less the `begin` ids in front, as soon as its last batch is there."""
-    wanted: Iterator[Group] = (group for group in groups if any(text.number not in skip for text in group.texts))
+    """Yield the scores of each group's texts, without the `begin` ids in front, once its last batch is computed."""
+    groups = (group for group in groups if any(text.number not in skip for text in group))
     done = expected = 0
     if progress is not None:
-        groups = list(wanted)
-        expected = sum(w.last - w.first for group in groups for text in group.texts for w in text.windows)
-        wanted = iter(groups)
-
-    def jobs() -> Iterator[tuple[Group, Batch]]:
-        for group in wanted:
-            group.known = [unknown(len(text.ids), top) for text in group.texts]
-            rows = _rows(group, context)
-            group.missing = len(rows)
-            yield from ((group, _batch(group, places)) for places in rows)
-
-    for group, batch, scored in _computed(model, jobs(), executor, top):
-        group.take(batch, scored)
+        groups = list(groups)
+        expected = sum(w.last - w.first for group in groups for text in group for w in text.windows)
+    batches = (batch for group in groups for batch in _batches(group, context, top))
+    for batch, scored in _computed(model, batches, executor, top):
+        batch.take(scored)
         done += len(scored.ranks)
         if progress is not None:
             progress(done, expected)
-        if group.missing:
-            continue
-        for text, known in zip(group.texts, group.known, strict=True):
+        for text in batch.complete:
             if text.number not in skip:
                 ids = text.ids[begin:]
                 pieces = tuple(model.tokenizer.piece(token_id) for token_id in ids.tolist())
-                yield Score(ids, pieces, known.without(begin))
-        group.known = []
+                yield Score(ids, pieces, batch.known[text.number].without(begin))
 
 
 def _computed(
-    model: LanguageModel, jobs: Iterator[tuple[Group, Batch]], executor: Executor | None, top: int
-) -> Iterator[tuple[Group, Batch, Likelihood]]:
-    """Every batch with its result, in their order, whoever finishes first."""
+    model: LanguageModel, batches: Iterator[Batch], executor: Executor | None, top: int
+) -> Iterator[tuple[Batch, Likelihood]]:
+    """Yield every batch with its result, in their order, whoever finishes first."""
     shared = SharedModel(model)
     if executor is None:
-        yield from ((group, batch, compute(shared, batch, top)) for group, batch in jobs)
+        yield from ((batch, compute(shared, batch.ids(), batch.skip(), top)) for batch in batches)
         return
-    waiting: deque[tuple[Group, Batch, Future[Likelihood]]] = deque()
+    waiting: deque[tuple[Batch, Future[Likelihood]]] = deque()
 
-    def earliest() -> tuple[Group, Batch, Likelihood]:
-        group, batch, future = waiting.popleft()
-        return group, batch, future.result()
+    def earliest() -> tuple[Batch, Likelihood]:
+        batch, future = waiting.popleft()
+        return batch, future.result()
 
     try:
-        for group, batch in jobs:
-            waiting.append((group, batch, executor.submit(compute, shared, batch, top)))
+        for batch in batches:
+            waiting.append((batch, executor.submit(compute, shared, batch.ids(), batch.skip(), top)))
             if len(waiting) == AHEAD:
                 yield earliest()
         while waiting:
             yield earliest()
     except GeneratorExit:  # nobody wants the rest; after an error a pool that breaks trips over what is cancelled
-        for _, _, future in waiting:
+        for _, future in waiting:
             future.cancel()
         raise
