@@ -26,22 +26,23 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print tokens; see the help."""
     with importing():
+        from ..text.tokenizer import shown
         from ..text.vocabularies import load_tokenizer
 
     tokenizer = load_tokenizer(options.model)
     ids = tokenizer.encode(read_text(options.text), special=options.special)
     if options.json:
-        pieces = [tokenizer.piece(token_id).decode("utf-8", errors="backslashreplace") for token_id in ids]
+        pieces = [shown(tokenizer.piece(token_id)) for token_id in ids]
         print(json.dumps({"ids": ids, "pieces": pieces, "vocabulary": tokenizer.source}))
         return 0
     note(f"{len(ids)} tokens of {tokenizer.source} ({tokenizer.n_vocab} ids)")
     for token_id in ids:
-        print(f"{token_id:>5}  {_shown(tokenizer.piece(token_id))}")
+        print(f"{token_id:>5}  {_quoted(tokenizer.piece(token_id))}")
     return 0
 
 
-def _shown(piece: bytes) -> str:
-    """A piece in quotes, so that spaces show; bytes that are no whole UTF-8 as such, b'\\xe2'."""
+def _quoted(piece: bytes) -> str:
+    """Return a piece in quotes, so that spaces show; bytes that are not whole UTF-8 as b'\\xe2'."""
     try:
         return repr(piece.decode("utf-8"))
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""Which token looks at which: the attention weights of a text, layer by layer and head by head."""
+"""The attention weights of a text, layer by layer and head by head: which token attends to which."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 from ..errors import NpgptError, printable
 from ..language_model import LanguageModel
 from ..parameters import Array
+from ..text.tokenizer import shown
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionWeights:
-    """The weights of some layers and heads over T tokens: weights[i, j, query, key] is layers[i]'s heads[j]'s.
+    """The weights of some layers and heads over T tokens: weights[i, j, query, key] belong to layers[i], heads[j].
 
     Every row is a softmax over the keys and sums to 1. Above the diagonal all keys are masked, and their weights are 0.
     """
@@ -30,8 +31,8 @@ class AttentionWeights:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The pieces as printable text: bytes that are no whole UTF-8 are \\xe2, a newline is \\n."""
-        return tuple(printable(piece.decode("utf-8", errors="backslashreplace")) for piece in self.pieces)
+        """The pieces as printable text: bytes that are not whole UTF-8 are \\xe2, a newline is \\n."""
+        return tuple(printable(shown(piece)) for piece in self.pieces)
 
 
 def attention_weights(
@@ -71,7 +72,7 @@ def selected(kind: str, number: int | None, count: int, name: str) -> tuple[int,
 
 
 def _piece(model: LanguageModel, token_id: int) -> bytes:
-    """Its bytes, or its id in digits where the model or the id has no text."""
+    """Return a token's bytes, or its id in digits where the model or the id has no text."""
     if model.why_no_text or not model.tokenizer.has_text(token_id):
         return b"%d" % token_id
     return model.tokenizer.piece(token_id)

@@ -1,4 +1,4 @@
-"""What is known of a scored text: log-probabilities and ranks token by token, their sums, perplexity."""
+"""The figures of a scored text: each token's log-probability and rank, their sums, and the perplexity."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from ..text.sampling import check_finite
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
-BLOCK = 2**18  # logits at a time on their way to probabilities, so that they stay in a core's L2 cache
+BLOCK = 2**18  # logits that are turned into probabilities at a time, so that they stay in a core's L2 cache
 
 
 class Totals(NamedTuple):
-    """Sums over the tokens that were scored. A word is what lies between white space, and counts where the token that
-    it begins in does; nll is the negative log-likelihood in nats.
+    """Sums over the tokens that were scored; nll is the negative log-likelihood in nats.
+
+    A word is what lies between white space. It counts where the token in which it begins is scored.
     """
 
     tokens: int
@@ -33,35 +34,37 @@ class Totals(NamedTuple):
 
     @property
     def perplexity(self) -> float:
-        """exp(nll / scored)."""
+        """The perplexity per token, exp(nll / scored)."""
         return _exp_mean(self.nll, self.scored)
 
     @property
     def word_perplexity(self) -> float:
-        """exp(nll / words)."""
+        """The perplexity per word, exp(nll / words)."""
         return _exp_mean(self.nll, self.words)
 
     @property
     def bits_per_byte(self) -> float:
-        """nll / (bytes · ln 2)."""
+        """The negative log-likelihood in bits per byte of text, nll / (bytes · ln 2)."""
         return self.nll / self.bytes / math.log(2) if self.bytes else math.nan
 
 
 def _exp_mean(nll: float, count: int) -> float:
-    """exp(nll / count), infinite where that is beyond float64."""
+    """Return exp(nll / count), or infinity where float64 cannot hold it."""
     mean = nll / count if count else math.nan
     return math.inf if mean > 700 else math.exp(mean)
 
 
 def total(parts: Iterable[Totals]) -> Totals:
-    """The sums over several texts."""
-    tokens, scored, words, size, nll = zip(*parts, strict=True)
-    return Totals(sum(tokens), sum(scored), sum(words), sum(size), math.fsum(nll))
+    """Return the sums over several texts."""
+    *counts, nll = zip(*parts, strict=True)
+    return Totals._make([*map(sum, counts), math.fsum(nll)])
 
 
 class Likelihood(NamedTuple):
-    """Of N tokens: natural logarithms of their probabilities [N]; their ranks [N] from 1, the likeliest; the K tokens
-    that were held likeliest in their places and the logarithms of those, in order [N, K].
+    """The figures of N tokens, and of the K tokens that the model held likeliest in the place of each.
+
+    log_probs [N] are natural logarithms of probabilities; ranks [N] count from 1, the likeliest. top_ids and
+    top_log_probs [N, K] have the likeliest first.
     """
 
     log_probs: Floats
@@ -70,22 +73,22 @@ class Likelihood(NamedTuple):
     top_log_probs: Floats
 
     def without(self, first: int) -> Likelihood:
-        """All but the first so many tokens."""
-        a, b, c, d = self
-        return Likelihood(a[first:], b[first:], c[first:], d[first:])
+        """Return the figures of all tokens after the first so many."""
+        return Likelihood._make(figures[first:] for figures in self)
 
 
 def unknown(n: int, top: int) -> Likelihood:
-    """Of n tokens nothing is known yet: NaN and 0."""
-    return Likelihood(
-        np.full(n, np.nan), np.zeros(n, np.int64), np.zeros((n, top), np.int64), np.full((n, top), np.nan)
-    )
+    """Return the figures of n tokens that are not scored: NaN, and rank 0."""
+    ranks, top_ids = np.zeros(n, np.int64), np.zeros((n, top), np.int64)
+    return Likelihood(np.full(n, np.nan), ranks, top_ids, np.full((n, top), np.nan))
 
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """A text of n tokens as the model sees it. pieces are the tokens' bytes, which joined are the text's; likelihood
-    has NaN and rank 0 for a token that the convention does not score.
+    """A text of n tokens as the model sees it.
+
+    pieces are the tokens' bytes; joined they are the text. likelihood has NaN and rank 0 for a token that the
+    convention does not score.
     """
 
     token_ids: Ids
@@ -94,22 +97,22 @@ class Score:
 
     @property
     def log_probs(self) -> Floats:
-        """Natural logarithms of the tokens' probabilities [n]; NaN for those that are not scored."""
+        """The natural logarithms [n] of the tokens' probabilities; NaN for a token that is not scored."""
         return self.likelihood.log_probs
 
     @property
     def ranks(self) -> Ids:
-        """[n], from 1, the likeliest; 0 for tokens that are not scored."""
+        """The tokens' ranks [n] from 1, the likeliest; 0 for a token that is not scored."""
         return self.likelihood.ranks
 
     @cached_property
     def byte_offsets(self) -> Ids:
-        """Where each token begins in the text's UTF-8 [n]."""
+        """The offsets [n] at which the tokens begin in the text's UTF-8."""
         return np.cumsum([0, *map(len, self.pieces[:-1])])
 
     @cached_property
     def totals(self) -> Totals:
-        """The sums over the text."""
+        """The sums over the text's tokens."""
         scored = ~np.isnan(self.log_probs)
         text, begins, at, byte = b"".join(self.pieces).decode(), [], 0, 0
         for word in re.finditer(r"\S+", text):
@@ -128,16 +131,16 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """By token; see Totals for that by word, and for bits per byte."""
+        """The perplexity per token; totals has that per word, and the bits per byte."""
         return self.totals.perplexity
 
 
 def likelihood(logits: Array, token_ids: Ids, top: int = 0) -> Likelihood:
-    """Of the tokens that came [N], given the logits before each [N, V]; top: how many of the likeliest to name.
+    """Return the figures of tokens [N], given the logits [N, V] before each; top: how many of the likeliest to name.
 
-    log softmax, whose exponentials are taken in the logits' dtype and summed in float64, so that a float32 one is off
-    by the logits' own rounding and some 1e-7 more. Equally likely tokens share a rank. Raises NpgptError where logits
-    are not finite.
+    Exponentials are taken in the logits' dtype and summed in float64, so that a float32 log softmax is off by the
+    logits' own rounding and some 1e-7 more. Equally likely tokens share a rank. Raises NpgptError where logits are not
+    finite.
     """
     found = unknown(len(token_ids), top)
     rows = max(1, BLOCK // logits.shape[1])
@@ -152,9 +155,8 @@ def likelihood(logits: Array, token_ids: Ids, top: int = 0) -> Likelihood:
         norm = largest + np.log(exponentials.sum(axis=1, keepdims=True, dtype=np.float64))
         own = np.take_along_axis(part, token_ids[some, None], axis=1)
         found.log_probs[some] = (own - norm)[:, 0]
-        found.ranks[some] = [
-            1 + np.count_nonzero(row) for row in part > own
-        ]  # along an axis it takes five times as long
+        # row by row: along an axis count_nonzero takes five times as long
+        found.ranks[some] = [1 + np.count_nonzero(row) for row in part > own]
         if top:
             ids = np.argpartition(part, -top, axis=1)[:, -top:]
             order = np.lexsort((ids, -np.take_along_axis(part, ids, axis=1)))  # of equals the lowest id first

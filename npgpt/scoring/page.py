@@ -8,8 +8,9 @@ from html import escape
 
 from ..language_model import LanguageModel
 from ..pictures import page
+from ..text.tokenizer import shown
 from .likelihood import Score
-from .report import STEP, TINTS, bits, level, likeliest, segments, shown, summary
+from .report import STEP, TINTS, bits, level, likeliest, segments, summary
 from .windows import Convention
 
 STYLE = """
@@ -20,7 +21,7 @@ i.none { color: var(--faint); }
 
 
 def score_page(texts: Iterable[tuple[str, Score]], model: LanguageModel, rule: Convention) -> Iterator[str]:
-    """Yield the page, part by part: every text with its name and sums; a token's figures where one points."""
+    """Yield the page part by part: each text with its name and sums; a token's figures show under the pointer."""
     # transparent, so that the text keeps its contrast on dark and on light
     tints = "".join(f".b{n} {{ background: rgb(255 90 0 / {0.09 * n:.2f}); }}\n" for n in range(1, len(TINTS) + 1))
     return page.page("npgpt score", STYLE + tints, _body(texts, model, rule))

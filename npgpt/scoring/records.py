@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import NpgptError
 from ..language_model import LanguageModel
+from ..text.tokenizer import shown
 from .likelihood import Score, Totals
-from .report import shown
 from .windows import Convention
 
 # the keys that a record must have, and their types

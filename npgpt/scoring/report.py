@@ -1,4 +1,4 @@
-"""A score in words: sums, a table of tokens, the text coloured by surprisal."""
+"""A score as text: its sums, a table of its tokens, the text itself coloured by surprisal."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ from collections.abc import Iterator
 
 from ..errors import printable
 from ..language_model import LanguageModel
+from ..text.tokenizer import shown
 from .likelihood import Score, Totals
 
 STEP = 2.0  # bits of surprisal between two tints
-TINTS = (230, 229, 222, 215, 209, 203, 197)  # xterm's colours, from 2 bits on: from pale yellow to red
+TINTS = (230, 229, 222, 215, 209, 203, 197)  # xterm's colours from 2 bits on, pale yellow to red
 BLACK, DIM, PLAIN = "\x1b[30;48;5;{}m", "\x1b[2m", "\x1b[0m"
-
-
-def shown(piece: bytes) -> str:
-    """Return a piece as text, bytes that are no whole UTF-8 as \\xe2."""
-    return piece.decode("utf-8", errors="backslashreplace")
 
 
 def summary(name: str, totals: Totals) -> list[str]:
@@ -39,7 +35,7 @@ def bits(log_prob: float) -> float:
 
 
 def segments(score: Score) -> Iterator[tuple[str, list[int]]]:
-    """Yield the text in the smallest parts that are whole characters, with the tokens of each."""
+    """Yield the text in the smallest parts that are whole characters, each with its tokens' numbers."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     held: list[int] = []
     for number, piece in enumerate(score.pieces):
@@ -50,19 +46,19 @@ def segments(score: Score) -> Iterator[tuple[str, list[int]]]:
 
 
 def level(score: Score, tokens: list[int]) -> int | None:
-    """Return the tint of the most surprising of some tokens, 0 (none) to len(TINTS); None where none is scored."""
+    """Return the tint of the most surprising of these tokens, from 0 (no tint) on; None where none is scored."""
     known = [bits(value) for value in score.log_probs[tokens].tolist() if not math.isnan(value)]
     return min(int(max(known) / STEP), len(TINTS)) if known else None
 
 
 def tinted(score: Score) -> Iterator[str]:
-    """Yield the text for a terminal, part by part, without control characters but tabs and line breaks."""
+    """Yield the text for a terminal, part by part, without control characters other than tabs and line breaks."""
     for text, tokens in segments(score):
         yield _painted(re.sub(r"[^\n\t]+", lambda part: printable(part[0]), text), level(score, tokens))
 
 
 def _painted(text: str, tint: int | None) -> str:
-    """Return the text in a tint, all but line breaks: a terminal would colour the rest of the line."""
+    """Return the text in a tint, line breaks excepted: a terminal would colour the rest of the line."""
     begin = DIM if tint is None else BLACK.format(TINTS[tint - 1]) if tint else ""
     return re.sub(r"[^\n]+", rf"{begin}\g<0>{PLAIN}", text) if begin else text
 

@@ -1,4 +1,4 @@
-"""How a text longer than the context is cut into windows, and which tokens count: published numbers differ by it."""
+"""How a text longer than the context is cut into windows, and which tokens count; published numbers differ by it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ NAMES = ("rolling", "huggingface", "llama.cpp")
 
 
 class Window(NamedTuple):
-    """Of a sequence of ids: those from `begin` up to `last` − 1, which is left out, are read; `first` to `last` − 1
-    are scored, each by what was read before it.
-    """
+    """The ids begin to last − 1 of a text: those from `first` on are scored, and all but the last one are read."""
 
     begin: int
     first: int
@@ -23,13 +21,14 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Convention:
-    """A window reads `context` ids at most, the next one begins `stride` later and scores what is new in it.
+    """A window reads up to `context` ids; the next one begins `stride` ids later and scores what is new in it.
 
-    rolling: lm-evaluation-harness's rolling log-likelihood. A window's last id predicts the one behind the window, and
-    the last window begins early enough to be full: every token is scored once. huggingface: the perplexity guide of
-    transformers. A window predicts its own ids alone, so that its first one, where no earlier window had it, is not
-    scored. llama.cpp: its program perplexity. The same side by side, full windows alone, and of each the second half.
-    end_of_text: <|endoftext|> stands before the text, so that its first token is scored too.
+    rolling: lm-evaluation-harness's rolling log-likelihood. A window also predicts the id after it, and the last window
+    begins early enough to be full, so that every token is scored once.
+    huggingface: the perplexity guide of transformers. A window predicts only its own ids, so that its first id is not
+    scored unless an earlier window had it.
+    llama.cpp: its program perplexity. Windows stand side by side, only full ones count, and of each the second half.
+    end_of_text: <|endoftext|> stands before the text, so that the text's first token is scored too.
     """
 
     name: str
@@ -54,9 +53,9 @@ def convention(
     stride: int | None = None,
     end_of_text: bool | None = None,
 ) -> Convention:
-    """A convention by name, with what is its own custom for all that is None.
+    """Return a convention by name; None stands for its own default.
 
-    Raises NpgptError for an unknown name, a context that is not the model's or below 2, a stride above the context.
+    Raises NpgptError for an unknown name, a context below 2 or beyond the model's, and a stride above the context.
     """
     if name not in NAMES:
         raise NpgptError(f"no convention is called {name!r:.80}; there are {', '.join(NAMES)}")
@@ -81,7 +80,7 @@ def convention(
 
 
 def windows(length: int, c: Convention) -> list[Window]:
-    """The windows of `length` ids, <|endoftext|> counted in; none where no token can be scored."""
+    """Return the windows of `length` ids, <|endoftext|> included; none where no token can be scored."""
     span = c.context + 1 if c.name == "rolling" else c.context  # ids read, and the last one predicted
     found: list[Window] = []
     begin, scored = 0, 1  # the first id is never scored

@@ -1,4 +1,4 @@
-"""Text to token ids and back: tiktoken over a vocabulary that lies in local files, never a network call."""
+"""Text to token ids and back: tiktoken over a vocabulary in local files, never a network call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class File(Protocol):
-    """A file as far as a vocabulary needs one; str() names it in messages. A Path is one."""
+    """What a vocabulary needs of a file, as a Path has it; str() names it in messages."""
 
     @property
     def name(self) -> str:
@@ -29,7 +29,7 @@ class File(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A byte-pair vocabulary: the merging is tiktoken's, files are those that the ranks came from."""
+    """A byte-pair vocabulary: tiktoken does the merging; files are those that the ranks came from."""
 
     encoding: tiktoken.Encoding
     ranks: Mapping[bytes, int] = field(repr=False)
@@ -86,6 +86,11 @@ class Tokenizer:
         logits[..., self.n_vocab :] = -np.inf
 
 
+def shown(piece: bytes) -> str:
+    """Return a token's bytes as text, in which bytes that are not whole UTF-8 are written as \\xe2."""
+    return piece.decode("utf-8", errors="backslashreplace")
+
+
 class TextDecoder:
     """Decode tokens to text one at a time, holding back a UTF-8 sequence until it is whole.
 
@@ -95,7 +100,7 @@ class TextDecoder:
     def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        # a prompt may hold padding ids; its text as far as it is certain
+        # the text of these ids as far as it is certain; a prompt may hold padding ids
         self.before = "".join(self.feed(token_id) for token_id in after if tokenizer.has_text(token_id))
 
     def feed(self, token_id: int) -> str:
@@ -103,7 +108,7 @@ class TextDecoder:
         return self._utf8.decode(self._tokenizer.piece(token_id))
 
     def flush(self) -> str:
-        """Return what is left at the end; a broken sequence becomes U+FFFD."""
+        """Return the text that is left at the end; an incomplete sequence becomes U+FFFD."""
         return self._utf8.decode(b"", final=True)
 
 
