@@ -33,18 +33,15 @@ def run(options: argparse.Namespace) -> int:
     """Show attention; see the help."""
     tune()
     with importing():
-        from ..pictures.attention import attention_weights, selected
-        from ..pictures.attention_page import attention_page, check_size
+        from ..pictures.attention import attention_weights
+        from ..pictures.attention_page import page_of
         from ..pictures.terminal import palette_for, picture
 
     write_page = page_writer(options.html)
     model = open_model(options)
     _, token_ids = text_ids(options, model)
     if write_page is not None:
-        layers = selected("layer", options.layer, model.config.n_layer, model.name)
-        heads = selected("head", options.head, model.config.n_head, model.name)
-        check_size(len(layers), len(heads), len(token_ids))
-        write_page([attention_page(attention_weights(model, token_ids, layer=options.layer, head=options.head))])
+        write_page([page_of(model, token_ids, layer=options.layer, head=options.head)])
         return 0
     attention = attention_weights(model, token_ids, layer=options.layer or 0, head=options.head)
     columns = max(NARROWEST, shutil.get_terminal_size().columns)

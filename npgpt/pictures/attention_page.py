@@ -1,27 +1,38 @@
-"""Attention weights as one page of HTML, to look through by mouse or keyboard: a template and its data."""
+"""Attention weights as one page of HTML, explored by mouse or keyboard: a template and its data."""
 
 from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import NpgptError
+from ..language_model import LanguageModel
 from ..parameters import Array
-from .attention import AttentionWeights
+from .attention import AttentionWeights, attention_weights, selected
 from .page import STYLE
 
 TEMPLATE = Path(__file__).with_name("attention_page.html")
-LARGEST = 64 * 2**20  # bytes of a page that a browser still opens at once
+LARGEST = 64 * 2**20  # bytes; a browser opens a page of this size without delay
 # a weight is stored as a whole number of 1 / 65535 ≈ 1.5e-5, so to within 7.6e-6; 4 decimals are shown
 STEPS = 2**16 - 1
 
 
+def page_of(
+    model: LanguageModel, token_ids: Sequence[int], *, layer: int | None = None, head: int | None = None
+) -> str:
+    """Return a text's page. Raises NpgptError, before the forward pass, where the page would be too large."""
+    layers = selected("layer", layer, model.config.n_layer, model.name)
+    heads = selected("head", head, model.config.n_head, model.name)
+    check_size(len(layers), len(heads), len(token_ids))
+    return attention_page(attention_weights(model, token_ids, layer=layer, head=head))
+
+
 def attention_page(attention: AttentionWeights) -> str:
-    """Return the whole page. Raises NpgptError where it would be too large."""
-    check_size(len(attention.layers), len(attention.heads), len(attention.token_ids))
+    """Return the page that shows attention weights."""
     data = {
         "model": attention.model,
         "n_layer": attention.n_layer,
@@ -44,7 +55,7 @@ def packed(weights: Array) -> bytes:
 
 
 def check_size(layers: int, heads: int, tokens: int) -> None:
-    """Raise NpgptError where the weights of so many layers and heads make a page too large."""
+    """Raise NpgptError where the weights of so many layers, heads and tokens make a page too large."""
     size = layers * heads * tokens * (tokens + 1) // 2 * 2 * 4 // 3
     if size > LARGEST:
         raise NpgptError(

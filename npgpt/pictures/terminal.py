@@ -1,7 +1,7 @@
 """Attention weights as lines of text: a heat map for each head.
 
-A weight's shade goes by its square root, so that 0.05 can be told from 0. A masked cell has no shade: it shows a dot
-or, among colours, the terminal's own background.
+A weight is shaded by its square root, so that 0.05 can be told from 0. A masked cell has no shade: it shows a dot or,
+in colours, the terminal's own background.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LONGEST_KEY = 8  # characters of a token written downwards above its column
 
 @dataclass(frozen=True)
 class Palette:
-    """What a map is drawn with. shades: from weight 0 to 1, characters or numbers of a terminal's 256 colours."""
+    """What a map is drawn with; shades from weight 0 to 1 are characters, or numbers of a terminal's 256 colours."""
 
     shades: str | tuple[int, ...]
     masked: str
@@ -32,7 +32,7 @@ class Palette:
     cut: str = "…"
 
     def cell(self, level: int, columns: int) -> str:
-        """Return so many columns in the shade of a level, masked for level -1."""
+        """Return so many columns in the shade of a level; level -1 is masked."""
         if level < 0:
             return self.masked.ljust(columns)
         shade = self.shades[level]
@@ -40,12 +40,12 @@ class Palette:
 
 
 SHADED = Palette(" ░▒▓█", masked="·")
-COLOURED = Palette((53, 54, 24, 30, 36, 77, 149, 220, 226), masked=" ")  # from violet to yellow, ever lighter
+COLOURED = Palette((53, 54, 24, 30, 36, 77, 149, 220, 226), masked=" ")  # from violet to yellow, getting lighter
 ASCII = Palette(" .:*#", masked="-", space="_", cut="~")
 
 
 def palette_for(encoding: str | None, coloured: bool) -> Palette:
-    """Return the palette of a terminal or file with this encoding: ASCII where it lacks the other characters."""
+    """Return the palette for a terminal or file with this encoding: ASCII where it lacks the other characters."""
     try:
         "·░▒▓█␣…".encode(encoding or "ascii")
     except UnicodeEncodeError:
@@ -54,7 +54,7 @@ def palette_for(encoding: str | None, coloured: bool) -> Palette:
 
 
 def picture(attention: AttentionWeights, columns: int, palette: Palette) -> list[str]:
-    """Return the lines that show a layer: the map of one head, or of one head after another, and what they mean."""
+    """Return the lines that show a layer: the maps of its heads one after another, and what they mean."""
     T, heads, weights = len(attention.token_ids), attention.heads, attention.weights[0]  # [H, T, T]
     name, whole = f"{printable(attention.model)}, layer {attention.layers[0]}", f"[1, {attention.n_head}, {T}, {T}]"
     title = f"{name}: weights {whole}, a map for each head (--head H for one alone, --html FILE for a page)"
@@ -70,23 +70,23 @@ def picture(attention: AttentionWeights, columns: int, palette: Palette) -> list
 
 
 def head_map(weights: Array, texts: Sequence[str], columns: int, palette: Palette) -> list[str]:
-    """Return one head's weights [T, T], queries down the side, keys along the top, no line wider than `columns`.
+    """Return one head's weights [T, T] as lines of up to `columns`: queries down the side, keys along the top.
 
-    A cell is 2 columns wide, or 1 where that has no room; then the keys are numbered, not written. Where even that has
-    no room, neighbouring tokens share a cell.
+    A cell is 2 columns wide. Where there is no room for that it is 1 wide and the keys are numbered, not written. Where
+    there is still no room, neighbouring tokens share a cell.
     """
     T = len(texts)
     texts = [label(text, palette) for text in texts]
     digits, longest = len(str(T - 1)), min(LONGEST_QUERY, columns // 3)
     side = min(longest, digits + 1 + max(map(width, texts)))
     if columns - side - 1 < T:
-        side = longest  # for the numbers of those that share a row
+        side = longest  # the tokens that share a row are numbered, too
     room = columns - side - 1
     cell = 2 if room >= 2 * T else 1
-    group = -(-T // (room // cell))
+    group = -(-T // room)
     starts = range(0, T, group)
-    shared = f"(no room for every token: a cell is {group} by {group}, of which it shows the largest)"
     keys = downwards(texts, palette) if cell == 2 else [ruler(len(starts), group)]
+    shared = f"(no room for every token: a cell is {group} by {group}, of which it shows the largest)"
     lines = textwrap.wrap(shared, columns) if group > 1 else []
     lines += [f"{'':{side}} {key}".rstrip() for key in keys]
     for start, row in zip(starts, levels(pooled(weights, group), len(palette.shades)), strict=True):
@@ -97,7 +97,7 @@ def head_map(weights: Array, texts: Sequence[str], columns: int, palette: Palett
 
 
 def scale(palette: Palette) -> str:
-    """Return what the shades mean: the weight from which on each is used."""
+    """Return what the shades mean: the smallest weight that each stands for."""
     steps = len(palette.shades)
     bounds = (max(0.0, (step - 0.5) / (steps - 1)) ** 2 for step in range(steps))
     shown = (f"{palette.cell(step, 1).strip() or 'blank'} {bound:.2g}" for step, bound in enumerate(bounds))
@@ -105,53 +105,53 @@ def scale(palette: Palette) -> str:
 
 
 def pooled(weights: Array, group: int) -> Array:
-    """Return [n, n] of weights [T, T], n = ⌈T / group⌉: the largest of group × group, -1 where all are masked."""
+    """Return the largest of each group × group weights, [n, n] of [T, T], n = ⌈T / group⌉; -1 where all are masked."""
     T = len(weights)
     n = -(-T // group)
-    padded = np.full((n * group, n * group), -1, weights.dtype)
-    padded[:T, :T] = np.where(np.tri(T, dtype=bool), weights, -1)
+    masked = np.where(np.tri(T, dtype=bool), weights, -1)
+    padded = np.pad(masked, (0, n * group - T), constant_values=-1)
     largest: Array = padded.reshape(n, group, n, group).max(axis=(1, 3))
     return largest
 
 
 def levels(weights: Array, steps: int) -> NDArray[np.intp]:
-    """Return which of the shades 0 to steps - 1 each weight has, any shape; -1 stays."""
+    """Return each weight's shade, from 0 to steps - 1; a weight of -1 stays -1. Any shape."""
     return np.where(weights < 0, -1, np.rint(np.sqrt(np.maximum(weights, 0)) * (steps - 1))).astype(np.intp)
 
 
 def ruler(cells: int, group: int) -> str:
-    """Return the number of every tenth cell's first token, above it, where that has room for all its digits."""
+    """Return the number of every tenth cell's first token, above that cell; a number that has no room is left out."""
     numbers = [f"{cell * group:<10}" for cell in range(0, cells, 10) if cell + len(str(cell * group)) <= cells]
     return "".join(numbers).rstrip()
 
 
 def downwards(texts: Sequence[str], palette: Palette) -> list[str]:
-    """Return each text from top to bottom over 2 columns, ending in the last line."""
+    """Return the lines of texts that run from top to bottom, 2 columns each, and end in the last line."""
     keys = [characters(text) for text in texts]
     keys = [key if len(key) <= LONGEST_KEY else [*key[: LONGEST_KEY - 1], palette.cut] for key in keys]
     height = max(map(len, keys))
-    padded = [[""] * (height - len(key)) + key for key in keys]
-    return ["".join(fitted(key[line], 2, palette) for key in padded) for line in range(height)]
+    padded = ([""] * (height - len(key)) + key for key in keys)
+    return ["".join(fitted(character, 2, palette) for character in line) for line in zip(*padded, strict=True)]
 
 
 def label(text: str, palette: Palette) -> str:
-    """Return a piece's text with its spaces made visible, in ASCII where the terminal has no more."""
+    """Return a piece's text with its spaces made visible, in ASCII where the palette is."""
     if palette is ASCII:
         text = text.encode("ascii", errors="backslashreplace").decode()
     return text.replace(" ", palette.space)
 
 
 def fitted(text: str, columns: int, palette: Palette) -> str:
-    """Return the text cut or filled to so many columns."""
+    """Return the text cut or padded to so many columns."""
     if width(text) > columns:
-        while width(text) > columns - 1:
+        while width(text) >= columns:
             text = text[:-1]
         text += palette.cut
     return text + " " * (columns - width(text))
 
 
 def characters(text: str) -> list[str]:
-    """Return the text's characters, each with the marks that follow it and take no column of their own."""
+    """Return the text's characters, each with the combining marks that follow it."""
     found: list[str] = []
     for character in text:
         if found and width(character) == 0:
@@ -163,7 +163,5 @@ def characters(text: str) -> list[str]:
 
 def width(text: str) -> int:
     """Return the columns that a terminal needs for printable text: 2 for wide characters, 0 for combining marks."""
-    return sum(
-        0 if unicodedata.category(c) in ("Mn", "Me") else 2 if unicodedata.east_asian_width(c) in "WF" else 1
-        for c in text
-    )
+    spacing = [c for c in text if unicodedata.category(c) not in ("Mn", "Me")]
+    return len(spacing) + sum(unicodedata.east_asian_width(c) in "WF" for c in spacing)
