@@ -1,4 +1,4 @@
-"""The command line: what every verb shares. Nothing here computes, and NumPy is imported by the verbs alone."""
+"""The command line. Nothing here computes, and NumPy is imported only by a verb that runs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PIPE_CLOSED = 128 + 13  # as a shell reports a process that SIGPIPE ended
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with a wrong argument told in one line, and options that are not abbreviated."""
+    """An argparse parser that reports a wrong argument in one line and accepts no abbreviated options."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where the help is; exit code 2."""
+        """Raise NpgptError with what is wrong and where the help is."""
         raise NpgptError(f"{message} (see {self.prog} --help)")
 
 
@@ -36,18 +36,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if sys.stdout is None:
             raise NpgptError("standard output is closed")
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(
-                errors="backslashreplace"
-            )  # where a terminal lacks a character, \\u20ac and no error
+        if isinstance(sys.stdout, io.TextIOWrapper):  # \\u20ac, not an error, where a terminal lacks the character
+            sys.stdout.reconfigure(errors="backslashreplace")
         options = parse(arguments)
         code: int = options.run(options)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or Python complains as it flushes on its way out
+        # so that Python's last flush does not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
     except (NpgptError, OSError) as error:
         note(f"error: {error}")
@@ -58,7 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options of a command line, `run` among them. Raises NpgptError for wrong ones, SystemExit after --help."""
+    """Return the options of a command line, with the verb's `run` among them.
+
+    Raises NpgptError for a wrong one, SystemExit after --help.
+    """
     parser = Parser(
         prog="npgpt",
         description="GPT-2 in pure NumPy, on a CPU.",

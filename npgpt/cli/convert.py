@@ -1,4 +1,4 @@
-"""npgpt convert: any checkpoint to the one form that npgpt and transformers load."""
+"""npgpt convert: any checkpoint to a folder that npgpt and transformers load."""
 
 from __future__ import annotations
 
@@ -61,20 +61,18 @@ def run(options: argparse.Namespace) -> int:
 
 
 def report(checkpoint: Checkpoint, folder: str, dtype: str) -> list[str]:
-    """The lines that are printed: what was detected, what was written, what to run next."""
-    config = checkpoint.config
-    stored = checkpoint.dtypes()
-    names = ", ".join(sorted(stored))
-    narrowed = "" if stored <= {dtype} or (dtype == "float32" and "float64" not in stored) else ", rounded"
-    files = sorted(os.listdir(os.path.expanduser(folder)))
-    activation = {"gelu": "erf GELU"}.get(config.activation_function, "tanh GELU")
+    """Return the lines that are printed: what was read, what was written, what to run next."""
+    config, stored = checkpoint.config, checkpoint.dtypes()
+    rounded = "" if stored <= {dtype} or (dtype == "float32" and "float64" not in stored) else ", rounded"
+    files = ", ".join(sorted(os.listdir(os.path.expanduser(folder))))
+    activation = "erf GELU" if config.activation_function == "gelu" else "tanh GELU"
     head = "tied head" if config.tie_word_embeddings else "a head of its own"
     zeros = sum(not source.parts for source in checkpoint.sources.values())
     absent = f", {zeros} absent biases are zeros" if zeros else ""
     return [
-        f"read     {checkpoint.path}: {checkpoint.description}, {names}",
+        f"read     {checkpoint.path}: {checkpoint.description}, {', '.join(sorted(stored))}",
         f"model    {config.n_layer} blocks, {config.n_embd} = {config.n_head} heads × {config.head_width}, "
         f"{config.n_positions} positions, {config.vocab_size} ids, {activation}, {head}{absent}",
-        f"written  {folder}: {', '.join(files)}; {len(checkpoint.sources)} tensors {dtype}{narrowed}",
+        f"written  {folder}: {files}; {len(checkpoint.sources)} tensors {dtype}{rounded}",
         f"next     npgpt inspect {shlex.quote(folder)}",
     ]

@@ -1,4 +1,4 @@
-"""--html FILE: where a verb's page is written."""
+"""--html FILE: a page that a verb writes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from .options import note, output_path
 
 
 def page_writer(argument: str | None) -> Callable[[Iterable[str]], None] | None:
-    """Return the function that writes a page, part by part, to --html's file, or None where no page is wanted.
+    """Return a function that writes a page's parts to the file of --html, or None where no page is wanted.
 
     The file appears whole or not at all. Raises NpgptError at once, before the work, where it cannot be written.
     """
-    path = output_path("--html", argument)
-    if path is None:
+    if argument is None:
         return None
+    path = output_path("--html", argument)
 
     def write_page(page: Iterable[str]) -> None:
         from ..checkpoints.atomic import writing

@@ -37,58 +37,51 @@ def run(options: argparse.Namespace) -> int:
 
 
 def report(found: Inspection) -> list[str]:
-    """The lines that are printed."""
+    """Return the lines that are printed."""
     config, total = found.config, sum(found.counts.values())
-    title = f"{found.name}: GPT-2 of {total:,} parameters, " + (
-        f"the shapes of the published {found.published_name}" if found.published_name else "no published size"
-    )
-    heads = f"{config.n_embd} = {config.n_head} heads × {config.head_width}"
+    published = f"the shapes of the published {found.published_name}" if found.published_name else "no published size"
     inner = "" if config.n_inner is None else f" (n_inner; {config.inner_width / config.n_embd:g} × n_embd)"
-    head = "wte itself (tied)" if config.tie_word_embeddings else "lm_head, its own (untied)"
-    configuration = {
-        "n_layer": f"{config.n_layer} blocks",
-        "n_head": heads,
-        "n_positions": f"{config.n_positions} tokens of context",
-        "vocab_size": f"{config.vocab_size} ids; text: {found.vocabulary}",
-        "mlp": f"{config.n_embd} → {config.inner_width} → {config.n_embd}{inner}, {config.activation_function}",
-        "layer norm": f"epsilon {config.layer_norm_epsilon:g}",
-        "output head": head,
-    }
-    if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
-        configuration["attention"] = (
-            f"scale_attn_weights {config.scale_attn_weights}, "
-            f"scale_attn_by_inverse_layer_idx {config.scale_attn_by_inverse_layer_idx}"
-        )
-    if found.unknown_keys:
-        configuration["unknown keys"] = ", ".join(found.unknown_keys) + " (in config.json; not used)"
-    parts = {part: f"{count:>13,}  {count / total:6.1%}" for part, count in found.counts.items()}
-    file = {
-        "path": str(found.path),
-        "format": found.description,
-        "tensors": ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items()) + _at_load(found),
-        "values": _values(found),
-    }
-    if found.unchecked:
-        file["checksums"] = found.unchecked
-    rows = [*file.items()]
+    scaling = (
+        f"scale_attn_weights {config.scale_attn_weights}, "
+        f"scale_attn_by_inverse_layer_idx {config.scale_attn_by_inverse_layer_idx}"
+    )
+    usual = config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx
+    configuration = [
+        ("n_layer", f"{config.n_layer} blocks"),
+        ("n_head", f"{config.n_embd} = {config.n_head} heads × {config.head_width}"),
+        ("n_positions", f"{config.n_positions} tokens of context"),
+        ("vocab_size", f"{config.vocab_size} ids; text: {found.vocabulary}"),
+        ("mlp", f"{config.n_embd} → {config.inner_width} → {config.n_embd}{inner}, {config.activation_function}"),
+        ("layer norm", f"epsilon {config.layer_norm_epsilon:g}"),
+        ("output head", "wte itself (tied)" if config.tie_word_embeddings else "lm_head, its own (untied)"),
+        ("attention", None if usual else scaling),
+        ("unknown keys", f"{', '.join(found.unknown_keys)} (in config.json; not used)" if found.unknown_keys else None),
+    ]
+    file = [
+        ("path", str(found.path)),
+        ("format", found.description),
+        ("tensors", ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items()) + _at_load(found)),
+        ("values", _values(found)),
+        ("checksums", found.unchecked),
+    ]
     for path, (size, sha256) in found.files.items():
-        if len(found.files) > 1:
-            rows.append(("file", path.name))
-        rows += [("size", f"{size:,} bytes"), ("sha256", sha256)]
+        name = path.name if len(found.files) > 1 else None
+        file += [("file", name), ("size", f"{size:,} bytes"), ("sha256", sha256)]
     return [
-        title,
-        *_table("configuration", configuration.items()),
-        *_table("parameters", parts.items()),
-        *_table("file", rows),
+        f"{found.name}: GPT-2 of {total:,} parameters, {published}",
+        *_table("configuration", configuration),
+        *_table("parameters", [(part, f"{count:>13,}  {count / total:6.1%}") for part, count in found.counts.items()]),
+        *_table("file", file),
     ]
 
 
-def _table(heading: str, rows: Iterable[tuple[str, str]]) -> list[str]:
-    return ["", heading, *(f"  {key:<15} {value}" for key, value in rows)]
+def _table(heading: str, rows: Iterable[tuple[str, str | None]]) -> list[str]:
+    """Return the lines of a table, without the rows that have no value."""
+    return ["", heading, *(f"  {key:<15} {value}" for key, value in rows if value is not None)]
 
 
 def _at_load(found: Inspection) -> str:
-    """What loading in float32 does to the tensors."""
+    """Return what loading in float32 does to the tensors."""
     if found.misaligned:
         return f"; {len(found.misaligned)} lie on no multiple of their size and are copied at load"
     if set(found.dtypes) != {"float32"}:

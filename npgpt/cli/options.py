@@ -1,4 +1,4 @@
-"""Options and input that several verbs share."""
+"""The options and the input that several verbs share."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def add_common(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def open_model(options: argparse.Namespace) -> LanguageModel:
-    """Load the model that --model, --n-head and --dtype name; say on stderr what form it has where it is not ours."""
+    """Load the model of --model, --n-head and --dtype; say on stderr which form it has, unless that is npgpt's own."""
     with importing():
         from ..language_model import load
 
@@ -108,12 +108,12 @@ def unwinding() -> AbstractContextManager[None]:
 
 
 def read_text(argument: str) -> str:
-    """The argument itself, or all of standard input for '-'. Raises NpgptError where that is not UTF-8."""
+    """Return the argument itself, or all of standard input for '-'. Raises NpgptError where that is not UTF-8."""
     return read_file("-") if argument == "-" else argument
 
 
 def read_file(name: str) -> str:
-    """All of a file, or of standard input for '-'. Raises NpgptError where that is not UTF-8, OSError as open does."""
+    """Return all of a file, or of standard input for '-'. Raises NpgptError where it is not UTF-8, OSError as open."""
     if name == "-":
         if sys.stdin is None:
             raise NpgptError("standard input is closed")
@@ -128,10 +128,8 @@ def read_file(name: str) -> str:
         raise NpgptError(f"{name} is not UTF-8: byte 0x{error.object[error.start]:02X} at {error.start}") from None
 
 
-def output_path(option: str, argument: str | None) -> Path | None:
-    """Where an option's file will be, beyond links. Raises NpgptError where it cannot be, before the work."""
-    if argument is None:
-        return None
+def output_path(option: str, argument: str) -> Path:
+    """Return where an option's file will be, links resolved. Raises NpgptError, before the work, where it cannot be."""
     named = Path(os.path.expanduser(argument))
     if not named.parent.is_dir():
         raise NpgptError(f"{option} {argument}: there is no folder {named.parent}")
@@ -146,12 +144,12 @@ def output_path(option: str, argument: str | None) -> Path | None:
 
 
 def coloured(stream: TextIO) -> bool:
-    """Whether it shows colours and may (https://no-color.org)."""
+    """Return whether a stream is a terminal with colours and the user has not declined them (https://no-color.org)."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
 
 
 def into_file(stream: TextIO) -> bool:
-    """Whether it goes into a regular file, and so to no terminal, not even behind a pipe."""
+    """Return whether a stream is written to a regular file, and so reaches no terminal, not even through a pipe."""
     try:
         return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
     except OSError:
@@ -159,6 +157,6 @@ def into_file(stream: TextIO) -> bool:
 
 
 def note(message: str) -> None:
-    """One line on stderr beside the output proper; where stderr cannot be written, nothing."""
+    """Print a line on stderr; do nothing where stderr cannot be written."""
     with contextlib.suppress(OSError):
         print(f"npgpt: {printable(message)}", file=sys.stderr, flush=True)

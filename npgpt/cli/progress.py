@@ -1,4 +1,4 @@
-"""A bar on stderr, while something long is under way and somebody is looking."""
+"""A progress bar on stderr, where that is a terminal."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ INTERVAL = 0.1  # seconds between two drawings
 
 @contextmanager
 def bar(unit: str, scale: float = 1) -> Iterator[Callable[[int, int], None] | None]:
-    """Gives progress(done, total), which draws done / scale of a unit, its rate and the time left; None where stderr is
-    no terminal. The line is wiped at the end.
+    """Yield progress(done, total), which draws the amounts in `scale` units, the rate and the time left.
+
+    Yields None where stderr is not a terminal. The line is cleared at the end.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         yield None
@@ -29,10 +30,9 @@ def bar(unit: str, scale: float = 1) -> Iterator[Callable[[int, int], None] | No
         drawn = now
         rate = done / max(now - started, 1e-9)
         left = (total - done) / rate if done else 0
-        numbers = (
-            f" {done / scale:,.0f} of {total / scale:,.0f} {unit}, {rate / scale:,.0f} {unit}/s, {left:.0f} s left"
-        )
-        columns = shutil.get_terminal_size().columns - 1  # a line that is full would scroll
+        amounts = f" {done / scale:,.0f} of {total / scale:,.0f} {unit}"
+        numbers = f"{amounts}, {rate / scale:,.0f} {unit}/s, {left:.0f} s left"
+        columns = shutil.get_terminal_size().columns - 1  # a full line would scroll
         width = min(40, columns - len(numbers) - 2)
         filled = width * done // max(total, 1)
         drawing = f"[{'#' * filled}{' ' * (width - filled)}]{numbers}" if width > 4 else numbers[1:]

@@ -1,4 +1,4 @@
-"""npgpt score: how likely the model holds a text, token by token."""
+"""npgpt score: how likely a text is to the model, token by token."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def run(options: argparse.Namespace) -> int:
         from ..scoring.report import summary
         from ..scoring.windows import convention
 
-    write_page, resume = page_writer(options.html), output_path("--resume", options.resume)
+    write_page = page_writer(options.html)
+    resume = None if options.resume is None else output_path("--resume", options.resume)
     most = 4 * cores()
     if options.workers is not None and not 1 <= options.workers <= most:
         raise NpgptError(f"--workers must be from 1 to {most}, four for each core, not {options.workers}")

@@ -1,4 +1,4 @@
-"""npgpt trace: a run's intermediates in a file."""
+"""npgpt trace: the intermediates of a run, in a file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ def run(options: argparse.Namespace) -> int:
         from .. import tracing
 
     path = output_path("-o", options.output)
-    assert path is not None
     tracing.suffix(path)
     model = open_model(options)
     text, token_ids = text_ids(options, model)
