@@ -37,27 +37,27 @@ class KVCache:
 
     @property
     def capacity(self) -> int:
-        """How many tokens it holds at most."""
+        """The number of tokens it has room for."""
         return int(self.keys.shape[3])
 
     def __repr__(self) -> str:
         return f"KVCache({self.length} of {self.capacity} tokens, {self.keys.dtype} {list(self.keys.shape)})"
 
     def past(self, config: Config) -> int:
-        """How many tokens it holds. Raises NpgptError where it was made for another depth, or length is wrong."""
+        """Return how many tokens it holds. Raises NpgptError where its depth is another model's, or length is wrong."""
         if len(self.keys) != config.n_layer:
             raise NpgptError(f"the cache was made for {len(self.keys)} blocks, the model has {config.n_layer}")
         return whole_number("a cache's length", self.length, low=0, high=self.capacity)
 
     def advance(self, tokens: int) -> None:
-        """Count `tokens` more as filled, once every block has been extended: a pass broken off leaves no trace."""
+        """Count `tokens` more as filled, once every block has been extended; a pass that breaks off leaves no trace."""
         self.length += tokens
 
     def rows(self, rows: Sequence[int]) -> KVCache:
-        """A new cache of these rows in this order, each as often as it is given; what is filled is copied, no more.
+        """Return a new cache of these rows in this order, repeated where they are; only the filled part is copied.
 
-        rows([0] * n) takes one prompt on in n ways; rows([0, 2]) drops what is over. Raises NpgptError for no rows at
-        all, and for one that is not there.
+        rows([0] * n) continues one prompt in n ways; rows([0, 2]) drops samples that have ended. Raises NpgptError for
+        an empty list and for a row that does not exist.
         """
         whole_number("a new cache's number of rows", len(rows))
         n_layer, batch_size, *room = self.keys.shape
@@ -71,25 +71,24 @@ class KVCache:
         return new
 
     def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
-        """Put block `layer`'s new k and v [B, H, T, D] behind the old ones; give back all, views [B, H, S, D].
+        """Append k and v [B, H, T, D] to those of block `layer`; return views [B, H, S, D] of all of them.
 
-        `length` stays until advance().
-        Raises NpgptError where the new ones are of another model, batch or dtype, or do not fit.
+        `length` stays the same until advance(). Raises NpgptError where k is of another model, batch size or dtype, or
+        does not fit.
         """
-        seen = self.length + k.shape[2]
-        if seen > self.capacity:
-            raise NpgptError(
-                f"{k.shape[2]} tokens after {self.length} do not fit into the cache's capacity of {self.capacity}"
-            )
+        B, H, T, D = k.shape
+        _, batch_size, n_head, capacity, head_width = self.keys.shape
+        seen = self.length + T
+        if seen > capacity:
+            raise NpgptError(f"{T} tokens after {self.length} do not fit into the cache's capacity of {capacity}")
         if k.dtype != self.keys.dtype:
             raise NpgptError(
                 f"the cache is {self.keys.dtype} and the model {k.dtype}: make it KVCache(…, dtype='{k.dtype}')"
             )
-        _, *room = self.keys.shape
-        if [*k.shape[:2], k.shape[3]] != [*room[:2], room[3]]:
+        if (batch_size, n_head, head_width) != (B, H, D):
             raise NpgptError(
-                f"the cache was made for {room[0]} rows, {room[1]} heads of width {room[3]}; "
-                f"block {layer} brings {k.shape[0]} rows, {k.shape[1]} heads of width {k.shape[3]}"
+                f"the cache was made for {batch_size} rows, {n_head} heads of width {head_width}; "
+                f"block {layer} brings {B} rows, {H} heads of width {D}"
             )
         self.keys[layer, :, :, self.length : seen] = k
         self.values[layer, :, :, self.length : seen] = v

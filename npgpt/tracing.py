@@ -1,4 +1,4 @@
-"""The intermediates of one run, in a file: what somebody compares with who writes GPT-2 in another language."""
+"""The intermediates of one run, in a file, for comparing an implementation in another language."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ from .errors import NpgptError
 from .language_model import LanguageModel
 from .parameters import Array
 
-SUFFIXES = (".npz", ".safetensors")
-
 
 def trace(model: LanguageModel, token_ids: Sequence[int], only: Sequence[str] = ()) -> dict[str, Array]:
-    """The intermediates of token_ids [T] by their names, in the order in which they arise, each with B = 1 in front.
+    """Return the intermediates of token_ids [T] by name, in the order of computation, each with B = 1 in front.
 
-    only: patterns as a shell has them, logits or h.0.*; none: all. Raises NpgptError for a pattern that fits no name,
-    and for ids that do not fit the model.
+    only: shell patterns such as logits or h.0.*; without any, all are returned. Raises NpgptError for a pattern that
+    matches no name, and for ids that do not fit the model.
     """
     found: dict[str, Array] = {}
     names: list[str] = []
@@ -45,7 +43,7 @@ def trace(model: LanguageModel, token_ids: Sequence[int], only: Sequence[str] = 
 
 
 def metadata(model: LanguageModel, token_ids: Sequence[int], text: str | None) -> dict[str, Any]:
-    """What the numbers were computed from: npgpt's version, the model, its weights' sha256 as sha256sum prints it."""
+    """Return what the numbers were computed from: npgpt's version, the model, the sha256 of its weights' files."""
     return {
         "npgpt": __version__,
         "model": model.name,
@@ -58,34 +56,34 @@ def metadata(model: LanguageModel, token_ids: Sequence[int], text: str | None) -
 
 
 def write(path: Path, stages: Mapping[str, Array], about: Mapping[str, Any]) -> None:
-    """Write stages, ids and metadata as the path's suffix says, whole or not at all; see `writers`.
+    """Write stages, ids and metadata in the form of the path's suffix, whole or not at all; see WRITERS.
 
     Raises NpgptError for another suffix, OSError where it cannot be written.
     """
-    writers[suffix(path)](path, {"token_ids": np.array([about["token_ids"]], np.int64), **stages}, about)
+    WRITERS[suffix(path)](path, {"token_ids": np.array([about["token_ids"]], np.int64), **stages}, about)
 
 
 def suffix(path: Path) -> str:
-    """Raises NpgptError for one that is not written."""
-    if path.suffix not in SUFFIXES:
-        raise NpgptError(f"{path} must end in {' or '.join(SUFFIXES)}, which says in what form it is written")
+    """Return a path's suffix. Raises NpgptError for one that is not in WRITERS."""
+    if path.suffix not in WRITERS:
+        raise NpgptError(f"{path} must end in {' or '.join(WRITERS)}, which says in what form it is written")
     return path.suffix
 
 
 def _write_npz(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
-    """The metadata are JSON in UTF-8, as bytes, since not every reader of .npz has text."""
+    """Write .npz; the metadata are JSON in UTF-8, stored as bytes, since not every reader of .npz has text."""
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
     with writing(path) as file:
         np.savez(file, metadata=text, **arrays)  # type: ignore[arg-type]  # to NumPy 2.0 allow_pickle is an array
 
 
 def _write_safetensors(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
-    """The metadata, text by text: what is no text is JSON."""
+    """Write safetensors; each value of the metadata is a text, or JSON where it is anything else."""
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     safetensors.write(path, arrays, texts)
 
 
-writers: dict[str, Callable[[Path, Mapping[str, NDArray[Any]], Mapping[str, Any]], None]] = {
+WRITERS: dict[str, Callable[[Path, Mapping[str, NDArray[Any]], Mapping[str, Any]], None]] = {
     ".npz": _write_npz,
     ".safetensors": _write_safetensors,
 }

@@ -24,7 +24,7 @@ Finish: TypeAlias = Literal["end_of_text", "stop", "length", "context"]
 
 
 class Step(NamedTuple):
-    """One drawn token and the text that became certain with it; only a sample's last step has `finish`."""
+    """A drawn token and the text that became certain with it; only a sample's last step has `finish`."""
 
     token_id: int | None  # None in a last step that draws nothing more
     text: str
@@ -83,12 +83,11 @@ def generate(
     ]
 
     def draw(running: list[_Sample], ids: NDArray[np.integer[Any]], cache: KVCache) -> Iterator[Step]:
-        """Draw from ids, first the prompt [1, T], then one token [R, 1] of each running sample.
+        """Draw after ids: first the prompt [1, T], then the last token [R, 1] of each running sample.
 
-        The context holds n_positions tokens; one more can be drawn, but not fed.
+        The context holds n_positions tokens; one more can be drawn, but not fed back.
         """
         finish: Finish = "length"
-        rows = [0] * samples  # which row of logits is whose: the prompt's one is everybody's
         for _ in range(max_tokens):
             if cache.length + ids.shape[1] > config.n_positions:
                 finish = "context"
@@ -97,18 +96,16 @@ def generate(
                 logits = forward(parameters, config, ids, cache, logits_from=-1)[:, -1]
             if tokenizer:
                 tokenizer.hide_unused(logits)
-            going = []
-            for row, sample in zip(rows, running, strict=True):
-                token_id = next_token(logits[row], sampling, sample.generator, sample.seen)
-                step = sample.end("end_of_text") if token_id == end_of_text else sample.take(token_id)
-                yield step
-                if step.finish is None:
-                    going.append((row, sample))
-            if not going:
+            for sample in running:
+                token_id = next_token(logits[sample.row], sampling, sample.generator, sample.seen)
+                yield sample.end("end_of_text") if token_id == end_of_text else sample.take(token_id)
+            running = [sample for sample in running if sample.finish is None]
+            if not running:
                 return
-            rows, running = [row for row, _ in going], [sample for _, sample in going]
-            if len(rows) != len(logits):
-                cache, rows = cache.rows(rows), list(range(len(rows)))
+            if len(running) != len(logits):
+                cache = cache.rows([sample.row for sample in running])
+                for row, sample in enumerate(running):
+                    sample.row = row
             ids = np.array([[sample.seen[-1]] for sample in running])
         for sample in running:
             yield sample.end(finish)
@@ -118,20 +115,20 @@ def generate(
 
 
 def kept_prompt(prompt: ArrayLike, config: Config, max_tokens: int) -> NDArray[np.integer[Any]]:
-    """Return the last ids [T] of a prompt that leave room in the context for max_tokens, and at least half of it.
+    """Return the last ids [T] of a prompt that leave room for max_tokens, but fill at least half of the context.
 
     A prompt that fits stays whole. Raises NpgptError for a negative max_tokens.
     """
     ids = np.asarray(prompt)
     if ids.ndim != 1 or len(ids) <= config.n_positions:
-        return ids  # what is wrong with it, generate() says
+        return ids  # generate() reports what is wrong with other shapes
     room = min(max(whole_number("max_tokens", max_tokens, low=0) - 1, 0), config.n_positions // 2)
-    return ids[room - config.n_positions :]  # the last token drawn takes no room
+    return ids[room - config.n_positions :]  # the last token that is drawn needs no room
 
 
 @dataclass(eq=False)
 class _Sample:
-    """One continuation as it runs."""
+    """One continuation that is being drawn."""
 
     number: int
     seen: list[int]  # ids of the prompt and what was drawn
@@ -139,6 +136,8 @@ class _Sample:
     decoder: TextDecoder | None
     stop: Sequence[str]
     held: str = ""  # text that is not certain yet
+    row: int = 0  # of the batch; all samples begin with the prompt's one row
+    finish: Finish | None = None
 
     def take(self, token_id: int) -> Step:
         """Return the step of a drawn token; it is the last one where it completes a stop string."""
@@ -152,9 +151,10 @@ class _Sample:
     def _step(self, token_id: int | None, text: str, finish: Finish | None = None) -> Step:
         self.held += text
         if found := [at for s in self.stop if (at := self.held.find(s)) >= 0]:
-            return Step(token_id, self.held[: min(found)], "stop", self.number)
-        certain = len(self.held) if finish else len(self.held) - _beginning(self.held, self.stop)
-        shown, self.held = self.held[:certain], self.held[certain:]
+            finish, certain = "stop", min(found)
+        else:
+            certain = len(self.held) - (0 if finish else _beginning(self.held, self.stop))
+        shown, self.held, self.finish = self.held[:certain], self.held[certain:], finish
         return Step(token_id, shown, finish, self.number)
 
 
