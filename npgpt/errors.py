@@ -19,13 +19,13 @@ class NpgptError(ValueError):
 
 
 def printable(text: str) -> str:
-    """The text on one line, without the control characters that a name in a file could send to a terminal."""
+    """Return the text on one line, without control characters, which a name in a file could send to a terminal."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST])
     return shown + (" …" if len(text) > LONGEST else "")
 
 
 def whole_number(name: str, value: object, low: int = 1, high: int = 2**31 - 1) -> int:
-    """Return the value as an int; NumPy's integers are taken. Raises NpgptError for another type and out of range."""
+    """Return the value, which may be NumPy's, as an int. Raises NpgptError for another type and outside low to high."""
     try:
         number = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -40,7 +40,7 @@ def whole_number(name: str, value: object, low: int = 1, high: int = 2**31 - 1) 
 
 def float_dtype(name: str, dtype: object) -> str:
     """Return the dtype's name, float32 or float64. Raises NpgptError for any other, and for None (NumPy's float64)."""
-    import numpy as np  # the command line shows its help without
+    import numpy as np  # here, since the command line shows its help without NumPy
 
     try:
         found = str(np.dtype(dtype)) if dtype is not None else "None"  # type: ignore[call-overload]

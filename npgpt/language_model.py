@@ -1,4 +1,4 @@
-"""The user's handle: a model found, opened and held together with its tokenizer, called and continued."""
+"""What npgpt.load returns: a model with its tokenizer, to call and to generate with."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def load(
     config: Config | None = None,
     name_scheme: str | None = None,
 ) -> LanguageModel:
-    """Load a model by name or path, in any form that npgpt reads; without one, the embedded model.
+    """Load a model by name or path, in any form that npgpt reads; without one, load the embedded model.
 
     dtype: float32, or float64 as the ground truth that others are measured against. n_head: states what a checkpoint
-    leaves open, or overrides it. config: takes the place of the checkpoint's whole configuration. name_scheme: whose
-    names the tensors have, where that is not to be told from them. float32 weights are used where they lie in the
-    mapped file, others are converted. Raises NpgptError for whatever does not fit.
+    leaves open, or overrides it. config: replaces the checkpoint's whole configuration. name_scheme: whose names the
+    tensors have, where the names do not tell. float32 weights are used in place in the mapped file, others are
+    converted. Raises NpgptError for whatever does not fit.
     """
     dtype = float_dtype("a model's dtype", dtype)
     location = find(model)
@@ -48,7 +48,7 @@ def load(
 
 @dataclass(frozen=True)
 class Source:
-    """What it takes to open a model, here or in another process: its weights' file and how load() was called."""
+    """What opens a model, here or in another process: the file of its weights, and how load() was called."""
 
     name: str
     weights: Path
@@ -83,9 +83,8 @@ def _no_vocabulary() -> Tokenizer:
 class LanguageModel:
     """A GPT-2 that is ready to run.
 
-    open_tokenizer returns its tokenizer, or raises NpgptError with the reason why it has none. origin says from which
-    file it was loaded, and as what, where that is another form than the converted one. files hold its weights, and
-    source is what it takes to open it again.
+    open_tokenizer returns its tokenizer, or raises NpgptError with the reason why it has none. origin names the file
+    it was loaded from and its form, unless that is the converted one. files hold its weights; source opens it again.
     """
 
     name: str
@@ -98,7 +97,7 @@ class LanguageModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the configuration and of every parameter's name, dtype and values, at 2 GB a second."""
+        """The sha256 of the configuration and of every parameter's name, dtype and values, at 2 GB a second."""
         import hashlib  # 5 ms that a prompt never needs
 
         digest = hashlib.sha256(repr(self.config).encode())
@@ -109,7 +108,7 @@ class LanguageModel:
 
     @cached_property
     def _vocabulary(self) -> tuple[Tokenizer | None, str]:
-        """The tokenizer, or the reason why there is none; read when text is first asked for, since ids run without."""
+        """The tokenizer, or the reason why there is none; read when it is first needed, since ids run without."""
         try:
             return self.open_tokenizer(), ""
         except NpgptError as error:
@@ -117,12 +116,12 @@ class LanguageModel:
 
     @property
     def why_no_text(self) -> str:
-        """Why the model has no text and runs on ids; empty where it has a vocabulary."""
+        """The reason why the model has no text and runs on ids only; empty where it has a vocabulary."""
         return self._vocabulary[1]
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Text to ids and back. Raises NpgptError, with the reason, where the model has no vocabulary."""
+        """The model's tokenizer. Raises NpgptError, with the reason, where it has no vocabulary."""
         found, reason = self._vocabulary
         if found is None:
             raise NpgptError(f"{self.name} has no text: {reason}")
@@ -136,11 +135,11 @@ class LanguageModel:
         *,
         logits_from: int = 0,
     ) -> Array:
-        """Logits [B, T, V] of token_ids [T] or [B, T], in the parameters' dtype; see npgpt.forward."""
+        """Return the logits [B, T, V] of token_ids [T] or [B, T], in the parameters' dtype; see npgpt.forward."""
         return forward(self.parameters, self.config, token_ids, cache, record, logits_from=logits_from)
 
     def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
-        """Return a prompt's ids; an empty one starts from <|endoftext|>, as after every text the model was trained on.
+        """Return a prompt's ids; an empty one is <|endoftext|>, which followed every text in training.
 
         Raises NpgptError where the model has no text, or no <|endoftext|> to start from.
         """
@@ -164,8 +163,8 @@ class LanguageModel:
     ) -> Iterator[str]:
         """Yield the text that follows a prompt (a text or ids [T]), piece by piece as it becomes certain.
 
-        The same seed gives the same text; a stop string ends it and is not yielded, nor is <|endoftext|>, which ends it
-        unless ignore_eos. keep_last cuts the head of a prompt longer than the context. The other keywords are those of
+        The same seed gives the same text. A stop string ends the text, and so does <|endoftext|> unless ignore_eos;
+        neither is yielded. keep_last cuts the head of a prompt longer than the context. The other keywords are those of
         Sampling: temperature (0 is greedy), top_k, top_p, min_p, repetition_penalty (above 1 makes ids of the prompt
         and the text less likely). Raises NpgptError at once for an argument out of range, a prompt longer than the
         context, and a model without text.
@@ -189,9 +188,9 @@ class LanguageModel:
         ignore_eos: bool = False,
         samples: int = 1,
     ) -> Iterator[Step]:
-        """Continue prompt ids [T] token by token, with ids, text and why it ended; a model without text runs too.
+        """Continue prompt ids [T] token by token, with the ids, the text and why it ended; needs no vocabulary.
 
-        Of several samples, which read the prompt once, the steps come in turn, and step.sample tells whose they are.
+        Several samples read the prompt once; their steps alternate, and step.sample is the number of the sample.
         See npgpt.text.generation.generate.
         """
         return generate(

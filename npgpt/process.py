@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-# What the libraries under NumPy read when it is imported, the most common first.
+# The libraries under NumPy read these as it is imported; the most common comes first.
 THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -18,18 +18,18 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "OMP_NUM_THREADS",
 )
-SHORT_TIMEOUT = 20  # 2²⁰ ticks, 0.4 ms: less than attention takes, more than lies between two products of a token
-# mallopt's parameters (malloc.h) with values for arrays of some megabytes that come and go: taken from the heap, not
-# from mmap; the heap is not given back, and grows by 64 MiB at a time
+SHORT_TIMEOUT = 20  # 2²⁰ ticks, 0.4 ms: less than attention takes, more than passes between two products of a token
+# mallopt's parameters (malloc.h) and values for arrays of some megabytes that come and go: they are taken from the
+# heap, not from mmap; the heap is never given back, and grows by 64 MiB at a time
 MALLOC_PARAMETERS = {-3: 2**30, -1: 2**31 - 1, -2: 2**26}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
 def tune_process() -> list[str]:
     """Set this process up to run GPT-2 on a CPU, before NumPy is imported; return a line for each thing done or left.
 
-    The command line calls it; in Python it is the user's to call, since its effects reach beyond npgpt.
+    The command line calls it. In Python it is left to the user, since its effects reach beyond npgpt.
     OPENBLAS_THREAD_TIMEOUT lets OpenBLAS's threads sleep soon after a product, so that npgpt's own find free cores.
-    glibc is told to keep freed memory for the next array: it would otherwise hand a large array back to the system, and
+    glibc is told to keep freed memory for the next array: it would otherwise return a large array to the system, and
     every page of the next one would be faulted in and zeroed. What the user has set in the environment stays.
     """
     variable, value = "OPENBLAS_THREAD_TIMEOUT", str(SHORT_TIMEOUT)
@@ -44,7 +44,7 @@ def tune_process() -> list[str]:
 
 
 def keep_freed_memory() -> str:
-    """Make glibc keep freed memory in the process, unless the user has tuned it himself; return what was done."""
+    """Make glibc keep freed memory in the process, unless the user has tuned it; return what was done."""
     if not has_glibc():
         return "freed memory is left to the allocator, which is not glibc's"
     users = sorted(name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES")
@@ -69,9 +69,9 @@ def has_glibc() -> bool:
 def thread_count() -> int:
     """Return how many threads of npgpt's own pay: as many as NumPy's products use, or 1 where OpenBLAS's stay awake.
 
-    Between two products OpenBLAS's threads wait awake, for 2²⁶ ticks of the clock (some 26 ms) unless told otherwise,
-    and threads on the same cores are then no gain. As many as products use is what the environment says, up to every
-    core of this process.
+    Between two products OpenBLAS's threads stay awake, by default for 2²⁶ ticks of the clock (some 26 ms), and other
+    threads on the same cores then gain nothing. The environment says how many threads products use, up to every core
+    of this process.
     """
     if not 0 < _number("OPENBLAS_THREAD_TIMEOUT") <= SHORT_TIMEOUT:
         return 1
@@ -97,6 +97,6 @@ def cores() -> int:
 
 
 def _number(variable: str) -> int:
-    """Return an environment variable's number, 0 where it is none."""
+    """Return the number in an environment variable, 0 where it holds none."""
     value = os.environ.get(variable, "")
     return int(value) if value.isdecimal() else 0

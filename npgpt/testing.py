@@ -1,4 +1,4 @@
-"""For test suites: npgpt's judgement as an assertion."""
+"""Assertions for test suites: that an implementation matches npgpt."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from .oracle.check import Prompt, Weights, check, check_greedy
 
 
 def assert_matches(theirs: Any, prompt: Prompt | None = None, weights: Weights | None = None, **options: Any) -> None:
-    """Raise AssertionError, with the report as its message, where npgpt.check finds a difference that rounding cannot
-    explain. Arguments as npgpt.check has them.
+    """Raise AssertionError, with the report, where npgpt.check finds a difference that rounding cannot explain.
+
+    The arguments are those of npgpt.check.
     """
     report = check(theirs, prompt, weights, **options)
     if not report.matches:

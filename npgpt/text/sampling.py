@@ -1,4 +1,4 @@
-"""From the logits of one next token to its id: plain functions on an array [V].
+"""From the logits of the next token to its id: plain functions on an array [V].
 
 Each returns a new array. A filter sets the logits of excluded tokens to −inf and leaves the others as they are.
 """
@@ -69,9 +69,9 @@ def adjusted(logits: Array, sampling: Sampling, seen: ArrayLike = ()) -> Array:
             raise NpgptError(
                 f"repetition-penalty {sampling.repetition_penalty} takes the logits out of float64's range"
             )
-    kept -= kept.max()  # after the penalty, for which it matters what is above 0
+    kept -= kept.max()  # after the penalty, which depends on the logits' signs
     if sampling.temperature > 0:
-        with np.errstate(over="ignore"):  # a tiny temperature may push all but the likeliest to −inf
+        with np.errstate(over="ignore"):  # a tiny temperature may push all but the most likely to −inf
             kept /= sampling.temperature
     if sampling.top_k is not None:
         kept = top_k(kept, sampling.top_k)
