@@ -61,45 +61,49 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SharedModel:
-    """A model as a piece of work carries it: the model itself here, in another process the file it came from.
+    """A model as a piece of work carries it: the model itself here, a StoredModel in another process."""
 
-    The work loads it there, not the unpickling, so that a fault in the file is an error of the work.
-    """
-
-    model: LanguageModel | None
-    source: Source | None = None
-    fingerprint: str = ""
+    model: LanguageModel
 
     def open(self) -> LanguageModel:
-        """Return the model, mapped once for all the work. Raises NpgptError for a file that is missing or changed."""
-        if self.model is None:
-            assert self.source is not None
-            return _opened(self.source, self.fingerprint)
+        """Return the model."""
         return self.model
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.model is None:
-            return SharedModel, (None, self.source, self.fingerprint)
-        if self.model.source is None:
-            raise NpgptError(
-                f"{self.model.name} lies in no file that another process could load: npgpt.save, then npgpt.load"
-            )
-        return SharedModel, (None, self.model.source, self.model.fingerprint)
+        name, source = self.model.name, self.model.source
+        if source is None:
+            raise NpgptError(f"{name} lies in no file that another process could load: npgpt.save, then npgpt.load")
+        return StoredModel, (source, self.model.fingerprint)
 
 
-@lru_cache(maxsize=1)  # every piece of work brings a SharedModel of its own
-def _opened(source: Source, fingerprint: str) -> LanguageModel:
-    find(source.weights)  # a file that is not there is told as load() tells it
-    model = open_model(source)
-    if model.fingerprint != fingerprint:
+class StoredModel(NamedTuple):
+    """A model's file and the fingerprint it must have.
+
+    The work opens it, not the unpickling, so that a fault in the file is an error of the work.
+    """
+
+    source: Source
+    fingerprint: str
+
+    def open(self) -> LanguageModel:
+        """Return the model, mapped once for all the work. Raises NpgptError for a file that is missing or changed."""
+        return _opened(self)
+
+
+@lru_cache(maxsize=1)
+def _opened(stored: StoredModel) -> LanguageModel:
+    weights = stored.source.weights
+    find(weights)  # reports a missing file as load() does
+    model = open_model(stored.source)
+    if model.fingerprint != stored.fingerprint:
         raise NpgptError(
-            f"{source.weights} holds other weights than the model whose work was handed out: it is another file here, "
+            f"{weights} holds other weights than the model whose work was handed out: it is another file here, "
             "or the model was changed in memory (npgpt.save it, and npgpt.load that)"
         )
     return model
 
 
-def compute(shared: SharedModel, ids: Ids, skip: int, top: int) -> Likelihood:
+def compute(shared: SharedModel | StoredModel, ids: Ids, skip: int, top: int) -> Likelihood:
     """Score the ids [B, L + 1] of a batch from skip + 1 on, row by row: the piece of work that an executor is given."""
     model = shared.open()
     with np.errstate(over="ignore", invalid="ignore"):  # check_finite says in words what is wrong
