@@ -116,7 +116,7 @@ def _print(name: str, score: Score, top: int, model: LanguageModel) -> None:
     if top:
         print(*report.table(score, model, colours), "", sep="\n")
     elif colours:
-        print(*report.tinted(score), "\n\n", report.legend(), "\n", sep="")
+        print("".join(report.tinted(score)), report.legend(), sep="\n\n", end="\n\n")
     print(*report.summary(name, score.totals), sep="\n")
 
 

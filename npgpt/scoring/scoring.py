@@ -146,14 +146,15 @@ def score(
     model = model if isinstance(model, LanguageModel) else load(model)
     rule = by_name(convention, model.config, context, stride, end_of_text)
     top = whole_number("top, the number of likeliest tokens to name,", top, low=0, high=model.config.vocab_size)
-    end_of_text_id = model.tokenizer.end_of_text
-    if rule.end_of_text and end_of_text_id is None:
-        raise NpgptError(f"{model.name} has no <|endoftext|> to stand before a text: end_of_text=False, --no-bos")
-    before = [end_of_text_id] if rule.end_of_text and end_of_text_id is not None else []
+    tokenizer, before = model.tokenizer, []
+    if rule.end_of_text:
+        if tokenizer.end_of_text is None:
+            raise NpgptError(f"{model.name} has no <|endoftext|> to stand before a text: end_of_text=False, --no-bos")
+        before = [tokenizer.end_of_text]
 
     def read() -> Iterator[Text]:
         for number, text in enumerate(texts):
-            ids = model.tokenizer.encode(text, special=special)
+            ids = tokenizer.encode(text, special=special)
             yield _text(number, before, ids, rule, names[number] if names else f"text {number}")
 
     return _scores(model, len(before), _groups(read(), rule.context), rule.context, executor, top, skip, progress)
