@@ -14,6 +14,9 @@ def main() -> int:
 
         return run()
     except KeyboardInterrupt:
+        import signal
+
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would kill the process on its way out
         return INTERRUPTED
 
 
