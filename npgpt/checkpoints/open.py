@@ -86,9 +86,7 @@ def open_checkpoint(
     statements = [] if given else _statements(path, contents)
     source, stated, unknown = configs.agreed(statements, n_head, str(path))
     if config is None:
-        fields = {key: value for key, value in stated.items() if key in configs.FIELDS}
-        known = {name: shape for name, shape in shapes.items() if shape is not None}
-        config = configs.complete({**scheme.assumes, **fields}, known, n_head, source)
+        config = configs.complete({**scheme.assumes, **stated}, shapes, n_head, source)
     if shapes.get("lm_head.weight") == shapes.get("wte.weight") == (config.vocab_size, config.n_embd):
         same = same_bits(*(tensors[sources[name].parts[0]] for name in ("lm_head.weight", "wte.weight")))
         ties = given or "tie_word_embeddings" in stated or (scheme.ties and bool(statements))
@@ -134,16 +132,11 @@ def _statements(path: Path, contents: Contents) -> list[Stated]:
     statements = [] if contents.stated is None else [contents.stated]
     for name in CONFIG_FILES:
         beside = path.with_name(name)
-        if os.path.lexists(beside):
-            statements.append(Stated(str(beside), read_config(beside)))
+        if beside.exists() and not beside.is_file():  # a pipe would hang
+            raise NpgptError(f"{beside} is there but is no regular file")
+        if os.path.lexists(beside):  # a dangling link is an OSError
+            statements.append(Stated(str(beside), strict_json.read_object(beside.read_bytes(), str(beside))))
     return statements
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises OSError for a dangling link, NpgptError for anything but a regular file of JSON."""
-    if path.exists() and not path.is_file():
-        raise NpgptError(f"{path} is there but is no regular file")
-    return strict_json.read_object(path.read_bytes(), str(path))
 
 
 def _check_size(path: Path, contents: Contents, sources: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> None:
