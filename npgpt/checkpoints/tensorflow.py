@@ -2,9 +2,9 @@
 
     checkpoint  model.ckpt.index  model.ckpt.data-00000-of-00001
 
-The index is a table in LevelDB's format: blocks of keys that share prefixes, sorted, each block with a checksum; the
-last one, found by the footer, lists the others. A key is a tensor's name, its value a BundleEntryProto; the key ""
-holds the BundleHeaderProto. tensorflow, core/lib/io/format.h and core/protobuf/tensor_bundle.proto.
+The index is a table in LevelDB's format: blocks of sorted keys that share prefixes, each block with a checksum. The
+footer points to the last block, which lists the others. A key is a tensor's name, its value a BundleEntryProto; the key
+"" has the BundleHeaderProto. tensorflow, core/lib/io/format.h and core/protobuf/tensor_bundle.proto.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ TYPES |= {14: "bfloat16", 19: "float16"}
 
 
 def recognises(head: bytes, tail: bytes) -> bool:
-    """Whether a file ends with the magic of a table."""
+    """Return whether a file ends with the magic number of a table."""
     return tail.endswith(MAGIC)
 
 
 def read(path: Path) -> Contents:
-    """Read an index and map its data files, which lie beside it; path is the .index file.
+    """Read an .index file and map the data files beside it.
 
     Raises NpgptError, naming the file and the tensor, for whatever is malformed, damaged, compressed or missing, and
-    for a variable that was saved in parts. Without google-crc32c the checksums of large tensors are not looked at.
+    for a variable that was saved in parts. Without google-crc32c the checksums of large tensors are not checked.
     """
     index = map_file(path)
     if not FOOTER <= len(index) <= LARGEST_INDEX:
@@ -54,7 +54,6 @@ def read(path: Path) -> Contents:
     stem = path.name.removesuffix(".index")
     shards: dict[Path, mmap.mmap] = {}
     tensors: dict[str, Tensor] = {}
-    n_unchecked = 0
     for key, value in entries.items():
         name = key.decode("utf-8", "backslashreplace")
         source = f"{path}: {name:.200}"
@@ -77,15 +76,12 @@ def read(path: Path) -> Contents:
             raise NpgptError(
                 f"{file} is cut short: {name} ends at byte {offset + size}, the file at {len(shards[file])}"
             )
-        verify = None
-        if size <= SMALL or available():
-            verify = functools.partial(_verify, file, name, shards[file], offset, size, checksum)
-        n_unchecked += verify is None
-        tensors[name] = Tensor(file, name, shards[file], dtype, shape, offset, big_endian=big_endian, verify=verify)
-    unchecked = None
-    if n_unchecked:
-        large = f"{n_unchecked} of {len(tensors)} tensors, those above {SMALL:,} bytes"
-        unchecked = f"not looked at for {large}: pip install google-crc32c"
+        verify = functools.partial(_verify, file, name, shards[file], offset, size, checksum)
+        checked = verify if size <= SMALL or available() else None
+        tensors[name] = Tensor(file, name, shards[file], dtype, shape, offset, big_endian=big_endian, verify=checked)
+    large = sum(tensor.verify is None for tensor in tensors.values())
+    which = f"{large} of {len(tensors)} tensors, those above {SMALL:,} bytes"
+    unchecked = f"not looked at for {which}: pip install google-crc32c" if large else None
     return Contents("TensorFlow bundle", (path, *sorted(shards)), tensors, unchecked=unchecked)
 
 
@@ -97,18 +93,18 @@ def _verify(path: Path, name: str, data: mmap.mmap, begin: int, size: int, expec
 
 
 def _masked(crc: int) -> int:
-    """As it is stored, so that a checksum of data that holds checksums is no accident (core/lib/hash/crc32c.h)."""
+    """Return a CRC as it is stored, changed because data may itself hold checksums (core/lib/hash/crc32c.h)."""
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 class Cursor:
-    """Bytes from which numbers and bytes are taken, one after the other; source names them in errors."""
+    """Bytes from which numbers and bytes are taken one after another; source names them in errors."""
 
     def __init__(self, source: str, data: bytes) -> None:
         self.source, self.data, self.at = source, data, 0
 
     def __bool__(self) -> bool:
-        """Whether anything is left."""
+        """Return whether anything is left."""
         return self.at < len(self.data)
 
     def take(self, count: int) -> bytes:
@@ -119,7 +115,7 @@ class Cursor:
         return self.data[begin : self.at]
 
     def varint(self) -> int:
-        """Return a number of 7 bits a byte, the lowest first."""
+        """Return a number that has 7 bits in each byte, the lowest first."""
         number = 0
         for shift in range(0, 64, 7):
             (byte,) = self.take(1)
@@ -130,7 +126,7 @@ class Cursor:
 
 
 def _entries(path: Path, index: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """All keys and values of a table, in order."""
+    """Yield all keys and values of a table, in order."""
     if not index.endswith(MAGIC):
         raise NpgptError(f"{path} is no TensorFlow index, or cut short: its last 8 bytes are not the magic number")
     footer = Cursor(f"{path}: its footer", index[-FOOTER:])
@@ -145,22 +141,24 @@ def _entries(path: Path, index: bytes) -> Iterator[tuple[bytes, bytes]]:
         end = offset + size
         for key, entry in _block(path, index, offset, size):
             count += 1
-            if (last is not None and key <= last) or count > MOST_ENTRIES:
-                fault = "not in order" if count <= MOST_ENTRIES else f"more than {MOST_ENTRIES}"
+            if count > MOST_ENTRIES or (last is not None and key <= last):
+                fault = f"more than {MOST_ENTRIES}" if count > MOST_ENTRIES else "not in order"
                 raise NpgptError(f"{path} is malformed: its keys are {fault} at {key!r:.80}")
             last = key
             yield key, entry
 
 
 def _block(path: Path, index: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """The keys and values of a block: {varint shared, unshared, size; key's rest; value}, restart points, their number;
-    then, outside of the block, one byte of compression and the masked checksum of it all.
+    """Yield the keys and values of a block.
+
+    It has entries {varint shared, unshared, size; key's rest; value}, restart points and their number. One byte of
+    compression and the masked checksum of it all come after it.
     """
     if offset + size + 5 > len(index) - FOOTER or size < 4:
         raise NpgptError(f"{path} is cut short or malformed: a block of {size} bytes at {offset} of {len(index)}")
-    block, kind, stored = index[offset : offset + size], index[offset + size], index[offset + size + 1 :][:4]
+    block, kind = index[offset : offset + size], index[offset + size]
+    expected = int.from_bytes(index[offset + size + 1 :][:4], "little")
     found = _masked(crc32c(np.frombuffer(index, np.uint8, size + 1, offset)))
-    expected = int.from_bytes(stored, "little")
     if found != expected:
         raise NpgptError(f"{path} is damaged: the block at {offset} has the checksum {found:08x}, not {expected:08x}")
     if kind:
@@ -177,8 +175,9 @@ def _block(path: Path, index: bytes, offset: int, size: int) -> Iterator[tuple[b
 
 
 def _fields(source: str, message: bytes) -> tuple[Counter[int], dict[int, list[bytes]]]:
-    """A protocol buffer's fields by their number, undecoded (protobuf.dev, Encoding): the last integer, 0 where it is
-    left out, and all strings of bytes.
+    """Return a protocol buffer's fields by number (protobuf.dev, Encoding): the last integer (0 by default), all bytes.
+
+    Strings and messages are left undecoded.
     """
     numbers: Counter[int] = Counter()
     strings: dict[int, list[bytes]] = defaultdict(list)
