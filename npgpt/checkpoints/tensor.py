@@ -133,6 +133,20 @@ class Contents:
     unchecked: str | None = None
 
 
+class Cursor:
+    """Bytes that are taken one part after another; source names them in errors."""
+
+    def __init__(self, source: str, data: bytes | mmap.mmap, at: int = 0) -> None:
+        self.source, self.data, self.at = source, data, at
+
+    def take(self, size: int) -> bytes:
+        """Return the next bytes. Raises NpgptError where there are fewer."""
+        if self.at + size > len(self.data):
+            raise NpgptError(f"{self.source} is cut short: {size} bytes are wanted at {self.at} of {len(self.data)}")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+
 def itemsize(dtype: str) -> int:
     """Return the bytes of an element."""
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize

@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import NpgptError
 from .crc32c import SMALL, available, crc32c, crc32c_of_many
-from .tensor import FLOATS, Contents, Tensor, check_shape, itemsize, map_file
+from .tensor import FLOATS, Contents, Cursor, Tensor, check_shape, itemsize, map_file
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 FOOTER = 48
@@ -97,32 +97,15 @@ def _masked(crc: int) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-class Cursor:
-    """Bytes from which numbers and bytes are taken one after another; source names them in errors."""
-
-    def __init__(self, source: str, data: bytes) -> None:
-        self.source, self.data, self.at = source, data, 0
-
-    def __bool__(self) -> bool:
-        """Return whether anything is left."""
-        return self.at < len(self.data)
-
-    def take(self, count: int) -> bytes:
-        """Return the next bytes."""
-        begin, self.at = self.at, self.at + count
-        if self.at > len(self.data):
-            raise NpgptError(f"{self.source} is malformed: {count} bytes at {begin} leave its {len(self.data)}")
-        return self.data[begin : self.at]
-
-    def varint(self) -> int:
-        """Return a number that has 7 bits in each byte, the lowest first."""
-        number = 0
-        for shift in range(0, 64, 7):
-            (byte,) = self.take(1)
-            number |= (byte & 127) << shift
-            if byte < 128:
-                return number & (2**64 - 1)
-        raise NpgptError(f"{self.source} is malformed: a number does not end at byte {self.at} of {len(self.data)}")
+def _varint(cursor: Cursor) -> int:
+    """Return the next number, which has 7 bits in each byte, the lowest first."""
+    number = 0
+    for shift in range(0, 64, 7):
+        (byte,) = cursor.take(1)
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number & (2**64 - 1)
+    raise NpgptError(f"{cursor.source} is malformed: a number does not end at byte {cursor.at} of {len(cursor.data)}")
 
 
 def _entries(path: Path, index: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -130,12 +113,12 @@ def _entries(path: Path, index: bytes) -> Iterator[tuple[bytes, bytes]]:
     if not index.endswith(MAGIC):
         raise NpgptError(f"{path} is no TensorFlow index, or cut short: its last 8 bytes are not the magic number")
     footer = Cursor(f"{path}: its footer", index[-FOOTER:])
-    _, _, *blocks = (footer.varint() for _ in range(4))  # metaindex offset and size, then the index's
+    _, _, *blocks = (_varint(footer) for _ in range(4))  # metaindex offset and size, then the index's
     last: bytes | None = None
     count = end = 0
     for _, handle in _block(path, index, *blocks):
         place = Cursor(f"{path}: its index", handle)
-        offset, size = place.varint(), place.varint()
+        offset, size = _varint(place), _varint(place)
         if offset < end:
             raise NpgptError(f"{path} is malformed: the block at {offset} begins within the one that ends at {end}")
         end = offset + size
@@ -164,10 +147,10 @@ def _block(path: Path, index: bytes, offset: int, size: int) -> Iterator[tuple[b
     if kind:
         raise NpgptError(f"{path} is compressed (kind {kind} at byte {offset + size}), which TensorFlow's own are not")
     restarts = 4 * int.from_bytes(block[-4:], "little")
-    entries = Cursor(f"{path}: its block at {offset}", block[: max(0, size - 4 - restarts)])
-    key = b""
-    while entries:
-        shared, rest, length = entries.varint(), entries.varint(), entries.varint()
+    content, key = block[: max(0, size - 4 - restarts)], b""
+    entries = Cursor(f"{path}: its block at {offset}", content)
+    while entries.at < len(content):
+        shared, rest, length = _varint(entries), _varint(entries), _varint(entries)
         if shared > len(key) or shared + rest > LONGEST_KEY:
             raise NpgptError(f"{entries.source} is malformed: the key after {key!r:.80} is too long")
         key = key[:shared] + entries.take(rest)
@@ -182,14 +165,14 @@ def _fields(source: str, message: bytes) -> tuple[Counter[int], dict[int, list[b
     numbers: Counter[int] = Counter()
     strings: dict[int, list[bytes]] = defaultdict(list)
     cursor = Cursor(source, message)
-    while cursor:
-        field, kind = divmod(cursor.varint(), 8)
+    while cursor.at < len(message):
+        field, kind = divmod(_varint(cursor), 8)
         if kind == 0:
-            numbers[field] = cursor.varint()
+            numbers[field] = _varint(cursor)
         elif kind in (1, 5):
             numbers[field] = int.from_bytes(cursor.take(8 if kind == 1 else 4), "little")
         elif kind == 2:
-            strings[field].append(cursor.take(cursor.varint()))
+            strings[field].append(cursor.take(_varint(cursor)))
         else:
             raise NpgptError(f"{source} is malformed: a field of kind {kind}")
     return numbers, strings
