@@ -25,7 +25,7 @@ VALUES = frozenset(
     """INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE
     SHORT_BINUNICODE BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8""".split()
 )
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 OPAQUE = object()  # a value that nothing is made of
 
 
@@ -53,18 +53,19 @@ def read(
     marks: list[int] = []
     memo: dict[object, Any] = {}
 
-    def pop(count: int | None = None) -> list[Any]:
-        """Take values from the top, none from below the last mark; by default all above it and the mark itself."""
-        if count is None:
+    def taken(op: pickletools.OpcodeInfo) -> list[Any]:
+        """Take an instruction's operands from the stack, as many as pickletools says, none from below the last mark."""
+        if pickletools.markobject in op.stack_before:
             if not marks:
                 raise ValueError("there is no mark")
-            count = len(stack) - marks.pop()
-        start = len(stack) - count
+            start = marks.pop() - op.stack_before.index(pickletools.markobject)
+        else:  # PUT leaves its operand where it is, and so pickletools says that it has none
+            start = len(stack) - (1 if "PUT" in op.name else len(op.stack_before))
         if start < (marks[-1] if marks else 0):
             raise ValueError("the stack is empty")
-        values = stack[start:]
+        operands = stack[start:]
         del stack[start:]
-        return values
+        return operands
 
     def mentioned(name: str) -> object:
         """Return a global's value in names, or the global itself where it may be called."""
@@ -75,20 +76,27 @@ def read(
             )
         return names[name] if name in names else Global(name)
 
-    def outcome(op: str, argument: Any) -> object:
-        """Return what an instruction puts on the stack, having taken its operands from there."""
+    def outcome(op: str, argument: Any, operands: list[Any]) -> object:
+        """Return what an instruction puts on the stack."""
         match op:
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                return tuple(pop(int(op[-1])))
-            case "TUPLE":
-                return tuple(pop())
-            case "EMPTY_LIST" | "EMPTY_DICT":
-                return [] if op == "EMPTY_LIST" else {}
-            case "LIST":
-                return pop()
-            case "DICT" | "SETITEM" | "SETITEMS":
-                items = pop(2 if op == "SETITEM" else None)
-                target = {} if op == "DICT" else pop(1)[0]
+            case _ if op in CONSTANTS:
+                return CONSTANTS[op]
+            case _ if op in VALUES:
+                if isinstance(argument, int) and abs(argument) >= LARGEST:
+                    raise ValueError("a number has more than 256 bits")
+                return argument
+            case "EMPTY_TUPLE" | "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                return tuple(operands)
+            case "EMPTY_LIST" | "LIST":
+                return operands
+            case "APPEND" | "APPENDS":
+                target, *items = operands
+                if type(target) is not list:
+                    raise ValueError("items belong into a list")
+                target.extend(items)
+                return target
+            case "EMPTY_DICT" | "DICT" | "SETITEM" | "SETITEMS":
+                target, *items = operands if op.startswith("SET") else ({}, *operands)
                 if type(target) is not dict or len(items) % 2:
                     raise ValueError("items belong into a dictionary, in pairs")
                 for key, value in zip(items[::2], items[1::2], strict=True):
@@ -96,18 +104,11 @@ def read(
                         raise ValueError("a key is neither text nor a number of usual size")
                     target[key] = value
                 return target
-            case "APPEND" | "APPENDS":
-                items = pop(1 if op == "APPEND" else None)
-                (target,) = pop(1)
-                if type(target) is not list:
-                    raise ValueError("items belong into a list")
-                target.extend(items)
-                return target
             case "PUT" | "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
                 place = len(memo) if op == "MEMOIZE" else argument
                 if not 0 <= place < 2**32:
                     raise ValueError("a value is kept under a number that is none of pickle's own")
-                (memo[place],) = pop(1)
+                (memo[place],) = operands
                 return memo[place]
             case "GET" | "BINGET" | "LONG_BINGET":
                 return memo[argument]
@@ -116,21 +117,21 @@ def read(
             case "INST":
                 mentioned(argument.replace(" ", ".", 1))  # is refused by its name, or else by the instruction's
             case "STACK_GLOBAL":
-                module, name = pop(2)
+                module, name = operands
                 if not isinstance(module, str) or not isinstance(name, str):
                     raise ValueError("a global's name is no text")
                 return mentioned(f"{module}.{name}")
             case "BINPERSID":
-                return persistent(pop(1)[0])
+                return persistent(*operands)
             case "REDUCE":
-                function, arguments = pop(2)
+                function, arguments = operands
                 if not isinstance(function, Global) or not isinstance(arguments, tuple):
                     raise ValueError("what is called is no function")
                 if len(arguments) > MOST_ARGUMENTS:
                     raise ValueError(f"{function.name} is called with {len(arguments)} arguments")
                 return calls[function.name](*arguments)
             case "BUILD":
-                target, _ = pop(2)  # attributes, such as a state dict's _metadata: nothing that npgpt needs
+                target, _ = operands  # attributes, such as a state dict's _metadata: nothing that npgpt needs
                 if type(target) is not dict and target is not OPAQUE:
                     raise ValueError("attributes of what has none")
                 return target
@@ -138,20 +139,15 @@ def read(
 
     try:
         for steps, (op, argument, _) in enumerate(pickletools.genops(program)):
-            if op.name == "STOP":
-                return pop(1)[0]
             if steps > MOST_STEPS:
                 raise ValueError(f"more than {MOST_STEPS} instructions")
             if op.name == "MARK":
                 marks.append(len(stack))
-            elif op.name in CONSTANTS:
-                stack.append(CONSTANTS[op.name])
-            elif op.name in VALUES:
-                if isinstance(argument, int) and abs(argument) >= LARGEST:
-                    raise ValueError("a number has more than 256 bits")
-                stack.append(argument)
             elif op.name not in ("PROTO", "FRAME"):  # which have no effect
-                stack.append(outcome(op.name, argument))
+                operands = taken(op)
+                if op.name == "STOP":
+                    return operands[0]
+                stack.append(outcome(op.name, argument, operands))
     except NpgptError:
         raise
     except (ValueError, TypeError, KeyError, OverflowError) as error:
