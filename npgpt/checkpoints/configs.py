@@ -56,7 +56,7 @@ UNUSED = frozenset(
 def read_fields(mapping: Mapping[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
     """Read Config's fields from a config.json, an LLMs-from-scratch dictionary or nanoGPT's model_args.
 
-    Returns (fields, unknown): the fields found, which may not be all of Config's, and the keys that nobody knows.
+    Returns (fields, unknown): the fields found, which may not be all of Config's, and the keys that npgpt does not know.
     source names the mapping in errors. Raises NpgptError for another architecture and for one field given twice
     with different values.
     """
@@ -89,7 +89,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def agreed(statements: Sequence[Stated], n_head: int | None, path: str) -> tuple[str, dict[str, Any], list[str]]:
-    """Join statements: return their sources in words, their fields, and the keys that nobody knows.
+    """Join statements: return their sources in words, their fields, and the keys that npgpt does not know.
 
     A field that a statement only implies, as nanoGPT's keys imply its activation, gives way to one that is stated.
     Raises NpgptError where two contradict each other; a given n_head overrides theirs.

@@ -57,12 +57,12 @@ class Values(Cursor):
         return "<" if int.from_bytes(self.data[4:8], "little") < 2**16 else ">"
 
     def number(self, kind: str) -> int:
-        """Return a number of struct's kind."""
+        """Return a number of one of struct's kinds."""
         (value,) = struct.unpack(self.order + kind, self.take(struct.calcsize(self.order + kind)))
         return int(value)
 
     def text(self) -> str:
-        """Return a string that has its length before it."""
+        """Return a string, whose length comes before it."""
         try:
             return self.take(self.number("Q")).decode("utf-8")
         except UnicodeDecodeError as error:
@@ -87,10 +87,10 @@ class Values(Cursor):
 
 
 def read(path: Path) -> Contents:
-    """Map a GGUF file; its configuration, and its vocabulary where that is byte-level BPE, lie within.
+    """Map a GGUF file with its configuration, and its vocabulary if that is byte-level BPE.
 
     Raises NpgptError, naming the tensor or key, for whatever is malformed, for another architecture than gpt2, and for
-    tensors that overlap or lie outside of the file. A quantised tensor is refused when it is asked for.
+    tensors that overlap or leave the file. A quantised tensor is refused when it is used.
     """
     data = map_file(path)
     cursor = Values(str(path), data, at=4)
