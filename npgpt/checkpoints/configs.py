@@ -56,9 +56,9 @@ UNUSED = frozenset(
 def read_fields(mapping: Mapping[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
     """Read Config's fields from a config.json, an LLMs-from-scratch dictionary or nanoGPT's model_args.
 
-    Returns (fields, unknown): the fields found, which may not be all of Config's, and the keys that npgpt does not know.
-    source names the mapping in errors. Raises NpgptError for another architecture and for one field given twice
-    with different values.
+    Returns (fields, unknown): the fields found, which may not be all of Config's, and the keys that npgpt does not
+    know. source names the mapping in errors. Raises NpgptError for another architecture and for a field that is given
+    twice with different values.
     """
     model_type = mapping.get("model_type", "gpt2")
     # minGPT, which has a block_size, names one of its sizes there, or none
