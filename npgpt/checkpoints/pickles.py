@@ -25,7 +25,7 @@ VALUES = frozenset(
     """INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE
     SHORT_BINUNICODE BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8""".split()
 )
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 OPAQUE = object()  # a value that nothing is made of
 
 
@@ -79,13 +79,7 @@ def read(
     def outcome(op: str, argument: Any, operands: list[Any]) -> object:
         """Return what an instruction puts on the stack."""
         match op:
-            case _ if op in CONSTANTS:
-                return CONSTANTS[op]
-            case _ if op in VALUES:
-                if isinstance(argument, int) and abs(argument) >= LARGEST:
-                    raise ValueError("a number has more than 256 bits")
-                return argument
-            case "EMPTY_TUPLE" | "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
                 return tuple(operands)
             case "EMPTY_LIST" | "LIST":
                 return operands
@@ -143,6 +137,12 @@ def read(
                 raise ValueError(f"more than {MOST_STEPS} instructions")
             if op.name == "MARK":
                 marks.append(len(stack))
+            elif op.name in CONSTANTS:
+                stack.append(CONSTANTS[op.name])
+            elif op.name in VALUES:
+                if isinstance(argument, int) and abs(argument) >= LARGEST:
+                    raise ValueError("a number has more than 256 bits")
+                stack.append(argument)
             elif op.name not in ("PROTO", "FRAME"):  # which have no effect
                 operands = taken(op)
                 if op.name == "STOP":
