@@ -76,21 +76,21 @@ def read(
             )
         return names[name] if name in names else Global(name)
 
-    def outcome(op: str, argument: Any, operands: list[Any]) -> object:
-        """Return what an instruction puts on the stack."""
-        match op:
+    def outcome(op: pickletools.OpcodeInfo, argument: Any) -> object:
+        """Return what an instruction puts on the stack, having taken its operands from there."""
+        match op.name:
             case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
-                return tuple(operands)
+                return tuple(taken(op))
             case "EMPTY_LIST" | "LIST":
-                return operands
+                return taken(op)
             case "APPEND" | "APPENDS":
-                target, *items = operands
+                target, *items = taken(op)
                 if type(target) is not list:
                     raise ValueError("items belong into a list")
                 target.extend(items)
                 return target
             case "EMPTY_DICT" | "DICT" | "SETITEM" | "SETITEMS":
-                target, *items = operands if op.startswith("SET") else ({}, *operands)
+                target, *items = taken(op) if op.name.startswith("SET") else ({}, *taken(op))
                 if type(target) is not dict or len(items) % 2:
                     raise ValueError("items belong into a dictionary, in pairs")
                 for key, value in zip(items[::2], items[1::2], strict=True):
@@ -99,40 +99,43 @@ def read(
                     target[key] = value
                 return target
             case "PUT" | "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
-                place = len(memo) if op == "MEMOIZE" else argument
+                place = len(memo) if op.name == "MEMOIZE" else argument
                 if not 0 <= place < 2**32:
                     raise ValueError("a value is kept under a number that is none of pickle's own")
-                (memo[place],) = operands
+                (memo[place],) = taken(op)
                 return memo[place]
             case "GET" | "BINGET" | "LONG_BINGET":
                 return memo[argument]
             case "GLOBAL":
                 return mentioned(argument.replace(" ", ".", 1))
             case "INST":
-                mentioned(argument.replace(" ", ".", 1))  # is refused by its name, or else by the instruction's
+                mentioned(argument.replace(" ", ".", 1))
+                raise ValueError("INST makes an instance of a class")
             case "STACK_GLOBAL":
-                module, name = operands
+                module, name = taken(op)
                 if not isinstance(module, str) or not isinstance(name, str):
                     raise ValueError("a global's name is no text")
                 return mentioned(f"{module}.{name}")
             case "BINPERSID":
-                return persistent(*operands)
+                return persistent(*taken(op))
             case "REDUCE":
-                function, arguments = operands
+                function, arguments = taken(op)
                 if not isinstance(function, Global) or not isinstance(arguments, tuple):
                     raise ValueError("what is called is no function")
                 if len(arguments) > MOST_ARGUMENTS:
                     raise ValueError(f"{function.name} is called with {len(arguments)} arguments")
                 return calls[function.name](*arguments)
             case "BUILD":
-                target, _ = operands  # attributes, such as a state dict's _metadata: nothing that npgpt needs
+                target, _ = taken(op)  # attributes, such as a state dict's _metadata: nothing that npgpt needs
                 if type(target) is not dict and target is not OPAQUE:
                     raise ValueError("attributes of what has none")
                 return target
-        raise ValueError(f"the instruction {op} has no place in a checkpoint")
+        raise ValueError(f"the instruction {op.name} has no place in a checkpoint")
 
     try:
         for steps, (op, argument, _) in enumerate(pickletools.genops(program)):
+            if op.name == "STOP":
+                return taken(op)[0]
             if steps > MOST_STEPS:
                 raise ValueError(f"more than {MOST_STEPS} instructions")
             if op.name == "MARK":
@@ -144,10 +147,7 @@ def read(
                     raise ValueError("a number has more than 256 bits")
                 stack.append(argument)
             elif op.name not in ("PROTO", "FRAME"):  # which have no effect
-                operands = taken(op)
-                if op.name == "STOP":
-                    return operands[0]
-                stack.append(outcome(op.name, argument, operands))
+                stack.append(outcome(op, argument))
     except NpgptError:
         raise
     except (ValueError, TypeError, KeyError, OverflowError) as error:
