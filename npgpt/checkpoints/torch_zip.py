@@ -66,7 +66,8 @@ class View(NamedTuple):
 class Member:
     """A file in the archive, stored uncompressed; a crc of 0 means that torch was told to compute none."""
 
-    source: str  # the archive and the file in it, for errors
+    path: Path  # the archive
+    name: str
     data: mmap.mmap = field(repr=False)
     begin: int
     size: int
@@ -81,9 +82,8 @@ class Member:
     def verify(self) -> None:
         """Raise NpgptError where the bytes do not have the CRC-32 that the archive gives."""
         if self.crc not in (0, self.found_crc):
-            raise NpgptError(
-                f"{self.source} is damaged: its CRC-32 is {self.found_crc:08x}, the archive says {self.crc:08x}"
-            )
+            found = f"its CRC-32 is {self.found_crc:08x}, the archive says {self.crc:08x}"
+            raise NpgptError(f"{self.path}: {self.name} is damaged: {found}")
 
     def content(self) -> bytes:
         """Return its bytes. Raises NpgptError as verify does."""
@@ -131,7 +131,7 @@ def read(path: Path) -> Contents:
         storage = f"{stem}/data/{view.storage.key}"
         if storage not in members:
             raise NpgptError(f"{path}: {name} lies in {storage:.200}, which is not there")
-        tensors[name] = _in_place(path, name, view, members[storage], storage, byteorder == b"big")
+        tensors[name] = _in_place(name, view, members[storage], byteorder == b"big")
     return Contents("torch zip", (path,), tensors, stated)
 
 
@@ -166,17 +166,17 @@ def _members(path: Path, entries: Iterable[zipfile.ZipInfo]) -> dict[str, Member
                 f"{name} has {entry.file_size} bytes, of which {entry.compress_size} are stored "
                 f"and {max(0, len(data) - begin)} are there"
             )
-        members[entry.filename] = Member(f"{path}: {entry.filename}", data, begin, entry.file_size, entry.CRC)
+        members[entry.filename] = Member(path, entry.filename, data, begin, entry.file_size, entry.CRC)
     return members
 
 
-def _in_place(path: Path, name: str, view: View, member: Member, storage: str, big_endian: bool) -> Tensor:
+def _in_place(name: str, view: View, member: Member, big_endian: bool) -> Tensor:
     """Return the view as a tensor in the file, checked against the member that is its storage."""
-    _, dtype, numel = view.storage
+    path, (_, dtype, numel) = member.path, view.storage
     size = itemsize(dtype)
     if member.size != numel * size:
         raise NpgptError(
-            f"{path}: {name} lies in {storage}, which has {member.size} bytes and must have {numel * size}: "
+            f"{path}: {name} lies in {member.name}, which has {member.size} bytes and must have {numel * size}: "
             f"{numel} × {dtype}"
         )
     check_shape(path, name, view.shape)
