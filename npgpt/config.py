@@ -1,9 +1,11 @@
-"""What a GPT-2 is made of, the published sizes, and every reason why a configuration is wrong."""
+"""GPT-2's sizes and options, checked; the published sizes."""
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -19,10 +21,10 @@ MOST_LAYERS = 10_000  # the schema is as long, so a damaged number must not make
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The shape of one GPT-2, under Hugging Face's names; a value that cannot be is refused at once.
+    """The shape of one GPT-2, under Hugging Face's names, checked when it is made.
 
-    n_layer counts the blocks, one above the other; n_head counts the heads side by side in each block and
-    has to divide n_embd. All sizes are counts, layer_norm_epsilon is added to a variance.
+    n_layer is the number of blocks, one above the other; n_head is the number of heads side by side in each block and
+    must divide n_embd. layer_norm_epsilon is added to a variance.
 
     Raises NpgptError for a wrong type, sign or range, and where n_embd does not divide by n_head.
     """
@@ -60,34 +62,30 @@ class Config:
 
     @property
     def head_width(self) -> int:
-        """D, the width of one head: n_embd / n_head."""
+        """Return D, the width of one head: n_embd / n_head."""
         return self.n_embd // self.n_head
 
     @property
     def inner_width(self) -> int:
-        """F, the width inside the MLP: n_inner, or 4 * n_embd where that is not given."""
+        """Return F, the width inside the MLP: n_inner, or 4 * n_embd where that is None."""
         return self.n_inner if self.n_inner is not None else 4 * self.n_embd
 
     def attention_scale(self, layer: int) -> float:
-        """What the scores of block `layer` (from 0) are multiplied by: 1 / √head_width, unless switched otherwise."""
+        """Return the factor for the scores of block `layer` (from 0): 1 / √head_width unless options change it."""
         scale = 1 / math.sqrt(self.head_width) if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     def published_name(self) -> str | None:
-        """The published model of this shape, whatever n_head says (no weight's shape depends on it), or None."""
-        for name, size in PUBLISHED.items():
-            same = all(
-                getattr(self, key) == getattr(size, key) for key in ("n_layer", "n_embd", "n_positions", "inner_width")
-            )
-            if same and self.vocab_size in GPT2_VOCAB_SIZES:
-                return name
-        return None
+        """Return the published model of this shape, or None; n_head does not count, no weight's shape depends on it."""
+        shape = attrgetter("n_layer", "n_embd", "n_positions", "inner_width")
+        alike = (name for name, size in PUBLISHED.items() if shape(size) == shape(self))
+        return next(alike, None) if self.vocab_size in GPT2_VOCAB_SIZES else None
 
     def token_rows(self, token_ids: ArrayLike, past: int = 0) -> NDArray[np.integer[Any]]:
         """Return token ids as rows [B, T], checked to fit this model after `past` positions already in a cache.
 
-        token_ids: integers [T] or [B, T]. Raises NpgptError where they are of another type or rank, empty, below 0
-        or past the vocabulary (NumPy would take −1 for the last row), or do not fit into n_positions.
+        token_ids: integers [T] or [B, T]. Raises NpgptError where they have another type or rank, are empty, negative
+        or not below vocab_size (NumPy would take −1 for the last row), or do not fit into n_positions.
         """
         try:
             ids = np.asarray(token_ids)
@@ -109,17 +107,15 @@ class Config:
                 f"token id {ids[where]} at position {list(where)} is out of range: "
                 f"vocab_size is {self.vocab_size}, so ids run from 0 to {self.vocab_size - 1}"
             )
-        if past + ids.shape[-1] > self.n_positions:
-            cached = f" after {past} in the cache" if past else ""
-            raise NpgptError(
-                f"{ids.shape[-1]} tokens{cached} do not fit into the context of {self.n_positions} (n_positions)"
-            )
+        T, cached = ids.shape[-1], f" after {past} in the cache" if past else ""
+        if past + T > self.n_positions:
+            raise NpgptError(f"{T} tokens{cached} do not fit into the context of {self.n_positions} (n_positions)")
         return np.atleast_2d(ids)
 
     def first_of(self, T: int, logits_from: int) -> int:
-        """Return the first token, of T, whose logits are wanted, counted from 0; logits_from may count from the end.
+        """Return the index, from 0, of the first of T tokens whose logits are returned; logits_from may be negative.
 
-        Raises NpgptError where there is no such token: a slice would return no logits, or all, without a word.
+        Raises NpgptError where there is no such token: a slice would silently return no logits, or all.
         """
         return whole_number("logits_from", logits_from, low=-T, high=T - 1) % T
 
@@ -127,11 +123,8 @@ class Config:
 GPT2_VOCAB_SIZES = (50257, 50304)  # OpenAI's 50000 merges + 256 bytes + <|endoftext|>; nanoGPT pads to a multiple of 64
 
 
-def _published(n_layer: int, n_head: int, n_embd: int) -> Config:
-    return Config(vocab_size=50257, n_positions=1024, n_layer=n_layer, n_head=n_head, n_embd=n_embd)
-
-
 # Every head is 64 wide. Radford et al. 2019, table 2, whose parameter counts are too low and were corrected later.
+_published = functools.partial(Config, vocab_size=50257, n_positions=1024)
 PUBLISHED = {
     "gpt2": _published(n_layer=12, n_head=12, n_embd=768),  # 124M
     "gpt2-medium": _published(n_layer=24, n_head=16, n_embd=1024),  # 355M
@@ -142,7 +135,7 @@ PUBLISHED = {
 
 
 def _why_heads_do_not_divide(config: Config) -> str:
-    """One line: the keys, the division, the likely cause and the way out."""
+    """Return a message with the keys, the division, the likely cause and the way out."""
     n_embd, n_head = config.n_embd, config.n_head
     quotient = f"{n_embd} / {n_head} = {n_embd / n_head:.2f}"
     message = f"n_embd = {n_embd} does not divide by n_head = {n_head}: {quotient} is no whole head width"

@@ -10,7 +10,7 @@ from npgpt import config as configuration
 from npgpt.checkpoints import configs
 from npgpt.config import PUBLISHED, Config
 from npgpt.errors import NpgptError
-from tests.support.models import small
+from tests.support.models import from_dict, small
 
 # As published with the 124M weights on the hub.
 HUB_GPT2 = {
@@ -111,13 +111,13 @@ def test_sizes_are_never_positional() -> None:
 
 
 def test_hub_config_gives_the_published_model_and_no_unknown_key() -> None:
-    assert configs.from_dict(HUB_GPT2) == PUBLISHED["gpt2"]
+    assert from_dict(HUB_GPT2) == PUBLISHED["gpt2"]
     assert configs.read_fields(HUB_GPT2, "config.json")[1] == []
 
 
 def test_llms_from_scratch_keys() -> None:
     book = {"vocab_size": 50257, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 12}
-    config = configs.from_dict(book | {"drop_rate": 0.1, "qkv_bias": False})
+    config = from_dict(book | {"drop_rate": 0.1, "qkv_bias": False})
     assert (config.n_positions, config.n_embd, config.n_head, config.n_layer) == (256, 768, 12, 12)
     assert config.activation_function == "gelu_new"
     assert not config.tie_word_embeddings  # out_head is a parameter of its own
@@ -125,12 +125,12 @@ def test_llms_from_scratch_keys() -> None:
 
 def test_nanogpt_keys_bring_the_exact_activation() -> None:
     model_args = {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "bias": False, "vocab_size": 65}
-    config = configs.from_dict(model_args | {"dropout": 0.2})
+    config = from_dict(model_args | {"dropout": 0.2})
     assert (config.n_positions, config.activation_function, config.tie_word_embeddings) == (256, "gelu", True)
 
 
 def test_mingpt_keys_keep_the_tanh_form() -> None:
-    config = configs.from_dict(
+    config = from_dict(
         {"model_type": "gpt-nano", "n_layer": 3, "n_head": 3, "n_embd": 48, "block_size": 6, "vocab_size": 3}
         | {"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1}
     )
@@ -139,12 +139,12 @@ def test_mingpt_keys_keep_the_tanh_form() -> None:
 
 def test_openai_hparams() -> None:
     hparams = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}
-    assert configs.from_dict(hparams) == PUBLISHED["gpt2"]
+    assert from_dict(hparams) == PUBLISHED["gpt2"]
 
 
 def test_other_spellings_that_transformers_takes() -> None:
     keys = {"vocab_size": 9, "hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 3}
-    assert configs.from_dict(keys | {"max_position_embeddings": 5}) == small(
+    assert from_dict(keys | {"max_position_embeddings": 5}) == small(
         vocab_size=9, n_embd=8, n_head=2, n_layer=3, n_positions=5
     )
 
@@ -180,7 +180,7 @@ def test_keys_of_half_precision_and_an_epsilon_of_zero_are_accepted() -> None:
 
 def test_to_dict_and_back() -> None:
     for config in (*PUBLISHED.values(), small(n_inner=5, activation_function="gelu", tie_word_embeddings=False)):
-        assert configs.from_dict(configs.to_dict(config)) == config
+        assert from_dict(configs.to_dict(config)) == config
 
 
 def test_unknown_keys_are_reported() -> None:
@@ -204,12 +204,12 @@ def test_unknown_keys_are_reported() -> None:
 )
 def test_other_models_and_contradictions_are_refused_by_name(extra: dict[str, Any], named: str) -> None:
     with pytest.raises(NpgptError, match=named):
-        configs.from_dict(HUB_GPT2 | extra, "config.json")
+        from_dict(HUB_GPT2 | extra, "config.json")
 
 
 def test_missing_sizes_are_listed() -> None:
     with pytest.raises(NpgptError, match="mine lacks vocab_size, n_layer"):
-        configs.from_dict({"n_positions": 8, "n_embd": 8, "n_head": 2}, "mine")
+        from_dict({"n_positions": 8, "n_embd": 8, "n_head": 2}, "mine")
 
 
 def test_the_scale_of_attention() -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from npgpt import parameters
-from npgpt.checkpoints import configs
 from npgpt.model import forward
 from npgpt.parameters import Array
 from tests.golden.make import CASES
+from tests.support.models import from_dict
 from tests.support.tolerances import largest_difference, relative_error, rounding_bound
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_golden(case: str, dtype: str) -> None:
     with np.load(GOLDEN / f"{case}.npz") as file:
         golden = dict(file)
-    config = configs.from_dict(json.loads(str(golden["config"])))
+    config = from_dict(json.loads(str(golden["config"])))
     weights = {name.removeprefix("weights/"): array for name, array in golden.items() if name.startswith("weights/")}
     p = parameters.from_arrays(config, {name: array.astype(dtype) for name, array in weights.items()})
     record: dict[str, Array] = {}

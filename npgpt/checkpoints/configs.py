@@ -1,4 +1,4 @@
-"""How programs state a configuration, how statements are joined, and what a checkpoint's shapes tell of it.
+"""Read a configuration in any program's spelling, join several, and complete it from a checkpoint's shapes.
 
 Spellings are those of Hugging Face's config.json, LLMs-from-scratch, nanoGPT, minGPT and OpenAI's hparams.json.
 """
@@ -6,7 +6,7 @@ Spellings are those of Hugging Face's config.json, LLMs-from-scratch, nanoGPT, m
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from .. import parameters
@@ -33,7 +33,7 @@ SPELLINGS = {
     "block_size": "n_positions",
 }
 
-# Keys that concern training, text generation, other heads' classes or half precision: right to have, of no effect here.
+# Keys without effect here: training, text generation, other heads' classes, half precision.
 UNUSED = frozenset(
     """
     model_type architectures transformers_version torch_dtype dtype _name_or_path name_or_path use_cache bos_token_id
@@ -56,33 +56,10 @@ UNUSED = frozenset(
 def read_fields(mapping: Mapping[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
     """Read Config's fields from a config.json, an LLMs-from-scratch dictionary or nanoGPT's model_args.
 
-    Returns (fields, unknown): the fields found, which may not be all of Config's, and the keys that nobody knows.
-    source names the mapping in errors. Raises NpgptError for another architecture and for one field given twice
-    with different values.
+    Returns (fields, unknown): the fields found, which may not be all of Config's, and the keys that npgpt does not
+    know. source names the mapping in errors. Raises NpgptError for another architecture and for a field that is given
+    twice with different values.
     """
-    _refuse_other_architectures(mapping, source)
-    found: dict[str, Any] = {}
-    spelt: dict[str, str] = {}
-    unknown: list[str] = []
-    for key, value in mapping.items():
-        name = SPELLINGS.get(key, key)
-        if name not in FIELDS:
-            if key not in UNUSED:
-                unknown.append(key)
-        elif name in found and found[name] != value:
-            raise NpgptError(f"{source} contradicts itself: {spelt[name]} is {found[name]!r} and {key} is {value!r}")
-        else:
-            found[name], spelt[name] = value, key
-    if "block_size" in mapping and "embd_pdrop" not in mapping:
-        found.setdefault(
-            "activation_function", "gelu"
-        )  # nanoGPT's exact form; minGPT, with embd_pdrop, has the tanh form
-    if "emb_dim" in mapping:
-        found.setdefault("tie_word_embeddings", False)  # LLMs-from-scratch's out_head is a parameter of its own
-    return found, unknown
-
-
-def _refuse_other_architectures(mapping: Mapping[str, Any], source: str) -> None:
     model_type = mapping.get("model_type", "gpt2")
     # minGPT, which has a block_size, names one of its sizes there, or none
     mingpt = "block_size" in mapping and str(model_type or "gpt-").startswith(("gpt2", "gpt-", "gopher-", "openai-gpt"))
@@ -91,71 +68,69 @@ def _refuse_other_architectures(mapping: Mapping[str, Any], source: str) -> None
     for key in ("add_cross_attention", "is_encoder_decoder", "pruned_heads", "quantization_config"):
         if mapping.get(key):
             raise NpgptError(f"{source}: {key} is {mapping[key]!r}; npgpt runs GPT-2 as published, without it")
-
-
-def from_dict(mapping: Mapping[str, Any], source: str = "the configuration") -> Config:
-    """Return a Config from any of the key styles of read_fields.
-
-    Raises NpgptError where a size is missing, wrong, or the architecture is another one.
-    """
-    found, _ = read_fields(mapping, source)
-    missing = [key for key in REQUIRED if key not in found]
-    if missing:
-        raise NpgptError(f"{source} lacks {', '.join(missing)}")
-    return Config(**found)
+    fields: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
+    for key, value in mapping.items():
+        name = SPELLINGS.get(key, key)
+        if name in fields and fields[name] != value:
+            raise NpgptError(f"{source} contradicts itself: {spelt[name]} is {fields[name]!r} and {key} is {value!r}")
+        if name in FIELDS:
+            fields[name], spelt[name] = value, key
+    if "block_size" in mapping and "embd_pdrop" not in mapping:  # nanoGPT's; minGPT's has embd_pdrop and the tanh form
+        fields.setdefault("activation_function", "gelu")
+    if "emb_dim" in mapping:
+        fields.setdefault("tie_word_embeddings", False)  # LLMs-from-scratch's out_head is a parameter of its own
+    return fields, [key for key in mapping if key not in FIELDS and key not in SPELLINGS and key not in UNUSED]
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Return the contents of a config.json that Hugging Face's transformers reads as the same model."""
-    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]} | {
-        field.name: getattr(config, field.name) for field in fields(config)
-    }
+    return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]} | asdict(config)
 
 
 def agreed(statements: Sequence[Stated], n_head: int | None, path: str) -> tuple[str, dict[str, Any], list[str]]:
-    """Join statements: return their sources in words, their fields, and the keys that nobody knows.
+    """Join statements: return their sources in words, their fields, and the keys that npgpt does not know.
 
-    What a statement only implies, as nanoGPT's keys imply its activation, gives way to what another one says. Raises
-    NpgptError where two contradict each other; a given n_head overrides theirs.
+    A field that a statement only implies, as nanoGPT's keys imply its activation, gives way to one that is stated.
+    Raises NpgptError where two contradict each other; a given n_head overrides theirs.
     """
     agreed: dict[str, Any] = {}
     implied: dict[str, Any] = {}
     origin: dict[str, str] = {}
     unknown: list[str] = []
-    for statement in statements:
-        fields, strange = read_fields(statement.fields, statement.source)
+    for source, stated in statements:
+        fields, strange = read_fields(stated, source)
         unknown += strange
         if type(fields.get("n_embd")) is int and fields.get("n_inner") == 4 * fields["n_embd"]:
             fields["n_inner"] = None
-        ids = {key: statement.fields[key] for key in IDS if type(statement.fields.get(key)) is int}
-        said = {SPELLINGS.get(key, key) for key in statement.fields}
-        for key, value in (fields | ids).items():
+        fields |= {key: stated[key] for key in IDS if type(stated.get(key)) is int}
+        said = {SPELLINGS.get(key, key) for key in stated}
+        for key, value in fields.items():
             if key not in said:
                 implied[key] = value
-                continue
-            if key == "n_head" and n_head is not None:
-                continue
-            if key in agreed and agreed[key] != value:
+            elif key in agreed and agreed[key] != value:
                 raise NpgptError(
-                    f"{origin[key]} says that {key} is {agreed[key]!r:.80}, and {statement.source} that it is "
-                    f"{value!r:.80}: correct or remove the wrong one"
+                    f"{origin[key]} says that {key} is {agreed[key]!r:.80}, and {source} that it is {value!r:.80}: "
+                    "correct or remove the wrong one"
                 )
-            agreed[key], origin[key] = value, statement.source
-    return " and ".join(statement.source for statement in statements) or path, implied | agreed, unknown
+            elif key != "n_head" or n_head is None:
+                agreed[key], origin[key] = value, source
+    return " and ".join(source for source, _ in statements) or path, implied | agreed, unknown
 
 
-def complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape], n_head: int | None, source: str) -> Config:
-    """Return a Config from what is stated and what the shapes tell.
+def complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape | None], n_head: int | None, source: str) -> Config:
+    """Return a Config from what is stated and what the shapes tell; a shape of None tells nothing.
 
     No shape depends on n_head, so it comes from the argument, from what is stated, or from the published model of this
     shape, in this order. A stated n_head that contradicts a published shape is refused: that mistake would load without
     complaint and write nonsense. The argument may contradict it, since somebody may have trained such a model.
     """
-    fields = _sizes(shapes) | dict(stated)
+    sizes = _sizes(shapes)
+    fields = sizes | {key: value for key, value in stated.items() if key in FIELDS}
     missing = [key for key in REQUIRED if key not in fields and key != "n_head"]
     if missing:
         raise NpgptError(f"{source} lacks {', '.join(missing)}, and the weights' names and shapes do not tell")
-    published = _config(fields | _sizes(shapes) | {"n_head": 1}, source).published_name()
+    published = _config(fields | sizes | {"n_head": 1}, source).published_name()
     size = PUBLISHED[published] if published else None
     if n_head is not None:
         fields["n_head"] = n_head
@@ -184,15 +159,17 @@ def _config(fields: Mapping[str, Any], source: str) -> Config:
         raise NpgptError(f"{source}: {error}") from None
 
 
-def _sizes(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+def _sizes(shapes: Mapping[str, Shape | None]) -> dict[str, Any]:
     """Return the sizes that shapes tell; none where a tensor is missing or has another rank."""
-    sizes: dict[str, Any] = {}
-    if len(wte := shapes.get("wte.weight", ())) == 2:
-        sizes["vocab_size"], sizes["n_embd"] = wte
-    if len(wpe := shapes.get("wpe.weight", ())) == 2:
-        sizes["n_positions"] = wpe[0]
-    if len(c_fc := shapes.get("h.0.mlp.c_fc.weight", ())) == 2 and c_fc[1] != 4 * c_fc[0]:
-        sizes["n_inner"] = c_fc[1]
-    if n_layer := parameters.count_blocks(shapes):
-        sizes["n_layer"] = n_layer
+    matrices = {name: shape for name, shape in shapes.items() if shape is not None and len(shape) == 2}
+    vocab_size, n_embd = matrices.get("wte.weight", (0, 0))
+    n_positions, _ = matrices.get("wpe.weight", (0, 0))
+    width, n_inner = matrices.get("h.0.mlp.c_fc.weight", (0, 0))
+    sizes = {
+        "vocab_size": vocab_size,
+        "n_embd": n_embd,
+        "n_positions": n_positions,
+        "n_inner": n_inner if n_inner != 4 * width else 0,
+        "n_layer": parameters.count_blocks(shapes),
+    }
     return {key: size for key, size in sizes.items() if size}

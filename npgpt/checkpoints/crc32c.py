@@ -1,11 +1,12 @@
-"""CRC-32C, the checksum that TensorFlow keeps of every block and tensor: NumPy has none, and zlib's is another one.
+"""CRC-32C, TensorFlow's checksum of every block and tensor; zlib has another one, NumPy none.
 
-RFC 3720, B.4, has test vectors. A loop over bytes reads some ten megabytes a second, enough for an index and biases;
-the package google-crc32c (extra crc32c) reads gigabytes.
+A loop over bytes reads about 10 MB/s, enough for an index and biases; the package google-crc32c (extra crc32c) reads
+gigabytes. RFC 3720, B.4, has test vectors.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 
@@ -37,19 +38,18 @@ def crc32c_of_many(data: NDArray[np.uint8]) -> int:
 
 @functools.cache
 def available() -> bool:
-    """Return whether google-crc32c is installed with its compiled code; without that it is a loop over bytes, too."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of that
-        try:
-            import google_crc32c
-        except ImportError:
-            return False
-    return bool(google_crc32c.implementation == "c")
+    """Return whether google-crc32c is installed with its compiled code; its Python code is a loop over bytes, too."""
+    with warnings.catch_warnings(), contextlib.suppress(ImportError):
+        warnings.simplefilter("ignore")  # it warns where it is not compiled
+        import google_crc32c
+
+        return bool(google_crc32c.implementation == "c")
+    return False
 
 
 @functools.cache
 def _table() -> list[int]:
-    """What each byte makes of a register of 0."""
+    """Return what each byte makes of a register of 0."""
     table = list(range(256))
     for _ in range(8):
         table = [register >> 1 ^ POLYNOMIAL * (register & 1) for register in table]

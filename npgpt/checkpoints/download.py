@@ -1,7 +1,7 @@
-"""Download a model of the Hugging Face hub into the user's cache, where find.py looks; only this room needs a network.
+"""Download a model of the Hugging Face hub into the user's cache, where find.py looks.
 
-huggingface_hub (extra hub) transfers, resumes and shows progress. Here it is told what to fetch, and what went wrong is
-told in one line. Its snapshot_download is not used: it fetches in threads, and Ctrl-C waits for whole files.
+huggingface_hub (extra hub) transfers, resumes and shows progress. This module chooses the files and explains failures
+in one line. It does not use snapshot_download, whose threads make Ctrl-C wait for whole files.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ IN_CACHE = "a model that is in the cache is used without downloading"
 UNREACHABLE = f"no connection to the hub at {{hub}} ({{detail}}): try again with one; {IN_CACHE}"
 LOG_IN = "log in with `hf auth login`"
 REFUSED = f"the hub at {{hub}} refuses {{what}} of {{repository}} ({{status}}): {LOG_IN}, or correct HF_TOKEN"
-# The exceptions of the library, of its HTTP client and of Python by name: the library's moved between its versions, and
-# there were two clients. The first that the exception is an instance of is told.
+# By the names of exceptions, since the library's moved between versions and it had two HTTP clients; by a status, or by
+# "status" and "errno" for exceptions that have one. The first that fits is used.
 MESSAGES = {
     "GatedRepoError": f"{{repository}} is gated: accept its terms at {{hub}}/{{repository}}, then {LOG_IN}",
     "DisabledRepoError": "{repository} is disabled: see {hub}/{repository}",
@@ -44,8 +44,7 @@ MESSAGES = {
     f"unset it to download; {IN_CACHE}",
     **dict.fromkeys(("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"), UNREACHABLE),
     "ConnectionError": UNREACHABLE,  # requests', with huggingface_hub before 1.0
-    "401": REFUSED,
-    "403": REFUSED,
+    **dict.fromkeys(("401", "403"), REFUSED),
     "status": "the hub at {hub} answers {status} to {what} of {repository}: try again later, or correct HF_ENDPOINT",
     # a web page for JSON, no URL, no header
     "ValueError": "{what} of {repository} cannot be fetched ({detail}): correct HF_ENDPOINT or HF_TOKEN",
@@ -57,9 +56,9 @@ MESSAGES = {
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A repository's files in the cache, by name with their sizes in bytes.
+    """A repository's files in the cache, their sizes in bytes by name.
 
-    new counts those that were not there before; asked is False where the hub could not be asked what is newest.
+    new is the number of files that were not there before; asked is False if the hub could not be asked for a newer one.
     """
 
     repository: str
@@ -72,8 +71,8 @@ class Snapshot:
 def fetch(name: str, revision: str | None = None) -> Snapshot:
     """Bring a model's configuration, vocabulary and weights into the cache, all of one commit, the weights last.
 
-    name is a published one or org/name; revision a branch, tag or commit (None: main). Where the hub cannot be asked,
-    a model that the cache holds is taken as it is. Raises NpgptError for whatever goes wrong.
+    name is a published name or org/name; revision is a branch, tag or commit (None: main). Without an answer from the
+    hub, a model that is in the cache is used. Raises NpgptError for whatever goes wrong.
     """
     repository = repository_name(name)
     if revision is not None and not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)*", revision, re.ASCII):
@@ -87,7 +86,7 @@ def fetch(name: str, revision: str | None = None) -> Snapshot:
             patience = hub.constants.HF_HUB_ETAG_TIMEOUT  # seconds; by itself model_info waits without end
             info = hub.HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=patience)
         except Exception as error:
-            # the connection or the hub's own trouble, and not its answer to the question
+            # a failing connection or hub, as opposed to an answer
             no_answer = getattr(getattr(error, "response", None), "status_code", 500) >= 500
             if no_answer and (held := _held(place, ref, repository)):
                 return held
@@ -104,10 +103,10 @@ def fetch(name: str, revision: str | None = None) -> Snapshot:
                 raise _explained(error, file, repository, revision) from None
             if file in missing:
                 _check(path, listed[file])
-            if file == CONFIG:
+            if file == CONFIG:  # another architecture is refused before its weights are fetched
                 source = f"{CONFIG} of {repository}"
                 read_fields(read_object(path.read_bytes(), source), source)
-    with contextlib.suppress(OSError, NpgptError):  # a cache that is only to be read, with all that is wanted in it
+    with contextlib.suppress(OSError, NpgptError):  # a read-only cache may hold all files already
         if revision != info.sha:
             ref.parent.mkdir(parents=True, exist_ok=True)
             with atomic.writing(ref) as written:
@@ -116,7 +115,7 @@ def fetch(name: str, revision: str | None = None) -> Snapshot:
 
 
 def repository_name(name: str) -> str:
-    """The repository of a published name, or org/name itself. Raises NpgptError for what can be neither."""
+    """Return the repository of a published name, or org/name itself. Raises NpgptError for any other name."""
     if name in ORGANISATIONS:
         return ORGANISATIONS[name]
     if name == EMBEDDED:
@@ -128,7 +127,7 @@ def repository_name(name: str) -> str:
 
 
 def choose(names: Collection[str], repository: str) -> list[str]:
-    """What is fetched of a repository's files: the weights last, and an index after all its shards.
+    """Return the files to fetch: the weights last, and an index after all its shards.
 
     Raises NpgptError where there are no weights that npgpt reads.
     """
@@ -147,26 +146,26 @@ def choose(names: Collection[str], repository: str) -> list[str]:
 
 
 def _library() -> Any:
-    """Return huggingface_hub, its log silenced. Raises NpgptError where it is not installed or cannot be imported."""
+    """Return huggingface_hub with its log silenced. Raises NpgptError where it is missing or cannot be imported."""
     try:
-        with contextlib.redirect_stdout(None):  # on which it prints what keeps it from being imported
+        with contextlib.redirect_stdout(None):  # it prints there why it cannot be imported
             import huggingface_hub
             from huggingface_hub import HfApi, constants, hf_hub_download  # noqa: F401
     except ImportError:
         raise NpgptError("npgpt download needs the extra hub: pip install huggingface_hub") from None
-    except Exception as error:  # it reads its HF_ variables as it is imported
+    except Exception as error:  # importing it reads its HF_ variables
         raise NpgptError(f"huggingface_hub cannot be imported ({error}): correct its HF_ variables") from None
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
     return huggingface_hub
 
 
 def _check(path: Path, listed: Any) -> None:
-    """Raises NpgptError, the file removed, where its hash is not the hub's; the library compares sizes alone."""
+    """Remove a file whose hash is not the hub's and raise NpgptError; the library compares sizes alone."""
     if listed.lfs is not None:
         kind, found, expected = "sha256", sha256(path), listed.lfs.sha256
-    else:
-        kind, expected = "sha1", listed.blob_id  # git's
-        found = hashlib.sha1(b"blob %d\0" % path.stat().st_size + path.read_bytes()).hexdigest()
+    else:  # git's
+        blob = b"blob %d\0" % path.stat().st_size + path.read_bytes()
+        kind, found, expected = "sha1", hashlib.sha1(blob).hexdigest(), listed.blob_id
     if expected not in (None, found):
         path.resolve().unlink()
         path.unlink(missing_ok=True)
@@ -177,7 +176,7 @@ def _check(path: Path, listed: Any) -> None:
 
 
 def _held(place: Path, ref: Path, repository: str) -> Snapshot | None:
-    """What the cache holds of a revision, or None where that is no whole model."""
+    """Return the revision that the cache holds, or None where it is not a whole model."""
     try:
         commit = ref.read_text("utf-8").strip() if ref.is_file() else ref.relative_to(place / "refs")
         folder = place / "snapshots" / commit
@@ -188,23 +187,15 @@ def _held(place: Path, ref: Path, repository: str) -> Snapshot | None:
 
 
 def _explained(error: BaseException, what: str, repository: str, revision: str | None) -> NpgptError:
-    """One line for an exception of the library, of its HTTP client or of the operating system."""
+    """Return the message for an exception of the library, its HTTP client or the operating system."""
     from huggingface_hub import constants
 
     while type(error).__name__ == "LocalEntryNotFoundError" and error.__cause__ is not None:
-        error = error.__cause__  # that it is not in the cache either is no news
+        error = error.__cause__  # why it was looked for in the cache
     status = getattr(getattr(error, "response", None), "status_code", None)
     kinds = {kind.__name__ for kind in type(error).__mro__} | {str(status)}
     kinds |= {"status"} if status is not None else {"errno"} if getattr(error, "errno", None) is not None else set()
     message = next(message for kind, message in MESSAGES.items() if kind in kinds)
-    return NpgptError(
-        message.format(
-            what=what,
-            repository=repository,
-            revision=revision or "main",
-            hub=constants.ENDPOINT,
-            cache=hub_cache(),
-            status=status,
-            detail=f"{(str(error).strip() or type(error).__name__).splitlines()[0]:.300}",
-        )
-    )
+    detail = (str(error).strip() or type(error).__name__).splitlines()[0]
+    known = {"what": what, "repository": repository, "revision": revision or "main", "hub": constants.ENDPOINT}
+    return NpgptError(message.format(**known, cache=hub_cache(), status=status, detail=detail[:300]))

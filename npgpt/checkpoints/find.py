@@ -1,4 +1,4 @@
-"""Where a model's weights lie on this machine, by name or path; nothing is fetched."""
+"""Find a model's weights on this machine, by name or path; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .formats import WEIGHTS_FILE
 
 EMBEDDED = "austen"  # the model that comes with npgpt, and the default
 
-# In a wheel the weights lie inside the package, in a checkout (also one installed editable) beside it.
+# A wheel has the weights inside the package, a checkout (also one installed as editable) beside it.
 HERE = Path(__file__).parent.parent  # the package
 EMBEDDED_WEIGHTS = HERE / "weights" if (HERE / "weights").is_dir() else HERE.parent / "weights"
 GPT2_RANKS = EMBEDDED_WEIGHTS / "gpt2.tiktoken"
@@ -23,18 +23,18 @@ ORGANISATIONS = {name: f"openai-community/{name}" for name in PUBLISHED} | {"dis
 
 @dataclass(frozen=True)
 class Location:
-    """A model's name and its weights: a file, or the index of several. What belongs to it lies beside them."""
+    """A model's name and its weights: a file, or the index of several. Its other files are beside them."""
 
     name: str
     weights: Path
 
 
 def find(model: str | os.PathLike[str] | None = None) -> Location:
-    """Find a model by the path of a folder or file, by the embedded model's name (the default), or a published name.
+    """Find a model by the path of a folder or file, by a published name, or, by default, the embedded model.
 
     Published names (gpt2, org/name) are looked for in ./weights/, in the folder that NPGPT_WEIGHTS names, beside the
-    embedded model and in the user's Hugging Face cache, in this order. Raises NpgptError where nothing is found, with
-    all places.
+    embedded model and in the user's Hugging Face cache, in this order. Raises NpgptError with all these places if the
+    model is in none of them.
     """
     if model is None:
         return Location(EMBEDDED, EMBEDDED_WEIGHTS / EMBEDDED / WEIGHTS_FILE)
@@ -63,7 +63,7 @@ def find(model: str | os.PathLike[str] | None = None) -> Location:
 
 
 def _held(folder: Path) -> str:
-    """Return a summary of what lies in a folder, for a message."""
+    """Return a summary of what is in a folder, for a message."""
     names = sorted(path.name for path in folder.iterdir())
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return f"it holds {', '.join(names[:6])}{more}" if names else "it is empty"
@@ -75,13 +75,13 @@ def expanded(path: str | os.PathLike[str]) -> Path:
 
 
 def _is_name(name: str) -> bool:
-    """Tell whether the text is one word or org/name, and so can be a model's name as well as a path."""
+    """Return whether a path could also be a model's name: one word, or org/name."""
     parts = name.split("/")
     return len(parts) <= 2 and all(part.strip(".") and not part.startswith("~") and "\\" not in part for part in parts)
 
 
 def _places(name: str) -> list[Path]:
-    """Return the folders where a model of this name may lie, in order of preference."""
+    """Return the folders where a model of this name may be, in order of preference."""
     if name == EMBEDDED:
         return [EMBEDDED_WEIGHTS / EMBEDDED]
     roots = [Path("weights"), EMBEDDED_WEIGHTS]
@@ -95,20 +95,18 @@ def _places(name: str) -> list[Path]:
 
 def hub_cache() -> Path:
     """Return the Hugging Face cache: $HF_HUB_CACHE, $HF_HOME/hub, or huggingface/hub in $XDG_CACHE_HOME or ~/.cache."""
-    if cache := os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE"):
-        return expanded(cache)
-    if home := os.environ.get("HF_HOME"):
-        return expanded(home) / "hub"
-    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface" / "hub"
+    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    return expanded(cache or os.path.join(home, "hub"))
 
 
 def _snapshot(repository: Path) -> Path:
-    """Return the snapshot that refs/main names if it has weights, else the newest one that has, else the repository."""
+    """Return the snapshot that refs/main names, else the newest one, of those with weights; else the repository."""
     main = repository / "refs" / "main"
     try:
         named = main.read_text("utf-8").strip() if main.is_file() and main.stat().st_size < 1000 else ""
         snapshots = [path for path in (repository / "snapshots").glob("*") if formats.find(path) is not None]
-    except (OSError, ValueError):  # an error of ours among them: a cache that cannot be read holds nothing for us
+    except (OSError, ValueError):  # also NpgptError: an unreadable cache counts as empty
         return repository
     newest_last = sorted(snapshots, key=lambda path: (path.name == named, path.stat().st_mtime))
     return newest_last[-1] if newest_last else repository

@@ -1,4 +1,4 @@
-"""Which format a file has, told by its content and never by its name alone. A new one is a module and a row here."""
+"""Recognise a file's format by its content and read it. A new format is a module and a row in READERS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import NpgptError
 from . import gguf, llmc, safetensors, sharded, tensorflow, torch_zip
 from .tensor import Contents, check_file
 
-# What a file's first and last bytes look like, and the function that reads it.
+# Whether a file's first and last bytes are of the format, and the function that reads it.
 READERS: tuple[tuple[Callable[[bytes, bytes], bool], Callable[[Path], Contents]], ...] = (
     (torch_zip.recognises, torch_zip.read),
     (gguf.recognises, gguf.read),
@@ -19,7 +19,7 @@ READERS: tuple[tuple[Callable[[bytes, bytes], bool], Callable[[Path], Contents]]
     (tensorflow.recognises, tensorflow.read),
     (safetensors.recognises, safetensors.read),
 )
-# What a folder is searched for first; the names are only an order of preference.
+# What a folder is searched for first; the names say nothing about the format.
 WEIGHTS_FILE = "model.safetensors"
 PREFERRED = (
     WEIGHTS_FILE,
@@ -27,7 +27,7 @@ PREFERRED = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Beginnings of files that people take for a checkpoint, and what to say.
+# The first bytes of files that are often taken for a checkpoint, and what they are.
 OTHERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch it with git lfs pull"),
     (b"\x89HDF", "HDF5 (Keras), which npgpt does not read: take the model's safetensors or pytorch_model.bin"),
@@ -44,12 +44,12 @@ OTHERS = (
 def read(path: Path, *, may_be_index: bool = True) -> Contents:
     """Read a checkpoint's file, or the files that an index lists.
 
-    Raises NpgptError for a file that no reader knows, and as the readers do; OSError where it cannot be opened.
+    Raises NpgptError for an unknown format and as the readers do, OSError where the file cannot be opened.
     """
     head, tail = _ends(path)
     if (reader := _reader(head, tail)) is not None:
         return reader(path)
-    if may_be_index and sharded.recognises(head, tail):
+    if may_be_index and head.lstrip().startswith(b"{"):
         return sharded.read(path, lambda file: read(file, may_be_index=False))
     if re.search(r"\.data-\d+-of-\d+$", path.name) or path.name.endswith(".ckpt.meta"):
         raise NpgptError(f"{path} is a part of a TensorFlow checkpoint: give its .index file, or the folder")
@@ -57,10 +57,10 @@ def read(path: Path, *, may_be_index: bool = True) -> Contents:
 
 
 def find(folder: Path) -> Path | None:
-    """Return the checkpoint in a folder: the usual name, else the only file that a reader knows, else None.
+    """Return the checkpoint in a folder: the one with a usual name, else the only one of a known format, else None.
 
-    Of several TensorFlow checkpoints it is the one that the file `checkpoint` names. Raises NpgptError where several
-    others could be meant, and OSError where the folder cannot be read.
+    Of several TensorFlow checkpoints it is the one that the file `checkpoint` names. Raises NpgptError if there are
+    several others, OSError where the folder cannot be read.
     """
     for name in PREFERRED:
         if (folder / name).is_file():
@@ -82,7 +82,7 @@ def _reader(head: bytes, tail: bytes) -> Callable[[Path], Contents] | None:
 
 
 def _ends(path: Path) -> tuple[bytes, bytes]:
-    """Return a file's first and last bytes. Raises NpgptError for what is no regular file, or is empty."""
+    """Return a file's first and last bytes. Raises NpgptError where it is not a regular file."""
     check_file(path)
     with path.open("rb") as file:
         head = file.read(64)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import mmap
 import struct
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import NpgptError
-from .tensor import FLOATS, Contents, Stated, Tensor, check_shape, itemsize, map_file
+from .tensor import FLOATS, Contents, Cursor, Stated, Tensor, check_shape, itemsize, map_file
 
 VERSIONS = (2, 3)
 NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "b1", 10: "u8", 11: "i8", 12: "f8"}
@@ -47,32 +48,25 @@ def recognises(head: bytes, tail: bytes) -> bool:
     return head.startswith(b"GGUF")
 
 
-class Cursor:
-    """Reads one value after another; past the end of the file it raises NpgptError."""
+class Values(Cursor):
+    """The values of a GGUF file behind its magic."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.at = path, data, 4
-        # a file of the other byte order has its version in the upper half
-        self.order: Literal["<", ">"] = "<" if int.from_bytes(data[4:8], "little") < 2**16 else ">"
-
-    def take(self, size: int) -> bytes:
-        """Return the next bytes."""
-        if self.at + size > len(self.data):
-            raise NpgptError(f"{self.path} is cut short: {size} bytes are wanted at {self.at} of {len(self.data)}")
-        self.at += size
-        return self.data[self.at - size : self.at]
+    @functools.cached_property
+    def order(self) -> Literal["<", ">"]:
+        """Return the byte order: a file of the other one has its version in the upper half."""
+        return "<" if int.from_bytes(self.data[4:8], "little") < 2**16 else ">"
 
     def number(self, kind: str) -> int:
-        """Return a number of struct's kind."""
+        """Return a number of one of struct's kinds."""
         (value,) = struct.unpack(self.order + kind, self.take(struct.calcsize(self.order + kind)))
         return int(value)
 
     def text(self) -> str:
-        """Return a string that has its length before it."""
+        """Return a string, whose length comes before it."""
         try:
             return self.take(self.number("Q")).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise NpgptError(f"{self.path}: a string that ends at byte {self.at} is not UTF-8: {error}") from None
+            raise NpgptError(f"{self.source}: a string that ends at byte {self.at} is not UTF-8: {error}") from None
 
     def value(self, kind: int, depth: int = 0) -> Any:
         """Return a number, a truth value, a text, or a list of them."""
@@ -85,7 +79,7 @@ class Cursor:
                 return np.frombuffer(self.take(length * dtype.itemsize), dtype)
             return [self.value(inner, depth + 1) for _ in range(length)]
         if kind not in NUMBERS:
-            raise NpgptError(f"{self.path}: a value of the unknown type {kind} ends at byte {self.at}")
+            raise NpgptError(f"{self.source}: a value of the unknown type {kind} ends at byte {self.at}")
         number = np.frombuffer(self.take(np.dtype(NUMBERS[kind]).itemsize), NUMBERS[kind])
         value = number.view(number.dtype.newbyteorder(self.order))[0]
         # the shortest text that is this float32 gives back 1e-5, where its exact value is 9.999999747378752e-06
@@ -93,13 +87,13 @@ class Cursor:
 
 
 def read(path: Path) -> Contents:
-    """Map a GGUF file; its configuration, and its vocabulary where that is byte-level BPE, lie within.
+    """Map a GGUF file with its configuration, and its vocabulary if that is byte-level BPE.
 
     Raises NpgptError, naming the tensor or key, for whatever is malformed, for another architecture than gpt2, and for
-    tensors that overlap or lie outside of the file. A quantised tensor is refused when it is asked for.
+    tensors that overlap or leave the file. A quantised tensor is refused when it is used.
     """
     data = map_file(path)
-    cursor = Cursor(path, data)
+    cursor = Values(str(path), data, at=4)
     version, n_tensors, n_keys = cursor.number("I"), cursor.number("Q"), cursor.number("Q")
     if version not in VERSIONS:
         raise NpgptError(f"{path} is GGUF of version {version}; read are {' and '.join(map(str, VERSIONS))}")
@@ -116,7 +110,7 @@ def read(path: Path) -> Contents:
         raise NpgptError(f"{path}: {several[0]} is a list, and a GPT-2 has one number there")
     if keys.get("split.count", 1) != 1:
         raise NpgptError(f"{path} is one of several parts: join them with llama-gguf-split --merge")
-    tensors = _tensors(cursor, n_tensors, keys.get("general.alignment", 32))
+    tensors = _tensors(path, data, cursor, n_tensors, keys.get("general.alignment", 32))
     fields = {name: keys[key] for key, name in CONFIG.items() if key in keys}
     model, vocabulary = keys.get("tokenizer.ggml.model"), None
     if isinstance(model, str) and model == "gpt2" and TOKENS in keys and MERGES in keys:
@@ -124,9 +118,8 @@ def read(path: Path) -> Contents:
     return Contents("GGUF", (path,), tensors, Stated(f"the keys of {path}", fields), vocabulary)
 
 
-def _tensors(cursor: Cursor, count: int, alignment: object) -> dict[str, Tensor]:
-    """The directory, and where each tensor lies behind it: on its alignment, within the file, in none of the others."""
-    path, data = cursor.path, cursor.data
+def _tensors(path: Path, data: mmap.mmap, cursor: Values, count: int, alignment: object) -> dict[str, Tensor]:
+    """Read the directory and check that each tensor behind it is aligned, within the file and apart from the others."""
     if type(alignment) is not int or alignment < 1:
         raise NpgptError(f"{path}: general.alignment must be a whole number from 1, not {alignment!r:.40}")
     entries: dict[str, tuple[str, tuple[int, ...], int]] = {}

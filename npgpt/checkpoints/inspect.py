@@ -1,4 +1,4 @@
-"""What can be said of a checkpoint without running it."""
+"""Report on a checkpoint without running it."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from .open import open_checkpoint
 
 @dataclass(frozen=True)
 class Inspection:
-    """The findings; sizes in bytes, counts in parameters."""
+    """What is known about a checkpoint; sizes are in bytes, counts in parameters."""
 
     name: str
     path: Path
-    description: str  # which container and whose names
+    description: str  # its format and naming scheme
     files: dict[Path, tuple[int, str]]  # size and sha256 of each
     config: Config
     published_name: str | None
-    unknown_keys: list[str]  # keys of config.json that nobody knows
+    unknown_keys: list[str]  # keys of config.json that npgpt does not know
     counts: dict[str, int]  # parameters by part, see parameters.count
-    dtypes: dict[str, int]  # how many tensors there are of each
-    misaligned: list[str]  # tensors that are copied at load
-    non_finite: dict[str, tuple[int, int]]  # name -> how many NaN, how many infinite
-    vocabulary: str  # the files it comes from, or the reason why there is none
-    unchecked: str | None  # the checksums that are not looked at, see Container
+    dtypes: dict[str, int]  # number of tensors of each
+    misaligned: list[str]  # tensors that are copied when they are loaded
+    non_finite: dict[str, tuple[int, int]]  # numbers of NaN and of infinite values by tensor
+    vocabulary: str  # its files, or the reason why there is none
+    unchecked: str | None  # the checksums that are not checked, see Contents
 
 
 def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None = None) -> Inspection:

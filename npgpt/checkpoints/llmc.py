@@ -1,8 +1,8 @@
 """llm.c's format: a header of 256 int32, then 16 arrays one after the other, each stacked over all blocks.
 
 karpathy/llm.c, train_gpt2.py (write_model) and train_gpt2.c (ParameterTensors), whose names the arrays have here.
-Linear maps are [out, in], there is no output head, and wte is padded with rows that are no part of the model: llm.c
-computes logits of the first V alone. They are left out here.
+Linear maps are [out, in], there is no output head, and wte is padded with rows that are not part of the model: llm.c
+computes logits of the first V only. They are left out here.
 """
 
 from __future__ import annotations

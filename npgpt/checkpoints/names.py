@@ -1,24 +1,15 @@
-"""Naming schemes: what each program calls the tensors of GPT-2. A new one is a Scheme in SCHEMES, which is one table.
+"""Naming schemes: what each program calls the tensors of GPT-2.
 
-A row says which of their layers is which of ours, `*` standing for the block's number. For a program whose tensors are
-called "decoder.3.attention.out.kernel", [in, out] as ours are, and "decoder.3.attention.out.offset":
-
-    Scheme(
-        "theirs",
-        "Their names",
-        layers={"decoder.*.attention.out": "h.*.attn.c_proj", …},
-        ends={".kernel": ".weight", ".offset": ".bias"},
-    )
-
-Queries, keys and values that are layers of their own are "h.*.attn.query", "h.*.attn.key" and "h.*.attn.value". A row
-without `*` on their side and with it on ours is a stack over all blocks. The same tables serve files, state dicts and
-parts of a module alone.
+A new scheme is a Scheme in SCHEMES; CONTRIBUTING.md has an example. Its table maps their layers to ours, with `*` for
+the block's number. Queries, keys and values that are separate layers are "h.*.attn.query", "h.*.attn.key" and
+"h.*.attn.value". A layer with `*` in our name only is a stack over all blocks. The same tables serve files, state dicts
+and single parts of a module.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -27,7 +18,7 @@ from ..config import MOST_LAYERS
 from ..errors import NpgptError
 from .tensor import Source, Tensor, same_bits
 
-# torch.compile's, DistributedDataParallel's, Lightning's and Hugging Face's; tf.train.Checkpoint's
+# What torch.compile, DistributedDataParallel, Lightning, Hugging Face and tf.train.Checkpoint add to a name.
 WRAPPERS = re.compile(
     r"^(?:(?:_orig_mod|module|model|transformer)\.)+|(?<=\.)(?:_orig_mod|module)\.|/\.ATTRIBUTES/VARIABLE_VALUE\Z"
 )
@@ -37,7 +28,7 @@ THIRDS = ("query", "key", "value")  # of c_attn, side by side
 
 @dataclass(frozen=True)
 class Scheme:
-    """One program's names: the table of its layers, and what else its checkpoints need to be told and read."""
+    """One program's names for GPT-2's layers, and how its checkpoints are recognised and read."""
 
     name: str
     title: str
@@ -70,7 +61,7 @@ class Scheme:
     def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
         """Return {canonical name: source} of unwrapped tensors, without what is dropped.
 
-        A name that the scheme does not know, and a second one for the same tensor, stays itself: loading reports it.
+        A name that the scheme does not know, or a second name for the same tensor, stays as it is: loading reports it.
         """
         found: dict[str, dict[int, Source]] = {}
         for name, tensor in tensors.items():
@@ -114,13 +105,20 @@ def _linear_is_out_in(tensors: Mapping[str, Tensor]) -> bool:
 def _is_mingpt(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether there are biases and an output head that differs from wte: nothing else tells minGPT."""
     head, wte = tensors.get("lm_head.weight"), tensors.get("wte.weight")
-    if not _linear_is_out_in(tensors) or "ln_f.bias" not in tensors or head is None or wte is None:
+    if head is None or wte is None or "ln_f.bias" not in tensors:
         return False
-    return not same_bits(head, wte)
+    return _linear_is_out_in(tensors) and not same_bits(head, wte)
+
+
+LAYERS = "wte wpe h.*.ln_1 h.*.attn.c_attn h.*.attn.c_proj h.*.ln_2 h.*.mlp.c_fc h.*.mlp.c_proj ln_f lm_head".split()
+
+
+def _in_order(theirs: str, ours: Sequence[str] = LAYERS) -> dict[str, str]:
+    """Return {their layer: ours} of a program's names, which are in the same order as ours."""
+    return dict(zip(theirs.split(), ours, strict=True))
 
 
 # The canonical names. A saved GPT2LMHeadModel has a prefix too and, for a time, had two buffers.
-LAYERS = "wte wpe h.*.ln_1 h.*.attn.c_attn h.*.attn.c_proj h.*.ln_2 h.*.mlp.c_fc h.*.mlp.c_proj ln_f lm_head".split()
 HUGGING_FACE = Scheme(
     "huggingface",
     "Hugging Face's names",
@@ -146,22 +144,12 @@ MINGPT = replace(NANOGPT, name="mingpt", title="minGPT's names", condition=_is_m
 LLMS_FROM_SCRATCH = Scheme(
     "llms-from-scratch",
     "LLMs-from-scratch's names",
-    layers={
-        "tok_emb": "wte",
-        "pos_emb": "wpe",
-        "trf_blocks.*.norm1": "h.*.ln_1",
-        "trf_blocks.*.att.W_query": "h.*.attn.query",
-        "trf_blocks.*.att.W_key": "h.*.attn.key",
-        "trf_blocks.*.att.W_value": "h.*.attn.value",
-        "trf_blocks.*.att.qkv": "h.*.attn.c_attn",
-        "trf_blocks.*.att.out_proj": "h.*.attn.c_proj",
-        "trf_blocks.*.att.proj": "h.*.attn.c_proj",
-        "trf_blocks.*.norm2": "h.*.ln_2",
-        "trf_blocks.*.ff.layers.0": "h.*.mlp.c_fc",
-        "trf_blocks.*.ff.layers.2": "h.*.mlp.c_proj",
-        "final_norm": "ln_f",
-        "out_head": "lm_head",
-    },
+    layers=_in_order(
+        "tok_emb pos_emb trf_blocks.*.norm1 trf_blocks.*.att.qkv trf_blocks.*.att.out_proj "
+        "trf_blocks.*.norm2 trf_blocks.*.ff.layers.0 trf_blocks.*.ff.layers.2 final_norm out_head"
+    )
+    | {"trf_blocks.*.att.proj": "h.*.attn.c_proj"}
+    | {f"trf_blocks.*.att.W_{third}": f"h.*.attn.{third}" for third in THIRDS},
     ends={".weight": ".weight", ".bias": ".bias", ".scale": ".weight", ".shift": ".bias"},
     dropped=r"trf_blocks\.\d+\.att\.(?:mask|cache_k|cache_v)",
     out_in=True,
@@ -172,17 +160,7 @@ LLMS_FROM_SCRATCH = Scheme(
 OPENAI = Scheme(
     "openai",
     "OpenAI's TensorFlow names",
-    layers={
-        "model/wte": "wte",
-        "model/wpe": "wpe",
-        "model/h*/ln_1": "h.*.ln_1",
-        "model/h*/attn/c_attn": "h.*.attn.c_attn",
-        "model/h*/attn/c_proj": "h.*.attn.c_proj",
-        "model/h*/ln_2": "h.*.ln_2",
-        "model/h*/mlp/c_fc": "h.*.mlp.c_fc",
-        "model/h*/mlp/c_proj": "h.*.mlp.c_proj",
-        "model/ln_f": "ln_f",
-    },
+    layers={"model/" + layer.replace("h.*", "h*").replace(".", "/"): layer for layer in LAYERS[:-1]},
     ends={"": ".weight", "/g": ".weight", "/w": ".weight", "/b": ".bias"},
     dropped=r"(?s)(?!model/).*|.*/(?:Adam|Adam_1|Adafactor|Momentum|\.OPTIMIZER_SLOT/.*)",
     leading_1=True,
@@ -192,36 +170,18 @@ OPENAI = Scheme(
 LLAMA_CPP = Scheme(
     "llama.cpp",
     "llama.cpp's names",
-    layers={
-        "token_embd": "wte",
-        "position_embd": "wpe",
-        "blk.*.attn_norm": "h.*.ln_1",
-        "blk.*.attn_qkv": "h.*.attn.c_attn",
-        "blk.*.attn_output": "h.*.attn.c_proj",
-        "blk.*.ffn_norm": "h.*.ln_2",
-        "blk.*.ffn_up": "h.*.mlp.c_fc",
-        "blk.*.ffn_down": "h.*.mlp.c_proj",
-        "output_norm": "ln_f",
-        "output": "lm_head",
-    },
+    layers=_in_order(
+        "token_embd position_embd blk.*.attn_norm blk.*.attn_qkv blk.*.attn_output "
+        "blk.*.ffn_norm blk.*.ffn_up blk.*.ffn_down output_norm output"
+    ),
     out_in=True,
     known_by="wpe.weight",
 )
-# karpathy/llm.c, train_gpt2.c, ParameterTensors: 16 arrays, those of blocks stacked
+# karpathy/llm.c, train_gpt2.c, ParameterTensors: 16 arrays, those of blocks stacked; no output head
 LLM_C = Scheme(
     "llm.c",
     "llm.c's names",
-    layers={
-        "wte": "wte",
-        "wpe": "wpe",
-        "ln1": "h.*.ln_1",
-        "qkv": "h.*.attn.c_attn",
-        "attproj": "h.*.attn.c_proj",
-        "ln2": "h.*.ln_2",
-        "fc": "h.*.mlp.c_fc",
-        "fcproj": "h.*.mlp.c_proj",
-        "lnf": "ln_f",
-    },
+    layers=_in_order("wte wpe ln1 qkv attproj ln2 fc fcproj lnf", LAYERS[:-1]),
     ends={"": ".weight", "w": ".weight", "b": ".bias"},
     out_in=True,
 )
@@ -230,7 +190,7 @@ SCHEMES = (MINGPT, NANOGPT, HUGGING_FACE, LLMS_FROM_SCRATCH, OPENAI, LLAMA_CPP, 
 
 
 def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the same without what wrapping a module puts into its names, where that leaves them apart."""
+    """Return the tensors without what wrappers add to their names, unless two would then have the same name."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         bare = WRAPPERS.sub("", name)
@@ -239,16 +199,16 @@ def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def choose(name: str | None, tensors: Mapping[str, Tensor], source: str) -> Scheme:
-    """Return the scheme of that name, or, for None, the one that recognises the tensors, unwrapped.
+    """Return the scheme of that name, or, for None, the first one that recognises the unwrapped tensors.
 
-    Raises NpgptError for a name that there is not, and where no scheme recognises them.
+    Raises NpgptError where there is none.
     """
-    scheme = next((one for one in SCHEMES if (one.recognises(tensors) if name is None else one.name == name)), None)
-    if scheme is None and name is not None:
+    for scheme in SCHEMES:
+        if scheme.name == name or (name is None and scheme.recognises(tensors)):
+            return scheme
+    if name is not None:
         known = ", ".join(scheme.name for scheme in SCHEMES)
         raise NpgptError(f"there is no naming scheme {name!r:.80}; there are {known}")
-    if scheme is None:
-        names = ", ".join([tensor.name for tensor in tensors.values()][:3]) or "no tensors at all"
-        known = ", ".join(scheme.title for scheme in SCHEMES)
-        raise NpgptError(f"{source} is no GPT-2 that npgpt knows: it has {names:.300}, …, and known are {known}")
-    return scheme
+    names = ", ".join([tensor.name for tensor in tensors.values()][:3]) or "no tensors at all"
+    known = ", ".join(scheme.title for scheme in SCHEMES)
+    raise NpgptError(f"{source} is no GPT-2 that npgpt knows: it has {names:.300}, …, and known are {known}")

@@ -1,4 +1,4 @@
-"""Open a checkpoint: recognise its format and names by content, gather its configuration and cross-check both."""
+"""Open a checkpoint: recognise its format and names, read its configuration, and check that they agree."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's and OpenAI's, b
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's files, opened and found consistent; almost no weights have been read yet.
+    """A model's files, opened and checked; almost no weights have been read yet.
 
-    sources tells how each canonical tensor is made of the stored ones, tensors.
+    sources says how each canonical tensor is made of the stored ones in tensors.
     """
 
     path: Path
     contents: Contents
     scheme: Scheme
     config: Config
-    unknown_keys: list[str]  # keys of the configuration that nobody knows
+    unknown_keys: list[str]  # keys of the configuration that npgpt does not know
     stated: Mapping[str, Any]  # the configuration as the files state it
     shapes: dict[str, Shape]  # of the canonical tensors
     sources: dict[str, Source]
@@ -42,7 +42,7 @@ class Checkpoint:
 
     @property
     def description(self) -> str:
-        """Contents and naming scheme as detected; CONVERTED for the form that npgpt writes."""
+        """Return the format and naming scheme as detected; CONVERTED for what npgpt writes."""
         return f"{self.contents.format}, {self.scheme.title}"
 
     def stored(self, name: str) -> tuple[NDArray[Any], str]:
@@ -60,7 +60,7 @@ class Checkpoint:
         return load(*self.stored(name), dtype, f"{self.path}: {self.stored_name(name)}")
 
     def stored_name(self, name: str) -> str:
-        """Return the tensor's name in the file, of its first part."""
+        """Return the name in the file of the tensor, or of its first part."""
         parts = self.sources[name].parts
         return self.tensors[parts[0]].name if parts else name
 
@@ -74,7 +74,7 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Open a checkpoint's file and check that names, shapes, heads and a tied head agree with its configuration.
 
-    n_head and config take the place of what the files state. Raises NpgptError with all that is wrong.
+    n_head and config override what the files state. Raises NpgptError with all that is wrong.
     """
     if config is not None and n_head is not None:
         raise NpgptError("give n_head or a whole config, not both")
@@ -86,9 +86,7 @@ def open_checkpoint(
     statements = [] if given else _statements(path, contents)
     source, stated, unknown = configs.agreed(statements, n_head, str(path))
     if config is None:
-        fields = {key: value for key, value in stated.items() if key in configs.FIELDS}
-        known = {name: shape for name, shape in shapes.items() if shape is not None}
-        config = configs.complete({**scheme.assumes, **fields}, known, n_head, source)
+        config = configs.complete({**scheme.assumes, **stated}, shapes, n_head, source)
     if shapes.get("lm_head.weight") == shapes.get("wte.weight") == (config.vocab_size, config.n_embd):
         same = same_bits(*(tensors[sources[name].parts[0]] for name in ("lm_head.weight", "wte.weight")))
         ties = given or "tie_word_embeddings" in stated or (scheme.ties and bool(statements))
@@ -119,7 +117,7 @@ def open_vocabulary(path: Path) -> tuple[Contents, int, Mapping[str, Any]]:
 
 
 def _named(path: Path, name_scheme: str | None) -> tuple[Contents, Scheme, dict[str, Tensor], dict[str, Source]]:
-    """Return the contents, its naming scheme, its tensors and how canonical ones are made of them."""
+    """Return a file's contents, naming scheme, unwrapped tensors and how canonical ones are made of them."""
     contents = formats.read(path)
     tensors = names.unwrapped(contents.tensors)
     scheme = names.choose(name_scheme, tensors, str(path))
@@ -130,24 +128,19 @@ CONVERTED = f"safetensors, {HUGGING_FACE.title}"
 
 
 def _statements(path: Path, contents: Contents) -> list[Stated]:
-    """Return what the files say of the configuration: within the checkpoint, and beside it."""
+    """Return what the files state of the configuration, in the checkpoint and beside it."""
     statements = [] if contents.stated is None else [contents.stated]
     for name in CONFIG_FILES:
         beside = path.with_name(name)
-        if os.path.lexists(beside):
-            statements.append(Stated(str(beside), read_config(beside)))
+        if beside.exists() and not beside.is_file():  # a pipe would hang
+            raise NpgptError(f"{beside} is there but is no regular file")
+        if os.path.lexists(beside):  # a dangling link is an OSError
+            statements.append(Stated(str(beside), strict_json.read_object(beside.read_bytes(), str(beside))))
     return statements
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Raises OSError for a dangling link, NpgptError for anything but a regular file of JSON."""
-    if path.exists() and not path.is_file():
-        raise NpgptError(f"{path} is there but is no regular file")
-    return strict_json.read_object(path.read_bytes(), str(path))
-
-
 def _check_size(path: Path, contents: Contents, sources: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> None:
-    """Raise NpgptError where the tensors take more than twice their files, and so share storage as no model does."""
+    """Raise NpgptError where tensors share storage as no model does: they take more than twice their files."""
     parts = {(part, source.entry) for source in sources.values() for part in source.parts}
     claimed = sum(tensors[part].nbytes // (tensors[part].shape[0] if entry is not None else 1) for part, entry in parts)
     held = sum(file.stat().st_size for file in contents.files)

@@ -1,14 +1,15 @@
-"""Pickles read as data: a small stack machine that imports nothing and calls nothing but what it is handed.
+"""Pickles are never executed: a small interpreter rebuilds plain values and calls nothing but what it is handed.
 
-A pickle is a program for a stack machine (CPython, Lib/pickletools.py, whose disassembler is used here). Python's own
-machine imports whatever a pickle names and calls it, which is how a checkpoint runs its author's code. In this one a
-global is only a name, and calling it looks the name up in a table; a name that is not there is refused.
+A pickle is a program for a stack machine; pickletools, which only disassembles, splits it into instructions. Python's
+own machine imports and calls whatever a pickle names, which is how a checkpoint can run its author's code. Here a
+global is only a name that is looked up in a table when it is called, and any other name is refused.
 """
 
 from __future__ import annotations
 
 import pickletools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import NpgptError
@@ -28,11 +29,11 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()
 OPAQUE = object()  # a value that nothing is made of
 
 
+@dataclass(frozen=True)
 class Global:
-    """A name that a pickle would have imported, such as torch._utils._rebuild_tensor_v2; here no more than its name."""
+    """A name that a pickle would have imported, such as torch._utils._rebuild_tensor_v2."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
 
 def read(
@@ -42,32 +43,32 @@ def read(
     names: Mapping[str, object],
     persistent: Callable[[object], object],
 ) -> object:
-    """The value of a pickle. calls: what may be called, names: what may only be mentioned; persistent turns a
-    persistent id into its object. source names the pickle in errors.
+    """Return a pickle's value, made of Python's dictionaries, lists, tuples, numbers and text and what calls return.
 
-    Dictionaries and lists are Python's own, and so are numbers and text. Raises NpgptError for a name in neither table,
-    for an instruction that a checkpoint has no use for, and for a program that is malformed or endless.
+    calls maps names that may be called to functions, names maps names that may only be mentioned to values, and
+    persistent turns a persistent id into its object. source names the pickle in errors. Raises NpgptError for a name in
+    neither table, an instruction that no checkpoint needs, and a program that is malformed or too long.
     """
-
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[object, Any] = {}
 
-    def pop(count: int | None = None) -> list[Any]:
-        """The topmost values, none of them below the last mark; by default all above it, and the mark goes, too."""
-        if count is None:
+    def taken(op: pickletools.OpcodeInfo) -> list[Any]:
+        """Take an instruction's operands from the stack, as many as pickletools says, none from below the last mark."""
+        if pickletools.markobject in op.stack_before:
             if not marks:
                 raise ValueError("there is no mark")
-            count = len(stack) - marks.pop()
-        start = len(stack) - count
+            start = marks.pop() - op.stack_before.index(pickletools.markobject)
+        else:  # PUT leaves its operand where it is, and so pickletools says that it has none
+            start = len(stack) - (1 if "PUT" in op.name else len(op.stack_before))
         if start < (marks[-1] if marks else 0):
             raise ValueError("the stack is empty")
-        values = stack[start:]
+        operands = stack[start:]
         del stack[start:]
-        return values
+        return operands
 
     def mentioned(name: str) -> object:
-        """What a global is: its value in names, or no more than its name."""
+        """Return a global's value in names, or the global itself where it may be called."""
         if name not in calls and name not in names:
             raise NpgptError(
                 f"{source} asks for {name:.200}, which npgpt does not run: only tensors and plain values are read; "
@@ -75,63 +76,66 @@ def read(
             )
         return names[name] if name in names else Global(name)
 
-    def outcome(op: str, argument: Any) -> object:
-        """What an instruction puts on the stack, after it took its values from there."""
-        match op:
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                return tuple(pop(int(op[-1])))
-            case "TUPLE":
-                return tuple(pop())
-            case "EMPTY_LIST" | "EMPTY_DICT":
-                return [] if op == "EMPTY_LIST" else {}
-            case "LIST":
-                return pop()
-            case "DICT":
-                return _filled({}, pop())
-            case "SETITEM" | "SETITEMS":
-                items = pop(2 if op == "SETITEM" else None)
-                return _filled(pop(1)[0], items)
+    def outcome(op: pickletools.OpcodeInfo, argument: Any) -> object:
+        """Return what an instruction puts on the stack, having taken its operands from there."""
+        match op.name:
+            case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
+                return tuple(taken(op))
+            case "EMPTY_LIST" | "LIST":
+                return taken(op)
             case "APPEND" | "APPENDS":
-                items = pop(1 if op == "APPEND" else None)
-                return _extended(pop(1)[0], items)
+                target, *items = taken(op)
+                if type(target) is not list:
+                    raise ValueError("items belong into a list")
+                target.extend(items)
+                return target
+            case "EMPTY_DICT" | "DICT" | "SETITEM" | "SETITEMS":
+                target, *items = taken(op) if op.name.startswith("SET") else ({}, *taken(op))
+                if type(target) is not dict or len(items) % 2:
+                    raise ValueError("items belong into a dictionary, in pairs")
+                for key, value in zip(items[::2], items[1::2], strict=True):
+                    if not isinstance(key, PLAIN) or (isinstance(key, int) and abs(key) >= LARGEST_KEY):
+                        raise ValueError("a key is neither text nor a number of usual size")
+                    target[key] = value
+                return target
             case "PUT" | "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
-                place = len(memo) if op == "MEMOIZE" else argument
+                place = len(memo) if op.name == "MEMOIZE" else argument
                 if not 0 <= place < 2**32:
                     raise ValueError("a value is kept under a number that is none of pickle's own")
-                (memo[place],) = pop(1)
+                (memo[place],) = taken(op)
                 return memo[place]
             case "GET" | "BINGET" | "LONG_BINGET":
                 return memo[argument]
             case "GLOBAL":
                 return mentioned(argument.replace(" ", ".", 1))
+            case "INST":
+                mentioned(argument.replace(" ", ".", 1))
+                raise ValueError("INST makes an instance of a class")
             case "STACK_GLOBAL":
-                module, name = pop(2)
+                module, name = taken(op)
                 if not isinstance(module, str) or not isinstance(name, str):
                     raise ValueError("a global's name is no text")
                 return mentioned(f"{module}.{name}")
             case "BINPERSID":
-                return persistent(pop(1)[0])
+                return persistent(*taken(op))
             case "REDUCE":
-                function, arguments = pop(2)
+                function, arguments = taken(op)
                 if not isinstance(function, Global) or not isinstance(arguments, tuple):
                     raise ValueError("what is called is no function")
                 if len(arguments) > MOST_ARGUMENTS:
                     raise ValueError(f"{function.name} is called with {len(arguments)} arguments")
                 return calls[function.name](*arguments)
             case "BUILD":
-                target, _ = pop(2)  # attributes, such as a state dict's _metadata: nothing that npgpt needs
+                target, _ = taken(op)  # attributes, such as a state dict's _metadata: nothing that npgpt needs
                 if type(target) is not dict and target is not OPAQUE:
                     raise ValueError("attributes of what has none")
                 return target
-            case "INST":
-                mentioned(argument.replace(" ", ".", 1))
-                raise ValueError("INST makes an instance of a class")
-        raise ValueError(f"the instruction {op} has no place in a checkpoint")
+        raise ValueError(f"the instruction {op.name} has no place in a checkpoint")
 
     try:
         for steps, (op, argument, _) in enumerate(pickletools.genops(program)):
             if op.name == "STOP":
-                return pop(1)[0]
+                return taken(op)[0]
             if steps > MOST_STEPS:
                 raise ValueError(f"more than {MOST_STEPS} instructions")
             if op.name == "MARK":
@@ -143,28 +147,9 @@ def read(
                     raise ValueError("a number has more than 256 bits")
                 stack.append(argument)
             elif op.name not in ("PROTO", "FRAME"):  # which have no effect
-                stack.append(outcome(op.name, argument))
+                stack.append(outcome(op, argument))
     except NpgptError:
         raise
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise NpgptError(f"{source} is malformed: {str(error)!r:.200}") from None
     raise NpgptError(f"{source} is malformed: it ends without an end")
-
-
-def _filled(target: object, items: list[Any]) -> dict[Any, Any]:
-    """The dictionary itself, with keys and values in it that stand one after the other."""
-    if type(target) is not dict or len(items) % 2:
-        raise ValueError("items belong into a dictionary, in pairs")
-    for key, value in zip(items[::2], items[1::2], strict=True):
-        if not isinstance(key, PLAIN) or (isinstance(key, int) and abs(key) >= LARGEST_KEY):
-            raise ValueError("a key is neither text nor a number of usual size")
-        target[key] = value
-    return target
-
-
-def _extended(target: object, items: list[Any]) -> list[Any]:
-    """The list itself, with more items in it."""
-    if type(target) is not list:
-        raise ValueError("items belong into a list")
-    target.extend(items)
-    return target

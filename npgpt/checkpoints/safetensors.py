@@ -1,8 +1,8 @@
-"""The safetensors format: bytes to named arrays and back, mapped into memory and trusted in nothing.
+"""Read and write safetensors files: every part of the header is checked, and data are mapped.
 
 A file is a u64 little-endian header length, a JSON header {name: {dtype, shape, data_offsets}, "__metadata__":
 {str: str}}, and raw little-endian data. The checks and their order are those of the reference reader (huggingface,
-safetensors/src/tensor.rs), with what Python's json would let pass on top: a key given twice, NaN, deep nesting.
+safetensors/src/tensor.rs); in addition duplicate keys, NaN and deep nesting, which Python's json accepts, are refused.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Parts: TypeAlias = Callable[[str], Iterable[NDArray[Any]]]  # a tensor's content
 
 
 def recognises(head: bytes, tail: bytes) -> bool:
-    """Return whether a file begins so: a header's length, and the brace of its JSON."""
+    """Return whether a file begins with a header's length and the brace of its JSON."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100 * MAX_HEADER
 
 
@@ -88,8 +88,8 @@ def _header(path: Path, data: mmap.mmap, size: int) -> dict[str, Tensor]:
 def aliases(metadata: Mapping[str, object], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors by their other names.
 
-    Of tensors that share memory, as a tied head and wte do, safetensors' save_model keeps one and notes
-    {"the other": "the one"} in the metadata.
+    Of tensors that share memory, as a tied head and wte do, safetensors' save_model keeps one and writes
+    {"the other": "the one"} to the metadata.
     """
     pairs = ((name, stored) for name, stored in metadata.items() if isinstance(stored, str) and name != "format")
     return {name: tensors[stored] for name, stored in pairs if stored in tensors and name not in tensors}
@@ -125,10 +125,10 @@ def write_parts(
     parts: Parts,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors {name: (dtype, shape)} in the order given, the data beginning on a 64-byte boundary.
+    """Write tensors {name: (dtype, shape)} in the order given; the data begin on a 64-byte boundary.
 
-    parts gives a tensor's contents in parts, one behind the other, bfloat16 as its uint16 bits, so that no tensor need
-    be whole in memory. The file appears whole or not at all: written beside its place, synced, renamed. Raises
+    parts yields a tensor's contents in consecutive parts, bfloat16 as its uint16 bits, so that no tensor must be whole
+    in memory. The file appears whole or not at all: it is written beside its place, synced and renamed. Raises
     NpgptError for another dtype or a name that the format reserves.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"} | dict(metadata or {})}  # transformers asks for "format"

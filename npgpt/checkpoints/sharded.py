@@ -1,4 +1,4 @@
-"""A checkpoint in several files, with an index {"weight_map": {tensor: file}}: how Hugging Face cuts large ones."""
+"""Read a checkpoint in several files with an index {"weight_map": {tensor: file}}, Hugging Face's large ones."""
 
 from __future__ import annotations
 
@@ -13,16 +13,11 @@ from .tensor import Contents, Tensor, map_file
 LARGEST_INDEX = 16_000_000  # bytes
 
 
-def recognises(head: bytes, tail: bytes) -> bool:
-    """Return whether a file may be an index: JSON."""
-    return head.lstrip().startswith(b"{")
-
-
 def read(path: Path, read_file: Callable[[Path], Contents]) -> Contents:
-    """Read an index, and with read_file the files beside it that it lists.
+    """Read an index and, with read_file, the files beside it that it lists.
 
-    Raises NpgptError for an index of another form, a file that is missing or lies elsewhere, and for tensors that the
-    index and the files do not agree on.
+    Raises NpgptError for an index of another form, for a file that is missing or in another folder, and where the index
+    and the files disagree about a tensor.
     """
     data = map_file(path)
     if len(data) > LARGEST_INDEX:

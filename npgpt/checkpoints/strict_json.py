@@ -1,4 +1,4 @@
-"""JSON without what Python's json lets pass: a key given twice, NaN, nesting without end."""
+"""Strict JSON: no duplicate keys, no NaN, no endless nesting, all of which Python's json accepts or fails on."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ..errors import NpgptError
 
 
 def read_object(content: bytes, source: str) -> dict[str, Any]:
-    """A JSON object from UTF-8 bytes; source names it in errors.
+    """Return a JSON object from UTF-8 bytes; source names it in errors.
 
-    Raises NpgptError, in one line, for whatever is no JSON object, and for a key that stands twice in one object (json
-    would keep the last in silence).
+    Raises NpgptError, in one line, for anything but a JSON object, and for a duplicate key, of which json would
+    silently keep the last.
     """
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)

@@ -1,4 +1,4 @@
-"""What every reader gives: named arrays that lie in mapped files, none of them read until it is asked for."""
+"""What every reader returns: named arrays in mapped files, none of them read before it is needed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from ..errors import NpgptError
 from ..parameters import Array, Shape
 
-FLOATS = ("float16", "bfloat16", "float32", "float64")  # what a weight may be
+FLOATS = ("float16", "bfloat16", "float32", "float64")  # the dtypes of weights
 LONGEST_SHAPE = 64  # dimensions of a NumPy array
 
 
 class Stated(NamedTuple):
-    """What a file says of the configuration, in whichever spelling; source names it in errors."""
+    """What a file states of the configuration, in any spelling; source names it in errors."""
 
     source: str
     fields: Mapping[str, Any]
@@ -29,11 +29,11 @@ class Stated(NamedTuple):
 
 @dataclass(frozen=True)
 class Tensor:
-    """One array in a mapped file: where it lies, and how.
+    """The place and layout of an array in a mapped file.
 
-    dtype is a NumPy dtype's name, bfloat16, or what the format calls a type that no weight can have. begin counts bytes
-    of the file, strides elements (None: C order). verify raises NpgptError where the bytes contradict a checksum that
-    the format keeps of them.
+    dtype is a NumPy dtype's name, bfloat16, or the format's own name of a type that no weight can have. begin is in
+    bytes of the file, strides are in elements (None: C order). verify raises NpgptError where the bytes contradict the
+    format's checksum of them.
     """
 
     path: Path
@@ -48,12 +48,12 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes of its elements, 0 where they are no floats."""
+        """Return the size of its elements in bytes, 0 where they are not floats."""
         return prod(self.shape) * itemsize(self.dtype) if self.dtype in FLOATS else 0
 
     @property
     def misaligned(self) -> bool:
-        """Return whether it lies on no multiple of its element's size: NumPy would copy it in every product."""
+        """Return whether its address is not a multiple of its element's size: NumPy would copy it in every product."""
         return self.dtype in FLOATS and self.begin % itemsize(self.dtype) != 0
 
     def stored(self) -> NDArray[Any]:
@@ -80,8 +80,8 @@ class Tensor:
 class Source(NamedTuple):
     """How a canonical tensor is made of stored ones.
 
-    parts stand side by side in the last axis, as queries, keys and values do; no parts are zeros, for a bias that the
-    program leaves out. entry takes one of a stack; transposed is for matrices that are stored [out, in].
+    parts are concatenated along the last axis, as queries, keys and values are; no parts stand for zeros, for a bias
+    that the program leaves out. entry selects one of a stack; transposed is for matrices that are stored [out, in].
     """
 
     parts: tuple[str, ...]
@@ -118,11 +118,11 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Contents:
-    """The contents of a checkpoint's files, which are checked, and their arrays mapped.
+    """The contents of a checkpoint's files, checked, with their arrays mapped.
 
-    stated is what the files themselves say of the configuration. vocabulary gives the vocabulary that lies in them, as
-    the files in which Hugging Face keeps one; None where there is none. unchecked says which checksums are not looked
-    at, and the way out; None where all are, or the format has none.
+    stated is what the files themselves state of the configuration. vocabulary returns the vocabulary in them, as
+    Hugging Face's files by name; None where there is none. unchecked says which checksums are not checked, and how to
+    check them; None where all are checked or the format has none.
     """
 
     format: str
@@ -133,17 +133,30 @@ class Contents:
     unchecked: str | None = None
 
 
+class Cursor:
+    """Bytes that are taken one part after another; source names them in errors."""
+
+    def __init__(self, source: str, data: bytes | mmap.mmap, at: int = 0) -> None:
+        self.source, self.data, self.at = source, data, at
+
+    def take(self, size: int) -> bytes:
+        """Return the next bytes. Raises NpgptError where there are fewer."""
+        if self.at + size > len(self.data):
+            raise NpgptError(f"{self.source} is cut short: {size} bytes are wanted at {self.at} of {len(self.data)}")
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+
 def itemsize(dtype: str) -> int:
-    """Return the bytes of an element."""
+    """Return the size of an element in bytes."""
     return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
 def cast(stored: NDArray[Any], stored_dtype: str, dtype: str, name: str) -> NDArray[Any]:
     """Return an array as float16, bfloat16 (its uint16 bits), float32 or float64, rounded to nearest, ties to even.
 
-    It is the array itself where that has the dtype already and lies on a multiple of its element's size, else a copy.
-
-    Raises NpgptError, with the name, where a finite value is too large for dtype.
+    An array that is aligned and has the dtype already is returned itself, not copied. Raises NpgptError, with the name,
+    where a finite value is too large for dtype.
     """
     if stored_dtype == dtype:
         native = stored.dtype.newbyteorder("=")
@@ -159,7 +172,7 @@ def cast(stored: NDArray[Any], stored_dtype: str, dtype: str, name: str) -> NDAr
 
 
 def _upper_half(x: NDArray[np.float32], name: str) -> NDArray[np.uint16]:
-    """Return the bits of the nearest bfloat16. What rounds up past the largest finite value has infinity's bits."""
+    """Return the bits of the nearest bfloat16. Raises NpgptError where a finite value would round to infinity."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     upper = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
     finite = np.isfinite(x)
@@ -174,13 +187,13 @@ def _too_large(name: str, dtype: str) -> NpgptError:
 
 
 def load(stored: NDArray[Any], stored_dtype: str, dtype: str, name: str) -> Array:
-    """Cast, and lay out so that a matrix product takes it without a copy: rows or columns side by side."""
+    """Return the array in dtype, contiguous in C or Fortran order, so that matrix products do not copy it; see cast."""
     array = cast(stored, stored_dtype, dtype, name)
     return array if array.flags.c_contiguous or array.flags.f_contiguous else np.ascontiguousarray(array)
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """Return whether two tensors are the same, bit for bit. Raises NpgptError as Tensor.stored does."""
+    """Return whether two tensors are equal bit for bit. Raises NpgptError as Tensor.stored does."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     first, second = (tensor.stored() for tensor in (one, other))
@@ -201,15 +214,15 @@ def row_blocks(array: NDArray[Any], size: int = 2**24) -> Iterator[NDArray[Any]]
 
 
 def check_file(path: Path) -> None:
-    """Raises NpgptError where there is no regular file."""
+    """Raise NpgptError where there is no regular file."""
     if not path.is_file():
         raise NpgptError(f"{path} is no regular file" if os.path.lexists(path) else f"{path} does not exist")
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """Map a file, whose bytes are read as they are touched.
+    """Map a file, whose bytes are read when they are used.
 
-    Raises NpgptError for an empty file or no file, OSError as open.
+    Raises NpgptError where it is empty, missing or not a regular file, OSError where it cannot be opened.
     """
     check_file(path)
     with path.open("rb") as file:
@@ -219,7 +232,7 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 def check_shape(path: Path, name: str, shape: Shape) -> None:
-    """Raises NpgptError for more dimensions, or more elements, than an array can have; sizes are ≥ 0."""
+    """Raise NpgptError for more dimensions or elements than an array can have; sizes are ≥ 0."""
     # np.ndarray bounds the product of the sizes that are not 0, in bytes
     if len(shape) > LONGEST_SHAPE or prod(size or 1 for size in shape) >= 2**59:
         raise NpgptError(f"{path}: {name} has a shape that no file can hold: {list(shape)!r:.80}")

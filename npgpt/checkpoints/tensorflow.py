@@ -2,9 +2,9 @@
 
     checkpoint  model.ckpt.index  model.ckpt.data-00000-of-00001
 
-The index is a table in LevelDB's format: blocks of keys that share prefixes, sorted, each block with a checksum; the
-last one, found by the footer, lists the others. A key is a tensor's name, its value a BundleEntryProto; the key ""
-holds the BundleHeaderProto. tensorflow, core/lib/io/format.h and core/protobuf/tensor_bundle.proto.
+The index is a table in LevelDB's format: blocks of sorted keys that share prefixes, each block with a checksum. The
+footer points to the last block, which lists the others. A key is a tensor's name, its value a BundleEntryProto; the key
+"" has the BundleHeaderProto. tensorflow, core/lib/io/format.h and core/protobuf/tensor_bundle.proto.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 
 from ..errors import NpgptError
 from .crc32c import SMALL, available, crc32c, crc32c_of_many
-from .tensor import FLOATS, Contents, Tensor, check_shape, itemsize, map_file
+from .tensor import FLOATS, Contents, Cursor, Tensor, check_shape, itemsize, map_file
 
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 FOOTER = 48
@@ -33,15 +33,15 @@ TYPES |= {14: "bfloat16", 19: "float16"}
 
 
 def recognises(head: bytes, tail: bytes) -> bool:
-    """Whether a file ends with the magic of a table."""
+    """Return whether a file ends with the magic number of a table."""
     return tail.endswith(MAGIC)
 
 
 def read(path: Path) -> Contents:
-    """Read an index and map its data files, which lie beside it; path is the .index file.
+    """Read an .index file and map the data files beside it.
 
     Raises NpgptError, naming the file and the tensor, for whatever is malformed, damaged, compressed or missing, and
-    for a variable that was saved in parts. Without google-crc32c the checksums of large tensors are not looked at.
+    for a variable that was saved in parts. Without google-crc32c the checksums of large tensors are not checked.
     """
     index = map_file(path)
     if not FOOTER <= len(index) <= LARGEST_INDEX:
@@ -54,7 +54,6 @@ def read(path: Path) -> Contents:
     stem = path.name.removesuffix(".index")
     shards: dict[Path, mmap.mmap] = {}
     tensors: dict[str, Tensor] = {}
-    n_unchecked = 0
     for key, value in entries.items():
         name = key.decode("utf-8", "backslashreplace")
         source = f"{path}: {name:.200}"
@@ -77,15 +76,12 @@ def read(path: Path) -> Contents:
             raise NpgptError(
                 f"{file} is cut short: {name} ends at byte {offset + size}, the file at {len(shards[file])}"
             )
-        verify = None
-        if size <= SMALL or available():
-            verify = functools.partial(_verify, file, name, shards[file], offset, size, checksum)
-        n_unchecked += verify is None
-        tensors[name] = Tensor(file, name, shards[file], dtype, shape, offset, big_endian=big_endian, verify=verify)
-    unchecked = None
-    if n_unchecked:
-        large = f"{n_unchecked} of {len(tensors)} tensors, those above {SMALL:,} bytes"
-        unchecked = f"not looked at for {large}: pip install google-crc32c"
+        verify = functools.partial(_verify, file, name, shards[file], offset, size, checksum)
+        checked = verify if size <= SMALL or available() else None
+        tensors[name] = Tensor(file, name, shards[file], dtype, shape, offset, big_endian=big_endian, verify=checked)
+    large = sum(tensor.verify is None for tensor in tensors.values())
+    which = f"{large} of {len(tensors)} tensors, those above {SMALL:,} bytes"
+    unchecked = f"not looked at for {which}: pip install google-crc32c" if large else None
     return Contents("TensorFlow bundle", (path, *sorted(shards)), tensors, unchecked=unchecked)
 
 
@@ -97,79 +93,64 @@ def _verify(path: Path, name: str, data: mmap.mmap, begin: int, size: int, expec
 
 
 def _masked(crc: int) -> int:
-    """As it is stored, so that a checksum of data that holds checksums is no accident (core/lib/hash/crc32c.h)."""
+    """Return a CRC as it is stored, changed because data may itself hold checksums (core/lib/hash/crc32c.h)."""
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-class Cursor:
-    """Bytes from which numbers and bytes are taken, one after the other; source names them in errors."""
-
-    def __init__(self, source: str, data: bytes) -> None:
-        self.source, self.data, self.at = source, data, 0
-
-    def __bool__(self) -> bool:
-        """Whether anything is left."""
-        return self.at < len(self.data)
-
-    def take(self, count: int) -> bytes:
-        """Return the next bytes."""
-        begin, self.at = self.at, self.at + count
-        if self.at > len(self.data):
-            raise NpgptError(f"{self.source} is malformed: {count} bytes at {begin} leave its {len(self.data)}")
-        return self.data[begin : self.at]
-
-    def varint(self) -> int:
-        """Return a number of 7 bits a byte, the lowest first."""
-        number = 0
-        for shift in range(0, 64, 7):
-            (byte,) = self.take(1)
-            number |= (byte & 127) << shift
-            if byte < 128:
-                return number & (2**64 - 1)
-        raise NpgptError(f"{self.source} is malformed: a number does not end at byte {self.at} of {len(self.data)}")
+def _varint(cursor: Cursor) -> int:
+    """Return the next number, which has 7 bits in each byte, the lowest first."""
+    number = 0
+    for shift in range(0, 64, 7):
+        (byte,) = cursor.take(1)
+        number |= (byte & 127) << shift
+        if byte < 128:
+            return number & (2**64 - 1)
+    raise NpgptError(f"{cursor.source} is malformed: a number does not end at byte {cursor.at} of {len(cursor.data)}")
 
 
 def _entries(path: Path, index: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """All keys and values of a table, in order."""
+    """Yield all keys and values of a table, in order."""
     if not index.endswith(MAGIC):
         raise NpgptError(f"{path} is no TensorFlow index, or cut short: its last 8 bytes are not the magic number")
     footer = Cursor(f"{path}: its footer", index[-FOOTER:])
-    _, _, *blocks = (footer.varint() for _ in range(4))  # metaindex offset and size, then the index's
+    _, _, *blocks = (_varint(footer) for _ in range(4))  # metaindex offset and size, then the index's
     last: bytes | None = None
     count = end = 0
     for _, handle in _block(path, index, *blocks):
         place = Cursor(f"{path}: its index", handle)
-        offset, size = place.varint(), place.varint()
+        offset, size = _varint(place), _varint(place)
         if offset < end:
             raise NpgptError(f"{path} is malformed: the block at {offset} begins within the one that ends at {end}")
         end = offset + size
         for key, entry in _block(path, index, offset, size):
             count += 1
-            if (last is not None and key <= last) or count > MOST_ENTRIES:
-                fault = "not in order" if count <= MOST_ENTRIES else f"more than {MOST_ENTRIES}"
+            if count > MOST_ENTRIES or (last is not None and key <= last):
+                fault = f"more than {MOST_ENTRIES}" if count > MOST_ENTRIES else "not in order"
                 raise NpgptError(f"{path} is malformed: its keys are {fault} at {key!r:.80}")
             last = key
             yield key, entry
 
 
 def _block(path: Path, index: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]:
-    """The keys and values of a block: {varint shared, unshared, size; key's rest; value}, restart points, their number;
-    then, outside of the block, one byte of compression and the masked checksum of it all.
+    """Yield the keys and values of a block.
+
+    It has entries {varint shared, unshared, size; key's rest; value}, restart points and their number. One byte of
+    compression and the masked checksum of it all come after it.
     """
     if offset + size + 5 > len(index) - FOOTER or size < 4:
         raise NpgptError(f"{path} is cut short or malformed: a block of {size} bytes at {offset} of {len(index)}")
-    block, kind, stored = index[offset : offset + size], index[offset + size], index[offset + size + 1 :][:4]
+    block, kind = index[offset : offset + size], index[offset + size]
+    expected = int.from_bytes(index[offset + size + 1 :][:4], "little")
     found = _masked(crc32c(np.frombuffer(index, np.uint8, size + 1, offset)))
-    expected = int.from_bytes(stored, "little")
     if found != expected:
         raise NpgptError(f"{path} is damaged: the block at {offset} has the checksum {found:08x}, not {expected:08x}")
     if kind:
         raise NpgptError(f"{path} is compressed (kind {kind} at byte {offset + size}), which TensorFlow's own are not")
     restarts = 4 * int.from_bytes(block[-4:], "little")
-    entries = Cursor(f"{path}: its block at {offset}", block[: max(0, size - 4 - restarts)])
-    key = b""
-    while entries:
-        shared, rest, length = entries.varint(), entries.varint(), entries.varint()
+    content, key = block[: max(0, size - 4 - restarts)], b""
+    entries = Cursor(f"{path}: its block at {offset}", content)
+    while entries.at < len(content):
+        shared, rest, length = _varint(entries), _varint(entries), _varint(entries)
         if shared > len(key) or shared + rest > LONGEST_KEY:
             raise NpgptError(f"{entries.source} is malformed: the key after {key!r:.80} is too long")
         key = key[:shared] + entries.take(rest)
@@ -177,20 +158,21 @@ def _block(path: Path, index: bytes, offset: int, size: int) -> Iterator[tuple[b
 
 
 def _fields(source: str, message: bytes) -> tuple[Counter[int], dict[int, list[bytes]]]:
-    """A protocol buffer's fields by their number, undecoded (protobuf.dev, Encoding): the last integer, 0 where it is
-    left out, and all strings of bytes.
+    """Return a protocol buffer's fields by number (protobuf.dev, Encoding): the last integer (0 by default), all bytes.
+
+    Strings and messages are left undecoded.
     """
     numbers: Counter[int] = Counter()
     strings: dict[int, list[bytes]] = defaultdict(list)
     cursor = Cursor(source, message)
-    while cursor:
-        field, kind = divmod(cursor.varint(), 8)
+    while cursor.at < len(message):
+        field, kind = divmod(_varint(cursor), 8)
         if kind == 0:
-            numbers[field] = cursor.varint()
+            numbers[field] = _varint(cursor)
         elif kind in (1, 5):
             numbers[field] = int.from_bytes(cursor.take(8 if kind == 1 else 4), "little")
         elif kind == 2:
-            strings[field].append(cursor.take(cursor.varint()))
+            strings[field].append(cursor.take(_varint(cursor)))
         else:
             raise NpgptError(f"{source} is malformed: a field of kind {kind}")
     return numbers, strings

@@ -1,15 +1,21 @@
-"""torch.save's container (PyTorch ≥ 1.6): a ZIP that holds a pickle and, stored and aligned, each storage's bytes.
+"""torch.save's container (PyTorch ≥ 1.6): a ZIP archive with a pickle and, stored and aligned, each storage's bytes.
 
     <stem>/data.pkl  <stem>/byteorder  <stem>/data/0 …  <stem>/version
 
-pytorch/pytorch, docs/source/notes/serialization.rst and torch/_weights_only_unpickler.py. The pickle is read by
-pickles.py, which runs nothing; storages are mapped, so that what is not used, an optimizer's state, costs nothing.
+pytorch/pytorch, docs/source/notes/serialization.rst and torch/_weights_only_unpickler.py. pickles.py reads the pickle
+and runs nothing. zipfile reads the archive's directory and nothing else; what it says is checked here against the file
+(PKWARE, APPNOTE.TXT, 4.3). Storages are mapped, so that unused ones, such as an optimizer's state, cost nothing.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import mmap
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +23,9 @@ from typing import Any, NamedTuple
 from ..config import REQUIRED
 from ..errors import NpgptError
 from ..parameters import Shape
-from . import pickles, stored_zip
+from . import pickles
 from .configs import SPELLINGS
-from .tensor import LONGEST_SHAPE, Contents, Stated, Tensor, check_shape, itemsize
+from .tensor import LONGEST_SHAPE, Contents, Stated, Tensor, check_shape, itemsize, map_file
 
 LARGEST_PICKLE = 2**24  # bytes; GPT-2's is 60 KB, with an optimizer's state 200 KB
 STORAGES = {
@@ -34,7 +40,7 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
-# where a training checkpoint keeps the weights, and where the configuration
+# Where a training checkpoint keeps the weights, and where the configuration.
 WEIGHTS_KEYS = ("model_state_dict", "model", "state_dict", "module", "weights", "net")
 CONFIG_KEYS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "gpt_config")
 
@@ -56,42 +62,121 @@ class View(NamedTuple):
     strides: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Member:
+    """A file in the archive, stored uncompressed; a crc of 0 means that torch was told to compute none."""
+
+    path: Path  # the archive
+    name: str
+    data: mmap.mmap = field(repr=False)
+    begin: int
+    size: int
+    crc: int
+
+    @functools.cached_property
+    def found_crc(self) -> int:
+        """The CRC-32 of its bytes, which are read once."""
+        with memoryview(self.data) as view, view[self.begin : self.begin + self.size] as part:
+            return zlib.crc32(part)
+
+    def verify(self) -> None:
+        """Raise NpgptError where the bytes do not have the CRC-32 that the archive gives."""
+        if self.crc not in (0, self.found_crc):
+            found = f"its CRC-32 is {self.found_crc:08x}, the archive says {self.crc:08x}"
+            raise NpgptError(f"{self.path}: {self.name} is damaged: {found}")
+
+    def content(self) -> bytes:
+        """Return its bytes. Raises NpgptError as verify does."""
+        self.verify()
+        return self.data[self.begin : self.begin + self.size]
+
+
 def recognises(head: bytes, tail: bytes) -> bool:
-    """Whether a file begins as a ZIP does."""
+    """Return whether a file begins as a ZIP does."""
     return head.startswith(b"PK\x03\x04")
 
 
 def read(path: Path) -> Contents:
     """Read the pickle and map the storages that its tensors lie in.
 
-    Raises NpgptError, naming the file and the tensor, for whatever is malformed or not plainly stored, and for a pickle
-    that asks for more than tensors and plain values.
+    Raises NpgptError, naming the file and the tensor, for whatever is malformed or not stored uncompressed, and for a
+    pickle that asks for more than tensors and plain values.
     """
-    entries = stored_zip.directory(path)
-    stem = _stem(path, [entry.filename for entry in entries])
-    archive = stored_zip.read(path, entries)
-    if (size := archive.members[f"{stem}/data.pkl"].size) > LARGEST_PICKLE:
-        raise NpgptError(f"{path}: its data.pkl takes {size} bytes, above {LARGEST_PICKLE}")
-    order = f"{stem}/byteorder"
-    byteorder = archive.contents(order) if order in archive.members else b"little"  # older ones do not say
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, EOFError, OSError) as error:
+        raise NpgptError(f"{path} is no whole ZIP archive, perhaps cut short: {error}") from None
+    names = [entry.filename for entry in entries]
+    stems = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")]
+    if len(stems) != 1:
+        raise NpgptError(
+            f"{path} is a ZIP but no checkpoint of torch.save: it has {len(stems)} data.pkl, "
+            f"and holds {', '.join(names[:4]):.200}"
+        )
+    (stem,) = stems
+    if f"{stem}/constants.pkl" in names:
+        raise NpgptError(f"{path} is a TorchScript program, not a checkpoint: save model.state_dict() instead")
+    members = _members(path, entries)
+    program, order = members[f"{stem}/data.pkl"], members.get(f"{stem}/byteorder")
+    if program.size > LARGEST_PICKLE:
+        raise NpgptError(f"{path}: its data.pkl takes {program.size} bytes, above {LARGEST_PICKLE}")
+    byteorder = b"little" if order is None else order.content()  # older versions do not say
     if byteorder not in (b"little", b"big"):
         raise NpgptError(f"{path}: its byteorder is {byteorder!r:.40}, neither little nor big")
-    value = pickles.read(archive.contents(f"{stem}/data.pkl"), f"{path}: its pickle", CALLS, NAMES, _storage)
+    value = pickles.read(program.content(), f"{path}: its pickle", CALLS, NAMES, _storage)
     views, stated = _weights_and_configuration(path, value)
-    tensors = {name: _in_place(archive, stem, name, view, byteorder == b"big") for name, view in views.items()}
+    tensors: dict[str, Tensor] = {}
+    for name, view in views.items():
+        storage = f"{stem}/data/{view.storage.key}"
+        if storage not in members:
+            raise NpgptError(f"{path}: {name} lies in {storage:.200}, which is not there")
+        tensors[name] = _in_place(name, view, members[storage], byteorder == b"big")
     return Contents("torch zip", (path,), tensors, stated)
 
 
-def _in_place(archive: stored_zip.Archive, stem: str, name: str, view: View, big_endian: bool) -> Tensor:
-    """The view with its place in the file, checked against the member that is its storage."""
-    path, (key, dtype, numel) = archive.path, view.storage
-    storage = f"{stem}/data/{key}"
-    if storage not in archive.members:
-        raise NpgptError(f"{path}: {name} lies in {storage:.200}, which is not there")
-    member, size = archive.members[storage], itemsize(dtype)
+def _members(path: Path, entries: Iterable[zipfile.ZipInfo]) -> dict[str, Member]:
+    """Map the members that an archive's directory lists.
+
+    Raises NpgptError where one is compressed or encrypted, leaves the file, is listed twice, or overlaps another.
+    """
+    data = map_file(path)
+    members: dict[str, Member] = {}
+    end, last = 0, ""
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        name, start = f"{path}: {entry.filename:.200}", entry.header_offset
+        if entry.filename in members:
+            raise NpgptError(f"{name} stands twice in the archive")
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            kind = "encrypted" if entry.flag_bits & 1 else "compressed"
+            raise NpgptError(f"{name} is {kind}, and torch.save stores plainly: unpack and zip -0 it")
+        header = data[start : start + 30]
+        if start < 0 or len(header) < 30 or header[:4] != b"PK\x03\x04":
+            raise NpgptError(f"{name} has no header at byte {start}")
+        length, more = struct.unpack("<HH", header[26:30])
+        encoding = "utf-8" if entry.flag_bits & 0x800 else "cp437"  # which zipfile took for the name
+        if data[start + 30 : start + 30 + length] != entry.orig_filename.encode(encoding):
+            raise NpgptError(f"{name} should begin at byte {start}, where another member does")
+        if start < end:
+            raise NpgptError(f"{name} begins within {last:.200}, at byte {start}")
+        begin = start + 30 + length + more
+        end, last = begin + entry.file_size, entry.filename
+        if entry.compress_size != entry.file_size or end > len(data):
+            raise NpgptError(
+                f"{name} has {entry.file_size} bytes, of which {entry.compress_size} are stored "
+                f"and {max(0, len(data) - begin)} are there"
+            )
+        members[entry.filename] = Member(path, entry.filename, data, begin, entry.file_size, entry.CRC)
+    return members
+
+
+def _in_place(name: str, view: View, member: Member, big_endian: bool) -> Tensor:
+    """Return the view as a tensor in the file, checked against the member that is its storage."""
+    path, (_, dtype, numel) = member.path, view.storage
+    size = itemsize(dtype)
     if member.size != numel * size:
         raise NpgptError(
-            f"{path}: {name} lies in {storage}, which has {member.size} bytes and must have {numel * size}: "
+            f"{path}: {name} lies in {member.name}, which has {member.size} bytes and must have {numel * size}: "
             f"{numel} × {dtype}"
         )
     check_shape(path, name, view.shape)
@@ -101,8 +186,8 @@ def _in_place(archive: stored_zip.Archive, stem: str, name: str, view: View, big
             f"{path}: {name}, {list(view.shape)} with strides {list(view.strides)} from {view.offset}, does not fit "
             f"into its storage of {numel} elements"
         )
-    begin, verify = member.begin + size * view.offset, functools.partial(archive.verify, storage)
-    return Tensor(path, name, archive.data, dtype, view.shape, begin, view.strides, big_endian, verify)
+    begin = member.begin + size * view.offset
+    return Tensor(path, name, member.data, dtype, view.shape, begin, view.strides, big_endian, member.verify)
 
 
 def _whole(*numbers: object) -> bool:
@@ -110,7 +195,7 @@ def _whole(*numbers: object) -> bool:
 
 
 def _storage(persistent_id: object) -> Storage:
-    """("storage", type, key, location, number of elements)."""
+    """Return the storage of ("storage", type, key, location, number of elements)."""
     match persistent_id:
         case ("storage", str(dtype), str(key), str(), int(numel)) if dtype in STORAGES.values() and _whole(numel):
             return Storage(key, dtype, numel)
@@ -144,7 +229,7 @@ def _parameter(view: object, *_: object) -> View:
 
 
 def _ordered_dict() -> dict[Any, Any]:
-    """Without arguments, as pickle makes one; dict itself could be made to copy a large one over and over."""
+    """Take no arguments, as pickle gives none: dict itself could be made to copy a large one over and over."""
     return {}
 
 
@@ -164,7 +249,7 @@ NAMES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()} | {f"torch.
 
 
 def _weights_and_configuration(path: Path, value: object) -> tuple[dict[str, View], Stated | None]:
-    """A bare state dict, or the one of a training checkpoint with the configuration that lies beside it there."""
+    """Return a bare state dict, or a training checkpoint's with the configuration beside it."""
     if not isinstance(value, dict):
         kind = "tensor" if isinstance(value, View) else type(value).__name__
         raise NpgptError(f"{path} holds a {kind}, not a state dict or a dictionary with one")
@@ -192,16 +277,3 @@ def _weights_and_configuration(path: Path, value: object) -> tuple[dict[str, Vie
 
 def _views(mapping: Mapping[Any, Any]) -> dict[str, View]:
     return {key: item for key, item in mapping.items() if isinstance(key, str) and isinstance(item, View)}
-
-
-def _stem(path: Path, members: Sequence[str]) -> str:
-    """The folder in the archive that has the pickle."""
-    stems = [name.removesuffix("/data.pkl") for name in members if name.endswith("/data.pkl")]
-    if len(stems) != 1:
-        held = ", ".join(members[:4])
-        raise NpgptError(
-            f"{path} is a ZIP but no checkpoint of torch.save: it has {len(stems)} data.pkl, and holds {held:.200}"
-        )
-    if f"{stems[0]}/constants.pkl" in members:
-        raise NpgptError(f"{path} is a TorchScript program, not a checkpoint: save model.state_dict() instead")
-    return stems[0]

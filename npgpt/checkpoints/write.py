@@ -1,7 +1,4 @@
-"""A checkpoint in the one converted form: model.safetensors, config.json and a vocabulary in a folder.
-
-The folder appears whole or not at all.
-"""
+"""Write a model as model.safetensors, config.json and a vocabulary, in a folder that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ from .configs import IDS
 from .find import GPT2_RANKS, expanded, find
 from .formats import WEIGHTS_FILE
 from .open import CONFIG_FILES, Checkpoint, open_checkpoint
-from .tensor import cast, check_file, row_blocks
+from .tensor import cast, check_file, itemsize, row_blocks
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
@@ -50,19 +47,19 @@ def convert(
 ) -> Checkpoint:
     """Write any checkpoint that npgpt reads, by name or path, as model.safetensors, config.json and its vocabulary.
 
-    The folder then loads here and in transformers alike; it appears whole or not at all. Tensors are streamed, so that
-    a model larger than the memory can be converted. dtype: float32, float16 or bfloat16. overwrite: replace a folder
-    that holds a converted model and nothing else. progress(bytes written, bytes in all) is called as it goes. Returns
-    the checkpoint that was read. Raises NpgptError for whatever does not fit, OSError where it cannot be written.
+    The folder loads here and in transformers; it appears whole or not at all. Tensors are streamed, so a model larger
+    than memory can be converted. dtype: float32, float16 or bfloat16. overwrite: replace a folder that holds a
+    converted model and nothing else. progress(bytes written, bytes in all) is called after each block. Returns the
+    checkpoint that was read. Raises NpgptError for whatever does not fit, OSError where it cannot be written.
     """
     location, folder = find(source), expanded(folder)
     replaceable = REPLACEABLE if overwrite else None
     check_destination(folder, location.weights, replaceable)
     checkpoint = open_checkpoint(location.weights, n_head=n_head, name_scheme=name_scheme)
-    layout, parts = converted(checkpoint, dtype)
-    if progress is not None:
-        size = 4 if dtype == "float32" else 2
-        parts = with_progress(parts, size * sum(prod(shape) for _, shape in layout.values()), progress)
+    if dtype not in DTYPES:
+        raise NpgptError(f"written are {', '.join(DTYPES)}, not {dtype!r:.80}")
+    layout = {name: (dtype, shape) for name, shape in checkpoint.shapes.items()}
+    parts = _converted(checkpoint, dtype, progress)
     files = _vocabulary_files(checkpoint)
     stated = {key: checkpoint.stated[key] for key in IDS if key in checkpoint.stated}
     ids = _ids(lambda: vocabularies.tokenizer_of(checkpoint)) | stated
@@ -91,7 +88,7 @@ def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
         return checkpoint.contents.vocabulary()
     here = vocabularies.in_folder(checkpoint.path.parent)
     for file in here.values():
-        check_file(file)  # what cannot be taken along is no reason to leave it behind unsaid
+        check_file(file)  # a file that cannot be copied is an error, not left out silently
     hugging_face, openai = vocabularies.PAIRS
     renamed = dict(zip(openai, hugging_face, strict=True)) if not here.keys() & set(hugging_face) else {}
     beside = vocabularies.in_folder(checkpoint.path.parent, vocabularies.COMPANIONS) if here else {}
@@ -99,7 +96,7 @@ def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 
 def _ids(open_tokenizer: Callable[[], Tokenizer]) -> dict[str, int | None]:
-    """Return what config.json says of the text's ends: nothing where the model runs on ids."""
+    """Return config.json's ids of the text's beginning and end: None where the model has no vocabulary."""
     try:
         end_of_text = open_tokenizer().end_of_text
     except NpgptError:
@@ -107,35 +104,26 @@ def _ids(open_tokenizer: Callable[[], Tokenizer]) -> dict[str, int | None]:
     return {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
 
 
-def converted(checkpoint: Checkpoint, dtype: str) -> tuple[dict[str, tuple[str, Shape]], safetensors.Parts]:
-    """Return a checkpoint's tensors as write_folder takes them: their layout, and their contents by blocks of rows.
+def _converted(
+    checkpoint: Checkpoint, dtype: str, progress: Callable[[int, int], None] | None
+) -> Callable[[str], Iterator[NDArray[Any]]]:
+    """Return a function that yields a tensor of the checkpoint in dtype, by blocks of rows, and calls progress.
 
-    Raises NpgptError for another dtype than DTYPES, and while streaming for a finite value that is too large for it.
+    Raises NpgptError while streaming for a finite value that is too large for dtype.
     """
-    if dtype not in DTYPES:
-        raise NpgptError(f"written are {', '.join(DTYPES)}, not {dtype!r:.80}")
-    layout = {name: (dtype, shape) for name, shape in checkpoint.shapes.items()}
+    done, total = 0, itemsize(dtype) * sum(map(prod, checkpoint.shapes.values()))
 
     def parts(name: str) -> Iterator[NDArray[Any]]:
+        nonlocal done
         stored, stored_dtype = checkpoint.stored(name)
         for rows in row_blocks(stored):
-            yield cast(rows, stored_dtype, dtype, f"{checkpoint.path}: {checkpoint.stored_name(name)}")
-
-    return layout, parts
-
-
-def with_progress(parts: safetensors.Parts, total: int, progress: Callable[[int, int], None]) -> safetensors.Parts:
-    """Return the same parts, which call progress(bytes so far, total) as they are taken."""
-    done = 0
-
-    def watched(name: str) -> Iterator[NDArray[Any]]:
-        nonlocal done
-        for part in parts(name):
+            part = cast(rows, stored_dtype, dtype, f"{checkpoint.path}: {checkpoint.stored_name(name)}")
             yield part
             done += part.nbytes
-            progress(done, total)
+            if progress is not None:
+                progress(done, total)
 
-    return watched
+    return parts
 
 
 def check_destination(folder: Path, source: Path | None, replaceable: Set[str] | None = None) -> None:

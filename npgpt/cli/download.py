@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import printable
 from .options import importing
-
-if TYPE_CHECKING:
-    from ..checkpoints.download import Snapshot
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -30,27 +27,19 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Download; see the help."""
+    """Download; see the help. Prints what there is and where, and what to run next."""
     with importing():
         from ..checkpoints.download import fetch
 
-    for line in report(options.name, options.revision, fetch(options.name, options.revision)):
-        print(printable(line))
-    return 0
-
-
-def report(name: str, revision: str | None, found: Snapshot) -> list[str]:
-    """The lines that are printed: what there is and where, and what to run next."""
+    found = fetch(options.name, options.revision)
     news = f"{found.new} of {len(found.sizes)} files fetched" if found.new else "already in the cache"
     news += "" if found.asked else ", and the hub could not be asked for a newer one"
-    model = name if revision is None else shlex.quote(str(found.folder))
-    published = "/" not in name
-    verb = f'generate --model {model} "It is a truth"' if published else f"inspect {model}"
-    *_, weights = found.sizes
-    lines = [
-        f"{found.repository}: {news}",
-        str(found.folder),
-        *(f"{size:>15,}  {file}" for file, size in found.sizes.items()),
-        f"next: npgpt {verb}",
-    ]
-    return lines + ([f"as safetensors: npgpt convert {model} weights/{name}"] if ".bin" in weights else [])
+    model = options.name if options.revision is None else shlex.quote(str(found.folder))
+    verb = f"inspect {model}" if "/" in options.name else f'generate --model {model} "It is a truth"'
+    sizes = [f"{size:>15,}  {file}" for file, size in found.sizes.items()]
+    lines = [f"{found.repository}: {news}", str(found.folder), *sizes, f"next: npgpt {verb}"]
+    if ".bin" in list(found.sizes)[-1]:  # the weights are the last
+        lines.append(f"as safetensors: npgpt convert {model} weights/{options.name}")
+    for line in lines:
+        print(printable(line))
+    return 0

@@ -1,4 +1,4 @@
-"""Files become a tokenizer: GPT-2's own vocabulary, and the forms in which models bring theirs."""
+"""Read a tokenizer from a model's vocabulary files, in any of their forms, or from GPT-2's own."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ..errors import NpgptError
 from .tokenizer import END_OF_TEXT, File, Tokenizer, check_text
 
 # How GPT-2 cuts text into pieces before any merging: contractions; a run of letters, of digits, or of other signs, each
-# with the space before it; white space, less the last space of a run, which belongs to the next piece.
-# After openai/gpt-2, src/encoder.py; possessive, so that no run is walked back over.
+# with the space before it; white space without the last space of a run, which belongs to the next piece.
+# After openai/gpt-2, src/encoder.py, with possessive quantifiers to avoid backtracking.
 PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 
@@ -35,7 +35,7 @@ class Inside:
     content: bytes = field(repr=False)
 
     def read_bytes(self) -> bytes:
-        """Its contents."""
+        """Return its contents."""
         return self.content
 
     def __str__(self) -> str:
@@ -132,15 +132,15 @@ FILES = (*READABLE, *FOREIGN, *COMPANIONS)
 
 
 def in_folder(folder: Path, names: Iterable[str] = (*READABLE, *FOREIGN)) -> dict[str, Path]:
-    """The vocabulary's files that lie in a folder, by their names, readable or not."""
+    """Return a vocabulary's files that are in a folder, by name, readable or not."""
     return {name: folder / name for name in names if os.path.lexists(folder / name)}
 
 
 def from_ranks(path: File, vocab_size: int) -> Tokenizer:
-    """A tokenizer from tiktoken's form, a line of base64 bytes and rank each; <|endoftext|> is the id after the last,
-    where the model's vocab_size has room for it.
+    """Return a tokenizer from tiktoken's form, which has a line with base64 bytes and a rank for each token.
 
-    Raises NpgptError for a line of another form, a rank or token given twice, or a byte that has no token.
+    <|endoftext|> is the id after the last, if it is below the model's vocab_size. Raises NpgptError for a line of
+    another form, a rank or token given twice, or a byte that has no token.
     """
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
@@ -156,9 +156,9 @@ def from_ranks(path: File, vocab_size: int) -> Tokenizer:
 
 
 def from_vocabulary_and_merges(vocabulary: File, merges: File, vocab_size: int) -> Tokenizer:
-    """A tokenizer from Hugging Face's vocab.json + merges.txt or OpenAI's encoder.json + vocab.bpe.
+    """Return a tokenizer from Hugging Face's vocab.json + merges.txt or OpenAI's encoder.json + vocab.bpe.
 
-    Tokens that no merge makes must look special, <…> or […]. Raises NpgptError where the files are malformed or do not
+    Tokens that no merge makes must look special: <…> or […]. Raises NpgptError where the files are malformed or do not
     belong together.
     """
     lines = _text(merges).split("\n")
@@ -171,7 +171,7 @@ def from_vocabulary_and_merges(vocabulary: File, merges: File, vocab_size: int) 
 
 
 def from_tokenizer_json(path: File, vocab_size: int) -> Tokenizer:
-    """A tokenizer from Hugging Face's tokenizer.json, where that is byte-level BPE as GPT-2 has it.
+    """Return a tokenizer from Hugging Face's tokenizer.json, if that is byte-level BPE like GPT-2's.
 
     Raises NpgptError for another kind.
     """
@@ -194,10 +194,10 @@ def from_tokenizer_json(path: File, vocab_size: int) -> Tokenizer:
 
 
 def from_llmc(path: File, vocab_size: int) -> Tokenizer:
-    """A tokenizer from llm.c's gpt2_tokenizer.bin: 256 int32, of which the third counts the tokens, then each token's
-    length in a byte and its bytes; a token's id is its turn in merging, and <|endoftext|> stands among them.
+    """Return a tokenizer from llm.c's gpt2_tokenizer.bin.
 
-    Raises NpgptError where the file is malformed.
+    It has 256 int32, the third of which is the number of tokens, then for each token a byte with its length, and its
+    bytes. A token's id is its rank in merging; <|endoftext|> is one of them. Raises NpgptError for a malformed file.
     """
     content = path.read_bytes()
     count = int.from_bytes(content[8:12], "little")
@@ -216,7 +216,7 @@ def from_llmc(path: File, vocab_size: int) -> Tokenizer:
 def _from_merges(
     files: tuple[File, ...], vocabulary: Mapping[str, Any], merges: Iterable[str], special: Set[str], vocab_size: int
 ) -> Tokenizer:
-    """tiktoken has one number for a token's id and for its turn in merging, so ids must rise in the order of merges."""
+    """Return a tokenizer whose ids rise in the order of merges, since tiktoken has one number for id and rank."""
     path, characters = files[0], byte_characters()
     ids = {token: token_id for token, token_id in vocabulary.items() if type(token_id) is int and type(token) is str}
     if len(ids) != len(vocabulary) or len(set(ids.values())) != len(ids):
@@ -240,7 +240,7 @@ def _from_merges(
 
 
 def _build(files: tuple[File, ...], ranks: dict[bytes, int], special: dict[str, int], vocab_size: int) -> Tokenizer:
-    """Check what holds for every vocabulary, and hand it to tiktoken."""
+    """Return a tokenizer, after the checks that hold for every form."""
     path, used = files[0], {*ranks.values(), *special.values()}
     if len(used) != len(ranks) + len(special) or min(used, default=-1) < 0:
         raise NpgptError(f"{path}: ranks must be whole numbers from 0, each given once")
@@ -261,10 +261,10 @@ def _build(files: tuple[File, ...], ranks: dict[bytes, int], special: dict[str, 
 
 
 def byte_characters() -> dict[str, int]:
-    """The printable character by which vocab.json and merges.txt stand for each byte, with that byte.
+    """Return {character: byte}, the printable characters that stand for bytes in vocab.json and merges.txt.
 
-    Printable Latin-1 stands for itself; the 68 others, in order, are shifted to U+0100 and up (openai/gpt-2,
-    src/encoder.py), so that a space is written Ġ.
+    Printable Latin-1 stands for itself; the 68 other bytes, in order, are U+0100 and up, so that a space is written Ġ
+    (openai/gpt-2, src/encoder.py).
     """
     printable = {byte for byte in range(256) if chr(byte).isprintable() and byte != 0x20}
     others = (byte for byte in range(256) if byte not in printable)

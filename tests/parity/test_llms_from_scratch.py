@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from npgpt import parameters
-from npgpt.checkpoints import configs
 from npgpt.config import PUBLISHED, Config
 from npgpt.errors import NpgptError
 from npgpt.model import forward
-from tests.support.models import SHAPES, random_arrays, random_ids, small
+from tests.support.models import SHAPES, from_dict, random_arrays, random_ids, small
 from tests.support.tolerances import largest_difference, relative_error, rounding_bound
 
 pytestmark = pytest.mark.parity
@@ -65,7 +64,7 @@ def test_float32(shape: str, difference: Report) -> None:
 def test_the_books_own_size(difference: Report) -> None:
     """GPT_CONFIG_124M: gpt2's, with a context of 256 to save memory in training."""
     book = {"vocab_size": 50257, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 12}
-    config = configs.from_dict(book | {"drop_rate": 0.1, "qkv_bias": True})
+    config = from_dict(book | {"drop_rate": 0.1, "qkv_bias": True})
     theirs, ours = logits(config, "float32")
     error = relative_error(theirs, ours)
     difference("llms-from-scratch, float32, 124M", "logits", largest_difference(theirs, ours))
