@@ -25,6 +25,7 @@ from npgpt.oracle.textbook import Pass, stages, textbook
 from npgpt.oracle.theirs import canonical, cases
 from npgpt.testing import assert_greedy, assert_matches
 from tests.support.models import no_text, random_arrays, random_ids, small
+from tests.support.thorough import THOROUGH
 
 CONFIG = small(n_embd=24, n_head=4)
 ARRAYS = random_arrays(CONFIG)
@@ -241,7 +242,8 @@ def test_files_of_every_form(tmp_path: Path, folder: Path, form: str, capsys: py
     shape, their_dtype = (8, 40) if "--shape" in said else (), said.get("--their-dtype")
     report = npgpt.check(path, IDS, MODEL, dtype=their_dtype, shape=shape)
     assert (report.matches, str(report) + "\n") == (True, capsys.readouterr().out)
-    assert not npgpt.check(str(path), (IDS + 1) % 40, MODEL, dtype=their_dtype, shape=shape).matches
+    if form == "npy" or THOROUGH:  # what nothing explains takes long
+        assert not npgpt.check(str(path), (IDS + 1) % 40, MODEL, dtype=their_dtype, shape=shape).matches
 
 
 def test_a_file_is_checked_in_python_too(tmp_path: Path) -> None:
@@ -385,6 +387,7 @@ def test_the_dtype_is_told_from_the_numbers() -> None:
         report = npgpt.check(logits, IDS, MODEL)
         assert (report.dtype, report.matches) == (dtype, True)
         assert f"Every number is one of {dtype}, though stored as float64" in str(report)
-        assert npgpt.check(logits, IDS, MODEL, dtype="float64").code == 1
+        if dtype == "float32" or THOROUGH:  # what nothing explains takes long
+            assert npgpt.check(logits, IDS, MODEL, dtype="float64").code == 1
     assert computed_in(np.zeros(100)) == "float64"
     assert computed_in(USUAL["logits"]) == "float64"
