@@ -4,7 +4,6 @@ import math
 import os
 import pickle
 import signal
-import time
 import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -29,6 +28,7 @@ from npgpt.scoring import scoring, windows
 from npgpt.scoring.likelihood import Score, Totals, likelihood, total, unknown
 from npgpt.scoring.scoring import SharedModel, score
 from npgpt.scoring.workers import processes
+from tests.support.command import wait_for_the_end
 from tests.support.thorough import THOROUGH, examples
 
 TEXTS = [
@@ -364,21 +364,6 @@ def memory(process: int, file: str) -> dict[str, int]:
         elif inside and key[:-1] in sums:
             sums[key[:-1]] += int(values[0])
     return sums
-
-
-def wait_for_the_end(workers: list[int]) -> None:
-    deadline = time.monotonic() + 30
-    while any(running(worker) for worker in workers):
-        assert time.monotonic() < deadline, "a worker outlives its work"
-        time.sleep(0.02)
-
-
-def running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-        return not Path(f"/proc/{process}/stat").exists() or Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
 
 
 def test_a_killed_worker_is_told() -> None:
