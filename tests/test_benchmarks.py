@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import machine, report
+from benchmarks.__main__ import main
 from benchmarks.workloads import Workload, plan, prefill
 from npgpt.config import PUBLISHED
 from tests.support.thorough import only_thorough
@@ -107,11 +108,18 @@ def test_what_has_to_be_computed_and_read() -> None:
     ("arguments", "message"),
     [(["--workload", "prefill 3"], "no workload prefill 3; there are batch 1"), (["--rounds", "0"], "--rounds 0")],
 )
-def test_a_run_that_cannot_be_is_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
-    command = [sys.executable, "-m", "benchmarks", "--model", "toy", *arguments, "--out", str(tmp_path / "R.md")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert message in done.stderr
+def test_a_run_that_cannot_be_is_refused(
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["benchmarks", "--model", "toy", *arguments, "--out", str(tmp_path / "R.md")]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

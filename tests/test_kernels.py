@@ -96,15 +96,19 @@ def test_a_product_is_a_product(
     np.testing.assert_allclose(y, expected, rtol=0, atol=slack)
 
 
+@pytest.fixture(scope="module")
+def wte() -> Array:
+    """Of 50257 rows, which no block divides."""
+    return np.random.default_rng(0).standard_normal((50257, 192), np.float32)
+
+
 @pytest.mark.parametrize(
     ("rows", "threads", "shared_out"),
     [(1, 2, False), (2, 1, True), (6, 1, True), (7, 1, False), (7, 2, True), (17, 2, False)],
 )
 def test_the_head_of_a_real_size_is_shared_out(
-    monkeypatch: pytest.MonkeyPatch, rows: int, threads: int, shared_out: bool
+    monkeypatch: pytest.MonkeyPatch, wte: Array, rows: int, threads: int, shared_out: bool
 ) -> None:
-    """wte has 50257 rows, which no block divides."""
-    wte = np.random.default_rng(0).standard_normal((50257, 192), np.float32)
     x = np.random.default_rng(1).standard_normal((rows, 192), np.float32)
     assert wte.size >= kernels.MIN_SHARED_WEIGHTS
     shared: list[int] = []

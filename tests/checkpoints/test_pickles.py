@@ -374,11 +374,11 @@ for name, program in programs.items():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 def test_a_large_bomb_takes_a_second_and_little_memory() -> None:
-    """A tenth or a fifth of the instructions that are followed at most, in a process that may take 64 MB more than it
-    has.
+    """In a process that may take 64 MB more than it has: a twentieth of the instructions that are followed at most, or a
+    fifth.
     """
     root = Path(__file__).parents[2]
-    arguments = [sys.executable, "-c", IN_A_PROCESS, str(examples(100_000, 200_000))]
+    arguments = [sys.executable, "-c", IN_A_PROCESS, str(examples(50_000, 200_000))]
     outcome = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=root)
     assert (outcome.returncode, outcome.stderr) == (0, "")
     rows = [line.split("\t") for line in outcome.stdout.splitlines()]
