@@ -243,7 +243,7 @@ def two_workers(folder: Path, moment: str) -> tuple[subprocess.Popen[bytes], lis
     """Score for a minute, with two workers, and return at a moment of it."""
     if not Path("/proc/self/stat").exists():
         pytest.skip("only /proc tells a process's children")
-    (folder / "long.txt").write_text(LINE * 6000)
+    (folder / "long.txt").write_text(LINE * 2000)
     process = subprocess.Popen(
         [*COMMAND, "score", "c.txt", "long.txt", "--context", "8", "--workers", "2", "--resume", "out.jsonl"],
         cwd=folder,

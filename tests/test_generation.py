@@ -338,7 +338,7 @@ def alone(steps: Iterable[Step], samples: int) -> list[list[Step]]:
     seed=st.integers(0, 2**64 - 5),
     penalty=st.sampled_from([None, 1.5]),
 )
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(25, 50))
 def test_each_sample_is_as_if_drawn_alone(
     prompt: list[int], max_tokens: int, samples: int, seed: int, penalty: float | None
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import pickle
@@ -286,6 +287,7 @@ def long(number: int) -> bytes:
     return b"\x8a" + bytes([len(encoded)]) + encoded
 
 
+@functools.cache
 def bombs(scale: int) -> dict[str, bytes]:
     """Programs of about `scale` instructions, each of which an honest machine might choke on."""
     many = b"(" + b"K\1" * (scale // 2)
@@ -374,8 +376,8 @@ for name, program in programs.items():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 def test_a_large_bomb_takes_a_second_and_little_memory() -> None:
-    """In a process that may take 64 MB more than it has: a twentieth of the instructions that are followed at most, or a
-    fifth.
+    """A fifth of the instructions that are followed at most (in plain pytest a twentieth), in a process that may take
+    64 MB more than it has.
     """
     root = Path(__file__).parents[2]
     arguments = [sys.executable, "-c", IN_A_PROCESS, str(examples(50_000, 200_000))]
