@@ -201,7 +201,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_repeated(folder: Path) -> None:
         )
         # by the clock the first times alone, or a slow machine would never come to the end
         deadline = time.monotonic() + (rng.uniform(0, 0.15 * (kills + 1)) if kills < 4 else 60)
-        enough = max(sizes) + rng.randrange(1, len(expected) // examples(3, 6))
+        enough = max(sizes) + rng.randrange(examples(len(expected) // 6, 1), len(expected) // examples(3, 6))
         while process.poll() is None and time.monotonic() < deadline and size() < enough:
             time.sleep(0.0005)
         process.kill()

@@ -25,7 +25,7 @@ from npgpt.oracle.textbook import Pass, stages, textbook
 from npgpt.oracle.theirs import canonical, cases
 from npgpt.testing import assert_greedy, assert_matches
 from tests.support.models import no_text, random_arrays, random_ids, small
-from tests.support.thorough import THOROUGH
+from tests.support.thorough import THOROUGH, examples
 
 CONFIG = small(n_embd=24, n_head=4)
 ARRAYS = random_arrays(CONFIG)
@@ -43,10 +43,17 @@ def single(array: np.typing.NDArray[Any]) -> np.typing.NDArray[np.float32]:
     return array.astype(np.float32)
 
 
-@pytest.mark.parametrize("cut", [lambda x: x, lambda x: x[0], lambda x: x[0, -1], lambda x: x[:, -1:]])
-def test_logits_in_every_form(cut: Any) -> None:
-    assert npgpt.check(single(cut(USUAL["logits"])), IDS, MODEL).matches
-    report = npgpt.check(single(cut(wrong("ReLU")["logits"])), IDS[0].tolist(), MODEL)
+FORMS = {"batch": np.s_[:], "row": np.s_[0], "last": np.s_[0, -1], "last of a batch": np.s_[:, -1:]}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_in_every_form(form: str) -> None:
+    assert npgpt.check(single(USUAL["logits"][FORMS[form]]), IDS, MODEL).matches
+
+
+@pytest.mark.parametrize("form", [*FORMS][:: examples(2, 1)])
+def test_a_mistake_in_logits_of_every_form(form: str) -> None:
+    report = npgpt.check(single(wrong("ReLU")["logits"][FORMS[form]]), IDS[0].tolist(), MODEL)
     assert (report.code, report.names) == (1, ["ReLU"])
 
 
