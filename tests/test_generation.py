@@ -163,7 +163,6 @@ def test_a_stop_string_over_three_tokens_and_over_the_prompts_end(monkeypatch: p
 
 
 @given(st.text("ab ", max_size=12), st.lists(st.text("ab ", min_size=1, max_size=4), max_size=3))
-@settings(deadline=None)
 def test_stopping_by_brute_force(text: str, stop: list[str]) -> None:
     """However the text is cut into tokens, what is shown is the text before the first stop string to be complete."""
     ids = AUSTEN.tokenizer.encode(text)
@@ -338,7 +337,7 @@ def alone(steps: Iterable[Step], samples: int) -> list[list[Step]]:
     seed=st.integers(0, 2**64 - 5),
     penalty=st.sampled_from([None, 1.5]),
 )
-@settings(deadline=None, max_examples=examples(25, 50))
+@settings(max_examples=examples(25, 50))
 def test_each_sample_is_as_if_drawn_alone(
     prompt: list[int], max_tokens: int, samples: int, seed: int, penalty: float | None
 ) -> None:

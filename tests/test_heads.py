@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt.config import PUBLISHED, Config
@@ -80,13 +80,11 @@ def splits(draw: st.DrawFn) -> tuple[Array, int]:
 
 
 @given(splits())
-@settings(deadline=None)
 def test_any_layout_batch_length_and_dtype(case: tuple[Array, int]) -> None:
     check_split(*case)
 
 
 @given(st.integers(257, 20_000), st.data())
-@settings(deadline=None)
 def test_wide_models(n_embd: int, data: Any) -> None:
     n_head = data.draw(st.sampled_from(divisors(n_embd)))
     check_split(numbered((1, 2, n_embd)), n_head)

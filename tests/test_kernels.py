@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from npgpt import kernels, model
 from npgpt.kernels import attention_by_tiles, in_threads
 from npgpt.parameters import Array
+from tests.support.thorough import examples
 
 U32, U64 = 2.0**-24, 2.0**-53
 
@@ -30,7 +31,7 @@ def plain(q: Array, k: Array, v: Array, scale: float) -> Array:
     shared=st.sampled_from([1, 2**17]),
     threads=st.integers(1, 4),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(30, 60))
 def test_attention_by_tiles_is_attention(
     B: int, H: int, T: int, D: int, past: int, piece: int, shared: int, threads: int
 ) -> None:
@@ -75,7 +76,6 @@ def test_large_scores_and_hidden_rubbish_do_no_harm() -> None:
     cached=st.sampled_from([1, 900, 2**20]),
     threads=st.integers(1, 3),
 )
-@settings(deadline=None)
 def test_a_product_is_a_product(
     rows: int, n_in: int, n_out: int, order: str, dtype: str, small: int, cached: int, threads: int
 ) -> None:
@@ -151,7 +151,6 @@ def test_the_decorated_attention_is_the_formula_or_the_tiles(T: int) -> None:
     activation=st.sampled_from(["gelu_new", "gelu"]),
     contiguous=st.booleans(),
 )
-@settings(deadline=None)
 def test_pieces_are_the_formula(
     shape: list[int], piece: int, threads: int, dtype: str, activation: str, contiguous: bool
 ) -> None:

@@ -69,7 +69,6 @@ def by_definition(model: LanguageModel, text: str, rule: windows.Convention) -> 
 
 
 @given(st.integers(1, 6), st.integers(1, 12), st.sampled_from(["float32", "float64"]), st.data())
-@settings(deadline=None)
 def test_likelihood_by_brute_force(n: int, V: int, dtype: str, data: st.DataObject) -> None:
     values = data.draw(st.lists(st.integers(-30, 30), min_size=n * V, max_size=n * V))
     logits = (np.array(values) / 4).reshape(n, V).astype(dtype)
@@ -188,7 +187,7 @@ def test_sums_literally() -> None:
 
 
 @given(st.text(min_size=1, max_size=60))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_words_are_those_between_white_space(text: str) -> None:
     (found,) = score([text], AUSTEN, context=16)
     assert found.totals.words == len(text.split())

@@ -79,7 +79,7 @@ FLOAT32 = hnp.arrays(np.uint32, st.integers(0, 40)).map(lambda bits: bits.view(n
 @given(FLOAT32)
 @example(np.array([1.0, 1 + 2**-8, 1 + 2**-7 + 2**-8, -0.0, 1e-40, 3e38, np.inf, -np.inf, np.nan], np.float32))
 @example(np.array([0x7F800001, 0xFF80FFFF], np.uint32).view(np.float32))  # a NaN whose payload is in the lower half
-@settings(deadline=None, max_examples=examples(100, 300))
+@settings(max_examples=examples(50, 300))
 def test_bfloat16_is_the_nearest_float_with_7_bits_and_ties_go_to_the_even_one(x: Any) -> None:
     """By the definition: a multiple of the spacing at x, the nearest one."""
     try:
@@ -115,7 +115,6 @@ def test_literal_casts() -> None:
 
 
 @given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=9)), st.integers(1, 200))
-@settings(deadline=None)
 def test_blocks_of_rows_are_the_array(array: Any, size: int) -> None:
     parts = list(row_blocks(array, size))
     assert b"".join(part.tobytes() for part in parts) == array.tobytes()

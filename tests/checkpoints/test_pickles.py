@@ -413,7 +413,7 @@ PLAIN_VALUES = st.recursive(
 
 
 @given(PLAIN_VALUES, st.integers(0, pickle.HIGHEST_PROTOCOL))
-@settings(deadline=None, max_examples=examples(100, 500))
+@settings(max_examples=examples(50, 500))
 def test_plain_values_are_read_as_python_reads_them(value: object, protocol: int) -> None:
     program = pickle.dumps(value, protocol)
     assert repr(read(program)) == repr(value)
@@ -421,7 +421,7 @@ def test_plain_values_are_read_as_python_reads_them(value: object, protocol: int
 
 
 @given(PLAIN_VALUES)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=examples(50, 100))
 def test_bytes_before_protocol_3_are_read_over(value: object) -> None:
     """Python wrote them as a call of _codecs.encode then."""
     both = {"value": value, "bytes": b"\0\xff" * 200}
