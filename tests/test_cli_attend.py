@@ -76,8 +76,7 @@ def test_a_terminal_without_the_characters() -> None:
     ],
 )
 def test_colours_where_a_terminal_has_them(terminal: bool, term: str, no_color: str, coloured: bool) -> None:
-    environment = {"TERM": term, "NO_COLOR": no_color, "COLUMNS": "80"}
-    out = here("attend", TEXT, "--head", "2", terminal=terminal, **environment)[1]
+    out = here("attend", TEXT, "--head", "2", terminal=terminal, TERM=term, NO_COLOR=no_color, COLUMNS="80")[1]
     assert ("\x1b[48;5;226m" in out) == coloured
     assert ("█" in out) != coloured
     assert "It is" not in CODES.sub("", out)

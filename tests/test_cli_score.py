@@ -88,10 +88,10 @@ def test_top_tells_what_the_model_would_rather_have_said(folder: Path) -> None:
     assert rows[2].split("%")[0].count("' is'") == 2
 
 
-def on_a_terminal(*arguments: str, cwd: Path, **environment: str) -> str:
+def on_a_terminal(*arguments: str, cwd: Path) -> str:
     """What a terminal of 80 columns gets to see of both streams."""
     main, other = pty.openpty()
-    variables = {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "80"} | environment
+    variables = {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "80"}
     started = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | variables
     process = subprocess.Popen([*COMMAND, *arguments], stdin=other, stdout=other, stderr=other, cwd=cwd, env=started)
     os.close(other)
@@ -117,9 +117,8 @@ def test_a_terminal_shows_the_text_tinted_and_a_bar(folder: Path) -> None:
     assert "bits of surprise, from:" in seen
     assert "tokens/s" in seen
     assert seen.index("tokens/s") < seen.index("bits of surprise")
-    usual = {"TERM": "xterm-256color", "NO_COLOR": ""}
-    for variables, coloured in (({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)):
-        out = here("score", "d.txt", cwd=folder, terminal=True, **usual | variables)[1]
+    for term, no_color, coloured in (("xterm", "", True), ("xterm", "1", False), ("dumb", "", False)):
+        out = here("score", "d.txt", cwd=folder, terminal=True, TERM=term, NO_COLOR=no_color)[1]
         assert ("48;5" in out) == coloured
 
 
