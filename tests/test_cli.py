@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from npgpt import cli
 from npgpt.checkpoints import configs, inspect, safetensors
 from tests.support.austen import CARD_GREEDY, CARD_IDS, CARD_PROMPT
 from tests.support.command import COMMAND, ROOT, here, refused, run
-from tests.support.models import random_arrays, small
+from tests.support.models import random_arrays, small, store
 from tests.support.thorough import examples
 
 
@@ -212,6 +213,18 @@ def test_inspect() -> None:
         "all finite",
     ):
         assert text in out
+
+
+def test_inspect_tells_how_attention_is_scaled(tmp_path: Path) -> None:
+    store(tmp_path, small(scale_attn_weights=False))
+    out = here("inspect", str(tmp_path))[1]
+    assert "scale_attn_weights False, scale_attn_by_inverse_layer_idx False" in out
+
+
+def test_a_verb_runs_in_a_thread_too() -> None:
+    """Signals are the main thread's."""
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(here, "tokens", "a", "--model", "gpt2").result()[:2] == (0, "   64  'a'\n")
 
 
 def test_inspect_names_what_is_wrong(tmp_path: Path) -> None:

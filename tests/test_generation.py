@@ -381,6 +381,18 @@ def test_samples_that_end_at_different_times_and_for_different_reasons() -> None
     assert len(lengths) > 6
 
 
+def test_a_vocabulary_without_end_of_text_has_nothing_to_start_from(tmp_path: Path) -> None:
+    (tmp_path / "bytes.tiktoken").write_bytes(b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256)))
+    byte_text = vocabularies.from_ranks(tmp_path / "bytes.tiktoken", 256)
+    config = small(vocab_size=256)
+    model = LanguageModel("bytes", config, random_parameters(config), lambda: byte_text)
+    with pytest.raises(NpgptError, match=r"the prompt is empty, and bytes has no <\|endoftext\|> to start from"):
+        model.encode_prompt("")
+    with pytest.raises(NpgptError, match=r"bytes has no <\|endoftext\|> to stand before a text: .*--no-bos"):
+        next(npgpt.score(["ab"], model))
+    assert next(npgpt.score(["ab"], model, end_of_text=False)).totals.scored == 1
+
+
 def test_end_of_text_ends_one_sample_alone(tmp_path: Path) -> None:
     """A model of the 256 bytes and <|endoftext|>: what it writes is mostly no UTF-8, held back by each."""
     config = small(vocab_size=257, n_positions=64)

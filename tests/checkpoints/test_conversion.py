@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -364,3 +365,16 @@ def test_a_checkpoint_says_what_it_is(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(put(tmp_path / "source") / "model.safetensors", n_head=3)
     assert checkpoint.stored_name("h.0.attn.c_attn.weight") == "_orig_mod.transformer.h.0.attn.c_attn.weight"
     assert checkpoint.dtypes() == {"float32"}
+
+
+def test_a_full_disk_is_told_with_the_folder_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    put(tmp_path / "source")
+    monkeypatch.setattr(safetensors, "write_parts", full)
+    error = refused("convert", "source", "new/out", "--n-head", "3", cwd=tmp_path)
+    assert error == "npgpt: error: [Errno 28] No space left on device: 'new/out'\n"
+    assert listed(tmp_path) == ["source"]

@@ -453,6 +453,7 @@ def test_bytes_before_protocol_3_are_read_over(value: object) -> None:
         (b"ctorch._utils\n_rebuild_tensor_v2\n)R.", "missing 4 required positional arguments"),
         (b"ctorch._utils\n_rebuild_parameter\n(NtR.", "a parameter without a tensor"),
         (b"NQ.", "a persistent id is no storage"),
+        (b"(icollections\nOrderedDict\n.", "INST makes an instance of a class"),
         (b"Pstorage\n.", "PERSID has no place in a checkpoint"),
         (b"\x8f.", "EMPTY_SET has no place in a checkpoint"),
         (b"\x96" + bytes(8) + b".", "BYTEARRAY8 has no place in a checkpoint"),
