@@ -317,3 +317,7 @@ def test_a_tokenizer_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyP
         vocabularies.load_tokenizer("nobody")
     with pytest.raises(NpgptError, match="has no text"):
         vocabularies.load_tokenizer(store(tmp_path / "m", small()))
+
+
+def test_all_that_is_public_is_listed() -> None:
+    assert {"load", "score", "check", "convert", "forward", "LanguageModel", "__version__"} <= set(dir(npgpt))

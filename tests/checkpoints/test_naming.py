@@ -228,3 +228,12 @@ def test_a_head_of_its_own_is_kept_and_used(tmp_path: Path, scheme: str) -> None
 
 def test_every_scheme_has_a_writer_here() -> None:
     assert set(NAMINGS) | {"mingpt"} == {scheme.name for scheme in naming.SCHEMES}
+
+
+def test_a_head_of_another_dtype_is_its_own(tmp_path: Path) -> None:
+    """Its numbers are rounded, so that it is not wte."""
+    arrays = random_arrays(small(), dtype="float32")
+    arrays["lm_head.weight"] = arrays["wte.weight"].astype("float16")
+    model = npgpt.load(stored(tmp_path / "a", arrays), n_head=3)
+    assert not model.config.tie_word_embeddings
+    np.testing.assert_array_equal(model.parameters.lm_head.weight, arrays["lm_head.weight"])
