@@ -278,7 +278,7 @@ def damaged_at_random(form: str, folder: Path, name: str, changes: list[Change],
 @pytest.mark.parametrize("form", FILES)
 def test_damaged_anywhere(tmp_path: Path, form: str) -> None:
     @given(st.sampled_from(sorted(FILES[form])), CHANGES, SOMETIMES)
-    @settings(max_examples=examples(15, 100) if "," in form else examples(30, 500), database=None)
+    @settings(max_examples=examples(12, 100) if "," in form else examples(25, 500), database=None)
     def check(name: str, changes: list[Change], also_look: bool) -> None:
         damaged_at_random(form, tmp_path, name, changes, also_look)
 
@@ -316,7 +316,7 @@ def tried(folder: Path, files: Files, also_look: bool) -> None:
 
 
 WHOLE_NUMBERS = st.sampled_from(INTERESTING) | st.integers(0, 20)
-SETTINGS = settings(max_examples=examples(30, 200), database=None)
+SETTINGS = settings(max_examples=examples(25, 200), database=None)
 
 
 def numbers(kind: str) -> st.SearchStrategy[Typed]:

@@ -18,7 +18,7 @@ from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.oracle import files
 from npgpt.oracle.arithmetic import as_computed, plain
-from npgpt.oracle.check import computed_in
+from npgpt.oracle.check import compare, computed_in
 from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.page import page
 from npgpt.oracle.textbook import Pass, stages, textbook
@@ -232,7 +232,9 @@ def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
     assert found["stages"][0]["stage"] == "logits"
 
 
-@pytest.mark.parametrize("form", ["npy", "safetensors", "bin", "float16 bin", "bfloat16 safetensors"])
+@pytest.mark.parametrize(
+    "form", ["npy", "safetensors", "bin", "float16 bin", "bfloat16 safetensors"][:: examples(2, 1)]
+)
 def test_files_of_every_form(tmp_path: Path, folder: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
     logits, path = single(USUAL["logits"][0]), tmp_path / f"theirs.{form.split()[-1]}"
     options = ["--ids", ",".join(map(str, IDS[0]))]
@@ -459,7 +461,8 @@ def test_a_callable_that_agrees_once_is_caught_by_its_second_run() -> None:
 def test_too_faint_a_difference_is_not_named() -> None:
     """Just above what rounding explains, no mistake is told from another."""
     noise = 1e-4 * np.random.default_rng(0).standard_normal(USUAL["logits"].shape)
-    ratio = npgpt.check(USUAL["logits"] + noise, IDS, MODEL, dtype="float32").rows[0].difference.ratio
+    given = cases({"logits": USUAL["logits"] + noise}, CONFIG, IDS)
+    ratio = compare(CONFIG, ARRAYS, given, "float32", entries=[]).rows[0].difference.ratio
     report = npgpt.check(USUAL["logits"] + noise * 1.2 / ratio, IDS, MODEL, dtype="float32")
     assert (report.code, report.names) == (1, [])
     assert "too little, below" in report.verdict
