@@ -232,9 +232,10 @@ def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
     assert found["stages"][0]["stage"] == "logits"
 
 
-@pytest.mark.parametrize(
-    "form", ["npy", "safetensors", "bin", "float16 bin", "bfloat16 safetensors"][:: examples(2, 1)]
-)
+STORED = ("npy", "safetensors", "bin", "float16 bin", "bfloat16 safetensors")
+
+
+@pytest.mark.parametrize("form", STORED[:: examples(2, 1)])
 def test_files_of_every_form(tmp_path: Path, folder: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
     logits, path = single(USUAL["logits"][0]), tmp_path / f"theirs.{form.split()[-1]}"
     options = ["--ids", ",".join(map(str, IDS[0]))]
@@ -292,6 +293,7 @@ def test_greedy_ids_in_a_file(tmp_path: Path, folder: Path, capsys: pytest.Captu
         assert json.loads(captured.out)["matches"] == (code == 0)
         assert "there is no page" in captured.err
         assert not page_path.exists()
+    assert str(npgpt.check_greedy([best], IDS, MODEL)) == "Matches: every greedy token is the reference's."
     with pytest.raises(NpgptError, match="a row at a time, and the prompt has 2"):
         npgpt.check_greedy([best], random_ids(CONFIG, (2, 8)), MODEL)
     with pytest.raises(NpgptError, match=r"no logits: npgpt\.check_greedy"):
@@ -483,3 +485,8 @@ def test_a_page_names_what_cannot_be_told_apart() -> None:
     assert "At logits, one of these, which this data cannot tell apart:" in text
     assert "<dt>last token missing</dt>" in text
     assert "<dt>logits of the previous position</dt>" in text
+
+
+def test_a_page_has_an_empty_cell_for_a_stage_that_is_not_there() -> None:
+    stages_of_two = {name: USUAL[name] for name in ("h.0.ln_1", "h.1.mlp.act")}
+    assert page(npgpt.check(stages_of_two, IDS, MODEL)).count('<td class="none"></td>') == 2
