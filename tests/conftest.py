@@ -16,7 +16,7 @@ with mock.patch.dict(os.environ, {"OPENBLAS_NUM_THREADS": os.environ.get("OPENBL
     from tests.support.models import small, store
 
 # Registered before Hypothesis's own plugin looks for --hypothesis-profile, which happens in pytest_configure.
-settings.register_profile("quick", deadline=None)
+settings.register_profile("quick", deadline=None, max_examples=40)
 settings.register_profile("thorough", deadline=None, max_examples=200)
 settings.load_profile("quick")
 
@@ -25,6 +25,12 @@ def pytest_configure() -> None:
     """A shell's background job ignores Ctrl-C, and the processes that tests start and interrupt would inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Comparisons that would be deselected are not imported either: torch and transformers take seconds."""
+    deselected = collection_path.name == "parity" and config.option.markexpr == "not parity"
+    return deselected or None
 
 
 @pytest.fixture(scope="session")

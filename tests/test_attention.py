@@ -19,6 +19,7 @@ from npgpt.pictures.attention import AttentionWeights, attention_weights
 from npgpt.pictures.attention_page import attention_page, check_size
 from tests.support.attention_page import CODES, data_of, weights_of
 from tests.support.models import no_text, random_parameters, small
+from tests.support.thorough import examples
 
 HALF_A_STEP = 0.5 / 65535 * (1 + 1e-9)  # by which a stored weight may be off
 THREE = np.array([[1, 0, 0], [0.04, 0.96, 0], [0, 0.5, 0.5]])
@@ -155,7 +156,7 @@ def test_tokens_share_a_cell_where_there_is_no_room() -> None:
 
 
 @given(T=st.integers(1, 70), columns=st.integers(20, 140), seed=st.integers(0, 9), data=st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(25, 100))
 def test_no_line_is_too_wide_and_cells_stand_below_each_other(
     T: int, columns: int, seed: int, data: st.DataObject
 ) -> None:
@@ -183,7 +184,6 @@ def test_a_number_is_above_its_cell_or_nowhere() -> None:
 
 
 @given(T=st.integers(1, 40), group=st.integers(1, 7))
-@settings(deadline=None)
 def test_sharing_shows_the_largest_and_masks_what_is_masked(T: int, group: int) -> None:
     weights = random_weights(1, 1, T)[0, 0]
     cells = terminal.pooled(weights, group)
@@ -229,7 +229,7 @@ def test_width() -> None:
 
 
 @given(layers=st.integers(1, 3), heads=st.integers(1, 3), T=st.integers(1, 30), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_page_holds_the_weights_to_within_half_a_step(layers: int, heads: int, T: int, seed: int) -> None:
     weights = random_weights(layers, heads, T, seed)
     data = data_of(attention_page(attended(weights)))

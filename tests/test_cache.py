@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt.cache import KVCache
@@ -109,7 +109,6 @@ def test_rows_of_a_cache() -> None:
 
 
 @given(st.data())
-@settings(deadline=None)
 def test_any_rows_go_on_as_they_would_have_gone_on_alone(data: st.DataObject) -> None:
     config = small()
     parameters = random_parameters(config)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.attention_page import CODES, data_of, weights_of
-from tests.support.command import COMMAND, ROOT, here, refused, run
+from tests.support.command import COMMAND, ROOT, here, refused
 
 TEXT = "It is a truth universally"
 
@@ -60,28 +60,38 @@ def test_what_a_terminal_must_not_get_is_written_out() -> None:
 
 
 def test_a_terminal_without_the_characters() -> None:
-    code, out, _ = run("attend", TEXT, "--head", "1", PYTHONIOENCODING="ascii")
+    code, out, _ = here("attend", TEXT, "--head", "1", encoding="ascii")
     assert code == 0
     assert "0 It     ##- - - - - -\n1 _is    " in out
     assert "\\u" not in out
 
 
 @pytest.mark.parametrize(
-    ("term", "no_color", "coloured"),
-    [("xterm-256color", "", True), ("xterm-256color", "1", False), ("dumb", "", False)],
+    ("terminal", "term", "no_color", "coloured"),
+    [
+        (True, "xterm-256color", "", True),
+        (True, "xterm-256color", "1", False),
+        (True, "dumb", "", False),
+        (False, "xterm-256color", "", False),
+    ],
 )
-def test_colours_where_a_terminal_has_them(term: str, no_color: str, coloured: bool) -> None:
+def test_colours_where_a_terminal_has_them(terminal: bool, term: str, no_color: str, coloured: bool) -> None:
+    out = here("attend", TEXT, "--head", "2", terminal=terminal, TERM=term, NO_COLOR=no_color, COLUMNS="80")[1]
+    assert ("\x1b[48;5;226m" in out) == coloured
+    assert ("█" in out) != coloured
+    assert "It is" not in CODES.sub("", out)
+
+
+def test_a_terminal_is_known_as_one() -> None:
     own, other = pty.openpty()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": term, "NO_COLOR": no_color, "COLUMNS": "80"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "NO_COLOR": "", "COLUMNS": "80"}
     subprocess.run([*COMMAND, "attend", TEXT, "--head", "2"], stdout=other, env=environment, check=True)
     os.close(other)
     out = b""
     while part := _read(own):
         out += part
     os.close(own)
-    assert (b"\x1b[48;5;226m" in out) == coloured
-    assert ("█" in out.decode()) != coloured
-    assert "It is" not in CODES.sub("", out.decode())
+    assert b"\x1b[48;5;226m" in out
 
 
 def _read(terminal: int) -> bytes:

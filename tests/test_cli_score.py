@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -21,11 +22,12 @@ import pytest
 
 import npgpt
 from npgpt.cli.progress import bar
-from tests.support.command import COMMAND, ROOT, here, refused, run
+from tests.support.command import COMMAND, ROOT, here, refused, run, wait_for_the_end
 from tests.support.thorough import examples
 
+LINE = "Emma Woodhouse, handsome, clever, and rich, with a comfortable home.\n"
 TEXTS = {
-    "a.txt": "Emma Woodhouse, handsome, clever, and rich, with a comfortable home.\n" * 3,
+    "a.txt": LINE * 3,
     "b.txt": "naïve 日本\n",
     "c.txt": "It is a truth universally acknowledged\n" * 12,
     "d.txt": "and",
@@ -86,10 +88,10 @@ def test_top_tells_what_the_model_would_rather_have_said(folder: Path) -> None:
     assert rows[2].split("%")[0].count("' is'") == 2
 
 
-def on_a_terminal(*arguments: str, cwd: Path, **environment: str) -> str:
+def on_a_terminal(*arguments: str, cwd: Path) -> str:
     """What a terminal of 80 columns gets to see of both streams."""
     main, other = pty.openpty()
-    variables = {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "80"} | environment
+    variables = {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "80"}
     started = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | variables
     process = subprocess.Popen([*COMMAND, *arguments], stdin=other, stdout=other, stderr=other, cwd=cwd, env=started)
     os.close(other)
@@ -115,8 +117,9 @@ def test_a_terminal_shows_the_text_tinted_and_a_bar(folder: Path) -> None:
     assert "bits of surprise, from:" in seen
     assert "tokens/s" in seen
     assert seen.index("tokens/s") < seen.index("bits of surprise")
-    for variables in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
-        assert "48;5" not in on_a_terminal("score", "d.txt", cwd=folder, **variables)
+    for term, no_color, coloured in (("xterm", "", True), ("xterm", "1", False), ("dumb", "", False)):
+        out = here("score", "d.txt", cwd=folder, terminal=True, TERM=term, NO_COLOR=no_color)[1]
+        assert ("48;5" in out) == coloured
 
 
 def test_html(folder: Path) -> None:
@@ -179,9 +182,9 @@ def test_killed_at_any_moment_nothing_is_lost_or_repeated(folder: Path) -> None:
     """
     names = [f"{number}.txt" for number in range(examples(12, 20))]
     for number, name in enumerate(names):
-        (folder / name).write_text(f"Letter {number}. " + TEXTS["a.txt"] * (1 + number % 3))
-    arguments = ["score", *names, "--context", "32", "--threads", "1"]  # in several groups, each written as it is done
-    expected = run(*arguments, "--json", cwd=folder)[1]
+        (folder / name).write_text(f"Letter {number}. " + LINE * (1 + number % 3))
+    arguments = ["score", *names, "--context", "8", "--threads", "1"]  # in several groups, each written as it is done
+    expected = here(*arguments[:-2], "--json", cwd=folder)[1]
     rng, out, kills, sizes = random.Random(1), folder / "out.jsonl", 0, {0}
 
     def size() -> int:
@@ -197,7 +200,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_repeated(folder: Path) -> None:
         )
         # by the clock the first times alone, or a slow machine would never come to the end
         deadline = time.monotonic() + (rng.uniform(0, 0.15 * (kills + 1)) if kills < 4 else 60)
-        enough = max(sizes) + rng.randrange(1, len(expected) // examples(3, 6))
+        enough = max(sizes) + rng.randrange(examples(len(expected) // 6, 1), len(expected) // examples(3, 6))
         while process.poll() is None and time.monotonic() < deadline and size() < enough:
             time.sleep(0.0005)
         process.kill()
@@ -223,56 +226,25 @@ def workers_of(process: int) -> list[int]:
     return found
 
 
-def test_a_killed_worker_is_one_line(folder: Path) -> None:
+def has_numpy(process: int) -> bool:
+    return "numpy" in Path(f"/proc/{process}/maps").read_text()
+
+
+MOMENTS: dict[str, Callable[[list[int], Path], bool]] = {
+    "a worker is there": lambda workers, out: len(workers) > 0,
+    "two are there": lambda workers, out: len(workers) == 2,
+    "they load": lambda workers, out: len(workers) == 2 and all(map(has_numpy, workers)),
+    "they compute": lambda workers, out: len(workers) == 2 and out.exists() and out.stat().st_size > 0,
+}
+
+
+def two_workers(folder: Path, moment: str) -> tuple[subprocess.Popen[bytes], list[int]]:
+    """Score for a minute, with two workers, and return at a moment of it."""
     if not Path("/proc/self/stat").exists():
         pytest.skip("only /proc tells a process's children")
-    (folder / "long.txt").write_text(TEXTS["a.txt"] * 2000)
+    (folder / "long.txt").write_text(LINE * 2000)
     process = subprocess.Popen(
-        [*COMMAND, "score", "long.txt", "--workers", "2", "--resume", "out.jsonl"],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 30
-    while len(workers := workers_of(process.pid)) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.5)
-    os.kill(workers[0], signal.SIGKILL)
-    out, error = process.communicate(timeout=60)
-    assert (process.returncode, out, error.count("\n")) == (2, "", 1)
-    assert "a worker was killed, perhaps for want of memory: fewer --workers; out.jsonl keeps what is done" in error
-
-
-def test_workers_do_not_outlive_a_killed_command(folder: Path) -> None:
-    if not Path("/proc/self/stat").exists():
-        pytest.skip("only /proc tells a process's children")
-    (folder / "long.txt").write_text(TEXTS["a.txt"] * 2000)
-    process = subprocess.Popen(
-        [*COMMAND, "score", "long.txt", "--workers", "2"], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
-    deadline = time.monotonic() + 30
-    while len(workers := workers_of(process.pid)) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(0.5)
-    process.kill()
-    process.wait()
-    while any(Path(f"/proc/{worker}").exists() for worker in workers):
-        assert time.monotonic() < deadline + 30, "workers outlive the command"
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize(("there", "delay"), [(1, 0.0), (2, 0.0), (2, 0.1), (2, 1.0)])
-def test_ctrl_c_ends_workers_quietly(folder: Path, there: int, delay: float) -> None:
-    """The whole group gets it, as from a terminal: as soon as workers are there, as they load, as they compute."""
-    if not Path("/proc/self/stat").exists():
-        pytest.skip("only /proc tells a process's children")
-    (folder / "long.txt").write_text(TEXTS["a.txt"] * 2000)
-    process = subprocess.Popen(
-        [*COMMAND, "score", "long.txt", "--workers", "2"],
+        [*COMMAND, "score", "c.txt", "long.txt", "--context", "8", "--workers", "2", "--resume", "out.jsonl"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
@@ -280,14 +252,46 @@ def test_ctrl_c_ends_workers_quietly(folder: Path, there: int, delay: float) -> 
         start_new_session=True,
     )
     deadline = time.monotonic() + 30
-    while len(workers_of(process.pid)) < there:
+    while not MOMENTS[moment](workers := workers_of(process.pid), folder / "out.jsonl"):
         assert time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.002)
-    time.sleep(delay)
-    while process.poll() is None:  # what comes in the few milliseconds of a worker's start is not heeded
+    return process, workers
+
+
+def test_a_killed_worker_is_one_line(folder: Path) -> None:
+    process, workers = two_workers(folder, "they compute")
+    os.kill(workers[0], signal.SIGKILL)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error.count(b"\n")) == (2, b"", 1)
+    assert b"a worker was killed, perhaps for want of memory: fewer --workers; out.jsonl keeps what is done" in error
+
+
+def test_workers_do_not_outlive_a_killed_command(folder: Path) -> None:
+    process, workers = two_workers(folder, "they compute")
+    process.kill()
+    process.communicate()
+    wait_for_the_end(workers)
+
+
+def ignores_ctrl_c(process: int) -> bool:
+    (mask,) = re.findall(r"^SigIgn:\s*(\w+)$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)
+    return bool(int(mask, 16) >> signal.SIGINT - 1 & 1)
+
+
+@pytest.mark.parametrize("moment", [*MOMENTS][:: examples(3, 1)])
+def test_ctrl_c_ends_workers_quietly(folder: Path, moment: str) -> None:
+    """The whole group gets it, as from a terminal."""
+    process, _ = two_workers(folder, moment)
+    heeded = False
+    while not heeded:  # in the few milliseconds of a worker's start it is ignored: then once more, and never twice
+        process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        heeded = not ignores_ctrl_c(process.pid)
         os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.2)
-    assert (process.returncode, *process.communicate(timeout=60)) == (130, b"", b"")
+        process.send_signal(signal.SIGCONT)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error) == (130, b"", b"")
 
 
 @pytest.mark.parametrize(
@@ -380,10 +384,10 @@ def test_a_bar_on_a_narrow_terminal_is_one_line(capsys: pytest.CaptureFixture[st
         with (
             mock.patch.object(sys, "stderr", Terminal()) as seen,
             mock.patch.dict(os.environ, {"COLUMNS": str(columns)}),
+            mock.patch.object(time, "monotonic", side_effect=[1.0, 1.11]),
             bar("tokens") as progress,
         ):
             assert progress is not None
-            time.sleep(0.11)
             progress(86_016, 228_336)
             drawn = seen.getvalue().strip("\r").removesuffix("\x1b[K")
         assert 0 < len(drawn) < columns

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from npgpt.erf import erf
@@ -22,7 +22,6 @@ def test_erf_is_right_to_the_last_digits_over_the_whole_range() -> None:
 @given(st.floats(allow_nan=False))
 @example(math.inf)
 @example(-math.inf)
-@settings(deadline=None)
 def test_erf_anywhere(x: float) -> None:
     value = float(erf(np.array([x]))[0])
     assert abs(value - math.erf(x)) <= 4 * np.spacing(abs(math.erf(x)))

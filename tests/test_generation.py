@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ from npgpt.model import forward
 from npgpt.text import generation, tokenizer, vocabularies
 from npgpt.text.generation import Finish, Step
 from npgpt.text.sampling import Sampling
+from tests.support.austen import AUSTEN
 from tests.support.models import no_text, random_parameters, small
 from tests.support.thorough import examples
 
-AUSTEN = npgpt.load()
 GREEDY = Sampling(temperature=0)
 GPT2 = vocabularies.from_ranks(GPT2_RANKS, 50257)
 
@@ -162,7 +163,6 @@ def test_a_stop_string_over_three_tokens_and_over_the_prompts_end(monkeypatch: p
 
 
 @given(st.text("ab ", max_size=12), st.lists(st.text("ab ", min_size=1, max_size=4), max_size=3))
-@settings(deadline=None)
 def test_stopping_by_brute_force(text: str, stop: list[str]) -> None:
     """However the text is cut into tokens, what is shown is the text before the first stop string to be complete."""
     ids = AUSTEN.tokenizer.encode(text)
@@ -337,7 +337,7 @@ def alone(steps: Iterable[Step], samples: int) -> list[list[Step]]:
     seed=st.integers(0, 2**64 - 5),
     penalty=st.sampled_from([None, 1.5]),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=examples(25, 50))
 def test_each_sample_is_as_if_drawn_alone(
     prompt: list[int], max_tokens: int, samples: int, seed: int, penalty: float | None
 ) -> None:
@@ -357,7 +357,13 @@ def test_each_sample_is_as_if_drawn_alone(
 
 def test_samples_that_end_at_different_times_and_for_different_reasons() -> None:
     """Rows leave the batch from its middle, its end and its beginning, and no text reaches another's row."""
-    prompt = [*AUSTEN_64.tokenizer.encode(" and" * 225), 1026, 318, 257, 3872]
+    wpe = AUSTEN_64.parameters.wpe
+    short = replace(
+        AUSTEN_64,
+        config=replace(AUSTEN_64.config, n_positions=36),
+        parameters=AUSTEN_64.parameters._replace(wpe=wpe._replace(weight=wpe.weight[:36])),
+    )
+    prompt = [*short.tokenizer.encode(" and" * 5), 1026, 318, 257, 3872]
     finishes: set[Finish | None] = set()
     lengths: set[int] = set()
     samples = examples(8, 12)
@@ -367,12 +373,24 @@ def test_samples_that_end_at_different_times_and_for_different_reasons() -> None
             "sampling": Sampling(temperature=1.2, repetition_penalty=1.1),
             "stop": ["ing", "ed to", ".", "?"],
         }
-        together = alone(AUSTEN_64.steps(prompt, seed=5, samples=samples, **options), samples)
-        assert together == [list(AUSTEN_64.steps(prompt, seed=5 + number, **options)) for number in range(samples)]
+        together = alone(short.steps(prompt, seed=5, samples=samples, **options), samples)
+        assert together == [list(short.steps(prompt, seed=5 + number, **options)) for number in range(samples)]
         finishes |= {steps[-1].finish for steps in together}
         lengths |= {len(steps) for steps in together}
     assert finishes >= {"stop", "context", "length"}
     assert len(lengths) > 6
+
+
+def test_a_vocabulary_without_end_of_text_has_nothing_to_start_from(tmp_path: Path) -> None:
+    (tmp_path / "bytes.tiktoken").write_bytes(b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256)))
+    byte_text = vocabularies.from_ranks(tmp_path / "bytes.tiktoken", 256)
+    config = small(vocab_size=256)
+    model = LanguageModel("bytes", config, random_parameters(config), lambda: byte_text)
+    with pytest.raises(NpgptError, match=r"the prompt is empty, and bytes has no <\|endoftext\|> to start from"):
+        model.encode_prompt("")
+    with pytest.raises(NpgptError, match=r"bytes has no <\|endoftext\|> to stand before a text: .*--no-bos"):
+        next(npgpt.score(["ab"], model))
+    assert next(npgpt.score(["ab"], model, end_of_text=False)).totals.scored == 1
 
 
 def test_end_of_text_ends_one_sample_alone(tmp_path: Path) -> None:

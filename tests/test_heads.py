@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt.config import PUBLISHED, Config
@@ -51,8 +51,9 @@ def test_every_divisor_of_every_width_up_to_256(widths: range) -> None:
 def test_every_other_number_of_heads_is_refused(widths: range) -> None:
     for n_embd in widths:
         for n_head in set(range(1, n_embd + 9)) - set(divisors(n_embd)):
-            with pytest.raises(NpgptError, match=f"n_embd = {n_embd} does not divide by n_head = {n_head}"):
+            with pytest.raises(NpgptError) as error:  # a pattern for each number would be compiled
                 Config(vocab_size=9, n_positions=9, n_layer=1, n_embd=n_embd, n_head=n_head)
+            assert f"n_embd = {n_embd} does not divide by n_head = {n_head}" in str(error.value)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -79,13 +80,11 @@ def splits(draw: st.DrawFn) -> tuple[Array, int]:
 
 
 @given(splits())
-@settings(deadline=None)
 def test_any_layout_batch_length_and_dtype(case: tuple[Array, int]) -> None:
     check_split(*case)
 
 
 @given(st.integers(257, 20_000), st.data())
-@settings(deadline=None)
 def test_wide_models(n_embd: int, data: Any) -> None:
     n_head = data.draw(st.sampled_from(divisors(n_embd)))
     check_split(numbered((1, 2, n_embd)), n_head)

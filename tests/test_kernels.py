@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from npgpt import kernels, model
 from npgpt.kernels import attention_by_tiles, in_threads
 from npgpt.parameters import Array
+from tests.support.thorough import examples
 
 U32, U64 = 2.0**-24, 2.0**-53
 
@@ -30,7 +31,7 @@ def plain(q: Array, k: Array, v: Array, scale: float) -> Array:
     shared=st.sampled_from([1, 2**17]),
     threads=st.integers(1, 4),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(30, 60))
 def test_attention_by_tiles_is_attention(
     B: int, H: int, T: int, D: int, past: int, piece: int, shared: int, threads: int
 ) -> None:
@@ -75,7 +76,6 @@ def test_large_scores_and_hidden_rubbish_do_no_harm() -> None:
     cached=st.sampled_from([1, 900, 2**20]),
     threads=st.integers(1, 3),
 )
-@settings(deadline=None)
 def test_a_product_is_a_product(
     rows: int, n_in: int, n_out: int, order: str, dtype: str, small: int, cached: int, threads: int
 ) -> None:
@@ -96,15 +96,19 @@ def test_a_product_is_a_product(
     np.testing.assert_allclose(y, expected, rtol=0, atol=slack)
 
 
+@pytest.fixture(scope="module")
+def wte() -> Array:
+    """Of 50257 rows, which no block divides."""
+    return np.random.default_rng(0).standard_normal((50257, 192), np.float32)
+
+
 @pytest.mark.parametrize(
     ("rows", "threads", "shared_out"),
     [(1, 2, False), (2, 1, True), (6, 1, True), (7, 1, False), (7, 2, True), (17, 2, False)],
 )
 def test_the_head_of_a_real_size_is_shared_out(
-    monkeypatch: pytest.MonkeyPatch, rows: int, threads: int, shared_out: bool
+    monkeypatch: pytest.MonkeyPatch, wte: Array, rows: int, threads: int, shared_out: bool
 ) -> None:
-    """wte has 50257 rows, which no block divides."""
-    wte = np.random.default_rng(0).standard_normal((50257, 192), np.float32)
     x = np.random.default_rng(1).standard_normal((rows, 192), np.float32)
     assert wte.size >= kernels.MIN_SHARED_WEIGHTS
     shared: list[int] = []
@@ -147,7 +151,6 @@ def test_the_decorated_attention_is_the_formula_or_the_tiles(T: int) -> None:
     activation=st.sampled_from(["gelu_new", "gelu"]),
     contiguous=st.booleans(),
 )
-@settings(deadline=None)
 def test_pieces_are_the_formula(
     shape: list[int], piece: int, threads: int, dtype: str, activation: str, contiguous: bool
 ) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,18 +15,28 @@ import npgpt
 from npgpt import parameters
 from npgpt.checkpoints import configs, find, safetensors
 from npgpt.checkpoints.inspect import inspect
-from npgpt.checkpoints.open import open_checkpoint
+from npgpt.checkpoints.open import Checkpoint, open_checkpoint
 from npgpt.config import PUBLISHED, Config
 from npgpt.errors import NpgptError
-from npgpt.parameters import Array
 from npgpt.text import vocabularies
 from tests.support.austen import CARD_GREEDY, CARD_IDS, CARD_PROMPT, CARD_TOP5
 from tests.support.models import SHAPES, put, random_arrays, random_ids, small, store
 
 
-def shapes_of(config: Config) -> dict[str, Array]:
-    """Arrays of the true shapes that take no memory."""
-    return {name: np.broadcast_to(np.float32(0.5), shape) for name, shape in parameters.schema(config).items()}
+@pytest.fixture
+def distilgpt2(tmp_path: Path) -> Path:
+    """A folder with weights of its shapes, in a file with a hole, and no configuration."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in parameters.schema(PUBLISHED["distilgpt2"]).items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + end)
+    return tmp_path
 
 
 # --- the embedded model ----------------------------------------------------------------------------------------------
@@ -153,10 +165,11 @@ def test_an_untied_head_that_equals_wte_is_tied_and_one_that_differs_is_used(tmp
 # --- how many heads --------------------------------------------------------------------------------------------------
 
 
-def test_a_swap_that_divides_is_caught_by_the_published_shapes(tmp_path: Path) -> None:
+def test_a_swap_that_divides_is_caught_by_the_published_shapes(distilgpt2: Path) -> None:
     """768 divides by distilgpt2's 6 layers as well as by its 12 heads: only the published size gives it away."""
     size = PUBLISHED["distilgpt2"]
-    folder = put(tmp_path / "m", shapes_of(size), configs.to_dict(size) | {"n_head": 6})
+    folder = distilgpt2
+    (folder / "config.json").write_text(json.dumps(configs.to_dict(size) | {"n_head": 6}))
     with pytest.raises(NpgptError) as error:
         npgpt.load(folder)
     assert str(error.value) == (
@@ -168,7 +181,9 @@ def test_a_swap_that_divides_is_caught_by_the_published_shapes(tmp_path: Path) -
     with pytest.raises(NpgptError, match=r"says n_head = 6, but the weights have the shapes of distilgpt2"):
         npgpt.load(folder)
     (folder / "config.json").write_text(json.dumps(configs.to_dict(size) | {"n_head": 6}))
-    found = inspect(folder, n_head=6)
+    values = mock.patch.object(Checkpoint, "load", return_value=np.zeros(1))
+    with values, mock.patch("npgpt.checkpoints.inspect.sha256"):  # of 330 MB
+        found = inspect(folder, n_head=6)
     assert (found.published_name, found.config.n_head) == ("distilgpt2", 6)
     insisted = Config(**{**size.__dict__, "n_head": 24})
     assert npgpt.load(folder, config=insisted).config.n_head == 24
@@ -183,10 +198,8 @@ def test_gpt2_xl_with_layers_for_heads_fails_before_any_weight_is_looked_at(tmp_
         npgpt.load(folder)
 
 
-def test_without_a_configuration_a_published_shape_tells_the_heads(tmp_path: Path) -> None:
-    size = PUBLISHED["distilgpt2"]
-    folder = put(tmp_path / "m", shapes_of(size), None)
-    assert open_checkpoint(find.find(folder).weights).config == size
+def test_without_a_configuration_a_published_shape_tells_the_heads(distilgpt2: Path) -> None:
+    assert open_checkpoint(find.find(distilgpt2).weights).config == PUBLISHED["distilgpt2"]
 
 
 def test_without_a_configuration_another_shape_asks(tmp_path: Path) -> None:
@@ -304,3 +317,7 @@ def test_a_tokenizer_without_weights(tmp_path: Path, monkeypatch: pytest.MonkeyP
         vocabularies.load_tokenizer("nobody")
     with pytest.raises(NpgptError, match="has no text"):
         vocabularies.load_tokenizer(store(tmp_path / "m", small()))
+
+
+def test_all_that_is_public_is_listed() -> None:
+    assert {"load", "score", "check", "convert", "forward", "LanguageModel", "__version__"} <= set(dir(npgpt))

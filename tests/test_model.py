@@ -18,6 +18,7 @@ from npgpt.errors import NpgptError
 from npgpt.model import attention, forward, gelu, gelu_erf, layer_norm, linear, softmax
 from npgpt.parameters import Array, Record
 from tests.support.models import SHAPES, random_ids, random_parameters, small
+from tests.support.thorough import examples
 from tests.support.tolerances import relative_error, rounding_bound
 
 U32, U64 = 2.0**-24, 2.0**-53
@@ -34,7 +35,6 @@ def rows(low: float, high: float) -> st.SearchStrategy[Array]:
 
 
 @given(rows(-1e4, 1e4), st.sampled_from(DTYPES))
-@settings(deadline=None)
 def test_softmax_is_a_distribution_and_survives_large_scores(x: Array, dtype: str) -> None:
     p = softmax(x.astype(dtype))
     assert p.dtype == dtype
@@ -50,14 +50,12 @@ def test_softmax_literal_values() -> None:
 
 
 @given(rows(-50, 50), st.floats(-1e3, 1e3))
-@settings(deadline=None)
 def test_softmax_does_not_see_a_constant(x: Array, constant: float) -> None:
     # x + constant is rounded to within u |x + constant|, and exp turns that into a relative error
     np.testing.assert_allclose(softmax(x + constant), softmax(x), rtol=4e-13, atol=1e-300)
 
 
 @given(rows(-30, 30))
-@settings(deadline=None)
 def test_gelu_is_the_tanh_form(x: Array) -> None:
     expected = [0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x.ravel()]
     # 1 + tanh cancels for negative x: what is left of it is right to within u, an absolute error of u |x| and a little
@@ -66,7 +64,6 @@ def test_gelu_is_the_tanh_form(x: Array) -> None:
 
 
 @given(rows(-30, 30))
-@settings(deadline=None)
 def test_gelu_erf_is_the_exact_form(x: Array) -> None:
     expected = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) for v in x.ravel()]
     np.testing.assert_allclose(gelu_erf(x).ravel(), expected, rtol=8 * U64, atol=8 * 30 * U64)
@@ -88,7 +85,6 @@ def test_gelu_literal_values() -> None:
 
 
 @given(rows(-100, 100), st.sampled_from(DTYPES))
-@settings(deadline=None)
 def test_layer_norm_against_float64_statistics(x: Array, dtype: str) -> None:
     C = x.shape[-1]
     rng = np.random.default_rng(C)
@@ -139,7 +135,7 @@ def naive_attention(q: Array, k: Array, v: Array, scale: float) -> Array:
     D=st.integers(1, 9),
     past=st.integers(0, 80),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(30, 60))
 def test_attention_is_the_sum_over_earlier_keys_however_long(B: int, H: int, T: int, D: int, past: int) -> None:
     rng = np.random.default_rng(B * T + D)
     q, k, v = (rng.standard_normal((B, H, n, D)) for n in (T, T + past, T + past))
@@ -229,7 +225,7 @@ def test_logits_of_the_last_tokens_are_the_last_of_all(logits_from: int, first: 
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=8), st.integers(1, 3), st.sampled_from(list(SHAPES)))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=examples(30, 60))
 def test_prefill_in_any_chunks_is_prefill_in_one(chunks: list[int], B: int, shape: str) -> None:
     fields = {field: getattr(SHAPES[shape], field) for field in SHAPES[shape].__dataclass_fields__}
     config = Config(**fields | {"n_positions": 800})

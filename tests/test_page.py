@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import npgpt
+from npgpt.language_model import LanguageModel
 from npgpt.oracle.page import page as check_page
 from npgpt.pictures.attention import attention_weights
 from npgpt.pictures.attention_page import attention_page
@@ -12,15 +13,18 @@ from npgpt.pictures.page import STYLE, page
 from npgpt.scoring.page import score_page
 from npgpt.scoring.scoring import score
 from npgpt.scoring.windows import convention
+from tests.support.austen import AUSTEN
+from tests.support.models import no_text, random_parameters, small
 
 
 def test_every_page_has_the_one_style_and_no_network() -> None:
-    model, ids = npgpt.load(), [1, 2, 3]
+    model, ids = AUSTEN, [1, 2, 3]
+    bare = LanguageModel("bare", small(), random_parameters(small()), no_text("it has none"))
     (found,) = score(["Emma"], model)
     pages = [
         attention_page(attention_weights(model, ids)),
         "".join(score_page([("a.txt", found)], model, convention("rolling", model.config))),
-        check_page(npgpt.check(model(ids), ids)),
+        check_page(npgpt.check(bare(ids), ids, bare)),
     ]
     for text in pages:
         assert text.count(STYLE) == 1

@@ -20,6 +20,7 @@ from npgpt.errors import NpgptError
 from npgpt.text import vocabularies as tokenizers
 from npgpt.text.tokenizer import TextDecoder, Tokenizer
 from npgpt.text.vocabularies import byte_characters
+from tests.support.thorough import examples
 
 GPT2 = tokenizers.from_ranks(GPT2_RANKS, 50257)
 AUSTEN = tokenizers.from_ranks(EMBEDDED_WEIGHTS / "austen" / "vocab.tiktoken", 4096)
@@ -61,7 +62,6 @@ def test_austen_is_the_first_4095_ranks() -> None:
 
 
 @given(TEXT)
-@settings(deadline=None)
 def test_round_trip(text: str) -> None:
     for tokenizer in (GPT2, AUSTEN):
         assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -92,7 +92,7 @@ WORDS = st.lists(
 
 
 @given(st.one_of(TEXT, WORDS.map("".join), st.text("aet' 0\n.", max_size=40)))
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=examples(100, 400))
 def test_ids_are_those_of_the_textbook_algorithm(text: str) -> None:
     assert GPT2.encode(text) == textbook_encode(text)
 
@@ -137,7 +137,6 @@ def test_ids_without_text() -> None:
 
 
 @given(TEXT)
-@settings(deadline=None)
 def test_a_stream_never_shows_half_a_character(text: str) -> None:
     decoder = TextDecoder(AUSTEN)
     pieces = [decoder.feed(token_id) for token_id in AUSTEN.encode(text)]

@@ -14,6 +14,7 @@ from npgpt.checkpoints import configs
 from npgpt.checkpoints.find import EMBEDDED_WEIGHTS
 from npgpt.errors import NpgptError
 from npgpt.oracle import files
+from tests.support.austen import AUSTEN
 from tests.support.command import here, refused
 
 TEXT = "It is a truth"
@@ -28,7 +29,7 @@ def recorded(dtype: str = "float32") -> dict[str, Any]:
 
 
 def test_a_trace_is_what_the_forward_pass_records() -> None:
-    model, expected = npgpt.load(), recorded()
+    model, expected = AUSTEN, recorded()
     found = tracing.trace(model, model.encode_prompt(TEXT))
     assert list(found) == list(expected)
     for name, array in found.items():
@@ -47,7 +48,7 @@ def test_a_trace_is_what_the_forward_pass_records() -> None:
     ],
 )
 def test_only_what_fits_a_pattern(patterns: list[str], names: list[str]) -> None:
-    assert list(tracing.trace(npgpt.load(), [1, 2], patterns)) == names
+    assert list(tracing.trace(AUSTEN, [1, 2], patterns)) == names
 
 
 @pytest.mark.parametrize("pattern", ["logitz", "LOGITS", "h.6.*", ""])
@@ -55,7 +56,7 @@ def test_a_pattern_that_fits_nothing_is_told(pattern: str) -> None:
     with pytest.raises(
         NpgptError, match=r"no intermediate is called .*wte, wpe, embedding, h\.0\.ln_1, .*, h\.0, ln_f,"
     ):
-        tracing.trace(npgpt.load(), [1, 2], ["logits", pattern])
+        tracing.trace(AUSTEN, [1, 2], ["logits", pattern])
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
@@ -90,10 +91,10 @@ def test_files_hold_names_ids_and_what_it_was_computed_from(tmp_path: Path, suff
         "npgpt": npgpt.__version__,
         "model": "austen",
         "weights": {"model.safetensors": hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()},
-        "config": configs.to_dict(npgpt.load().config),
+        "config": configs.to_dict(AUSTEN.config),
         "dtype": dtype,
         "text": TEXT,
-        "token_ids": npgpt.load().encode_prompt(TEXT),
+        "token_ids": AUSTEN.encode_prompt(TEXT),
     }
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
 
@@ -152,7 +153,7 @@ def test_a_disk_that_is_full_is_told_with_the_file_and_leaves_the_old_one(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    model = npgpt.load()
+    model = AUSTEN
     with pytest.raises(OSError, match=r"No space left on device: '.*trace\.npz'"):
         tracing.write(path, tracing.trace(model, [1]), tracing.metadata(model, [1], None))
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("trace.npz", b"old")]

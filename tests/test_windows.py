@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt.errors import NpgptError
@@ -25,7 +25,6 @@ def cases(draw: st.DrawFn) -> tuple[int, int, int]:
 
 
 @given(cases())
-@settings(deadline=None)
 def test_rolling_scores_every_id_but_the_first_once_and_with_the_context_it_can_have(
     case: tuple[int, int, int],
 ) -> None:
@@ -42,7 +41,6 @@ def test_rolling_scores_every_id_but_the_first_once_and_with_the_context_it_can_
 
 
 @given(cases())
-@settings(deadline=None)
 def test_huggingface_by_the_guides_own_words(case: tuple[int, int, int]) -> None:
     """begin, end and trg_len as the guide counts them; a window's very first id is no target, by the shift."""
     length, context, stride = case
@@ -59,7 +57,6 @@ def test_huggingface_by_the_guides_own_words(case: tuple[int, int, int]) -> None
 
 
 @given(st.integers(0, 150), st.integers(2, 30))
-@settings(deadline=None)
 def test_llama_cpp_by_its_own_words(length: int, context: int) -> None:
     """Whole chunks; logits from n_ctx / 2 to n_ctx − 2 predict the token after each."""
     chunks = range(length // context)

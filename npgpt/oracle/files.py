@@ -127,7 +127,7 @@ def _debug_state(path: Path) -> Given:
 
     Nothing in it states V, so that the logits are flat here, with all that follows them; Given.stages cuts them out.
     """
-    content = np.memmap(path, "<i4", "r")
+    content = np.memmap(path, "<i4", "r", shape=(path.stat().st_size // 4,))
     if len(content) < 256 or content[1] not in (1, 2):
         raise NpgptError(f"{path} is no reference state of llm.c's that npgpt knows, or cut short")
     B, T = int(content[2]), int(content[3])

@@ -68,9 +68,9 @@ def check_part(
     inner = tensors["mlp.c_fc.weight"].shape[1] if "mlp.c_fc.weight" in tensors else 4 * width
     inner = x.shape[-1] if part == "gelu" else inner
     config = Config(vocab_size=2, n_positions=x.shape[1], n_embd=width, n_layer=1, n_head=heads, n_inner=inner)
-    output, dtype = _run(theirs, x, dtype)
     if x.shape[-1] != given_width:
         raise NpgptError(f"{part} takes an input of width {given_width}, and x is {list(x.shape)}")
+    output, dtype = _run(theirs, x, dtype)
     if output.shape != (expected := (*x.shape[:2], width)):
         raise NpgptError(
             f"{part} gives {list(output.shape)} for an input of {list(x.shape)}: it must be {list(expected)}"

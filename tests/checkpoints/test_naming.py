@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import npgpt
+from npgpt import config
 from npgpt.checkpoints import formats, safetensors
 from npgpt.checkpoints import names as naming
 from npgpt.checkpoints.llmc import shapes
 from npgpt.checkpoints.names import Scheme
 from npgpt.checkpoints.tensor import Source
-from npgpt.config import MOST_LAYERS
 from npgpt.errors import NpgptError
 from npgpt.parameters import to_arrays
 from tests.support.models import random_arrays, small, stored
@@ -196,9 +196,13 @@ def test_a_new_scheme_is_a_table() -> None:
     }
 
 
-def test_a_stack_of_more_blocks_than_a_model_may_have_is_not_cut(tmp_path: Path) -> None:
-    stacks = {name: np.zeros(shape, np.float32) for name, shape in shapes(2, 1, MOST_LAYERS + 1, 1).items()}
-    with pytest.raises(NpgptError, match=f"n_layer must be at most {MOST_LAYERS}, not {MOST_LAYERS + 1}"):
+def test_a_stack_of_more_blocks_than_a_model_may_have_is_not_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (config, naming):
+        monkeypatch.setattr(module, "MOST_LAYERS", 100)
+    stacks = {name: np.zeros(shape, np.float32) for name, shape in shapes(2, 1, 101, 1).items()}
+    with pytest.raises(NpgptError, match="n_layer must be at most 100, not 101"):
         npgpt.load(stored(tmp_path / "a", stacks), n_head=1)
 
 
@@ -224,3 +228,12 @@ def test_a_head_of_its_own_is_kept_and_used(tmp_path: Path, scheme: str) -> None
 
 def test_every_scheme_has_a_writer_here() -> None:
     assert set(NAMINGS) | {"mingpt"} == {scheme.name for scheme in naming.SCHEMES}
+
+
+def test_a_head_of_another_dtype_is_its_own(tmp_path: Path) -> None:
+    """Its numbers are rounded, so that it is not wte."""
+    arrays = random_arrays(small(), dtype="float32")
+    arrays["lm_head.weight"] = arrays["wte.weight"].astype("float16")
+    model = npgpt.load(stored(tmp_path / "a", arrays), n_head=3)
+    assert not model.config.tie_word_embeddings
+    np.testing.assert_array_equal(model.parameters.lm_head.weight, arrays["lm_head.weight"])

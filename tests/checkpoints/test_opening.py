@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from npgpt.checkpoints.inspect import inspect
 from npgpt.checkpoints.open import CONVERTED, open_checkpoint, open_vocabulary
 from npgpt.checkpoints.tensor import Contents, Stated
 from npgpt.errors import NpgptError
+from npgpt.text.vocabularies import load_tokenizer
 from tests.support.models import random_arrays, small, stored
 from tests.support.namings import NAMINGS
 
@@ -338,3 +340,18 @@ def test_another_name_in_an_index(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     tensors = formats.read(tmp_path / "model.safetensors.index.json").tensors
     assert tensors["lm_head.weight"] is tensors["wte.weight"]
+
+
+def test_an_index_of_shards_that_is_too_large(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_bytes(b"{")
+    os.truncate(path, 16_000_001)
+    with pytest.raises(NpgptError, match="is no index of a checkpoint: it has 16000001 bytes, above 16000000"):
+        npgpt.load(tmp_path)
+
+
+def test_a_vocabulary_is_wanted_of_what_is_no_model(tmp_path: Path) -> None:
+    arrays = random_arrays(small(), dtype="float32")
+    del arrays["wte.weight"]
+    with pytest.raises(NpgptError, match=r"holds no wte\.weight \[vocab_size, n_embd\], and so no GPT-2"):
+        load_tokenizer(stored(tmp_path / "model.safetensors", arrays))

@@ -67,7 +67,6 @@ ARRAYS = st.dictionaries(
 
 
 @given(arrays=ARRAYS, transpose=st.booleans())
-@settings(deadline=None)
 def test_round_trip(tmp_path_factory: pytest.TempPathFactory, arrays: dict[str, Any], transpose: bool) -> None:
     path = tmp_path_factory.mktemp("round") / "x"
     if transpose:
@@ -244,7 +243,7 @@ DAMAGE = st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)),
 
 
 @given(DAMAGE)
-@settings(deadline=None, max_examples=examples(150, 600))
+@settings(max_examples=examples(75, 600))
 def test_bytes_damaged_anywhere(tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[int, int]]) -> None:
     content = bytearray(GOOD)
     for position, value in damage:
@@ -271,7 +270,7 @@ LIKELY = st.fixed_dictionaries(
 @given(
     st.dictionaries(st.sampled_from(["a", "b", "__metadata__", ""]), LIKELY | JSON, max_size=4), st.binary(max_size=40)
 )
-@settings(deadline=None, max_examples=examples(150, 600))
+@settings(max_examples=examples(75, 600))
 def test_headers_of_any_kind(tmp_path_factory: pytest.TempPathFactory, header: object, data: bytes) -> None:
     read_all(put(tmp_path_factory.getbasetemp() / "header", header, data))
 

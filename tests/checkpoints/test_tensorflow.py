@@ -308,3 +308,14 @@ def test_the_package_has_the_same_checksums(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_data_file_sends_to_its_index() -> None:
     with pytest.raises(NpgptError, match=r"is a part of a TensorFlow checkpoint: give its \.index file"):
         npgpt.load(FIXTURES / "saver" / "model.ckpt.data-00000-of-00001")
+
+
+def test_an_index_that_can_be_none(tmp_path: Path) -> None:
+    index, _ = copied(tmp_path)
+    content = index.read_bytes()
+    index.write_bytes(content[-47:])
+    with pytest.raises(NpgptError, match="has 47 bytes, and an index has 48 to 4194304"):
+        npgpt.load(index, n_head=3)
+    index.write_bytes(content[:-48] + b"\xff" * 40 + content[-8:])
+    with pytest.raises(NpgptError, match="its footer is malformed: a number does not end"):
+        npgpt.load(index, n_head=3)

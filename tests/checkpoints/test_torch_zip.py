@@ -151,7 +151,7 @@ AXES = st.tuples(st.slices(6), st.slices(5), st.slices(4))
 
 
 @given(AXES, st.permutations(range(3)), st.sampled_from(["f2", "f4", "f8"]), st.sampled_from(["little", "big"]))
-@settings(deadline=None, max_examples=examples(60, 200))
+@settings(max_examples=examples(60, 200))
 def test_any_view_is_what_numpy_has(
     tmp_path_factory: pytest.TempPathFactory, cuts: Any, axes: list[int], dtype: str, order: writers.Order
 ) -> None:

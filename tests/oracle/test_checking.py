@@ -18,13 +18,14 @@ from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.oracle import files
 from npgpt.oracle.arithmetic import as_computed, plain
-from npgpt.oracle.check import computed_in
+from npgpt.oracle.check import compare, computed_in
 from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.page import page
 from npgpt.oracle.textbook import Pass, stages, textbook
 from npgpt.oracle.theirs import canonical, cases
 from npgpt.testing import assert_greedy, assert_matches
 from tests.support.models import no_text, random_arrays, random_ids, small
+from tests.support.thorough import THOROUGH, examples
 
 CONFIG = small(n_embd=24, n_head=4)
 ARRAYS = random_arrays(CONFIG)
@@ -42,10 +43,17 @@ def single(array: np.typing.NDArray[Any]) -> np.typing.NDArray[np.float32]:
     return array.astype(np.float32)
 
 
-@pytest.mark.parametrize("cut", [lambda x: x, lambda x: x[0], lambda x: x[0, -1], lambda x: x[:, -1:]])
-def test_logits_in_every_form(cut: Any) -> None:
-    assert npgpt.check(single(cut(USUAL["logits"])), IDS, MODEL).matches
-    report = npgpt.check(single(cut(wrong("ReLU")["logits"])), IDS[0].tolist(), MODEL)
+FORMS = {"batch": np.s_[:], "row": np.s_[0], "last": np.s_[0, -1], "last of a batch": np.s_[:, -1:]}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_in_every_form(form: str) -> None:
+    assert npgpt.check(single(USUAL["logits"][FORMS[form]]), IDS, MODEL).matches
+
+
+@pytest.mark.parametrize("form", [*FORMS][:: examples(2, 1)])
+def test_a_mistake_in_logits_of_every_form(form: str) -> None:
+    report = npgpt.check(single(wrong("ReLU")["logits"][FORMS[form]]), IDS[0].tolist(), MODEL)
     assert (report.code, report.names) == (1, ["ReLU"])
 
 
@@ -149,6 +157,8 @@ def test_names_of_others() -> None:
         (np.zeros((1, 8, 40)), IDS, {"attention_mask": [[1, 0, 1, 1, 1, 1, 1, 1]]}, "one run of ones"),
         (np.zeros((1, 8, 40)), IDS, {"attention_mask": [[1, 1]]}, "attention_mask must be"),
         (np.zeros((1, 8, 40)), IDS, {"chunks": (3, 3)}, "6 tokens, and there are 8"),
+        ({"embedding": USUAL["embedding"], "hidden_states.0": USUAL["embedding"]}, IDS, {}, "which is given twice"),
+        (np.zeros((1, 40)), IDS, {"attention_mask": [[1] * 7 + [0]]}, "no judged position has logits or a stage"),
     ],
 )
 def test_what_cannot_be_compared(theirs: Any, ids: Any, options: Any, message: str) -> None:
@@ -212,6 +222,8 @@ def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
     assert all(len(line) <= 100 for line in out.splitlines())
     assert "n_head 2" in html.read_text()
     assert not re.search(r"https?://|<script", html.read_text())
+    assert main(["check", str(bad), "--ids", ids, "--prompt", "It is"]) == 2
+    assert "--prompt and --ids say the same" in capsys.readouterr().err
     assert main(["check", str(bad), "--ids", ids, "--html", str(tmp_path / "none" / "x.html")]) == 2
     assert "there is no folder" in capsys.readouterr().err
     assert main(["check", str(bad), "--model", str(folder), "--ids", ids, "--json"]) == 1
@@ -220,7 +232,10 @@ def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
     assert found["stages"][0]["stage"] == "logits"
 
 
-@pytest.mark.parametrize("form", ["npy", "safetensors", "bin", "float16 bin", "bfloat16 safetensors"])
+STORED = ("npy", "safetensors", "bin", "float16 bin", "bfloat16 safetensors")
+
+
+@pytest.mark.parametrize("form", STORED[:: examples(2, 1)])
 def test_files_of_every_form(tmp_path: Path, folder: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
     logits, path = single(USUAL["logits"][0]), tmp_path / f"theirs.{form.split()[-1]}"
     options = ["--ids", ",".join(map(str, IDS[0]))]
@@ -241,7 +256,8 @@ def test_files_of_every_form(tmp_path: Path, folder: Path, form: str, capsys: py
     shape, their_dtype = (8, 40) if "--shape" in said else (), said.get("--their-dtype")
     report = npgpt.check(path, IDS, MODEL, dtype=their_dtype, shape=shape)
     assert (report.matches, str(report) + "\n") == (True, capsys.readouterr().out)
-    assert not npgpt.check(str(path), (IDS + 1) % 40, MODEL, dtype=their_dtype, shape=shape).matches
+    if form == "npy" or THOROUGH:  # what nothing explains takes long
+        assert not npgpt.check(str(path), (IDS + 1) % 40, MODEL, dtype=their_dtype, shape=shape).matches
 
 
 def test_a_file_is_checked_in_python_too(tmp_path: Path) -> None:
@@ -277,6 +293,9 @@ def test_greedy_ids_in_a_file(tmp_path: Path, folder: Path, capsys: pytest.Captu
         assert json.loads(captured.out)["matches"] == (code == 0)
         assert "there is no page" in captured.err
         assert not page_path.exists()
+    assert str(npgpt.check_greedy([best], IDS, MODEL)) == "Matches: every greedy token is the reference's."
+    with pytest.raises(NpgptError, match="a row at a time, and the prompt has 2"):
+        npgpt.check_greedy([best], random_ids(CONFIG, (2, 8)), MODEL)
     with pytest.raises(NpgptError, match=r"no logits: npgpt\.check_greedy"):
         npgpt.check(path, weights=MODEL)
     with pytest.raises(NpgptError, match=r"npgpt\.check compares them"):
@@ -294,9 +313,17 @@ def test_llmcs_debug_state(tmp_path: Path, folder: Path, capsys: pytest.CaptureF
         assert main(["check", str(path), "--model", str(folder)]) == code
         assert npgpt.check(path, weights=MODEL).code == code
     capsys.readouterr()
-    path.write_bytes(path.read_bytes()[:2000])
-    assert main(["check", str(path), "--model", str(folder)]) == 2
-    assert "too few" in capsys.readouterr().err
+    content = path.read_bytes()
+    version_9 = header.copy()
+    version_9[1] = 9
+    for damaged, message in (
+        (content[:2000], "too few"),
+        (content[:1030], "its header says [1, 8]"),
+        (version_9.tobytes(), "no reference state of llm.c's that npgpt knows"),
+    ):
+        path.write_bytes(damaged)
+        assert main(["check", str(path), "--model", str(folder)]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -385,6 +412,81 @@ def test_the_dtype_is_told_from_the_numbers() -> None:
         report = npgpt.check(logits, IDS, MODEL)
         assert (report.dtype, report.matches) == (dtype, True)
         assert f"Every number is one of {dtype}, though stored as float64" in str(report)
-        assert npgpt.check(logits, IDS, MODEL, dtype="float64").code == 1
+        if dtype == "float32" or THOROUGH:  # what nothing explains takes long
+            assert npgpt.check(logits, IDS, MODEL, dtype="float64").code == 1
     assert computed_in(np.zeros(100)) == "float64"
     assert computed_in(USUAL["logits"]) == "float64"
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_padded_stages_are_not_judged(left: bool) -> None:
+    """Weights [B, H, T, T], heads, rows of the stream and logits of the last position alone."""
+    ids, mask = random_ids(CONFIG, (1, 8)), np.ones((1, 8), int)
+    judged = slice(3, 8) if left else slice(0, 5)
+    mask[0] = 0
+    mask[0, judged] = 1
+    run = Pass(textbook(CONFIG, ARRAYS), ids[:, judged])
+    theirs = {name: np.full((1, 8, 24), 1e6) for name in ("h.0", "ln_f")}
+    theirs |= {"h.0.attn.weights": np.full((1, 4, 8, 8), 0.5), "h.0.attn.heads": np.full((1, 4, 8, 6), 1e6)}
+    theirs["h.0.attn.weights"][:, :, judged, judged] = run["h.0.attn.weights"]
+    theirs["h.0.attn.heads"][:, :, judged] = run["h.0.attn.heads"]
+    for name in ("h.0", "ln_f"):
+        theirs[name][:, judged] = run[name]
+    theirs["logits"] = run["logits"][:, -1]  # on the right they are a padding token's, and not looked at
+    report = npgpt.check(theirs, ids, MODEL, attention_mask=mask, dtype="float64")
+    assert report.matches, str(report)
+    assert ("logits" in [row.stage for row in report.rows]) == left
+
+
+def test_hidden_states_in_one_array(tmp_path: Path) -> None:
+    stacked = single(np.stack([USUAL[name] for name in ("embedding", "h.0", "ln_f")]))
+    report = npgpt.check(saved(tmp_path, hidden_states=stacked, input_ids=IDS), weights=MODEL)
+    assert report.matches
+    assert [row.stage for row in report.rows] == ["embedding", "h.0", "ln_f"]
+
+
+def test_other_embeddings_are_told() -> None:
+    other = random_arrays(CONFIG, seed=9)
+    theirs = {"embedding": single(Pass(textbook(CONFIG, other), IDS)["embedding"])}
+    assert "are these the same weights, and the same ids?" in " ".join(str(npgpt.check(theirs, IDS, MODEL)).split())
+
+
+def test_a_callable_that_agrees_once_is_caught_by_its_second_run() -> None:
+    runs = iter([USUAL["logits"], USUAL["logits"] + 1])
+    report = npgpt.check(lambda ids: single(next(runs)), IDS, MODEL)
+    assert (report.code, report.first) == (1, None)
+    assert "differs: " in report.verdict
+    assert "differ from run to run" in report.verdict
+    assert "differ from run to run" in page(report)
+
+
+def test_too_faint_a_difference_is_not_named() -> None:
+    """Just above what rounding explains, no mistake is told from another."""
+    noise = 1e-4 * np.random.default_rng(0).standard_normal(USUAL["logits"].shape)
+    given = cases({"logits": USUAL["logits"] + noise}, CONFIG, IDS)
+    ratio = compare(CONFIG, ARRAYS, given, "float32", entries=[]).rows[0].difference.ratio
+    report = npgpt.check(USUAL["logits"] + noise * 1.2 / ratio, IDS, MODEL, dtype="float32")
+    assert (report.code, report.names) == (1, [])
+    assert "too little, below" in report.verdict
+
+
+def test_a_callable_that_takes_only_its_own_prompt() -> None:
+    """What is tried further gives what cannot be compared, which is no reason to fail."""
+    book = textbook(CONFIG, ARRAYS).altered({"mlp.act": lambda s: np.sin(s["mlp.c_fc"])})
+    wrong_logits = single(Pass(book, IDS)["logits"])
+    notes = npgpt.check(lambda ids: wrong_logits, IDS, MODEL).notes
+    assert any(note.startswith("Tried: the first token alone gives what cannot be compared (") for note in notes)
+    one = IDS[:, :1]
+    assert npgpt.check(lambda ids: wrong_logits[:, :1], one, MODEL).notes == []
+
+
+def test_a_page_names_what_cannot_be_told_apart() -> None:
+    text = page(npgpt.check(single(wrong("last token missing")["logits"][0, -1]), IDS, MODEL))
+    assert "At logits, one of these, which this data cannot tell apart:" in text
+    assert "<dt>last token missing</dt>" in text
+    assert "<dt>logits of the previous position</dt>" in text
+
+
+def test_a_page_has_an_empty_cell_for_a_stage_that_is_not_there() -> None:
+    stages_of_two = {name: USUAL[name] for name in ("h.0.ln_1", "h.1.mlp.act")}
+    assert page(npgpt.check(stages_of_two, IDS, MODEL)).count('<td class="none"></td>') == 2

@@ -130,6 +130,11 @@ def test_what_is_refused() -> None:
         ({"part": "attention", "theirs": attention, "n_head": 4}, "needs its weights"),
         ({"part": "attention", "theirs": attention, "weights": WEIGHTS}, "needs n_head="),
         ({"part": "mlp", "theirs": lambda x: mlp(x)[:, :1], "weights": WEIGHTS}, "it must be"),
+        ({"part": "mlp", "theirs": mlp, "weights": WEIGHTS, "x": np.ones((1, 2, 7))}, "takes an input of width 24"),
+        (
+            {"part": "mlp", "theirs": mlp, "weights": WEIGHTS | {"mlp.c_proj.bias": np.ones(5)}},
+            r"mlp\.c_proj\.bias is \[5\], and must be \[24\]",
+        ),
     ):
         with pytest.raises(NpgptError, match=message):
             npgpt.check_part(**arguments)  # type: ignore[arg-type]

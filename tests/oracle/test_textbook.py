@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt import parameters
@@ -50,7 +50,6 @@ def test_a_known_stage_is_taken_as_given() -> None:
 
 
 @given(st.lists(st.floats(-60000, 60000, width=32), min_size=1))
-@settings(deadline=None)
 def test_float16_is_numpys_own(values: list[float]) -> None:
     x = np.array(values, np.float32)
     np.testing.assert_array_equal(rounded(x, "float16"), x.astype(np.float16).astype(np.float32))
@@ -65,7 +64,6 @@ def test_bfloat16_by_hand() -> None:
 
 
 @given(st.floats(-(2.0**100), 2.0**100, width=32))
-@settings(deadline=None)
 def test_bfloat16_is_the_nearest(value: float) -> None:
     x = np.array([value], np.float32)
     assert abs(float(rounded(x, "bfloat16")[0]) - value) <= UNIT["bfloat16"] * abs(value) + 1e-38

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import npgpt
@@ -39,7 +39,6 @@ def theirs(austen: LanguageModel) -> Any:
 
 
 @given(st.integers(0, 200), st.integers(2, 40), st.data())
-@settings(deadline=None)
 def test_the_windows_of_lm_evaluation_harness(length: int, context: int, data: st.DataObject) -> None:
     """What it hands to a model: a context, and a continuation whose last token is not read."""
     shared = data.draw(st.integers(1, context))  # its context_len

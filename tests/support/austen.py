@@ -1,6 +1,10 @@
-"""What the card of the embedded model says."""
+"""The embedded model, and what its card says."""
 
 from __future__ import annotations
+
+import npgpt
+
+AUSTEN = npgpt.load()  # for whatever leaves it as it is
 
 # The card of the embedded model, made when it was trained, by another program: float16 weights widened to float64.
 CARD_PROMPT = "It is a truth universally acknowledged"
