@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,8 @@ from .diagnosis import Judge, diagnose
 from .mistakes import Mistake, catalogue
 from .report import DRAWN, GreedyReport, Report, Row, logit_statistics
 from .rounding import aligned, difference, run_all, tolerances
-from .textbook import Pass, Textbook, stages, textbook
-from .theirs import OUTPUTS, Case, cases
+from .textbook import Pass, stages, textbook
+from .theirs import Case, cases
 
 FEW = 8  # different numbers, below which they tell no dtype
 Weights = LanguageModel | str | os.PathLike[str]
@@ -104,7 +103,7 @@ def check(
         if dtype != str(last.dtype) and last.dtype.kind == "f":
             notes.append(f"Every number is one of {dtype}, though stored as {last.dtype}: so it is judged (dtype=).")
     given = cases(arrays, model_config, ids, attention_mask, chunks)
-    tried = None if run is None else partial(experiments, run, ids)
+    tried = None if run is None else partial(experiments, run, ids, model_config)
     return compare(model_config, tensors, given, dtype, problems, notes, tried=tried)
 
 
@@ -241,8 +240,15 @@ def compare(
     reference = run_all(book, given)
     allowed = tolerances(config, tensors, given, reference, dtype, judged)
     judge = Judge(given, judged, allowed, tensors, dtype)
-    own = _alone(judge, book)
-    rows = [Row(stage, difference(stage, given, reference, allowed[stage], dtype), own.get(stage)) for stage in judged]
+    alone = judge.right(book)
+    rows = [
+        Row(
+            stage,
+            difference(stage, given, reference, allowed[stage], dtype),
+            None if stage in ("wte", "wpe") else alone[stage].ratio,
+        )
+        for stage in judged
+    ]
     if entries is None:
         tokens = max(case.token_ids.shape[1] for case in given)
         entries = catalogue(config, tokens, given[0].chunks, any(case.padding for case in given))
@@ -255,29 +261,14 @@ def compare(
             said.append(
                 "Their logits are not finite, or of another number of positions, so that they have no statistics."
             )
-    found = diagnose(judge, reference, entries)
+    found = diagnose(judge, alone, entries)
     if tried is not None and found.unexplained is not None:
         said += tried(judge)
     return Report(rows, found, dtype, said, statistics, list(problems))
 
 
-def _alone(judge: Judge, book: Textbook) -> dict[str, float]:
-    """Each stage computed from their own input, in tolerances: where the next mistake begins. The first has none."""
-    inputs = [
-        {name: array for name, array in case.theirs.items() if name not in OUTPUTS and name != "wpe"}
-        for case in judge.cases
-    ]
-    runs = run_all(book, judge.cases, inputs)
-    return {
-        stage: judge.ratio(stage, [replace(run, known={stage: run.compute(stage)}) for run in runs])
-        for stage in judge.stages
-        if stage not in ("wte", "wpe")
-    }
-
-
-def experiments(run: Run, ids: NDArray[np.integer[Any]], judge: Judge) -> list[str]:
+def experiments(run: Run, ids: NDArray[np.integer[Any]], config: Config, judge: Judge) -> list[str]:
     """The two that tell most where nothing is explained: one token alone, and another token at the end."""
-    config = judge.tolerances.reference[0].book.config
     if ids.shape[1] < 2:
         return []
 
@@ -286,8 +277,9 @@ def experiments(run: Run, ids: NDArray[np.integer[Any]], judge: Judge) -> list[s
 
     try:
         one = given(np.concatenate([case.token_ids[:, :1] for case in judge.cases]))
-        alone = judge.tolerances.of_first_token(one)
-        apart = difference("logits", [one], alone.reference, alone["logits"], judge.dtype).ratio > 1
+        reference = run_all(textbook(config, judge.tensors), [one])
+        allowed = tolerances(config, judge.tensors, [one], reference, judge.dtype, ["logits"])
+        apart = difference("logits", [one], reference, allowed["logits"], judge.dtype).ratio > 1
         found = [f"Tried: the first token alone {'differs as well' if apart else 'agrees'}."]
     except NpgptError as error:
         found = [f"Tried: the first token alone gives what cannot be compared ({error})."]

@@ -1,10 +1,15 @@
-"""Which known mistakes explain the differences: one after another, at the first stage that is still unexplained."""
+"""Which known mistakes explain the differences, judged stage by stage.
+
+Every stage that theirs gave is computed from the stages that theirs gave below it, so that one mistake shows in one
+place and hides nothing behind it. A mistake is named where it explains stages that differ and no stage speaks against
+it; whatever is left is located.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -12,180 +17,346 @@ import numpy as np
 from ..parameters import Array
 from .arithmetic import UNIT, plain
 from .mistakes import Mistake
-from .rounding import CLEAR, FACTOR, FLIPS, Sample, Tolerances, largest_error, moved, rms, run_all, sampled
+from .rounding import CLEAR, aligned, own_rounding, rms, run_all
 from .textbook import Pass, Textbook, located, stages
-from .theirs import Case
+from .theirs import OUTPUTS, Case
 
-MOST = 4  # mistakes that are looked for one after another
-PAIRED = 24  # entries that are tried in pairs, the most telling ones
-LEADING = 4  # those of them that are tried with every other entry
+MOST = 4  # mistakes that are looked for one after another, and stages at which two at once are
+PAIRED = 24  # pairs that are tried, of those that would add up best
+SAMPLED = 4096  # numbers of a stage by which pairs are ranked
 NEAR = 100.0  # tolerances, within which a mistake's own rounding is looked at
+ENERGY = 0.5  # of a difference's mean square, which a mistake may leave where it is to explain the stage
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A mistake that is there: the only entry that fits, or one of several that this data cannot tell apart. before:
-    how many tolerances the difference was without it, where it was greatest. decide: what would tell them apart.
+    """A mistake that is there: the only entry that fits, or one of several that this data cannot tell apart.
+
+    before: how many tolerances the difference was without it, where it was greatest. decide: what would tell them
+    apart. used: the stage itself, as it was given, is right, and what follows used something else.
     """
 
     stage: str
     mistakes: tuple[Mistake, ...]
     before: float
     decide: str = ""
+    used: bool = False
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found; unexplained is the first stage that still differs, left the entries that cannot be excluded."""
+    """What was found: mistakes, stages that none explains, and the entries that cannot be excluded.
+
+    faint: what differs is below CLEAR tolerances, too little to name anything by.
+    """
 
     findings: list[Finding]
-    unexplained: str | None
+    unknown: list[str]
     left: list[Mistake]
-    faint: bool = False  # what differs is below CLEAR tolerances: too little to name anything
+    faint: bool = False
+
+    @property
+    def unexplained(self) -> str | None:
+        """The first stage that no mistake explains."""
+        return self.unknown[0] if self.unknown else None
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
+class View:
+    """What a stage is computed by: a book, and the stages of theirs that are not taken as its input."""
+
+    book: Textbook
+    dropped: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One stage of theirs under a view: what it should be, how far theirs is from it, and what that rests on.
+
+    asked: the names of all formulas and inputs. below: the streams that enter the blocks, by case, where they were
+    computed. gap: the root mean square of the difference; ratio: the same in tolerances.
+    """
+
+    view: View
+    ours: Sequence[Array]
+    asked: frozenset[str]
+    below: list[dict[str, Array]]
+    gap: float
+    ratio: float
+
+
+Model = Mapping[str, Seen]  # by stage
+
+
+@dataclass(frozen=True)
 class Judge:
-    """All that is held against each other."""
+    """All that is held against each other; tolerances are by stage, tensors in float64."""
 
     cases: Sequence[Case]
     stages: list[str]  # that theirs has, in the order of computation
-    tolerances: Tolerances
-    tensors: Mapping[str, Array]  # float64
+    tolerances: Mapping[str, float]
+    tensors: Mapping[str, Array]
     dtype: str
-    samples: tuple[Textbook, list[Sample]] | None = None  # of the last book whose own rounding was asked for
 
-    def ratio(self, stage: str, runs: Sequence[Pass]) -> float:
-        """Theirs from these runs, in tolerances; with the rounding that the runs' own mistakes bring."""
-        if not has(runs, stage):
-            return math.inf
-        having = [number for number, case in enumerate(self.cases) if stage in case.theirs]
-        gap = rms(stage, [self.cases[n].theirs[stage] for n in having], [runs[n][stage] for n in having])
+    def right(self, book: Textbook) -> Model:
+        """Return every stage as the right model has it."""
+        view = View(book)
+        return {stage: self.seen(stage, view) for stage in self.stages}
+
+    def seen(self, stage: str, view: View, before: Seen | None = None, first: int = 0) -> Seen:
+        """Compute a stage from theirs below it. before: the same stage, whose blocks below `first` are taken over."""
+        ours, asked, streams = [], {stage}, []
+        having = [case for case in self.cases if stage in case.theirs]
+        for number, case in enumerate(having):
+            known = inputs(case, view)
+            if before is not None and first:
+                known |= {k: v for k, v in before.below[number].items() if k == "embedding" or layer_of(k) < first}
+            run = Pass(view.book, case.token_ids, dict(known), case.padding)
+            try:
+                ours.append(plain(run.compute(stage)))
+            except (ValueError, IndexError):  # ids of another number than theirs, or a block that is not there
+                ours.append(np.zeros((0, 0, 0)))
+            asked |= run.asked
+            streams.append({k: v for k, v in run.known.items() if k == "embedding" or located(k)[1] == ""})
+        if before is not None:
+            asked |= before.asked
+        gap = rms(stage, [case.theirs[stage] for case in having], ours)
+        return Seen(view, ours, frozenset(asked), streams, gap, self.ratio(stage, gap))
+
+    def ratio(self, stage: str, gap: float) -> float:
+        """A root mean square in tolerances."""
         tolerance = self.tolerances[stage]
-        if tolerance < gap < NEAR * tolerance and runs[0].book is not self.tolerances.reference[0].book:
-            tolerance = max(tolerance, FACTOR * self._own_rounding(stage, runs))
         return gap / tolerance if tolerance else (0.0 if gap == 0 else math.inf)
 
-    def _own_rounding(self, stage: str, runs: Sequence[Pass]) -> float:
-        """The rounding error of these runs in the declared dtype, the largest of some where a formula flips."""
-        book = runs[0].book
-        if self.samples is None or self.samples[0] is not book:
-            variants = moved(self.tensors, self.dtype, FLIPS if book.flips else 1)
-            self.samples = (book, list(sampled(book, variants, self.cases, self.dtype)))
-        with np.errstate(over="ignore", invalid="ignore"):
-            return largest_error(self.samples[1], stage, self.cases, runs)
+    def effect(self, stage: str, now: Seen, then: Seen) -> float:
+        """How far two views of a stage are from each other, in tolerances, on the positions that theirs has."""
+        return self.ratio(stage, rms(stage, self.shown(stage, then), now.ours))
 
-    def matched(self, runs: Sequence[Pass]) -> int:
-        """How many stages, from the first on, these runs explain."""
-        return next((at for at, stage in enumerate(self.stages) if self.ratio(stage, runs) > 1), len(self.stages))
+    def shown(self, stage: str, seen: Seen) -> list[Array]:
+        """What a view makes of a stage, on the positions that theirs has."""
+        having = [case for case in self.cases if stage in case.theirs]
+        return [case.seen(stage, ours) for case, ours in zip(having, seen.ours, strict=True)]
 
-    def runs(self, mistake: Mistake, current: Sequence[Pass]) -> list[Pass]:
-        """The current runs with one mistake more; what lies below its first block is taken over."""
-        known: list[dict[str, Array]] = [{} for _ in current]
-        if mistake.first:
-            for start, run in zip(known, current, strict=True):
-                start.update((k, v) for k, v in run.known.items() if k == "embedding" or -1 < _layer(k) < mistake.first)
-        return run_all(mistake.change(current[0].book), self.cases, known)
+    def explains(self, stage: str, now: Seen, then: Seen) -> bool:
+        """Whether a view explains a stage: what it leaves is rounding, and most of what was there is gone.
+
+        A view's own rounding, which may be coarser than the right model's, counts where it is needed.
+        """
+        if not then.gap**2 <= ENERGY * now.gap**2:
+            return False
+        if then.ratio <= 1 or then.ratio >= NEAR:
+            return then.ratio <= 1
+        having = [case for case in self.cases if stage in case.theirs]
+        known = [inputs(case, then.view) for case in having]
+        return then.gap <= own_rounding(then.view.book, self.tensors, having, known, stage, then.ours, self.dtype)
+
+    def applied(self, entry: Mistake, used: bool, model: Model) -> dict[str, Seen]:
+        """The stages that a mistake changes, as they are with it.
+
+        As a value, its own stages are what it makes of them. As a use, these stay right, and others use what it makes.
+        """
+        changed: dict[str, Seen] = {}
+        views: dict[View, View] = {}
+        inner = [stage for stage in self.stages if stage not in OUTPUTS]
+        own = frozenset(stage for stage in inner if used and touches(entry, stage))
+        for stage, now in model.items():
+            by = own if used else now.asked
+            if stage in own or not any(touches(entry, name) for name in now.asked & by):
+                continue
+            if now.view not in views:
+                views[now.view] = View(entry.change(now.view.book), now.view.dropped | own)
+            changed[stage] = self.seen(stage, views[now.view], now, 0 if used else entry.first)
+        return changed
 
 
-def _layer(stage: str) -> int:
+def inputs(case: Case, view: View) -> dict[str, Array]:
+    """What theirs gave and a stage may be computed from."""
+    return {**case.given} | {k: v for k, v in case.theirs.items() if k not in (*OUTPUTS, "wpe", *view.dropped)}
+
+
+def layer_of(stage: str) -> int:
     """The block of a stage, −1 for none."""
     layer = located(stage)[0]
     return -1 if layer is None else layer
 
 
-def has(runs: Sequence[Pass], stage: str) -> bool:
-    """Whether these runs have the stage: a model with a block missing has one block less."""
-    return _layer(stage) < len(runs[0].book.layers)
+def touches(entry: Mistake, name: str) -> bool:
+    """Whether a mistake may replace what stands under this name."""
+    layer, local = located(name)
+    if layer is not None and (layer < entry.first or entry.layer not in (None, layer)):
+        return False
+    return local in entry.stages or (layer is not None and "layers" in entry.stages)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One entry more than now: how many stages it explains, and how far the first unexplained one then is."""
+    """One mistake more than now: the stages that it explains, what speaks against it, and how far it moves anything.
+
+    change: what it adds to some numbers of the first stage that differs, none where it leaves that as it is.
+    """
 
     entry: Mistake
-    reached: int
-    ratio: float
+    used: bool
+    explained: tuple[str, ...]
+    against: str | None
+    effect: float
+    change: Array | None = field(repr=False, default=None)
 
 
-def diagnose(judge: Judge, reference: Sequence[Pass], entries: Sequence[Mistake]) -> Diagnosis:
-    """See the module."""
-    current, rest = list(reference), list(entries)
+def diagnose(judge: Judge, model: Model, entries: Sequence[Mistake]) -> Diagnosis:
+    """Name what explains the differences from this model, the right one, and locate the rest."""
     findings: list[Finding] = []
-    faint = False
-    while (depth := judge.matched(current)) < len(judge.stages) and len(findings) < MOST:
-        stage = judge.stages[depth]
-        before = judge.ratio(stage, current)
-        trials = []
-        for entry in rest:
-            runs = judge.runs(entry, current)
-            trials.append(Trial(entry, judge.matched(runs), judge.ratio(stage, runs)))
-        best = max((trial.reached for trial in trials), default=0)
-        if best > depth:
-            fits = [trial.entry for trial in trials if trial.reached == best]
-            strongest = max(judge.ratio(name, current) for name in judge.stages[depth:best])
-            if strongest < CLEAR:
-                return Diagnosis(findings, stage, fits, faint=True)
-            groups = [tuple(fits)]
-        else:
-            groups = _pair(judge, current, depth, before, trials)
-            strongest, faint = before, before < CLEAR
-            if not groups or faint:
-                break
+    faint: list[Mistake] = []
+    unknown: list[str] = []
+    settled: set[str] = set()
+    book = next(iter(model.values())).view.book
+    current, rest = dict(model), list(entries)
+    trials = list(tried(judge, current, rest, differing(judge, current)))
+    # what could not be seen if it were there; a mistake that touches nothing of what was given is not spoken of
+    hidden = [t.entry for t in trials if not t.used and 0 <= t.effect < CLEAR]
+    while faults := [stage for stage in differing(judge, current) if stage not in settled]:
+        strongest = current[faults[0]].ratio
+        groups, explained = best(trials, faults)
+        if groups:
+            strongest = math.hypot(*(min(current[stage].ratio, 1e9) for stage in explained))
+        elif len(unknown) < MOST and strongest >= CLEAR:
+            groups, explained = pair(judge, current, faults, trials)
+        if not groups or strongest < CLEAR or len(findings) >= MOST:
+            faint += [fit.entry for group in groups for fit in group]
+            unknown += explained or faults[:1]
+            settled.update(unknown)
+            continue
         for group in groups:
-            findings.append(Finding(stage, group, strongest, _decide(judge, current, group)))
-            rest.remove(group[0])
+            fits = tuple(fit.entry for fit in group)
+            before = max(current[stage].ratio for stage in explained)
+            findings.append(Finding(explained[0], fits, before, decide(judge, book, fits), group[0].used))
+            rest = [entry for entry in rest if entry.name not in [fit.name for fit in fits]]
         for group in groups:
-            current = judge.runs(replace(group[0], first=0), current)
+            current |= judge.applied(group[0].entry, group[0].used, current)
+        settled.update(explained)
+        faults = [stage for stage in differing(judge, current) if stage not in settled]
+        trials = list(tried(judge, current, rest, faults)) if faults else []
+    strongest = max((current[stage].ratio for stage in unknown), default=0.0)
     named = {entry.name for finding in findings for entry in finding.mistakes}
-    left = [entry for entry in rest if entry.name not in named and not _visible(judge, entry, current)]
-    depth = judge.matched(current)
-    return Diagnosis(findings, judge.stages[depth] if depth < len(judge.stages) else None, left, faint)
+    left = [entry for entry in dict.fromkeys([*faint, *hidden]) if entry.name not in named]
+    unknown = [stage for stage in judge.stages if stage in unknown]
+    findings.sort(key=lambda finding: judge.stages.index(finding.stage))
+    return Diagnosis(findings, unknown, left, bool(unknown) and strongest < CLEAR)
 
 
-def _pair(
-    judge: Judge, current: Sequence[Pass], depth: int, before: float, trials: Sequence[Trial]
-) -> list[tuple[Mistake, ...]]:
-    """Two mistakes that together explain the stage, each with those that fit in its place: among those that alone bring
-    its difference down, and the few that bring it down most with any other, whose own effect may be too small to tell.
+def differing(judge: Judge, model: Model) -> list[str]:
+    """The stages that rounding cannot explain, in the order of computation."""
+    return [stage for stage in judge.stages if model[stage].ratio > 1]
+
+
+def tried(judge: Judge, model: Model, entries: Sequence[Mistake], faults: Sequence[str]) -> Iterator[Trial]:
+    """Every entry on top of a model, as a value and as a use; effect −1 where it changes nothing that was given."""
+    first = faults[0] if faults else None
+    before = None if first is None else numbers(judge, first, model[first])
+    for entry in entries:
+        for used in (False, True):
+            if used and not faults:
+                continue
+            changed = judge.applied(entry, used, model)
+            yield trial(judge, model, changed, entry, used, first, before)
+
+
+def trial(
+    judge: Judge,
+    model: Model,
+    changed: Mapping[str, Seen],
+    entry: Mistake,
+    used: bool,
+    first: str | None = None,
+    before: Array | None = None,
+) -> Trial:
+    """Hold what a mistake would change against theirs."""
+    explained, against, effect, change = [], None, -1.0, None
+    for stage, then in changed.items():
+        now = model[stage]
+        effect = max(effect, judge.effect(stage, now, then))
+        if now.ratio > 1 and judge.explains(stage, now, then):
+            explained.append(stage)
+        elif then.ratio > 1 and not then.gap <= now.gap and against is None:
+            against = stage
+        if stage == first and before is not None and (after := numbers(judge, stage, then)).shape == before.shape:
+            change = after - before
+    return Trial(entry, used, tuple(s for s in judge.stages if s in explained), against, effect, change)
+
+
+def numbers(judge: Judge, stage: str, seen: Seen) -> Array:
+    """Some numbers of a stage, evenly taken, on the positions that theirs has."""
+    whole = np.concatenate([array.ravel() for array in judge.shown(stage, seen)])
+    return whole[:: max(1, len(whole) // SAMPLED)]
+
+
+Found = tuple[list[list[Trial]], tuple[str, ...]]  # groups, each of mistakes that fit alike, and what they explain
+
+
+def best(trials: Sequence[Trial], faults: Sequence[str]) -> Found:
+    """Those that explain the most stages, nothing being against them, and of equals the earliest stages.
+
+    A mistake in one block alone is left out where the same evidence fits a mistake of the whole model.
     """
-    telling = sorted((trial for trial in trials if trial.ratio < before), key=lambda trial: trial.ratio)[:PAIRED]
-    pairs = [(one, two) for one, two in combinations(telling, 2)]
-    pairs += [(one, two) for one in telling[:LEADING] for two in trials if two not in telling]
-    found: list[tuple[int, Mistake, Mistake]] = []
-    for one, two in pairs:
-        both = Mistake("", "", "", lambda book, a=one.entry, b=two.entry: b.change(a.change(book)))  # type: ignore[misc]
-        if (reached := judge.matched(judge.runs(both, current))) > depth:
-            found.append((reached, one.entry, two.entry))
+    able = [t for t in trials if t.against is None and any(stage in faults for stage in t.explained)]
+    if not able:
+        return [], ()
+    top = max(able, key=lambda t: (len(t.explained), -faults.index(next(s for s in t.explained if s in faults))))
+    fits = [t for t in able if t.explained == top.explained]
+    values = {t.entry.name for t in fits if not t.used}
+    fits = [t for t in fits if not t.used or t.entry.name not in values]
+    return [[t for t in fits if t.entry.layer is None] or fits], top.explained
+
+
+def pair(judge: Judge, model: Model, faults: Sequence[str], trials: Sequence[Trial]) -> Found:
+    """Two mistakes that together explain the first stage that differs, each with those that fit in its place.
+
+    Pairs are tried in the order of what their changes, added up, would leave of the difference.
+    """
+    stage = faults[0]
+    having = [case for case in judge.cases if stage in case.theirs]
+    parts = [aligned(stage, case.theirs[stage], x) for case, x in zip(having, model[stage].ours, strict=True)]
+    if any(part is None for part in parts):
+        return [], ()
+    theirs, ours = (np.concatenate([part[side].ravel() for part in parts if part is not None]) for side in (0, 1))
+    step = max(1, len(ours) // SAMPLED)
+    gap = (theirs - ours)[::step]
+    able = [t for t in trials if t.change is not None and len(t.change) == len(gap) and np.isfinite(t.change).all()]
+    able = [t for t in able if t.effect > 0]
+    if len(able) < 2 or not np.isfinite(gap).all():
+        return [], ()
+    changes = np.array([t.change for t in able])
+    gram, along = changes @ changes.T, changes @ gap
+    left = {
+        (i, j): gram[i, i] + gram[j, j] + 2 * gram[i, j] - 2 * (along[i] + along[j])
+        for i, j in combinations(range(len(able)), 2)
+    }
+    found: list[tuple[Trial, Trial, tuple[str, ...]]] = []
+    for i, j in sorted(left, key=lambda at: left[at])[:PAIRED]:
+        one, two = able[i], able[j]
+        first = judge.applied(one.entry, one.used, model)
+        both = {**first, **judge.applied(two.entry, two.used, {**model, **first})}
+        outcome = trial(judge, model, both, one.entry, one.used)
+        if stage in outcome.explained and outcome.against is None:
+            found.append((one, two, outcome.explained))
     if not found:
-        return []
-    best = max(reached for reached, _, _ in found)
-    (a, b), *others = [(one, two) for reached, one, two in found if reached == best]
+        return [], ()
+    most = max(len(explained) for _, _, explained in found)
+    explained = next(explained for _, _, explained in found if len(explained) == most)
+    (a, b), *others = [(one, two) for one, two, same in found if same == explained]
     return [
-        (a, *(two if one is b else one for one, two in others if b in (one, two))),
-        (b, *(two if one is a else one for one, two in others if a in (one, two))),
-    ]
+        [a, *(two if one is b else one for one, two in others if b in (one, two))],
+        [b, *(two if one is a else one for one, two in others if a in (one, two))],
+    ], explained
 
 
-def _visible(judge: Judge, entry: Mistake, current: Sequence[Pass]) -> bool:
-    """Whether the entry, had it been made, would clearly show somewhere."""
-    runs = judge.runs(entry, current)
-    for stage in judge.stages:
-        if not has(runs, stage):
-            return True
-        effect = largest_error([Sample(None, runs)], stage, judge.cases, current)
-        if effect >= CLEAR * judge.tolerances[stage] and effect > 0:
-            return True
-    return False
-
-
-def _decide(judge: Judge, current: Sequence[Pass], group: Sequence[Mistake]) -> str:
+def decide(judge: Judge, book: Textbook, group: Sequence[Mistake]) -> str:
     """What would tell several entries apart: a longer prompt, or a stage that was not given."""
     if len(group) < 2:
         return ""
     if all(case.token_ids.shape[1] == 1 for case in judge.cases):
         return "a prompt of several tokens"
-    one, other = (judge.runs(entry, current)[0] for entry in group[:2])
+    one, other = (run_all(entry.change(book), judge.cases)[0] for entry in group[:2])
     for stage in stages(min(len(one.book.layers), len(other.book.layers))):
         if stage not in judge.stages:
             x, y = plain(one[stage]), plain(other[stage])

@@ -31,7 +31,7 @@ Table = dict[str, dict[str, Formula]]
 @dataclass(frozen=True)
 class Mistake:
     """An entry of the catalogue: what is wrong, in a name and a sentence, where it is known from, how to reproduce it,
-    and which stages it replaces; "layers" and "config" are the textbook's own fields.
+    and which stages it replaces; "layers" is the textbook's own field.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Mistake:
     change: Change
     first: int = 0  # blocks below this one are not touched
     stages: tuple[str, ...] = ()
+    layer: int | None = None  # the only block that is touched
 
 
 def catalogue(config: Config, tokens: int, chunks: Sequence[int] = (), padded: bool = False) -> list[Mistake]:
@@ -226,7 +227,7 @@ def head_counts(config: Config) -> Iterator[Mistake]:
                 f"n_head {n_head}: {n_head} heads{note}; the model has {config.n_head}, and no shape of a weight tells "
                 "(known from: n_layer taken for n_head, another size's configuration)",
                 partial(replace, config=replace(config, n_head=n_head)),
-                ("config",),
+                ("attn.q", "attn.k", "attn.v", "attn.scale"),
             )
 
 

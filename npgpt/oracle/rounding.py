@@ -9,8 +9,8 @@ FACTOR times the largest root-mean-square error of the samples, and never less t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -108,104 +108,35 @@ def redraw(config: Config, generator: np.random.Generator) -> Redraw:
     )
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A run for every case of a model that is the same but for rounding. order: the model's, None for its own."""
-
-    order: Redraw | None
-    runs: list[Pass]
-
-    def stage(self, case: int, name: str) -> NDArray[np.float64]:
-        """A stage in the model's own order."""
-        found = self.runs[case][name]
-        return plain(found if self.order is None else self.order.restored(name, found))
-
-    def kept(self, wanted: Sequence[str]) -> Sample:
-        """The same with these stages computed, and without all else, the tensors above all."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            runs = [
-                replace(run, known={name: run[name] for name in wanted}, book=textbook(run.book.config, {}))
-                for run in self.runs
-            ]
-        return Sample(self.order, runs)
-
-
-Variant = tuple[Redraw | None, Mapping[str, Array]]  # an order and the tensors in it, in the dtype of the pass
-
-
-def redrawn(config: Config, tensors: Mapping[str, Array], dtype: str) -> Iterator[Variant]:
-    """DRAWS other orders of a right model of these float64 tensors."""
+def redrawn(config: Config, tensors: Mapping[str, Array], dtype: str) -> Iterator[tuple[Redraw, Mapping[str, Array]]]:
+    """DRAWS other orders of a right model of these float64 tensors, and the tensors in each in dtype."""
     rough = {name: as_computed(array, dtype) for name, array in tensors.items()}
     for number in range(DRAWS):
         order = redraw(config, np.random.default_rng(number))
         yield order, order.tensors(config, rough)
 
 
-def moved(tensors: Mapping[str, Array], dtype: str, count: int) -> Iterator[Variant]:
-    """These float64 tensors as they are, then count − 1 times with their columns moved by some last bits."""
-    step = 2 * UNIT[dtype] * MOVED
-    for number in range(count):
-        rng = np.random.default_rng(number)
-        yield (
-            None,
-            {
-                name: as_computed(array * (1 + rng.uniform(-step, step, array.shape[-1])) if number else array, dtype)
-                for name, array in tensors.items()
-            },
-        )
-
-
-def sampled(book: Textbook, variants: Iterable[Variant], cases: Sequence[Case], dtype: str) -> Iterator[Sample]:
-    """Run every variant of a model in dtype; what a case gives to the model is given in the variant's order."""
-    for order, tensors in variants:
-        given = [
-            {k: as_computed(x if order is None else order.drawn(k, x), dtype) for k, x in case.given.items()}
-            for case in cases
-        ]
-        yield Sample(order, run_all(replace(book, tensors=tensors), cases, given))
-
-
-def largest_error(samples: Sequence[Sample], stage: str, cases: Sequence[Case], exact: Sequence[Pass]) -> float:
-    """The samples' largest root-mean-square error of a stage, on the positions that theirs has."""
-    having = [number for number, case in enumerate(cases) if stage in case.theirs]
-    expected = [exact[number][stage] for number in having]
-    return max(
-        rms(stage, [cases[number].seen(stage, sample.stage(number, stage)) for number in having], expected)
-        for sample in samples
-    )
-
-
 @dataclass(frozen=True)
-class Tolerances:
-    """By stage, of one model on some cases in one dtype; computed when asked for."""
+class Moved(Mapping[str, Array]):
+    """These float64 tensors in dtype, their columns moved by some last bits: another draw for each number, 0 as is."""
 
-    cases: Sequence[Case]
-    reference: Sequence[Pass]
+    tensors: Mapping[str, Array]
     dtype: str
-    samples: Sequence[Sample]
-    known: dict[str, float] = field(default_factory=dict)
+    number: int
 
-    def __getitem__(self, stage: str) -> float:
-        if stage not in self.known:
-            error = largest_error(self.samples, stage, self.cases, self.reference)
-            self.known[stage] = max(FACTOR * error, self.floor(stage))
-        return self.known[stage]
+    def __getitem__(self, name: str) -> Array:
+        array = self.tensors[name]
+        if self.number:
+            step = 2 * UNIT[self.dtype] * MOVED
+            rng = np.random.default_rng([self.number, *name.encode()])
+            array = array * (1 + rng.uniform(-step, step, array.shape[-1]))
+        return as_computed(array, self.dtype)
 
-    def floor(self, stage: str) -> float:
-        """Of one rounding of each number, and of its being stored."""
-        expected = np.concatenate([plain(run[stage]).ravel() for run in self.reference])
-        finite = expected[np.isfinite(expected)]
-        return 2 * UNIT[self.dtype] * math.sqrt(float(np.square(finite).mean())) if finite.size else 0.0
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
 
-    def of_first_token(self, case: Case) -> Tolerances:
-        """Of the logits on each row's first token alone, which no later token has a part in. case: that token's."""
-
-        def cut(runs: Sequence[Pass]) -> list[Pass]:
-            logits = np.concatenate([run["logits"][:, :1] for run in runs])
-            return [Pass(runs[0].book, case.token_ids, {"logits": logits})]
-
-        samples = [Sample(sample.order, cut(sample.runs)) for sample in self.samples]
-        return Tolerances([case], cut(self.reference), self.dtype, samples)
+    def __len__(self) -> int:
+        return len(self.tensors)
 
 
 def tolerances(
@@ -215,10 +146,50 @@ def tolerances(
     reference: Sequence[Pass],
     dtype: str,
     wanted: Sequence[str],
-) -> Tolerances:
-    """The right model's. tensors: float64; wanted: the stages that will be asked for."""
-    samples = sampled(textbook(config, {}), redrawn(config, tensors, dtype), cases, dtype)
-    return Tolerances(cases, reference, dtype, [sample.kept(wanted) for sample in samples])
+) -> dict[str, float]:
+    """Return how far rounding in dtype can take each of these stages of the right model. tensors: float64."""
+    error = dict.fromkeys(wanted, 0.0)
+    for order, rough in redrawn(config, tensors, dtype):
+        given = [{k: as_computed(order.drawn(k, x), dtype) for k, x in case.given.items()} for case in cases]
+        with np.errstate(over="ignore", invalid="ignore"):
+            runs = run_all(textbook(config, rough), cases, given)
+            for stage in wanted:
+                found = [plain(order.restored(stage, run[stage])) for run in runs]
+                error[stage] = max(error[stage], rms_of_runs(stage, cases, found, [run[stage] for run in reference]))
+    return {stage: max(FACTOR * error[stage], floor(stage, reference, dtype)) for stage in wanted}
+
+
+def floor(stage: str, reference: Sequence[Pass], dtype: str) -> float:
+    """Return the root mean square of one rounding of each number, and of its being stored."""
+    expected = np.concatenate([plain(run[stage]).ravel() for run in reference])
+    finite = expected[np.isfinite(expected)]
+    return 2 * UNIT[dtype] * math.sqrt(float(np.square(finite).mean())) if finite.size else 0.0
+
+
+def own_rounding(
+    book: Textbook,
+    tensors: Mapping[str, Array],
+    cases: Sequence[Case],
+    known: Sequence[Mapping[str, Array]],
+    stage: str,
+    exact: Sequence[Array],
+    dtype: str,
+) -> float:
+    """Return how far rounding in dtype takes a stage of a model with a mistake, from known stages; 0 if to infinity."""
+    errors = []
+    for number in range(FLIPS if book.flips else 1):
+        rough = replace(book, tensors=Moved(tensors, dtype, number))
+        given = [{k: as_computed(x, dtype) for k, x in each.items()} for each in known]
+        with np.errstate(over="ignore", invalid="ignore"):
+            runs = run_all(rough, cases, given)
+            errors.append(rms_of_runs(stage, cases, [plain(run.compute(stage)) for run in runs], exact))
+    return FACTOR * max(errors) if math.isfinite(max(errors)) else 0.0
+
+
+def rms_of_runs(stage: str, cases: Sequence[Case], found: Sequence[Array], expected: Sequence[Array]) -> float:
+    """Return the root mean square of what runs differ by, on the positions that theirs has."""
+    having = [number for number, case in enumerate(cases) if stage in case.theirs]
+    return rms(stage, [cases[n].seen(stage, found[n]) for n in having], [expected[n] for n in having])
 
 
 @dataclass(frozen=True)
@@ -243,6 +214,8 @@ class Difference:
 def aligned(stage: str, theirs: Array, expected: Array) -> tuple[Array, Array] | None:
     """Both as they are compared; None where they cannot be, since one has more positions than the other."""
     ours = plain(expected)
+    if not ours.size:
+        return None
     if stage == "wpe":
         ours = np.broadcast_to(ours, (len(theirs), *ours.shape[1:]))
     elif stage in OUTPUTS and theirs.shape[1] == 1:

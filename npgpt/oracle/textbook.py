@@ -166,8 +166,10 @@ class Pass:
     token_ids: NDArray[np.integer[Any]]  # [B, T]
     known: dict[str, Any] = field(default_factory=dict)
     padding: int = 0
+    asked: set[str] = field(default_factory=set)  # names of all that the stages computed so far rest on
 
     def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
         if name not in self.known:
             self.known[name] = self.compute(name)
         return self.known[name]

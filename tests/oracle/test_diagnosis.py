@@ -60,7 +60,10 @@ def judged(mistake: Mistake, report: Report) -> None:
     """Named, alone or in a class, where the evidence is clear; among what cannot be excluded where it is not."""
     strongest = max(row.difference.ratio for row in report.rows)
     left = [entry.name for entry in report.diagnosis.left]
-    if strongest >= CLEAR:
+    given = {row.stage for row in report.rows}
+    if mistake.stages == ("log_probabilities",) and "log_probabilities" not in given:
+        assert mistake.name not in left  # what could not have touched any stage that was given is not spoken of
+    elif strongest >= CLEAR:
         assert mistake.name in everything(report), (strongest, str(report))
         assert report.code == 1
         assert report.diagnosis.unexplained is None
