@@ -30,7 +30,9 @@ from .report import DRAWN, GreedyReport, Report, Row, logit_statistics
 from .rounding import aligned, difference, run_all, tolerances
 from .textbook import Pass, stages, textbook
 from .theirs import Case, cases
+from .where import where
 
+SHOWN = 3  # unexplained stages of which it is said where they differ
 FEW = 8  # different numbers, below which they tell no dtype
 Weights = LanguageModel | str | os.PathLike[str]
 Prompt = str | ArrayLike
@@ -264,7 +266,10 @@ def compare(
     found = diagnose(judge, alone, entries)
     if tried is not None and found.unexplained is not None:
         said += tried(judge)
-    return Report(rows, found, dtype, said, statistics, list(problems))
+    apart = [row.stage for row in rows if row.difference.ratio > 1][:1] + found.unknown[:SHOWN]
+    theirs = {stage: [case.theirs[stage] for case in given if stage in case.theirs] for stage in apart}
+    at = {stage: where(stage, theirs[stage], alone[stage].ours, allowed[stage], config.n_head) for stage in theirs}
+    return Report(rows, found, dtype, said, statistics, list(problems), at)
 
 
 def experiments(run: Run, ids: NDArray[np.integer[Any]], config: Config, judge: Judge) -> list[str]:

@@ -73,13 +73,14 @@ class View:
 class Seen:
     """One stage of theirs under a view: what it should be, how far theirs is from it, and what that rests on.
 
-    asked: the names of all formulas and inputs. below: the streams that enter the blocks, by case, where they were
-    computed. gap: the root mean square of the difference; ratio: the same in tolerances.
+    formulas: the names of all that was computed for it, read: of what theirs gave. below: the streams that enter the
+    blocks, by case. gap: the root mean square of the difference; ratio: the same in tolerances.
     """
 
     view: View
     ours: Sequence[Array]
-    asked: frozenset[str]
+    formulas: frozenset[str]
+    read: frozenset[str]
     below: list[dict[str, Array]]
     gap: float
     ratio: float
@@ -105,7 +106,8 @@ class Judge:
 
     def seen(self, stage: str, view: View, before: Seen | None = None, first: int = 0) -> Seen:
         """Compute a stage from theirs below it. before: the same stage, whose blocks below `first` are taken over."""
-        ours, asked, streams = [], {stage}, []
+        ours, streams = [], []
+        formulas, read = {stage}, set[str]()
         having = [case for case in self.cases if stage in case.theirs]
         for number, case in enumerate(having):
             known = inputs(case, view)
@@ -116,12 +118,13 @@ class Judge:
                 ours.append(plain(run.compute(stage)))
             except (ValueError, IndexError):  # ids of another number than theirs, or a block that is not there
                 ours.append(np.zeros((0, 0, 0)))
-            asked |= run.asked
+            formulas |= run.asked - known.keys()
+            read |= run.asked & known.keys()
             streams.append({k: v for k, v in run.known.items() if k == "embedding" or located(k)[1] == ""})
         if before is not None:
-            asked |= before.asked
+            formulas, read = formulas | before.formulas, read | before.read
         gap = rms(stage, [case.theirs[stage] for case in having], ours)
-        return Seen(view, ours, frozenset(asked), streams, gap, self.ratio(stage, gap))
+        return Seen(view, ours, frozenset(formulas), frozenset(read), streams, gap, self.ratio(stage, gap))
 
     def ratio(self, stage: str, gap: float) -> float:
         """A root mean square in tolerances."""
@@ -160,8 +163,8 @@ class Judge:
         inner = [stage for stage in self.stages if stage not in OUTPUTS]
         own = frozenset(stage for stage in inner if used and touches(entry, stage))
         for stage, now in model.items():
-            by = own if used else now.asked
-            if stage in own or not any(touches(entry, name) for name in now.asked & by):
+            by = now.read & own if used else now.formulas
+            if stage in own or not any(touches(entry, name) for name in by):
                 continue
             if now.view not in views:
                 views[now.view] = View(entry.change(now.view.book), now.view.dropped | own)

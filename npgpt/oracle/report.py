@@ -15,6 +15,7 @@ from ..parameters import Array
 from .diagnosis import Diagnosis
 from .rounding import CLEAR, FACTOR, Difference
 from .textbook import log_softmax
+from .theirs import OUTPUTS
 
 SHOWN = 14  # stages in the printed table
 DRAWN = "its outputs differ from run to run: dropout is on, or something else is drawn"
@@ -52,11 +53,17 @@ class Report:
     notes: list[str] = field(default_factory=list)
     logits: LogitStatistics | None = None
     problems: list[str] = field(default_factory=list)  # of loading, or of how it was run
+    where: dict[str, str] = field(default_factory=dict)  # by stage, of the first that differs and of unexplained ones
 
     @property
     def matches(self) -> bool:
         """Whether rounding explains everything."""
         return not self.problems and all(row.difference.ratio <= 1 for row in self.rows)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model's output was compared, and so all that comes before it."""
+        return any(row.stage in OUTPUTS for row in self.rows)
 
     @property
     def code(self) -> int:
@@ -77,7 +84,8 @@ class Report:
     def verdict(self) -> str:
         """One sentence."""
         if self.matches:
-            return f"matches: rounding in {self.dtype} explains every difference, in {_stages(len(self.rows))}"
+            text = f"matches: rounding in {self.dtype} explains every difference, in {_stages(len(self.rows))}"
+            return text + ("" if self.whole else f"; nothing behind {self.rows[-1].stage} was given")
         if self.first is None:
             more = f"; and {len(self.problems) - 1} more" if len(self.problems) > 1 else ""
             return f"differs: {self.problems[0]}{more}"
@@ -86,10 +94,14 @@ class Report:
             text += f"; it is {', and '.join(self.names)}"
         if self.diagnosis.faint:
             rest = "what is left is" if self.diagnosis.findings else "the difference is"
-            return f"{text}; {rest} too little, below {CLEAR:g} tolerances, to name a mistake by"
+            (at,) = (row for row in self.rows if row.stage == self.diagnosis.unexplained)
+            size = f"{at.difference.ratio:.2g} tolerances, rms {at.difference.rms:.2g}"
+            return f"{text}; {rest} too little ({size}; clear is {CLEAR:g}) to name a mistake by"
         if self.diagnosis.unexplained is not None:
             more = " more" if self.diagnosis.findings else ""
+            others = len(self.diagnosis.unknown) - 1
             text += f"; no{more} known mistake explains {self.diagnosis.unexplained}"
+            text += f" and {_stages(others)} behind it" if others else ""
         return text
 
     def __str__(self) -> str:
@@ -112,10 +124,13 @@ class Report:
                     ],
                     "tolerances_before": finding.before,
                     "decide": finding.decide,
+                    "used": finding.used,
                 }
                 for finding in found.findings
             ],
             "unexplained": found.unexplained,
+            "unexplained_stages": found.unknown,
+            "where": self.where,
             "cannot_be_excluded": [entry.name for entry in found.left],
             "problems": self.problems,
             "notes": self.notes,
@@ -182,6 +197,8 @@ def lines(report: Report) -> Iterator[str]:
     yield report.verdict[0].upper() + report.verdict[1:] + "."
     for problem in report.problems:
         yield f"  {problem}"
+    for stage, text in report.where.items():
+        yield f"  {stage}: {text}"
     found = report.diagnosis
     for finding in found.findings:
         yield ""
@@ -189,6 +206,8 @@ def lines(report: Report) -> Iterator[str]:
             yield f"At {finding.stage}, one of these, which this data cannot tell apart:"
         for entry in finding.mistakes:
             yield f"  {entry.name}: {entry.explanation} (known from: {entry.source})"
+        if finding.used:
+            yield f"  {finding.stage} shows it; the stage that it is about is right, and is not what is used there."
         if finding.decide:
             yield f"  To decide: {finding.decide}."
     if found.unexplained is not None and not found.faint:
@@ -220,8 +239,8 @@ def sign(report: Report) -> str:
         return "It is drawn anew in every run: mend that first."
     if stage in ("wte", "wpe", "embedding"):
         return "The embeddings themselves differ: are these the same weights, and the same ids?"
-    if stage == "logits" and any(row.stage == "ln_f" and row.difference.ratio <= 1 for row in report.rows):
-        return "All that comes before it agrees: the output head has other weights (random, or not tied to wte)."
+    if stage in OUTPUTS and any(row.stage == "ln_f" and row.difference.ratio <= 1 for row in report.rows):
+        return "All that comes before it agrees: it is the output head, its weights, or what is done with its logits."
     return (
         "Are the weights and the ids the same? Two experiments tell most: does the first token alone (T = 1) agree? "
         "Does a later token change an earlier position?"

@@ -256,7 +256,7 @@ def test_a_head_of_other_weights_has_its_own_sign() -> None:
     book = textbook(ONE, random_arrays(ONE)).altered({"lm_head.weight": lambda s: head.astype(np.float32)})
     report = given(book, ONE, logits_only=False)
     assert report.diagnosis.unexplained == "logits"
-    assert "the output head has other weights" in " ".join(str(report).split())
+    assert "it is the output head, its weights, or what is done with its logits" in " ".join(str(report).split())
 
 
 def test_a_tied_head_where_the_model_has_its_own() -> None:
