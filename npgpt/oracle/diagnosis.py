@@ -22,9 +22,10 @@ from .textbook import Pass, Textbook, located, stages
 from .theirs import OUTPUTS, Case
 
 MOST = 4  # mistakes that are looked for one after another, and stages at which two at once are
-PAIRED = 24  # pairs that are tried, of those that would add up best
+PAIRED = 8000  # formulas that pairs may take, those first that would add up best: some 30 pairs from gpt2's logits
 SAMPLED = 4096  # numbers of a stage by which pairs are ranked
 NEAR = 100.0  # tolerances, within which a mistake's own rounding is looked at
+WORSE = 1.1  # times a difference's root mean square, which speaks against the mistake that makes it so large
 ENERGY = 0.5  # of a difference's mean square, which a mistake may leave where it is to explain the stage
 
 
@@ -184,11 +185,11 @@ def layer_of(stage: str) -> int:
 
 
 def touches(entry: Mistake, name: str) -> bool:
-    """Whether a mistake may replace what stands under this name."""
+    """Whether a mistake may replace what stands under this name; the order of layers decides what ln_f reads, too."""
     layer, local = located(name)
     if layer is not None and (layer < entry.first or entry.layer not in (None, layer)):
         return False
-    return local in entry.stages or (layer is not None and "layers" in entry.stages)
+    return local in entry.stages or ("layers" in entry.stages and (layer is not None or local == "ln_f"))
 
 
 @dataclass(frozen=True)
@@ -280,7 +281,7 @@ def trial(
         effect = max(effect, judge.effect(stage, now, then))
         if now.ratio > 1 and judge.explains(stage, now, then):
             explained.append(stage)
-        elif then.ratio > 1 and not then.gap <= now.gap and against is None:
+        elif then.ratio > 1 and against is None and (now.ratio <= 1 or then.gap > WORSE * now.gap):
             against = stage
         if stage == first and before is not None and (after := numbers(judge, stage, then)).shape == before.shape:
             change = after - before
@@ -333,15 +334,17 @@ def pair(judge: Judge, model: Model, faults: Sequence[str], trials: Sequence[Tri
     left = {
         (i, j): gram[i, i] + gram[j, j] + 2 * gram[i, j] - 2 * (along[i] + along[j])
         for i, j in combinations(range(len(able)), 2)
+        if not set(able[i].entry.stages) & set(able[j].entry.stages)  # or the second takes the first one's place
     }
     found: list[tuple[Trial, Trial, tuple[str, ...]]] = []
-    for i, j in sorted(left, key=lambda at: left[at])[:PAIRED]:
+    for i, j in sorted(left, key=lambda at: left[at])[: PAIRED // len(model[stage].formulas)]:
         one, two = able[i], able[j]
-        first = judge.applied(one.entry, one.used, model)
-        both = {**first, **judge.applied(two.entry, two.used, {**model, **first})}
-        outcome = trial(judge, model, both, one.entry, one.used)
-        if stage in outcome.explained and outcome.against is None:
-            found.append((one, two, outcome.explained))
+        if (then := twice(judge, one, two, {stage: model[stage]}).get(stage)) is None:
+            continue
+        if judge.explains(stage, model[stage], then):
+            outcome = trial(judge, model, twice(judge, one, two, model), one.entry, one.used)
+            if outcome.against is None:
+                found.append((one, two, outcome.explained))
     if not found:
         return [], ()
     most = max(len(explained) for _, _, explained in found)
@@ -351,6 +354,12 @@ def pair(judge: Judge, model: Model, faults: Sequence[str], trials: Sequence[Tri
         [a, *(two if one is b else one for one, two in others if b in (one, two))],
         [b, *(two if one is a else one for one, two in others if a in (one, two))],
     ], explained
+
+
+def twice(judge: Judge, one: Trial, two: Trial, model: Model) -> Model:
+    """The stages that two mistakes change."""
+    first = judge.applied(one.entry, one.used, model)
+    return {**first, **judge.applied(two.entry, two.used, {**model, **first})}
 
 
 def decide(judge: Judge, book: Textbook, group: Sequence[Mistake]) -> str:
