@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..parameters import Array
-from .diagnosis import Diagnosis
+from .diagnosis import Diagnosis, Finding
 from .rounding import CLEAR, FACTOR, Difference
 from .textbook import log_softmax
 from .theirs import OUTPUTS
@@ -202,34 +202,48 @@ def lines(report: Report) -> Iterator[str]:
     found = report.diagnosis
     for finding in found.findings:
         yield ""
-        if len(finding.mistakes) > 1:
-            yield f"At {finding.stage}, one of these, which this data cannot tell apart:"
+        yield from (f"{together}:" for together in alike(finding))
         for entry in finding.mistakes:
             yield f"  {entry.name}: {entry.explanation} (known from: {entry.source})"
-        if finding.used:
-            yield f"  {finding.stage} shows it; the stage that it is about is right, and is not what is used there."
-        if finding.decide:
-            yield f"  To decide: {finding.decide}."
+        yield from (f"  {remark}" for remark in beside(finding))
     if found.unexplained is not None and not found.faint:
         yield ""
         yield f"{found.unexplained} is not explained by any known mistake. {sign(report)}"
     yield ""
     yield from table(report)
-    if report.logits is not None:
-        stats = report.logits
+    for remark in remarks(report):
         yield ""
+        yield remark
+
+
+def alike(finding: Finding) -> Iterator[str]:
+    """That several mistakes fit, where they do."""
+    if len(finding.mistakes) > 1:
+        yield f"At {finding.stage}, one of these, which this data cannot tell apart"
+
+
+def beside(finding: Finding) -> Iterator[str]:
+    """What is to be said of a finding besides its mistakes."""
+    if finding.used:
+        yield f"{finding.stage} shows it: the stage that it is about is right, and is not what is used there."
+    if finding.decide:
+        yield f"To decide: {finding.decide}."
+
+
+def remarks(report: Report) -> Iterator[str]:
+    """What is said behind the stages: how far the probabilities are apart, what cannot be excluded, and the notes."""
+    if (stats := report.logits) is not None:
+        constant = " Nothing but a constant at each position differs: the probabilities are the same."
         yield (
             f"Logits: KL divergence {stats.kl_mean:.2e} nats (99 %: {stats.kl_99:.2e}), top-1 agrees in "
             f"{stats.top_1:.0%}, top-10 in {stats.top_10:.0%}, largest constant shift {stats.shift:.2e}."
+            f"{constant if stats.shape_of_shift else ''}"
         )
-        if stats.shape_of_shift:
-            yield "Nothing but a constant at each position differs: the probabilities are the same."
-    if found.left:
-        yield ""
-        names = ", ".join(entry.name for entry in found.left)
-        word = "Too faint to be named, it could be" if found.faint else "This data cannot exclude"
-        yield f"{word}: {names}."
-    yield from report.notes
+    if left := report.diagnosis.left:
+        word = "Too faint to be named, it could be" if report.diagnosis.faint else "This data cannot exclude"
+        yield f"{word}: {', '.join(entry.name for entry in left)}."
+    if report.notes:
+        yield "\n".join(report.notes)
 
 
 def sign(report: Report) -> str:
@@ -265,7 +279,11 @@ def table(report: Report) -> Iterator[str]:
         yield f"{row.stage:<20}{figures}  {alone}".rstrip()
     if len(rows) > begin + SHOWN:
         yield _rest(rows[begin + SHOWN :], "after")
-    yield f"(1 tolerance: {FACTOR:g} times the largest rms error of our own runs in {report.dtype}, the model redrawn.)"
+    yield (
+        f"1 tolerance is {FACTOR:g} times the largest rms error of our own runs in {report.dtype}, the model redrawn. "
+        "rms and largest are of theirs - ours; dB and ulps, units in the last place, of the rms against ours. "
+        "From their input: the stage computed from what they gave below it."
+    )
 
 
 def _rest(rows: Sequence[Row], where: str) -> str:
