@@ -228,10 +228,11 @@ def compare(
     notes: Sequence[str] = (),
     entries: Sequence[Mistake] | None = None,
     tried: Callable[[Judge], list[str]] | None = None,
+    coarser: str | None = None,
 ) -> Report:
     """The comparison itself: cases against a model of these float64 tensors. dtype: in which theirs computed; entries:
     the mistakes that are looked for, by default all that a model of this shape can have. tried: experiments for
-    where no mistake explains it, as notes.
+    where no mistake explains it, as notes. coarser: a dtype that theirs is right to if rounding in it explains all.
     """
     if dtype not in UNIT:
         raise NpgptError(f"their dtype must be one of {', '.join(UNIT)}, not {dtype}")
@@ -241,6 +242,11 @@ def compare(
     book = textbook(config, tensors)
     reference = run_all(book, given)
     allowed = tolerances(config, tensors, given, reference, dtype, judged)
+    if coarser is not None and not all(fits(stage, given, reference, allowed) for stage in judged):
+        wider = tolerances(config, tensors, given, reference, coarser, judged)
+        if all(fits(stage, given, reference, wider) for stage in judged):
+            finer = f"It is right to {coarser}, and given in {dtype}, which is finer than it computes."
+            allowed, dtype, notes = wider, coarser, [finer, *notes]
     judge = Judge(given, judged, allowed, tensors, dtype)
     alone = judge.right(book)
     rows = [
@@ -270,6 +276,11 @@ def compare(
     theirs = {stage: [case.theirs[stage] for case in given if stage in case.theirs] for stage in apart}
     at = {stage: where(stage, theirs[stage], alone[stage].ours, allowed[stage], config.n_head) for stage in theirs}
     return Report(rows, found, dtype, said, statistics, list(problems), at)
+
+
+def fits(stage: str, given: Sequence[Case], reference: Sequence[Pass], allowed: Mapping[str, float]) -> bool:
+    """Whether rounding explains a stage."""
+    return difference(stage, given, reference, allowed[stage], "float64").ratio <= 1
 
 
 def experiments(run: Run, ids: NDArray[np.integer[Any]], config: Config, judge: Judge) -> list[str]:

@@ -339,9 +339,10 @@ def pair(judge: Judge, model: Model, faults: Sequence[str], trials: Sequence[Tri
     found: list[tuple[Trial, Trial, tuple[str, ...]]] = []
     for i, j in sorted(left, key=lambda at: left[at])[: PAIRED // len(model[stage].formulas)]:
         one, two = able[i], able[j]
-        if (then := twice(judge, one, two, {stage: model[stage]}).get(stage)) is None:
-            continue
-        if judge.explains(stage, model[stage], then):
+        at = {stage: model[stage]}
+        then = {**at, **twice(judge, one, two, at)}[stage]
+        alone = [{**at, **judge.applied(each.entry, each.used, at)}[stage] for each in (one, two)]
+        if all(judge.explains(stage, now, then) for now in alone):  # each takes away most of what the other one leaves
             outcome = trial(judge, model, twice(judge, one, two, model), one.entry, one.used)
             if outcome.against is None:
                 found.append((one, two, outcome.explained))
