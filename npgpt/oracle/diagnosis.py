@@ -8,7 +8,7 @@ it; whatever is left is located.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -154,23 +154,20 @@ class Judge:
         known = [inputs(case, then.view) for case in having]
         return then.gap <= own_rounding(then.view.book, self.tensors, having, known, stage, then.ours, self.dtype)
 
-    def applied(self, entry: Mistake, used: bool, model: Model) -> dict[str, Seen]:
-        """The stages that a mistake changes, as they are with it.
+    def applied(self, entry: Mistake, used: bool, model: Model) -> Iterator[tuple[str, Seen]]:
+        """The stages that a mistake changes, as they are with it, one after another.
 
         As a value, its own stages are what it makes of them. As a use, these stay right, and others use what it makes.
         """
-        changed: dict[str, Seen] = {}
         views: dict[View, View] = {}
-        inner = [stage for stage in self.stages if stage not in OUTPUTS]
-        own = frozenset(stage for stage in inner if used and touches(entry, stage))
+        own = frozenset(s for s in self.stages if used and touches(entry, s) and "layers" not in entry.stages)
         for stage, now in model.items():
             by = now.read & own if used else now.formulas
             if stage in own or not any(touches(entry, name) for name in by):
                 continue
             if now.view not in views:
                 views[now.view] = View(entry.change(now.view.book), now.view.dropped | own)
-            changed[stage] = self.seen(stage, views[now.view], now, 0 if used else entry.first)
-        return changed
+            yield stage, self.seen(stage, views[now.view], now, 0 if used else entry.first)
 
 
 def inputs(case: Case, view: View) -> dict[str, Array]:
@@ -217,7 +214,7 @@ def diagnose(judge: Judge, model: Model, entries: Sequence[Mistake]) -> Diagnosi
     current, rest = dict(model), list(entries)
     trials = list(tried(judge, current, rest, differing(judge, current)))
     # what could not be seen if it were there; a mistake that touches nothing of what was given is not spoken of
-    hidden = [t.entry for t in trials if not t.used and 0 <= t.effect < CLEAR]
+    hidden = [t.entry for t in trials if not t.used and not t.against and 0 <= t.effect < CLEAR]
     while faults := [stage for stage in differing(judge, current) if stage not in settled]:
         strongest = current[faults[0]].ratio
         groups, explained = best(trials, faults)
@@ -236,7 +233,7 @@ def diagnose(judge: Judge, model: Model, entries: Sequence[Mistake]) -> Diagnosi
             findings.append(Finding(explained[0], fits, before, decide(judge, book, fits), group[0].used))
             rest = [entry for entry in rest if entry.name not in [fit.name for fit in fits]]
         for group in groups:
-            current |= judge.applied(group[0].entry, group[0].used, current)
+            current |= dict(judge.applied(group[0].entry, group[0].used, current))
         settled.update(explained)
         faults = [stage for stage in differing(judge, current) if stage not in settled]
         trials = list(tried(judge, current, rest, faults)) if faults else []
@@ -258,34 +255,33 @@ def tried(judge: Judge, model: Model, entries: Sequence[Mistake], faults: Sequen
     first = faults[0] if faults else None
     before = None if first is None else numbers(judge, first, model[first])
     for entry in entries:
-        for used in (False, True):
-            if used and not faults:
-                continue
-            changed = judge.applied(entry, used, model)
-            yield trial(judge, model, changed, entry, used, first, before)
+        for used in (False, True) if faults else (False,):
+            yield trial(judge, model, judge.applied(entry, used, model), entry, used, first, before)
 
 
 def trial(
     judge: Judge,
     model: Model,
-    changed: Mapping[str, Seen],
+    changed: Iterable[tuple[str, Seen]],
     entry: Mistake,
     used: bool,
     first: str | None = None,
     before: Array | None = None,
 ) -> Trial:
-    """Hold what a mistake would change against theirs."""
+    """Hold what a mistake would change against theirs, up to the first stage that speaks against it."""
     explained, against, effect, change = [], None, -1.0, None
-    for stage, then in changed.items():
+    for stage, then in changed:
         now = model[stage]
         effect = max(effect, judge.effect(stage, now, then))
-        if now.ratio > 1 and judge.explains(stage, now, then):
-            explained.append(stage)
-        elif then.ratio > 1 and against is None and (now.ratio <= 1 or then.gap > WORSE * now.gap):
-            against = stage
         if stage == first and before is not None and (after := numbers(judge, stage, then)).shape == before.shape:
             change = after - before
-    return Trial(entry, used, tuple(s for s in judge.stages if s in explained), against, effect, change)
+        if now.ratio > 1 and judge.explains(stage, now, then):
+            explained.append(stage)
+        elif then.ratio > 1 and (now.ratio <= 1 or then.gap > WORSE * now.gap):
+            against = stage
+            if first is None or change is not None or judge.stages.index(stage) > judge.stages.index(first):
+                break
+    return Trial(entry, used, tuple(explained), against, effect, change)
 
 
 def numbers(judge: Judge, stage: str, seen: Seen) -> Array:
@@ -341,9 +337,9 @@ def pair(judge: Judge, model: Model, faults: Sequence[str], trials: Sequence[Tri
         one, two = able[i], able[j]
         at = {stage: model[stage]}
         then = {**at, **twice(judge, one, two, at)}[stage]
-        alone = [{**at, **judge.applied(each.entry, each.used, at)}[stage] for each in (one, two)]
+        alone = [{**at, **dict(judge.applied(each.entry, each.used, at))}[stage] for each in (one, two)]
         if all(judge.explains(stage, now, then) for now in alone):  # each takes away most of what the other one leaves
-            outcome = trial(judge, model, twice(judge, one, two, model), one.entry, one.used)
+            outcome = trial(judge, model, twice(judge, one, two, model).items(), one.entry, one.used)
             if outcome.against is None:
                 found.append((one, two, outcome.explained))
     if not found:
@@ -359,8 +355,8 @@ def pair(judge: Judge, model: Model, faults: Sequence[str], trials: Sequence[Tri
 
 def twice(judge: Judge, one: Trial, two: Trial, model: Model) -> Model:
     """The stages that two mistakes change."""
-    first = judge.applied(one.entry, one.used, model)
-    return {**first, **judge.applied(two.entry, two.used, {**model, **first})}
+    first = dict(judge.applied(one.entry, one.used, model))
+    return {**first, **dict(judge.applied(two.entry, two.used, {**model, **first}))}
 
 
 def decide(judge: Judge, book: Textbook, group: Sequence[Mistake]) -> str:
