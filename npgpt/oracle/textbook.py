@@ -48,7 +48,7 @@ def log_softmax(x: Array) -> Array:
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, epsilon: float, axis: int = -1) -> Array:
-    """Over the last axis."""
+    """Over the last axis, or another."""
     centred = x - x.mean(axis=axis, keepdims=True)
     return centred / np.sqrt((centred * centred).mean(axis=axis, keepdims=True) + epsilon) * weight + bias
 

@@ -100,6 +100,8 @@ def test_a_part_is_tried_for_mistakes_of_a_block_alone() -> None:
     assert {"attention scale missing", "key bias dropped", "LayerNorm gain and bias swapped", "n_head 2"} <= left
     elsewhere = {"positions all zero", "positions missing", "embedding scaled", "BOS prepended", "last token missing"}
     elsewhere |= {"final LayerNorm missing", "layer 0 run twice", "logits centred", "log-softmax given as logits"}
+    elsewhere |= {"positions used as tokens", "ids one too high", "rotary positions for wpe, by halves"}
+    elsewhere |= {"output head reshaped", "logits capped at 30", "LayerNorm epsilon 1e-3 in ln_f alone"}
     assert not left & {*elsewhere, "weights rounded to float16", "weights rounded to bfloat16"}
 
 
