@@ -82,14 +82,14 @@ def check_part(
 
 
 def _entries(part: str, config: Config, tokens: int, square: bool) -> list[Mistake]:
-    """Return those that a part alone can have: they replace no stage outside the blocks, nor the order of the blocks.
+    """Return those that a part alone can have: they replace no stage outside the blocks but ln_f's parameters.
 
     square: whether its input is as wide as its output, without which c_attn is neither transposed nor given the input.
     """
-    foreign = {"layers", "token_ids", "positions", "wte", "wte.weight", "wpe", "ln_f", "logits"}
+    known = {*BLOCK, "config", "ln_f.weight", "ln_f.bias"}
     if not square:
-        foreign |= {"attn.c_attn", "attn.c_attn.weight"}
-    return [entry for entry in catalogue(config, tokens) if foreign.isdisjoint(entry.stages)]
+        known -= {"attn.c_attn", "attn.c_attn.weight"}
+    return [entry for entry in catalogue(config, tokens) if known.issuperset(entry.stages)]
 
 
 def _widths(part: str, tensors: Mapping[str, Array], x: Array | None) -> tuple[int, int]:

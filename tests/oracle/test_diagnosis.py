@@ -71,7 +71,7 @@ def judged(mistake: Mistake, report: Report) -> None:
         assert mistake.name in left, (strongest, str(report))
 
 
-@pytest.mark.parametrize("mistake", catalogue(TWO, TOKENS)[:: examples(2, 1)], ids=lambda mistake: mistake.name)
+@pytest.mark.parametrize("mistake", catalogue(TWO, TOKENS)[:: examples(7, 1)], ids=lambda mistake: mistake.name)
 def test_named_from_logits(mistake: Mistake) -> None:
     judged(mistake, given(mistake.change(textbook(TWO, random_arrays(TWO))), TWO, logits_only=True))
 
@@ -82,12 +82,21 @@ def test_layers_reversed() -> None:
 
 
 # stages of other tokens are refused before anything is compared; the rest differs in a number alone
-SAME = ("BOS prepended", "last token missing", "layer ", "layers ", "n_head", "q, k, v read as")
+SAME = (
+    "BOS prepended",
+    "EOS appended",
+    "first token missing",
+    "last token missing",
+    "layer ",
+    "layers ",
+    "n_head",
+    "q, k, v read as",
+)
 
 
 @pytest.mark.parametrize(
     "mistake",
-    [entry for entry in catalogue(OTHER, TOKENS) if not entry.name.startswith(SAME)],
+    [entry for entry in catalogue(OTHER, TOKENS) if not entry.name.startswith(SAME)][:: examples(4, 1)],
     ids=lambda mistake: mistake.name,
 )
 def test_named_from_stages(mistake: Mistake) -> None:
@@ -213,10 +222,7 @@ def test_one_token_leaves_a_class() -> None:
 
 
 def test_with_one_head_scaling_by_the_width_is_no_mistake() -> None:
-    config = SHAPES["1 head"]
-    entries = {entry.name: entry for entry in catalogue(config, TOKENS)}
-    book = entries["attention scaled by C"].change(textbook(config, random_arrays(config)))
-    assert given(book, config, logits_only=True).matches
+    assert "attention scaled by C" not in {entry.name for entry in catalogue(SHAPES["1 head"], TOKENS)}
 
 
 def test_what_nobody_knows_is_unexplained() -> None:

@@ -18,7 +18,6 @@ from npgpt.config import Config
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.oracle.check import compare
-from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.textbook import Pass, textbook
 from npgpt.oracle.theirs import cases
 from tests.support.models import no_text, random_arrays, random_ids, small
@@ -33,7 +32,7 @@ CONFIG = small(n_embd=24, n_head=4)
 ARRAYS = random_arrays(CONFIG)
 REFERENCE = LanguageModel("reference", CONFIG, parameters.from_arrays(CONFIG, ARRAYS), no_text("none"))
 IDS = random_ids(CONFIG, (2, 9))
-ENTRIES = [(title, entry.name) for title, config in table.MODELS.items() for entry in catalogue(config, table.TOKENS)]
+ENTRIES = [(title, entry.name) for title, config in table.MODELS.items() for entry in table.entries(config)]
 
 
 @pytest.mark.parametrize(("model", "name"), ENTRIES)
@@ -116,7 +115,7 @@ def visible_pairs(config: Config, count: int) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     arrays, ids = random_arrays(config), random_ids(config, (1, table.TOKENS))
     skip = ("BOS", "last token", "layer", "log", "cache", "n_head", "vocabulary")
-    entries = [entry for entry in catalogue(config, table.TOKENS) if not entry.name.startswith(skip)]
+    entries = [entry for entry in table.entries(config) if not entry.name.startswith(skip)]
     book = textbook(config, arrays)
     usual = Pass(book, ids)["logits"]
 
