@@ -253,7 +253,7 @@ def compare(
         Row(
             stage,
             difference(stage, given, reference, allowed[stage], dtype),
-            None if stage in ("wte", "wpe") else alone[stage].ratio,
+            None if stage in ("wte", "wpe") else alone.seen[stage].ratio,
         )
         for stage in judged
     ]
@@ -274,7 +274,7 @@ def compare(
         said += tried(judge)
     apart = [row.stage for row in rows if row.difference.ratio > 1][:1] + found.unknown[:SHOWN]
     theirs = {stage: [case.theirs[stage] for case in given if stage in case.theirs] for stage in apart}
-    at = {stage: where(stage, theirs[stage], alone[stage].ours, allowed[stage], config.n_head) for stage in theirs}
+    at = {stage: where(stage, theirs[stage], alone.seen[stage].ours, allowed[stage], config.n_head) for stage in theirs}
     return Report(rows, found, dtype, said, statistics, list(problems), at)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -21,6 +21,7 @@ from .rounding import CLEAR, aligned, own_rounding, rms, run_all
 from .textbook import Pass, Textbook, located, stages
 from .theirs import OUTPUTS, Case
 
+ROUGH = 2.0  # tolerances up to which a stage may be explained where it is computed in float32
 MOST = 4  # mistakes that are looked for one after another, and stages at which two at once are
 PAIRED = 8000  # formulas that pairs may take, those first that would add up best: some 30 pairs from gpt2's logits
 SAMPLED = 4096  # numbers of a stage by which pairs are ranked
@@ -70,7 +71,7 @@ class View:
     dropped: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Seen:
     """One stage of theirs under a view: what it should be, how far theirs is from it, and what that rests on.
 
@@ -87,31 +88,48 @@ class Seen:
     ratio: float
 
 
-Model = Mapping[str, Seen]  # by stage
-
-
 @dataclass(frozen=True)
 class Judge:
-    """All that is held against each other; tolerances are by stage, tensors in float64."""
+    """All that is held against each other; tolerances are by stage, tensors in float64.
+
+    exact: whether stages are computed in float64. In float32, twice as fast, its own rounding may be in the way: there
+    `most` tolerances explain a stage.
+    """
 
     cases: Sequence[Case]
     stages: list[str]  # that theirs has, in the order of computation
     tolerances: Mapping[str, float]
     tensors: Mapping[str, Array]
     dtype: str
+    exact: bool = True
+
+    @property
+    def most(self) -> float:
+        """Tolerances that explain a stage."""
+        return 1.0 if self.exact else ROUGH
 
     def right(self, book: Textbook) -> Model:
         """Return every stage as the right model has it."""
+        if not self.exact:
+            book = replace(book, tensors={name: array.astype(np.float32) for name, array in book.tensors.items()})
         view = View(book)
-        return {stage: self.seen(stage, view) for stage in self.stages}
+        return Model(self, {stage: self.seen(stage, view) for stage in self.stages})
+
+    def having(self, stage: str) -> list[Case]:
+        """The cases in which theirs has a stage."""
+        return [case for case in self.cases if stage in case.theirs]
+
+    def known(self, case: Case, view: View) -> dict[str, Array]:
+        """What theirs gave and a stage may be computed from."""
+        given = {**case.given} | {k: v for k, v in case.theirs.items() if k not in (*OUTPUTS, "wpe", *view.dropped)}
+        return given if self.exact else {name: array.astype(np.float32) for name, array in given.items()}
 
     def seen(self, stage: str, view: View, before: Seen | None = None, first: int = 0) -> Seen:
         """Compute a stage from theirs below it. before: the same stage, whose blocks below `first` are taken over."""
         ours, streams = [], []
         formulas, read = {stage}, set[str]()
-        having = [case for case in self.cases if stage in case.theirs]
-        for number, case in enumerate(having):
-            known = inputs(case, view)
+        for number, case in enumerate(self.having(stage)):
+            known = self.known(case, view)
             if before is not None and first:
                 known |= {k: v for k, v in before.below[number].items() if k == "embedding" or layer_of(k) < first}
             run = Pass(view.book, case.token_ids, dict(known), case.padding)
@@ -124,7 +142,7 @@ class Judge:
             streams.append({k: v for k, v in run.known.items() if k == "embedding" or located(k)[1] == ""})
         if before is not None:
             formulas, read = formulas | before.formulas, read | before.read
-        gap = rms(stage, [case.theirs[stage] for case in having], ours)
+        gap = rms(stage, [case.theirs[stage] for case in self.having(stage)], ours)
         return Seen(view, ours, frozenset(formulas), frozenset(read), streams, gap, self.ratio(stage, gap))
 
     def ratio(self, stage: str, gap: float) -> float:
@@ -138,8 +156,11 @@ class Judge:
 
     def shown(self, stage: str, seen: Seen) -> list[Array]:
         """What a view makes of a stage, on the positions that theirs has."""
-        having = [case for case in self.cases if stage in case.theirs]
-        return [case.seen(stage, ours) for case, ours in zip(having, seen.ours, strict=True)]
+        return [case.seen(stage, ours) for case, ours in zip(self.having(stage), seen.ours, strict=True)]
+
+    def used(self, stage: str, now: Seen, then: Seen) -> bool:
+        """Whether a mistake's use explains a stage, and not only that what was given is not what was used."""
+        return self.explains(stage, self.seen(stage, View(now.view.book, then.view.dropped), now), then)
 
     def explains(self, stage: str, now: Seen, then: Seen) -> bool:
         """Whether a view explains a stage: what it leaves is rounding, and most of what was there is gone.
@@ -148,31 +169,47 @@ class Judge:
         """
         if not then.gap**2 <= ENERGY * now.gap**2:
             return False
-        if then.ratio <= 1 or then.ratio >= NEAR:
-            return then.ratio <= 1
-        having = [case for case in self.cases if stage in case.theirs]
-        known = [inputs(case, then.view) for case in having]
-        return then.gap <= own_rounding(then.view.book, self.tensors, having, known, stage, then.ours, self.dtype)
+        if then.ratio <= self.most or then.ratio >= NEAR:
+            return then.ratio <= self.most
+        having = self.having(stage)
+        known = [self.known(case, then.view) for case in having]
+        allowed = own_rounding(then.view.book, self.tensors, having, known, stage, then.ours, self.dtype)
+        return then.gap <= self.most * allowed
 
-    def applied(self, entry: Mistake, used: bool, model: Model) -> Iterator[tuple[str, Seen]]:
+
+@dataclass(frozen=True)
+class Model:
+    """Every stage of theirs as a model has it."""
+
+    judge: Judge
+    seen: Mapping[str, Seen]
+
+    def differing(self) -> list[str]:
+        """The stages that rounding cannot explain, in the order of computation."""
+        return [stage for stage, seen in self.seen.items() if seen.ratio > 1]
+
+    def changed(self, entry: Mistake, used: bool) -> Iterator[tuple[str, Seen]]:
         """The stages that a mistake changes, as they are with it, one after another.
 
         As a value, its own stages are what it makes of them. As a use, these stay right, and others use what it makes.
         """
         views: dict[View, View] = {}
-        own = frozenset(s for s in self.stages if used and touches(entry, s) and "layers" not in entry.stages)
-        for stage, now in model.items():
+        own = frozenset(s for s in self.seen if used and touches(entry, s) and "layers" not in entry.stages)
+        for stage, now in self.seen.items():
             by = now.read & own if used else now.formulas
             if stage in own or not any(touches(entry, name) for name in by):
                 continue
             if now.view not in views:
                 views[now.view] = View(entry.change(now.view.book), now.view.dropped | own)
-            yield stage, self.seen(stage, views[now.view], now, 0 if used else entry.first)
+            yield stage, self.judge.seen(stage, views[now.view], now, 0 if used else entry.first)
 
+    def with_it(self, trial: Trial) -> Model:
+        """The model with a mistake."""
+        return replace(self, seen={**self.seen, **dict(self.changed(trial.entry, trial.used))})
 
-def inputs(case: Case, view: View) -> dict[str, Array]:
-    """What theirs gave and a stage may be computed from."""
-    return {**case.given} | {k: v for k, v in case.theirs.items() if k not in (*OUTPUTS, "wpe", *view.dropped)}
+    def only(self, stage: str) -> Model:
+        """The model, of which one stage alone is looked at."""
+        return replace(self, seen={stage: self.seen[stage]})
 
 
 def layer_of(stage: str) -> int:
@@ -185,6 +222,8 @@ def touches(entry: Mistake, name: str) -> bool:
     """Whether a mistake may replace what stands under this name; the order of layers decides what ln_f reads, too."""
     layer, local = located(name)
     if layer is not None and (layer < entry.first or entry.layer not in (None, layer)):
+        return False
+    if layer is None and entry.layer is not None and local != "ln_f":
         return False
     return local in entry.stages or ("layers" in entry.stages and (layer is not None or local == "ln_f"))
 
@@ -204,24 +243,32 @@ class Trial:
     change: Array | None = field(repr=False, default=None)
 
 
-def diagnose(judge: Judge, model: Model, entries: Sequence[Mistake]) -> Diagnosis:
-    """Name what explains the differences from this model, the right one, and locate the rest."""
+Found = tuple[list[list[Trial]], tuple[str, ...]]  # groups, each of mistakes that fit alike, and what they explain
+
+
+def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake]) -> Diagnosis:
+    """Name what explains the differences from the right model, and locate the rest."""
     findings: list[Finding] = []
     faint: list[Mistake] = []
     unknown: list[str] = []
     settled: set[str] = set()
-    book = next(iter(model.values())).view.book
-    current, rest = dict(model), list(entries)
-    trials = list(tried(judge, current, rest, differing(judge, current)))
+    book = next(iter(right.seen.values())).view.book
+    model, rest = right, list(entries)
+    rough = right if judge.dtype == "float64" else replace(judge, exact=False).right(book)
     # what could not be seen if it were there; a mistake that touches nothing of what was given is not spoken of
-    hidden = [t.entry for t in trials if not t.used and not t.against and 0 <= t.effect < CLEAR]
-    while faults := [stage for stage in differing(judge, current) if stage not in settled]:
-        strongest = current[faults[0]].ratio
-        groups, explained = best(trials, faults)
+    whole = tried(rough, [entry for entry in rest if entry.layer is None], model.differing())
+    hidden = [t.entry for t in whole if not t.used and not t.against and 0 <= t.effect < CLEAR]
+    while faults := [stage for stage in model.differing() if stage not in settled]:
+        strongest = model.seen[faults[0]].ratio
+        trials = whole if not findings else tried(rough, [entry for entry in rest if entry.layer is None], faults)
+        groups, explained = best(model, trials, faults)
+        if not groups:  # a mistake in one block alone is looked for where none of the whole model fits
+            trials += tried(rough, [entry for entry in rest if entry.layer is not None], faults)
+            groups, explained = best(model, trials, faults)
         if groups:
-            strongest = math.hypot(*(min(current[stage].ratio, 1e9) for stage in explained))
+            strongest = math.hypot(*(min(model.seen[stage].ratio, 1e9) for stage in explained))
         elif len(unknown) < MOST and strongest >= CLEAR:
-            groups, explained = pair(judge, current, faults, trials)
+            groups, explained = pair(model, rough, faults, trials)
         if not groups or strongest < CLEAR or len(findings) >= MOST:
             faint += [fit.entry for group in groups for fit in group]
             unknown += explained or faults[:1]
@@ -229,15 +276,13 @@ def diagnose(judge: Judge, model: Model, entries: Sequence[Mistake]) -> Diagnosi
             continue
         for group in groups:
             fits = tuple(fit.entry for fit in group)
-            before = max(current[stage].ratio for stage in explained)
+            before = max(model.seen[stage].ratio for stage in explained)
             findings.append(Finding(explained[0], fits, before, decide(judge, book, fits), group[0].used))
             rest = [entry for entry in rest if entry.name not in [fit.name for fit in fits]]
         for group in groups:
-            current |= dict(judge.applied(group[0].entry, group[0].used, current))
+            model, rough = model.with_it(group[0]), rough.with_it(group[0])
         settled.update(explained)
-        faults = [stage for stage in differing(judge, current) if stage not in settled]
-        trials = list(tried(judge, current, rest, faults)) if faults else []
-    strongest = max((current[stage].ratio for stage in unknown), default=0.0)
+    strongest = max((model.seen[stage].ratio for stage in unknown), default=0.0)
     named = {entry.name for finding in findings for entry in finding.mistakes}
     left = [entry for entry in dict.fromkeys([*faint, *hidden]) if entry.name not in named]
     unknown = [stage for stage in judge.stages if stage in unknown]
@@ -245,82 +290,78 @@ def diagnose(judge: Judge, model: Model, entries: Sequence[Mistake]) -> Diagnosi
     return Diagnosis(findings, unknown, left, bool(unknown) and strongest < CLEAR)
 
 
-def differing(judge: Judge, model: Model) -> list[str]:
-    """The stages that rounding cannot explain, in the order of computation."""
-    return [stage for stage in judge.stages if model[stage].ratio > 1]
-
-
-def tried(judge: Judge, model: Model, entries: Sequence[Mistake], faults: Sequence[str]) -> Iterator[Trial]:
-    """Every entry on top of a model, as a value and as a use; effect −1 where it changes nothing that was given."""
-    first = faults[0] if faults else None
-    before = None if first is None else numbers(judge, first, model[first])
-    for entry in entries:
-        for used in (False, True) if faults else (False,):
-            yield trial(judge, model, judge.applied(entry, used, model), entry, used, first, before)
+def tried(model: Model, entries: Sequence[Mistake], faults: Sequence[str]) -> list[Trial]:
+    """Every entry on top of a model, as a value and as a use."""
+    ways = (False, True) if faults else (False,)
+    return [trial(model, model.changed(e, used), e, used, *faults[:1]) for e in entries for used in ways]
 
 
 def trial(
-    judge: Judge,
-    model: Model,
-    changed: Iterable[tuple[str, Seen]],
-    entry: Mistake,
-    used: bool,
-    first: str | None = None,
-    before: Array | None = None,
+    model: Model, changed: Iterable[tuple[str, Seen]], entry: Mistake, used: bool, first: str | None = None
 ) -> Trial:
-    """Hold what a mistake would change against theirs, up to the first stage that speaks against it."""
+    """Hold what a mistake would change against theirs, up to the first stage that speaks against it.
+
+    first: a stage of which the change is kept. The effect is −1 where nothing that was given is changed.
+    """
+    judge = model.judge
     explained, against, effect, change = [], None, -1.0, None
     for stage, then in changed:
-        now = model[stage]
+        now = model.seen[stage]
         effect = max(effect, judge.effect(stage, now, then))
-        if stage == first and before is not None and (after := numbers(judge, stage, then)).shape == before.shape:
-            change = after - before
-        if now.ratio > 1 and judge.explains(stage, now, then):
+        if stage == first:
+            before, after = (numbers(judge.shown(stage, seen)) for seen in (now, then))
+            change = after - before if after.shape == before.shape else None
+        if now.ratio > 1 and judge.explains(stage, now, then) and (not used or judge.used(stage, now, then)):
             explained.append(stage)
-        elif then.ratio > 1 and (now.ratio <= 1 or then.gap > WORSE * now.gap):
+        elif then.ratio > judge.most and (now.ratio <= 1 or then.gap > WORSE * now.gap):
             against = stage
-            if first is None or change is not None or judge.stages.index(stage) > judge.stages.index(first):
+            if first is None or judge.stages.index(stage) >= judge.stages.index(first):
                 break
     return Trial(entry, used, tuple(explained), against, effect, change)
 
 
-def numbers(judge: Judge, stage: str, seen: Seen) -> Array:
-    """Some numbers of a stage, evenly taken, on the positions that theirs has."""
-    whole = np.concatenate([array.ravel() for array in judge.shown(stage, seen)])
+def numbers(arrays: Sequence[Array]) -> Array:
+    """Some numbers of a stage, evenly taken."""
+    whole = np.concatenate([array.ravel() for array in arrays])
     return whole[:: max(1, len(whole) // SAMPLED)]
 
 
-Found = tuple[list[list[Trial]], tuple[str, ...]]  # groups, each of mistakes that fit alike, and what they explain
-
-
-def best(trials: Sequence[Trial], faults: Sequence[str]) -> Found:
+def best(model: Model, trials: Sequence[Trial], faults: Sequence[str]) -> Found:
     """Those that explain the most stages, nothing being against them, and of equals the earliest stages.
 
-    A mistake in one block alone is left out where the same evidence fits a mistake of the whole model.
+    Trials are made with a rough model; what is best by them is tried with this one.
     """
+
+    def order(trial: Trial) -> tuple[int, int]:
+        return len(trial.explained), -faults.index(next(stage for stage in trial.explained if stage in faults))
+
     able = [t for t in trials if t.against is None and any(stage in faults for stage in t.explained)]
-    if not able:
-        return [], ()
-    top = max(able, key=lambda t: (len(t.explained), -faults.index(next(s for s in t.explained if s in faults))))
-    fits = [t for t in able if t.explained == top.explained]
-    values = {t.entry.name for t in fits if not t.used}
-    fits = [t for t in fits if not t.used or t.entry.name not in values]
-    return [[t for t in fits if t.entry.layer is None] or fits], top.explained
+    while able:
+        top = max(able, key=order)
+        fits = [t for t in able if t.explained == top.explained]
+        able = [t for t in able if t.explained != top.explained]
+        tested = [trial(model, model.changed(t.entry, t.used), t.entry, t.used) for t in fits]
+        fits = [t for t in tested if t.against is None and any(stage in faults for stage in t.explained)]
+        if fits:
+            top = max(fits, key=order)
+            fits = [t for t in fits if t.explained == top.explained]
+            values = {t.entry.name for t in fits if not t.used}
+            return [[t for t in fits if not t.used or t.entry.name not in values]], top.explained
+    return [], ()
 
 
-def pair(judge: Judge, model: Model, faults: Sequence[str], trials: Sequence[Trial]) -> Found:
+def pair(model: Model, rough: Model, faults: Sequence[str], trials: Sequence[Trial]) -> Found:
     """Two mistakes that together explain the first stage that differs, each with those that fit in its place.
 
     Pairs are tried in the order of what their changes, added up, would leave of the difference.
     """
     stage = faults[0]
-    having = [case for case in judge.cases if stage in case.theirs]
-    parts = [aligned(stage, case.theirs[stage], x) for case, x in zip(having, model[stage].ours, strict=True)]
+    theirs = [case.theirs[stage] for case in model.judge.having(stage)]
+    parts = [aligned(stage, x, y) for x, y in zip(theirs, model.seen[stage].ours, strict=True)]
     if any(part is None for part in parts):
         return [], ()
-    theirs, ours = (np.concatenate([part[side].ravel() for part in parts if part is not None]) for side in (0, 1))
-    step = max(1, len(ours) // SAMPLED)
-    gap = (theirs - ours)[::step]
+    one, other = (numbers([part[side] for part in parts if part is not None]) for side in (0, 1))
+    gap = one - other
     able = [t for t in trials if t.change is not None and len(t.change) == len(gap) and np.isfinite(t.change).all()]
     able = [t for t in able if t.effect > 0]
     if len(able) < 2 or not np.isfinite(gap).all():
@@ -333,15 +374,12 @@ def pair(judge: Judge, model: Model, faults: Sequence[str], trials: Sequence[Tri
         if not set(able[i].entry.stages) & set(able[j].entry.stages)  # or the second takes the first one's place
     }
     found: list[tuple[Trial, Trial, tuple[str, ...]]] = []
-    for i, j in sorted(left, key=lambda at: left[at])[: PAIRED // len(model[stage].formulas)]:
-        one, two = able[i], able[j]
-        at = {stage: model[stage]}
-        then = {**at, **twice(judge, one, two, at)}[stage]
-        alone = [{**at, **dict(judge.applied(each.entry, each.used, at))}[stage] for each in (one, two)]
-        if all(judge.explains(stage, now, then) for now in alone):  # each takes away most of what the other one leaves
-            outcome = trial(judge, model, twice(judge, one, two, model).items(), one.entry, one.used)
-            if outcome.against is None:
-                found.append((one, two, outcome.explained))
+    for i, j in sorted(left, key=lambda at: left[at])[: PAIRED // len(model.seen[stage].formulas)]:
+        a, b = able[i], able[j]
+        if together(rough.only(stage), a, b, stage).explained:
+            outcome = together(model, a, b, stage)
+            if stage in outcome.explained and outcome.against is None:
+                found.append((a, b, outcome.explained))
     if not found:
         return [], ()
     most = max(len(explained) for _, _, explained in found)
@@ -353,10 +391,14 @@ def pair(judge: Judge, model: Model, faults: Sequence[str], trials: Sequence[Tri
     ], explained
 
 
-def twice(judge: Judge, one: Trial, two: Trial, model: Model) -> Model:
-    """The stages that two mistakes change."""
-    first = dict(judge.applied(one.entry, one.used, model))
-    return {**first, **dict(judge.applied(two.entry, two.used, {**model, **first}))}
+def together(model: Model, one: Trial, two: Trial, stage: str) -> Trial:
+    """Try two mistakes at once; a stage counts as explained where each takes away most of what the other one leaves."""
+    first, second = model.with_it(one), model.with_it(two)
+    both = dict(first.changed(two.entry, two.used))
+    outcome = trial(model, {**first.seen, **both}.items(), one.entry, one.used)
+    if stage in both and all(model.judge.explains(stage, by.seen[stage], both[stage]) for by in (first, second)):
+        return outcome
+    return replace(outcome, explained=())
 
 
 def decide(judge: Judge, book: Textbook, group: Sequence[Mistake]) -> str:

@@ -28,6 +28,7 @@ MOVED = 64  # units in the last place by which weights move for these; by one, a
 # A naive sum in C, one product after the other, was measured at 3 times BLAS's error, which keeps 16 or more partial
 # sums; twice that leaves room for another exp and tanh, and for the draws' own spread.
 FACTOR = 6.0
+HIDDEN = -5e3  # what no score of a model comes near, so that a lower one is hidden
 CLEAR = 5.0  # times the tolerance, from which on a difference is named
 INPUT = {"attn.c_attn": "ln_1", "attn.c_proj": "attn.merged", "mlp.c_fc": "ln_2", "mlp.c_proj": "mlp.act"}
 
@@ -223,8 +224,8 @@ def aligned(stage: str, theirs: Array, expected: Array) -> tuple[Array, Array] |
     if theirs.shape != ours.shape:
         return None
     if located(stage)[1] == "attn.scores":  # hidden by −inf, by −1e4, by the least number: hidden all the same
-        visible = ours[np.isfinite(ours)]
-        floor = (visible.min() if visible.size else 0.0) - 30 * (np.abs(visible).max() if visible.size else 1.0)
+        visible = ours[ours > HIDDEN]
+        floor = max(HIDDEN, (visible.min() if visible.size else 0.0) - 30 * np.abs(visible).max(initial=1.0))
         return np.maximum(theirs, floor), np.maximum(ours, floor)
     return theirs, ours
 
