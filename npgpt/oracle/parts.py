@@ -11,7 +11,7 @@ import numpy as np
 from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array, schema
-from . import modules
+from . import modules, outputs
 from .check import compare
 from .mistakes import Mistake, catalogue
 from .report import Report
@@ -117,7 +117,7 @@ def _run(theirs: Callable[..., Any], x: Array, dtype: str | None) -> tuple[Array
         dtype, torch = dtype or "float32", sys.modules["torch"]
         given = torch.tensor(x.tolist(), dtype=torch.float32)
     output = theirs(given)
-    return modules.as_array(output[0] if isinstance(output, tuple) else output).astype(np.float64), dtype
+    return outputs.as_array(output[0] if isinstance(output, tuple) else output).astype(np.float64), dtype
 
 
 def _complete(tensors: Mapping[str, Array], config: Config, rng: np.random.Generator) -> dict[str, Array]:

@@ -194,8 +194,9 @@ def lines(report: Report) -> Iterator[str]:
     if found.unexplained is not None and not found.faint:
         yield ""
         yield f"{found.unexplained} is not explained by any known mistake. {sign(report)}"
-    yield ""
-    yield from table(report)
+    if report.rows:
+        yield ""
+        yield from table(report)
     if report.logits is not None:
         stats = report.logits
         yield ""
