@@ -126,9 +126,8 @@ def loading(module: Module, reference: LanguageModel | None) -> Comparison:
             f"The module is in training mode, and {what} drops out: it was run in evaluation mode, as by .eval()."
         )
     if strange := module.stored.strange:
-        (notes if reference is None else problems).append(
-            f"{listed(strange, 0)} {'is' if len(strange) == 1 else 'are'} no tensor of GPT-2's"
-        )
+        line = f"{listed(strange, 0)} {'is' if len(strange) == 1 else 'are'} no tensor of GPT-2's"
+        (notes if reference is None else problems).append(line if reference else f"{line}, and left out.")
     if reference is None:
         own = "The module's own weights are taken as true: mistakes in loading them cannot be seen (weights=)."
         return Comparison(problems, [*notes, own])
@@ -223,6 +222,8 @@ def opened(weights: Weights | None, n_head: int | None = None) -> LanguageModel:
     if isinstance(weights, Mapping):
         stored = modules.stored(modules.state_of(weights), "weights", lambda: n_head, None)
         return modules.as_language_model("weights", stored)
+    if weights is not None and not isinstance(weights, (str, os.PathLike)):
+        raise NpgptError(f"weights must be a model, its name or path, a module or a state dict, not {weights!r:.80}")
     return load(weights, dtype="float64", n_head=n_head)
 
 
