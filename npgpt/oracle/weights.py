@@ -346,11 +346,12 @@ def _on_a_grid(groups: Array, bits: int) -> bool:
     """Whether the numbers of each group are whole multiples of its scale, counted from 0 or from its least number."""
     low, high = groups.min(axis=1, keepdims=True), groups.max(axis=1, keepdims=True)
     peak = np.maximum(np.abs(low), np.abs(high))
+    spread = np.abs(groups - np.median(groups, axis=1, keepdims=True)).mean()
     steps = ((0, peak / (2 ** (bits - 1) - 1)), (0, peak / 2 ** (bits - 1)), (low, (high - low) / (2**bits - 1)))
     for origin, step in steps:
         places = (groups - origin) / np.where(step > 0, step, 1)
-        off = np.abs(places - np.round(places)).mean()  # 0.25 where there is no grid
-        if off < 0.04 and off < 0.1 * np.abs(places).mean():
+        off = np.abs(places - np.round(places))  # 0.25 on average where there is no grid
+        if off.mean() < 0.04 and (off * step).mean() < 0.02 * spread:  # and not since all but an outlier is small
             return True
     return False
 
