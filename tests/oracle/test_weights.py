@@ -36,7 +36,7 @@ def on_a_grid(bits: int, size: int, across: bool, uneven: bool = False) -> Chang
         most = np.abs(groups - low).max(axis=1, keepdims=True)
         step = most / (2**bits - 1 if uneven else 2 ** (bits - 1) - 1)
         rough = (low + np.round((groups - low) / step) * step).reshape(turned.shape)
-        return rough.T if across else rough
+        return np.asarray(rough.T if across else rough)
 
     return change
 
