@@ -25,6 +25,7 @@ torch = pytest.importorskip("torch", reason="extra parity is not installed")
 transformers = pytest.importorskip("transformers", reason="extra parity is not installed")
 foreign = pytest.importorskip("tests.support.foreign", reason="extra parity is not installed")
 functional = torch.nn.functional
+BASE: Any = torch.nn.Module
 
 CONFIG = small(n_embd=24, n_head=4, n_layer=3)
 ARRAYS = random_arrays(CONFIG)
@@ -339,7 +340,7 @@ def test_a_module_that_wants_targets() -> None:
     assert npgpt.check(module, IDS, model()).matches
 
 
-class Wrapper(torch.nn.Module):  # type: ignore[misc]
+class Wrapper(BASE):  # type: ignore[misc]
     """As a training framework's, with the model in an attribute."""
 
     def __init__(self, attribute: str, inner: Any) -> None:
