@@ -21,7 +21,8 @@ HEAD, WTE = "lm_head.weight", "wte.weight"
 TABLES = (WTE, "wpe.weight", HEAD)  # a row for each id or position
 THIRDS = ("queries", "keys", "values")  # of c_attn, side by side
 SHOWN = 3  # names in a line
-SAMPLE = 64  # rows or columns in which a grid is looked for
+SAMPLE = 16  # rows, columns or blocks in which a grid is looked for
+KINDS = ("float16", "bfloat16", "float32")  # to which weights may have been rounded
 LEAST = 24  # numbers, below which nothing is told from their distribution
 
 
@@ -63,7 +64,7 @@ def compare_weights(theirs: Mapping[str, Array], reference: Mapping[str, Array],
             to, how = _other_shape(name, found, expected, dtype)
             (notes if to else problems).setdefault(how, []).append(name)
         elif not same(found, expected):
-            if same(found, rounded(expected, dtype)):
+            if same_rounded(found, expected, dtype):
                 notes.setdefault(f"the reference's, rounded to {dtype}, in which they are kept", []).append(name)
             else:
                 how = _source(
@@ -83,12 +84,19 @@ def same(one: Array, other: Array) -> bool:
     return one.shape == other.shape and np.array_equal(one[:1], other[:1]) and np.array_equal(one, other)
 
 
+def same_rounded(one: Array, other: Array, dtype: str) -> bool:
+    """Return whether an array is another one rounded to dtype."""
+    return all(same(one[:rows], rounded(other[:rows], dtype)) for rows in (1, None))
+
+
 def in_which_way(pair: Pair) -> str:
     """Return the first way that fits, or that the numbers are others, where, and by how much."""
+    told = next((found for way in WAYS if (found := way(pair))), "")
+    if told:
+        return told
     apart = pair.found != pair.expected
-    gap = f"by up to {np.abs(pair.found - pair.expected).max():.3g}"
-    told = (found for way in WAYS if (found := way(pair)))
-    return next(told, f"different{'' if apart.all() else f' in {_place(apart)}'}, {gap}")
+    where = "" if apart.all() else f" in {_place(apart)}"
+    return f"different{where}, by up to {np.abs(pair.found - pair.expected).max():.3g}"
 
 
 def listed(names: Iterable[str], blocks: int) -> str:
@@ -132,7 +140,7 @@ def _other_shape(name: str, found: Array, expected: Array, dtype: str) -> tuple[
     rows = min(len(found), len(expected))
     if name not in TABLES or found.shape[1:] != expected.shape[1:]:
         return False, how
-    equal = same(found[:rows], expected[:rows]) or same(found[:rows], rounded(expected[:rows], dtype))
+    equal = same(found[:rows], expected[:rows]) or same_rounded(found[:rows], expected[:rows], dtype)
     right = equal and (len(found) > len(expected) or name == "wpe.weight")
     return right, f"{how}: the first {rows} rows are {'the same' if equal else 'others'}"
 
@@ -195,8 +203,7 @@ def permuted(pair: Pair) -> str:
 
 def coarser(pair: Pair) -> str:
     """Rounded to another dtype."""
-    kinds = ("float16", "bfloat16", "float32")
-    return next((f"rounded to {dtype}" for dtype in kinds if same(pair.found, rounded(pair.expected, dtype))), "")
+    return next((f"rounded to {dtype}" for dtype in KINDS if same_rounded(pair.found, pair.expected, dtype)), "")
 
 
 def elsewhere(pair: Pair) -> str:
@@ -239,16 +246,17 @@ def reshaped(pair: Pair) -> str:
 def scaled(pair: Pair) -> str:
     """All numbers times one."""
     x, y = pair.found, pair.expected
-    factor = float((x * y).sum() / (square if (square := float(np.square(y).sum())) else 1.0))
-    near = np.abs(x - factor * y).max() <= 4 * pair.unit * np.abs(x).max()
+    factor = float(np.vdot(y, x) / (np.vdot(y, y) or 1.0))
+    room = 4 * pair.unit * np.abs(x).max()
+    near = all(np.abs(x[:rows] - factor * y[:rows]).max() <= room for rows in (1, None))
     return f"{factor:.6g} times the reference's" if x.size > 2 and near and abs(factor - 1) > 4 * pair.unit else ""
 
 
 def offset(pair: Pair) -> str:
     """One number added to all, as where gains are stored less one."""
-    gap = pair.found - pair.expected
-    by, room = float(gap.mean()), 4 * pair.unit * float(np.abs(pair.expected).max())
-    return f"the reference's plus {by:.6g}" if gap.size > 2 and np.ptp(gap) <= 2 * room < abs(by) else ""
+    by, room = float((pair.found[:1] - pair.expected[:1]).mean()), 4 * pair.unit * float(np.abs(pair.expected).max())
+    near = all(np.abs(pair.found[:rows] - pair.expected[:rows] - by).max() <= room for rows in (1, None))
+    return f"the reference's plus {by:.6g}" if pair.found.size > 2 and near and abs(by) > 2 * room else ""
 
 
 def in_part(pair: Pair) -> str:
@@ -266,7 +274,8 @@ def in_part(pair: Pair) -> str:
 def partly_zero(pair: Pair) -> str:
     """Zero in a part, and right elsewhere."""
     apart = pair.found != pair.expected
-    return "" if pair.found[apart].any() or apart.all() else f"zero in {_place(apart)}, and right elsewhere"
+    other = apart.all() or np.logical_and(apart, pair.found).any()
+    return "" if other else f"zero in {_place(apart)}, and right elsewhere"
 
 
 def quantised(pair: Pair) -> str:
@@ -338,8 +347,8 @@ def _groups(x: Array) -> Iterator[tuple[str, Array]]:
             yield f"each {word}", lines
             for size in (32, 64, 128, 256):
                 if lines.shape[1] % size == 0 and lines.shape[1] > size:
-                    yield f"each {size} numbers of a {word}", lines.reshape(-1, size)
-    yield "the whole tensor", x.reshape(1, -1)
+                    yield f"each {size} numbers of a {word}", lines.reshape(-1, size)[:SAMPLE]
+    yield "the whole tensor", np.r_[x.ravel()[: SAMPLE**2], x.min(), x.max()][None]
 
 
 def _on_a_grid(groups: Array, bits: int) -> bool:
