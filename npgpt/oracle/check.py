@@ -102,7 +102,7 @@ def check(
         run, arrays = function.run, function.run(ids)
         notes += function.notes
     elif isinstance(theirs, Mapping):
-        arrays = {name: outputs.as_array(array) for name, array in theirs.items()}
+        arrays = outputs.named(theirs)
     else:
         arrays = {"logits": outputs.logits_of(theirs, model_config.vocab_size)}
     if dtype is None:

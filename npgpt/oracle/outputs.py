@@ -24,6 +24,7 @@ STATE = "state is kept between calls (a cache that is not reset?)"
 Run = Callable[[NDArray[np.integer[Any]]], Mapping[str, NDArray[Any]]]  # theirs, on ids [B, T]
 Ids = NDArray[np.integer[Any]]
 NO_ARRAY = "{} is no array of numbers: give logits [V], [T, V] or [B, T, V]"
+NO_STAGES = ("loss", "past_key_values", "cross_attentions")  # of what transformers returns
 # How a framework hands out an array, in the order in which the ways are tried.
 WAYS_OUT: tuple[Callable[[Any], Any], ...] = (
     lambda tensor: tensor.numpy(),
@@ -97,6 +98,19 @@ def logits_of(output: Any, vocab_size: int | None = None) -> NDArray[Any]:
     if not wide:
         raise NpgptError(f"it gives no logits, but {', '.join(fields) or 'nothing'}: is the output head left out?")
     return as_array(fields[wide[0]])
+
+
+def named(theirs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """Return arrays by name. Of what transformers returns, a tuple is an array for each of its places, and what is no
+    stage is left out.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    for name, value in theirs.items():
+        if isinstance(value, (tuple, list)) and any(hasattr(item, "shape") for item in value):
+            found |= {f"{name}.{place}": as_array(item) for place, item in enumerate(value)}
+        elif value is not None and name not in NO_STAGES:
+            found[name] = as_array(value)
+    return found
 
 
 def _shape(item: Any) -> tuple[int, ...]:

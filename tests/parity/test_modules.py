@@ -373,3 +373,12 @@ def test_weights_from_a_module_or_a_state_dict() -> None:
     with torch.no_grad():
         logits = module(torch.tensor(IDS))[0]
     assert said(logits, module).matches
+
+
+def test_what_transformers_returns_is_taken_whole() -> None:
+    module = foreign.build("transformers", CONFIG, ARRAYS)
+    with torch.no_grad():
+        whole = module(torch.tensor(IDS), labels=torch.tensor(IDS), output_hidden_states=True, output_attentions=True)
+    report = said(whole, model())
+    assert report.matches, str(report)
+    assert {"embedding", "h.0", "h.2.attn.weights", "ln_f", "logits"} <= {row.stage for row in report.rows}
