@@ -23,7 +23,7 @@ from ..errors import NpgptError
 from ..language_model import LanguageModel, load
 from ..parameters import Array
 from ..text.vocabularies import load_tokenizer
-from . import files, modules, outputs
+from . import conditions, files, modules, outputs
 from .arithmetic import UNIT, rounded
 from .diagnosis import Diagnosis, Judge, diagnose
 from .mistakes import Mistake, catalogue
@@ -121,7 +121,7 @@ def loading(module: Module, reference: LanguageModel | None) -> Comparison:
     """Return what is to be said of a module before it is run: whether it drops out, and how its weights are loaded."""
     problems: list[str] = []
     notes: list[str] = []
-    if what := modules.dropping(module.module):
+    if what := conditions.dropping(module.module):
         notes.append(
             f"The module is in training mode, and {what} drops out: it was run in evaluation mode, as by .eval()."
         )

@@ -49,13 +49,13 @@ class Firings:
         for path in shown:
             paths.setdefault(id(parts[path]), []).append(path)
         handles = []
-        for group in paths.values():
-            before, after = self._hooks({path: shown[path] for path in group})
-            part = parts[group[0]]
-            handles += [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
-            if len(group) > 1 and any(_local(stage) in HOLDING | {""} for stage, _ in shown[group[0]]):
-                self.shared.append(group)
         try:
+            for group in paths.values():
+                before, after = self._hooks({path: shown[path] for path in group})
+                part = parts[group[0]]
+                handles += [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
+                if len(group) > 1 and any(_local(stage) in HOLDING | {""} for stage, _ in shown[group[0]]):
+                    self.shared.append(group)
             yield
         finally:
             for handle in handles:

@@ -1,14 +1,11 @@
 """A PyTorch module: its own tensors under canonical names, opened and run.
 
-torch is never imported: everything goes through the module's own methods. A module is run in evaluation mode, and with
-other values in parameters that hold one number throughout, since they hide mistakes. Neither outlasts the run: flags
-and the parameters' own data are put back, also after an exception, and nothing is ever written to that data.
+torch is never imported: everything goes through the module's own methods.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -26,6 +23,8 @@ from ..language_model import LanguageModel
 from ..parameters import Array, check_shapes, from_arrays, schema
 from ..text.tokenizer import Tokenizer
 from ..text.vocabularies import load_tokenizer
+from .arithmetic import UNIT
+from .conditions import as_judged, perturbation
 from .firings import THIRDS, Firings, Place
 from .outputs import Ids, as_array, invoke, logits_of, raised
 from .textbook import BLOCK, located
@@ -33,7 +32,6 @@ from .weights import HEAD, WTE, listed
 
 INPUTS = {"attn.c_proj": "attn.merged", "ln_2": "attn.residual"}  # what a part is given
 BESIDE = {"wte": (("drop", "drop_emb"), "embedding"), "mlp.c_fc": (("act", "gelu", "1"), "mlp.act")}  # without tensors
-SPREAD = 0.25  # of what takes the place of one number
 # What a part alone lacks in front of its tensors' names, for them to be a whole model's.
 PREFIXES = {
     "attention": ("h.0.attn.", "trf_blocks.0.att."),
@@ -134,8 +132,11 @@ def is_module(theirs: object) -> bool:
 
 
 def dtype_of(module: Any) -> str:
-    """The dtype of a module's parameters."""
-    return str(next(iter(module.parameters())).dtype).removeprefix("torch.")
+    """The dtype of a module's first parameter that is a float. Raises NpgptError where none is one that npgpt knows."""
+    kinds = [str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()]
+    if known := next((kind for kind in kinds if kind in UNIT), None):
+        return known
+    raise NpgptError(f"{type(module).__name__} holds {kinds[0] if kinds else 'nothing'}; known are {', '.join(UNIT)}")
 
 
 def stored_tensors(state: Mapping[str, Any], title: str) -> dict[str, Tensor]:
@@ -287,72 +288,6 @@ def stated_n_head(module: Any) -> int:
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
     raise NpgptError(f"{type(module).__name__} does not say how many heads it has (num_heads or n_head): give n_head=")
-
-
-def dropping(module: Any) -> str:
-    """Return the first part that drops out as the module stands; none where nothing does."""
-    for path, part in module.named_modules():
-        rates = {
-            name: p
-            for name, p in vars(part).items()
-            if "drop" in name or (name == "p" and "Dropout" in type(part).__name__)
-        }
-        for name, p in rates.items() if getattr(part, "training", False) else ():
-            if isinstance(p, float) and 0 < p <= 1:
-                return f"{path or 'the module'} ({type(part).__name__}, {name} = {p:g})"
-    return ""
-
-
-def dropout(module: Any) -> list[str]:
-    """What drops out as the module stands, as a problem; none where nothing does."""
-    what = dropping(module)
-    return [f"the module is in training mode, and {what} drops out: call .eval()"] if what else []
-
-
-@contextmanager
-def as_judged(module: Any, changed: Sequence[tuple[Any, Any]] = ()) -> Iterator[None]:
-    """Within, every part is in evaluation mode, and each changed parameter has other data; then all is as it was.
-
-    The flags are set one by one, since a module's own eval() may do more.
-    """
-    flags = [(part, part.training) for part in module.modules() if getattr(part, "training", False)]
-    own = [(parameter, parameter.data) for parameter, _ in changed]
-    try:
-        for part, _ in flags:
-            part.training = False
-        for parameter, data in changed:
-            parameter.data = data
-        yield
-    finally:
-        for parameter, data in own:
-            parameter.data = data
-        for part, flag in flags:
-            part.training = flag
-
-
-def degenerate(array: NDArray[Any]) -> bool:
-    """Whether one number fills it, as a fresh model's biases and gains."""
-    return array.size > 1 and array.dtype.kind == "f" and bool((array == array.flat[0]).all())
-
-
-def perturbation(module: Any, wanted: Collection[str] | None = None) -> list[tuple[str, Any, Any]]:
-    """Return of each degenerate parameter its name, itself, and other data, drawn around its number; none of it is set.
-
-    A parameter that stands at several places is one and comes with each of its names. wanted: names, None for all.
-    """
-    rng, drawn, found = np.random.default_rng(0), {}, []
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if wanted is not None and name not in wanted:
-            continue
-        if id(parameter) not in drawn:
-            array = as_array(parameter)
-            if not degenerate(array):
-                continue
-            spread = SPREAD if array.ndim < 2 else SPREAD / np.sqrt(max(array.shape))
-            values = array + spread * rng.standard_normal(array.shape)
-            drawn[id(parameter)] = parameter.detach().float().new_tensor(values.tolist()).to(parameter.dtype)
-        found.append((name, parameter, drawn[id(parameter)]))
-    return found
 
 
 def ids_for(module: Any, token_ids: Ids) -> Any:

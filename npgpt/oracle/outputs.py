@@ -38,10 +38,12 @@ WAYS_OUT: tuple[Callable[[Any], Any], ...] = (
 def as_array(tensor: Any) -> NDArray[Any]:
     """Return a tensor of any framework as an array; bfloat16 as float32. Raises NpgptError for what is none."""
     if hasattr(tensor, "detach"):
-        tensor = tensor.detach().cpu()
-        if str(tensor.dtype) == "torch.bfloat16":
-            tensor = tensor.float()
-        return np.asarray(tensor.numpy())
+        try:
+            tensor = tensor.detach().cpu()
+            tensor = tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor
+            return np.asarray(tensor.numpy())
+        except Exception as error:  # sparse, quantised, or on no device
+            raise NpgptError(f"{_kind(tensor)} cannot be read as an array: {raised(error)}") from error
     if isinstance(tensor, (list, tuple)) and any(hasattr(item, "shape") for item in tensor):
         return np.stack([as_array(item) for item in tensor])
     if not hasattr(tensor, "shape") or isinstance(tensor, (np.ndarray, np.generic)):

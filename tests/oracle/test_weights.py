@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from npgpt.oracle.weights import LEAST, compare_weights, listed, what_cannot_show
+from npgpt.oracle.ways import LEAST
+from npgpt.oracle.weights import compare_weights, listed, what_cannot_show
 from npgpt.parameters import Array
 from tests.support.models import random_arrays, small
 

@@ -15,7 +15,7 @@ from npgpt import parameters
 from npgpt.config import Config
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
-from npgpt.oracle import modules
+from npgpt.oracle import conditions
 from npgpt.oracle.report import Report
 from npgpt.parameters import Array
 from tests.support.models import no_text, random_arrays, random_ids, small
@@ -184,9 +184,9 @@ def test_perturbing_in_half_precision_is_no_alarm() -> None:
 def test_what_a_part_needs_to_be_perturbed() -> None:
     """parts of a model alone use the same two functions."""
     norm = torch.nn.LayerNorm(8).train()
-    changed = modules.perturbation(norm)
+    changed = conditions.perturbation(norm)
     assert [name for name, _, _ in changed] == ["weight", "bias"]
-    with modules.as_judged(norm, [(parameter, data) for _, parameter, data in changed]):
+    with conditions.as_judged(norm, [(parameter, data) for _, parameter, data in changed]):
         assert not norm.training
         assert norm.weight.std() > 0
     assert norm.training
