@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .outputs import as_array
+from .outputs import as_array, untraced
 from .textbook import located
 
 Place = tuple[str, str, bool]  # the path of a module's part, the stage that it shows, and whether as its input
@@ -53,7 +53,8 @@ class Firings:
             for group in paths.values():
                 before, after = self._hooks({path: shown[path] for path in group})
                 part = parts[group[0]]
-                handles += [part.register_forward_pre_hook(before), part.register_forward_hook(after)]
+                handles.append(part.register_forward_pre_hook(untraced(before)))
+                handles.append(part.register_forward_hook(untraced(after)))
                 if len(group) > 1 and any(_local(stage) in HOLDING | {""} for stage, _ in shown[group[0]]):
                     self.shared.append(group)
             yield

@@ -133,6 +133,14 @@ def without_gradients() -> Iterator[None]:
         yield
 
 
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that torch.compile, where it is in use, runs and does not translate."""
+    if "torch._dynamo" not in sys.modules:
+        return function
+    kept: Callable[..., Any] = sys.modules["torch"].compiler.disable(function)
+    return kept
+
+
 def invoke(function: Callable[..., Any], ids: Any, signature: Callable[..., Any] | None = None) -> Any:
     """Call a function with ids, and with None for each further argument that it needs, such as targets; with the ids
     for these, where it cannot do with None. signature: what tells its arguments, where that is another function.

@@ -360,6 +360,13 @@ def test_a_model_in_an_attribute(attribute: str, style: str) -> None:
     assert len(report.rows) > 30
 
 
+def test_a_compiled_module_is_seen_and_perturbed(recwarn: pytest.WarningsRecorder) -> None:
+    report = npgpt.check(torch.compile(fresh(), backend="eager"), IDS)
+    assert report.matches, str(report)
+    assert len(report.rows) > 30
+    assert not recwarn.list
+
+
 def said(theirs: Any, weights: Any) -> Report:
     return npgpt.check(theirs, IDS, weights)
 
