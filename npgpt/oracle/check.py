@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,21 +23,23 @@ from ..errors import NpgptError
 from ..language_model import LanguageModel, load
 from ..parameters import Array
 from ..text.vocabularies import load_tokenizer
-from . import files, modules
+from . import conditions, files, modules, outputs
 from .arithmetic import UNIT, rounded
-from .diagnosis import Judge, diagnose
+from .diagnosis import Diagnosis, Judge, diagnose
 from .mistakes import Mistake, catalogue
-from .report import DRAWN, GreedyReport, Report, Row, logit_statistics
-from .rounding import aligned, difference, run_all, tolerances
+from .modules import Module
+from .outputs import Run
+from .report import GreedyReport, Report, Row, logit_statistics
+from .rounding import CLEAR, aligned, difference, run_all, tolerances
 from .textbook import Pass, stages, textbook
 from .theirs import Case, cases
+from .weights import Comparison, compare_weights, listed, what_cannot_show
 from .where import where
 
 SHOWN = 3  # unexplained stages of which it is said where they differ
 FEW = 8  # different numbers, below which they tell no dtype
-Weights = LanguageModel | str | os.PathLike[str]
+Weights = LanguageModel | str | os.PathLike[str] | Mapping[str, Any] | Any  # the last a module
 Prompt = str | ArrayLike
-Run = Callable[[NDArray[np.integer[Any]]], Mapping[str, NDArray[Any]]]  # theirs, on ids [B, T]
 
 
 def check(
@@ -50,16 +53,19 @@ def check(
     attention_mask: ArrayLike | None = None,
     chunks: Sequence[int] = (),
     shape: Sequence[int] = (),
+    perturb: bool = True,
 ) -> Report:
     """Compare another implementation of GPT-2 with the reference, and name the mistakes in it.
 
     theirs: logits [V], [T, V] or [B, T, V]; stages by name; the path of a file that holds one of these (.npz, .npy,
     .safetensors, .pt, llm.c's debug state, or raw numbers of this shape in a .bin); a callable from ids [B, T] to
-    logits; or a PyTorch module with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, run as it stands.
-    prompt: a text, or ids [T] or [B, T]; a file may hold them. weights: the model that theirs should be, by name or
-    path; without it a module's own weights are taken as true, and anything else is compared with the embedded model.
-    dtype: in which theirs computed; by default the coarsest that holds all it gives. Raises NpgptError where the two
-    cannot be compared.
+    logits; or a PyTorch module with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, run in evaluation
+    mode. prompt: a text, or ids [T] or [B, T]; a file may hold them. weights: the model that theirs should be, by name
+    or path, a module or a state dict; without it a module's own weights are taken as true, and anything else is
+    compared with the embedded model. dtype: in which theirs computed; by default the coarsest that holds all it gives.
+    perturb: whether parameters of a module that hold one number throughout, as a fresh model's biases and gains, have
+    others while both models are run, since mistakes with them would not show. Raises NpgptError where the two cannot be
+    compared.
     """
     if isinstance(theirs, (str, os.PathLike)):
         options: dict[str, Any] = {"config": config, "attention_mask": attention_mask, "chunks": chunks}
@@ -68,45 +74,71 @@ def check(
             raise NpgptError(f"{os.fspath(theirs)} holds greedy ids and no logits: npgpt.check_greedy judges them")
         return found
     module = modules.open_module(theirs, n_head, config) if modules.is_module(theirs) else None
-    reference = None if weights is None and module is not None else opened(weights, n_head)
+    judged_in = dtype
+    known_heads = n_head or (None if module is None else module.config.n_head)
+    reference = None if weights is None and module is not None else opened(weights, known_heads)
     problems: list[str] = []
     notes: list[str] = []
     if module is None:
         assert reference is not None
         model_config, tensors = config or reference.config, in_float64(reference)
     else:
-        model_config, tensors = module.config, dict(module.tensors)
-        if reference is None:
-            notes.append(
-                "The module's own weights are taken as true: mistakes in loading them cannot be seen (weights=)."
-            )
-        else:
-            problems += modules.compare_weights(tensors, in_float64(reference))
-            if reference.config.n_head != model_config.n_head:
-                problems.append(f"n_head is {model_config.n_head}, the reference has {reference.config.n_head}")
+        model_config = module.config
+        loaded = loading(module, reference)
+        problems, notes = loaded.problems, loaded.notes
+        if perturb:
+            module, said = module.perturbed()
+            notes += said
+        tensors = dict(module.tensors)
+    if module is None or not perturb:
+        notes += what_cannot_show(tensors, model_config.n_layer)
     ids = ids_of(prompt, reference, model_config)
     run: Run | None = None
+    rewind = outputs.rewinder()
     if module is not None:
-        problems += modules.dropout(theirs)
-        run, dtype = module.run, dtype or module.dtype
+        seen = module.observed(ids)
+        run, arrays, dtype = module.run, seen.stages, dtype or module.dtype
+        wrong, said = seen.told()
+        problems, notes = problems + wrong, notes + said
     elif callable(theirs):
-        run = partial(modules.call, theirs)
-    if run is not None:
-        arrays = run(ids)
-        if not np.array_equal(arrays["logits"], run(ids)["logits"], equal_nan=True):
-            problems.append(DRAWN)
+        function = outputs.Function(theirs, model_config.vocab_size)
+        run, arrays = function.run, function.run(ids)
+        notes += function.notes
     elif isinstance(theirs, Mapping):
-        arrays = {name: modules.as_array(array) for name, array in theirs.items()}
+        arrays = outputs.named(theirs)
     else:
-        arrays = {"logits": modules.as_array(theirs)}
+        arrays = {"logits": outputs.logits_of(theirs, model_config.vocab_size)}
     if dtype is None:
         last = np.asarray(arrays["logits"] if "logits" in arrays else [*arrays.values()][-1:])
         dtype = computed_in(last)
         if dtype != str(last.dtype) and last.dtype.kind == "f":
             notes.append(f"Every number is one of {dtype}, though stored as {last.dtype}: so it is judged (dtype=).")
+    if run is not None and (unsteady := outputs.unsteady(run, ids, arrays["logits"], rewind, UNIT.get(dtype, 0.0))):
+        return Report([], Diagnosis([], [], []), dtype, notes, None, [unsteady, *problems])
     given = cases(arrays, model_config, ids, attention_mask, chunks)
     tried = None if run is None else partial(experiments, run, ids, model_config)
-    return compare(model_config, tensors, given, dtype, problems, notes, tried=tried)
+    coarser = "float32" if judged_in is None and dtype == "float64" else None
+    return compare(model_config, tensors, given, dtype, problems, notes, tried=tried, coarser=coarser)
+
+
+def loading(module: Module, reference: LanguageModel | None) -> Comparison:
+    """Return what is to be said of a module before it is run: whether it drops out, and how its weights are loaded."""
+    problems: list[str] = []
+    notes: list[str] = []
+    if what := conditions.dropping(module.module):
+        notes.append(
+            f"The module is in training mode, and {what} drops out: it was run in evaluation mode, as by .eval()."
+        )
+    if strange := module.stored.strange:
+        line = f"{listed(strange, 0)} {'is' if len(strange) == 1 else 'are'} no tensor of GPT-2's"
+        (notes if reference is None else problems).append(line if reference else f"{line}, and left out.")
+    if reference is None:
+        own = "The module's own weights are taken as true: mistakes in loading them cannot be seen (weights=)."
+        return Comparison(problems, [*notes, own])
+    found = compare_weights(module.tensors, in_float64(reference), module.dtype)
+    if reference.config.n_head != module.config.n_head:
+        problems.append(f"n_head is {module.config.n_head}, the reference has {reference.config.n_head}")
+    return Comparison(found.problems + problems, notes + found.notes)
 
 
 def compare_file(
@@ -185,8 +217,18 @@ def check_greedy(
 
 
 def opened(weights: Weights | None, n_head: int | None = None) -> LanguageModel:
-    """The model of that name or path, the embedded one for None."""
-    return weights if isinstance(weights, LanguageModel) else load(weights, dtype="float64", n_head=n_head)
+    """The model of that name or path, of a module or of a state dict; the embedded one for None."""
+    if isinstance(weights, LanguageModel):
+        return weights
+    if modules.is_module(weights):
+        module = modules.open_module(weights, n_head, None)
+        return modules.as_language_model(type(weights).__name__, module.stored)
+    if isinstance(weights, Mapping):
+        stored = modules.stored(modules.state_of(weights), "weights", lambda: n_head, None)
+        return modules.as_language_model("weights", stored)
+    if weights is not None and not isinstance(weights, (str, os.PathLike)):
+        raise NpgptError(f"weights must be a model, its name or path, a module or a state dict, not {weights!r:.80}")
+    return load(weights, dtype="float64", n_head=n_head)
 
 
 def in_float64(model: LanguageModel) -> dict[str, Array]:
@@ -269,11 +311,14 @@ def compare(
             said.append(
                 "Their logits are not finite, or of another number of positions, so that they have no statistics."
             )
-    found = diagnose(judge, alone, entries)
+    apart = [row for row in rows if row.difference.ratio > 1]
+    found = diagnose(judge, alone, entries, search=bool(apart))
+    if apart and not found.findings and not found.unknown:  # each stage is right by its own input, their errors add up
+        found = replace(found, unknown=[apart[0].stage], faint=apart[0].difference.ratio < CLEAR)
     if tried is not None and found.unexplained is not None:
         said += tried(judge)
-    apart = [row.stage for row in rows if row.difference.ratio > 1][:1] + found.unknown[:SHOWN]
-    theirs = {stage: [case.theirs[stage] for case in given if stage in case.theirs] for stage in apart}
+    shown = [row.stage for row in apart[:1]] + found.unknown[:SHOWN]
+    theirs = {stage: [case.theirs[stage] for case in given if stage in case.theirs] for stage in shown}
     at = {stage: where(stage, theirs[stage], alone.seen[stage].ours, allowed[stage], config.n_head) for stage in theirs}
     return Report(rows, found, dtype, said, statistics, list(problems), at)
 

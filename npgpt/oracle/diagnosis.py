@@ -246,8 +246,11 @@ class Trial:
 Found = tuple[list[list[Trial]], tuple[str, ...]]  # groups, each of mistakes that fit alike, and what they explain
 
 
-def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake]) -> Diagnosis:
-    """Name what explains the differences from the right model, and locate the rest."""
+def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: bool = True) -> Diagnosis:
+    """Name what explains the differences from the right model, and locate the rest.
+
+    search: whether anything differs; where nothing does, only what cannot be excluded is told.
+    """
     findings: list[Finding] = []
     faint: list[Mistake] = []
     unknown: list[str] = []
@@ -258,7 +261,7 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake]) -> Diagnosi
     # what could not be seen if it were there; a mistake that touches nothing of what was given is not spoken of
     whole = tried(rough, [entry for entry in rest if entry.layer is None], model.differing())
     hidden = [t.entry for t in whole if not t.used and not t.against and 0 <= t.effect < CLEAR]
-    while faults := [stage for stage in model.differing() if stage not in settled]:
+    while faults := [stage for stage in model.differing() if search and stage not in settled]:
         strongest = model.seen[faults[0]].ratio
         trials = whole if not findings else tried(rough, [entry for entry in rest if entry.layer is None], faults)
         groups, explained = best(model, trials, faults)

@@ -11,7 +11,7 @@ import numpy as np
 from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array, schema
-from . import modules
+from . import conditions, modules, outputs
 from .check import compare
 from .mistakes import Mistake, catalogue
 from .report import Report
@@ -58,7 +58,7 @@ def check_part(
         if not is_module:
             raise NpgptError(f"{part} needs n_head=, the number of heads")
         heads = modules.stated_n_head(theirs)
-    problems = modules.dropout(theirs) if is_module else []
+    problems = conditions.dropout(theirs) if is_module else []
     rng = np.random.default_rng(seed)
     if x is None:  # uneven, so that means, variances and orders show; small rows too, so that an epsilon does
         x = rng.standard_normal((2, TOKENS, given_width)) * np.geomspace(0.02, 3, TOKENS)[:, None] + 0.3
@@ -117,7 +117,7 @@ def _run(theirs: Callable[..., Any], x: Array, dtype: str | None) -> tuple[Array
         dtype, torch = dtype or "float32", sys.modules["torch"]
         given = torch.tensor(x.tolist(), dtype=torch.float32)
     output = theirs(given)
-    return modules.as_array(output[0] if isinstance(output, tuple) else output).astype(np.float64), dtype
+    return outputs.as_array(output[0] if isinstance(output, tuple) else output).astype(np.float64), dtype
 
 
 def _complete(tensors: Mapping[str, Array], config: Config, rng: np.random.Generator) -> dict[str, Array]:

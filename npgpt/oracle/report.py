@@ -86,10 +86,13 @@ class Report:
         if self.matches:
             text = f"matches: rounding in {self.dtype} explains every difference, in {_stages(len(self.rows))}"
             return text + ("" if self.whole else f"; nothing behind {self.rows[-1].stage} was given")
+        text = ""
+        if self.problems and not self.diagnosis.findings:
+            more = f", and {len(self.problems) - 1} more" if len(self.problems) > 1 else ""
+            text = f"{self.problems[0]}{more}; "
         if self.first is None:
-            more = f"; and {len(self.problems) - 1} more" if len(self.problems) > 1 else ""
-            return f"differs: {self.problems[0]}{more}"
-        text = f"differs: {self.first.stage} is the first stage that rounding in {self.dtype} cannot explain"
+            return f"differs: {text.removesuffix('; ')}"
+        text = f"differs: {text}{self.first.stage} is the first stage that rounding in {self.dtype} cannot explain"
         if self.diagnosis.findings:
             text += f"; it is {', and '.join(self.names)}"
         if self.diagnosis.faint:
@@ -209,8 +212,9 @@ def lines(report: Report) -> Iterator[str]:
     if found.unexplained is not None and not found.faint:
         yield ""
         yield f"{found.unexplained} is not explained by any known mistake. {sign(report)}"
-    yield ""
-    yield from table(report)
+    if report.rows:
+        yield ""
+        yield from table(report)
     for remark in remarks(report):
         yield ""
         yield remark

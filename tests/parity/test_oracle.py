@@ -180,15 +180,26 @@ def test_loading_mistakes_are_named_against_the_reference(style: str, name: str,
     assert npgpt.check(foreign.build(style, CONFIG, ARRAYS), IDS, REFERENCE).matches
 
 
-def test_dropout_left_on_is_a_finding_and_eval_is_never_called() -> None:
+def test_a_module_that_drops_out_is_run_in_evaluation_mode_and_put_back() -> None:
+    """Each part's own flag, since some may be frozen in evaluation; also where the run fails."""
     module = foreign.build("llms-from-scratch", CONFIG, ARRAYS)
     module.drop_emb.p = 0.1
     module.train()
+    module.trf_blocks[1].eval()
+    flags = [part.training for part in module.modules()]
     report = npgpt.check(module, IDS)
-    assert module.training
-    assert "drop_emb (Dropout, p = 0.1) drops out: call .eval()" in " ".join(report.problems)
-    assert "differ from run to run" in " ".join(report.problems)
-    assert "mend that first" in str(report)
+    assert report.matches, str(report)
+    assert report.notes[0] == (
+        "The module is in training mode, and drop_emb (Dropout, p = 0.1) drops out: it was run in evaluation mode, as "
+        "by .eval()."
+    )
+    assert [part.training for part in module.modules()] == flags
+    module.out_head.forward = None
+    with pytest.raises(NpgptError, match="GPTModel raises TypeError"):
+        npgpt.check(module, IDS)
+    assert [part.training for part in module.modules()] == flags
+    quiet = foreign.build("llms-from-scratch", CONFIG, ARRAYS).train()
+    assert not any("training mode" in note for note in npgpt.check(quiet, IDS).notes)
 
 
 def test_what_is_no_whole_gpt2_is_refused() -> None:
