@@ -23,16 +23,17 @@ from ..errors import NpgptError
 from ..language_model import LanguageModel, load
 from ..parameters import Array
 from ..text.vocabularies import load_tokenizer
-from . import conditions, files, modules, outputs
+from . import conditions, files, lens, modules, outputs
 from .arithmetic import UNIT, rounded
 from .diagnosis import Diagnosis, Judge, diagnose
 from .mistakes import Mistake, catalogue
 from .modules import Module
+from .naming import flat
 from .outputs import Run
 from .report import GreedyReport, Report, Row, logit_statistics
 from .rounding import CLEAR, aligned, difference, run_all, tolerances
 from .textbook import Pass, stages, textbook
-from .theirs import Case, cases
+from .theirs import Case, Taken, cases, take
 from .weights import Comparison, compare_weights, listed, what_cannot_show
 from .where import where
 
@@ -104,8 +105,8 @@ def check(
         function = outputs.Function(theirs, model_config.vocab_size)
         run, arrays = function.run, function.run(ids)
         notes += function.notes
-    elif isinstance(theirs, Mapping):
-        arrays = outputs.named(theirs)
+    elif isinstance(stages_of := getattr(theirs, "cache_dict", theirs), Mapping):  # TransformerLens's ActivationCache
+        arrays = outputs.named(flat(stages_of))
     else:
         arrays = {"logits": outputs.logits_of(theirs, model_config.vocab_size)}
     if dtype is None:
@@ -115,10 +116,38 @@ def check(
             notes.append(f"Every number is one of {dtype}, though stored as {last.dtype}: so it is judged (dtype=).")
     if run is not None and (unsteady := outputs.unsteady(run, ids, arrays["logits"], rewind, UNIT.get(dtype, 0.0))):
         return Report([], Diagnosis([], [], []), dtype, notes, None, [unsteady, *problems])
-    given = cases(arrays, model_config, ids, attention_mask, chunks)
+    taken = take(arrays, model_config, ids, attention_mask, chunks)
+    if module is None:
+        model_config, tensors, taken = lens.undone(model_config, tensors, taken)
     tried = None if run is None else partial(experiments, run, ids, model_config)
     coarser = "float32" if judged_in is None and dtype == "float64" else None
-    return compare(model_config, tensors, given, dtype, problems, notes, tried=tried, coarser=coarser)
+    notes, problems = notes + taken.notes, problems + taken.problems
+
+    def report(cases: Sequence[Case], problems: Sequence[str]) -> Report:
+        return compare(model_config, tensors, cases, dtype, problems, notes, tried=tried, coarser=coarser)
+
+    return without_padding(report, taken, problems)
+
+
+def without_padding(
+    report: Callable[[Sequence[Case], Sequence[str]], Report], taken: Taken, problems: list[str]
+) -> Report:
+    """Return the report on all cases. Where nothing explains it, and padded rows of which one position was given are
+    the reason, they are a problem, and the report is on the other rows.
+    """
+    found = report(taken.cases, problems)
+    if not taken.doubtful or found.diagnosis.unexplained is None:
+        return found
+    rows = [
+        f"the output of row {row} is not that of its last token, at {last}: was it taken at -1, where it is padded?"
+        for row, last in taken.doubtful.items()
+    ]
+    others = [case for row, case in enumerate(taken.cases) if row not in taken.doubtful]
+    if others:
+        rest = report(others, problems + rows)
+        if rest.diagnosis.unexplained is None:
+            return rest
+    return found
 
 
 def loading(module: Module, reference: LanguageModel | None) -> Comparison:

@@ -20,9 +20,10 @@ from npgpt.oracle import files
 from npgpt.oracle.arithmetic import as_computed, plain
 from npgpt.oracle.check import computed_in
 from npgpt.oracle.mistakes import catalogue
+from npgpt.oracle.naming import canonical
 from npgpt.oracle.page import page
 from npgpt.oracle.textbook import Pass, stages, textbook
-from npgpt.oracle.theirs import canonical, cases
+from npgpt.oracle.theirs import cases
 from npgpt.testing import assert_greedy, assert_matches
 from tests.support.models import no_text, random_arrays, random_ids, small
 

@@ -1,0 +1,121 @@
+"""TransformerLens's default processing of a model, recognised by what it leaves in the numbers.
+
+Weights that write to the stream have their mean over the channels taken away, the output head its mean over the ids,
+value biases are moved into the output's bias, gain and bias of a LayerNorm into what follows it. The probabilities stay
+the same. Here the reference is processed in the same way, so that stages can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from ..config import Config
+from ..parameters import Array
+from .naming import HEADS, described
+from .textbook import Pass, located, textbook
+from .theirs import Case, Taken
+
+STREAM = (
+    "wte",
+    "wpe",
+    "embedding",
+    "attn.c_proj",
+    "attn.residual",
+    "mlp.c_proj",
+    "",
+)  # what is in or enters the stream
+WRITERS = ("wte.weight", "wpe.weight")
+BLOCK_WRITERS = ("attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")
+VALUES = ("attn.v", "attn.value", "attn.heads", "attn.merged")
+NORMS = ("ln_1", "ln_2", "ln_f")
+ZERO = 1e-3  # of a root mean square, below which a mean is zero, of channels
+ZERO_OUTPUT = 1e-4  # and of ids, which are more
+
+
+def undone(config: Config, tensors: Mapping[str, Array], taken: Taken) -> tuple[Config, dict[str, Array], Taken]:
+    """Return the reference with the processing that theirs has had, theirs with LayerNorms' gains, and notes on it."""
+    found, told, given = dict(tensors), [], taken.cases
+    if not taken.hooks:
+        return config, found, taken
+    if bare := [stage for stage in _given(given, NORMS) if _is_bare(stage, given, tensors)]:
+        told.append("LayerNorms without their gain and bias, which were put in")
+        given = [_with_gains(case, bare, tensors) for case in given]
+    if _has_folded_values(config, tensors, given):
+        told.append("value biases moved into attn.c_proj's")
+        _fold_values(config, found)
+    head = tensors["wte.weight" if config.tie_word_embeddings else "lm_head.weight"]
+    if _is_processed(STREAM, given, tensors["wte.weight"], ZERO):
+        told.append("the stream without its mean over the channels")
+        found["lm_head.weight"] = head
+        writers = [f"h.{layer}.{name}" for layer in range(config.n_layer) for name in BLOCK_WRITERS]
+        found |= {name: found[name] - found[name].mean(axis=-1, keepdims=True) for name in (*WRITERS, *writers)}
+    if _is_processed(("logits",), given, head.T, ZERO_OUTPUT):
+        told.append("logits without their mean over the ids")
+        found["lm_head.weight"] = head - head.mean(axis=0)
+    if not told:
+        return config, found, taken
+    note = f"Theirs is processed, as by TransformerLens ({'; '.join(told)}): the reference was processed likewise."
+    untied = replace(config, tie_word_embeddings="lm_head.weight" not in found)
+    return untied, found, replace(taken, cases=given, notes=[*taken.notes, note])
+
+
+def _given(cases: list[Case], locals_: tuple[str, ...]) -> Iterator[str]:
+    """The stages of these names within their block that theirs has."""
+    names = dict.fromkeys(stage for case in cases for stage in case.theirs)
+    return (stage for stage in names if located(stage)[1] in locals_)
+
+
+def _is_zero(array: Array, limit: float) -> bool:
+    """Whether the mean over the last axis is zero everywhere, against the numbers themselves."""
+    size = float(np.square(array).mean())
+    return bool(size > 0 and np.square(array.mean(axis=-1)).mean() < limit**2 * size)
+
+
+def _is_processed(names: tuple[str, ...], cases: list[Case], weight: Array, limit: float) -> bool:
+    """Whether stages of these names are given, all with a mean of zero, and ours have another: the weight has."""
+    arrays = [case.theirs[stage] for case in cases for stage in _given([case], names)]
+    return bool(arrays) and all(_is_zero(array, limit) for array in arrays) and not _is_zero(weight, limit)
+
+
+def _is_bare(stage: str, cases: list[Case], tensors: Mapping[str, Array]) -> bool:
+    """Whether a LayerNorm is given without its gain and bias: of mean 0 and variance 1, which the gain would change."""
+    if (tensors[f"{stage}.weight"] == 1).all() and not tensors[f"{stage}.bias"].any():
+        return False
+    arrays = [case.theirs[stage] for case in cases if stage in case.theirs]
+    spread = np.concatenate([np.square(array).mean(axis=-1).ravel() for array in arrays])
+    return all(_is_zero(array, ZERO) for array in arrays) and abs(float(np.median(spread)) - 1) < 0.01
+
+
+def _with_gains(case: Case, stages: list[str], tensors: Mapping[str, Array]) -> Case:
+    with_gains = {
+        stage: case.theirs[stage] * tensors[f"{stage}.weight"] + tensors[f"{stage}.bias"]
+        for stage in stages
+        if stage in case.theirs
+    }
+    return replace(case, theirs={**case.theirs, **with_gains})
+
+
+def _has_folded_values(config: Config, tensors: Mapping[str, Array], cases: list[Case]) -> bool:
+    """Whether the first stage of values is nearer to ours without the value bias than with it."""
+    for case in cases:
+        for stage in _given([case], VALUES):
+            ours = Pass(textbook(config, tensors), case.token_ids, dict(case.given), case.padding)[stage]
+            bias = np.split(tensors[f"h.{located(stage)[0]}.attn.c_attn.bias"], 3)[2]
+            if described(stage).shape == HEADS:
+                bias = bias.reshape(config.n_head, 1, -1)
+            gap = case.theirs[stage] - ours
+            return bool(np.square(gap + bias).mean() < np.square(gap).mean())
+    return False
+
+
+def _fold_values(config: Config, tensors: dict[str, Array]) -> None:
+    C = config.n_embd
+    for layer in range(config.n_layer):
+        attn = f"h.{layer}.attn"
+        bias = tensors[f"{attn}.c_attn.bias"].copy()
+        moved = bias[2 * C :] @ tensors[f"{attn}.c_proj.weight"]
+        bias[2 * C :] = 0
+        tensors |= {f"{attn}.c_attn.bias": bias, f"{attn}.c_proj.bias": tensors[f"{attn}.c_proj.bias"] + moved}

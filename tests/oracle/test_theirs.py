@@ -1,0 +1,201 @@
+"""What is not compared is said; other orders of axes; TransformerLens's processing; the table of stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+import npgpt
+from npgpt import parameters
+from npgpt.errors import NpgptError
+from npgpt.language_model import LanguageModel
+from npgpt.oracle.mistakes import catalogue
+from npgpt.oracle.report import Report
+from npgpt.oracle.textbook import Pass, textbook
+from npgpt.parameters import Array
+from tests.support.models import no_text, random_arrays, random_ids, small
+
+CONFIG = small(n_embd=24, n_head=4)
+ARRAYS = random_arrays(CONFIG)
+MODEL = LanguageModel("bare", CONFIG, parameters.from_arrays(CONFIG, ARRAYS), no_text("its ids are nobody's"))
+IDS = random_ids(CONFIG, (2, 8))
+RIGHT = Pass(textbook(CONFIG, ARRAYS), IDS)
+LOGITS = RIGHT["logits"].astype(np.float32)
+MASK = np.array([[1] * 8, [1] * 5 + [0] * 3])
+
+
+def wrong(name: str, ids: np.typing.NDArray[Any] = IDS) -> Pass:
+    (entry,) = (entry for entry in catalogue(CONFIG, ids.shape[1]) if entry.name == name)
+    return Pass(entry.change(textbook(CONFIG, ARRAYS)), ids)
+
+
+def said(report: Report) -> str:
+    return " ".join(str(report).split())
+
+
+@pytest.mark.parametrize("name", ["", "erf GELU"])
+def test_a_padded_positions_logits_given_as_the_answer(name: str) -> None:
+    """[B, V] at -1 of a batch that is padded on the right: the shorter row has what stands at its padding."""
+    logits = (wrong(name) if name else RIGHT)["logits"][:, -1].astype(np.float32)
+    report = npgpt.check(logits, IDS, MODEL, attention_mask=MASK)
+    assert (report.code, report.names) == (1, [name] if name else [])
+    assert report.problems == [
+        "the output of row 1 is not that of its last token, at 4: was it taken at -1, where it is padded?"
+    ]
+    logits[1] = 123.0
+    assert npgpt.check(logits, IDS, MODEL, attention_mask=MASK).problems == report.problems
+
+
+def test_a_shorter_rows_last_token_is_compared() -> None:
+    """Gathered at each row's length, as it should be; and of a single row, which may be the padded one."""
+    logits = np.stack([LOGITS[0, 7], LOGITS[1, 4]])
+    report = npgpt.check(logits, IDS, MODEL, attention_mask=MASK)
+    assert report.matches
+    assert "3 of 16 positions are padding, and are not compared." in said(report)
+    assert "Row 1 is padded on the right: the one position that is given of its output" in said(report)
+    assert npgpt.check(LOGITS[1, 4], IDS[1], MODEL, attention_mask=MASK[1]).matches
+    assert not npgpt.check(LOGITS[1, 7], IDS[1], MODEL, attention_mask=MASK[1]).matches
+    wrong_too = wrong("erf GELU")["logits"].astype(np.float32)
+    report = npgpt.check(np.stack([wrong_too[0, 7], wrong_too[1, 4]]), IDS, MODEL, attention_mask=MASK)
+    assert (report.names, report.problems) == (["erf GELU"], [])
+
+
+def test_columns_beyond_the_vocabulary_are_told() -> None:
+    report = npgpt.check(np.concatenate([LOGITS, np.full((2, 8, 24), -1e4)], axis=-1), IDS, MODEL)
+    assert report.matches
+    assert "The 24 columns of logits beyond the 40 ids are left out." in report.notes
+    report = npgpt.check(np.concatenate([LOGITS, np.full((2, 8, 24), 1e4)], axis=-1), IDS, MODEL)
+    assert report.matches
+    assert "At 16 of 16 positions the largest of them is above every real logit" in said(report)
+    report = npgpt.check(np.concatenate([LOGITS, np.full((2, 8, 24), np.nan)], axis=-1), IDS, MODEL)
+    assert report.problems == [
+        "the 24 columns of logits beyond the 40 ids hold NaN or infinity, which spoils a softmax over all"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("order", "logits", "ids"),
+    [
+        ("[V, T]", LOGITS[0].T, IDS[0]),
+        ("[B, V, T]", LOGITS.transpose(0, 2, 1), IDS),
+        ("[T, B, V]", LOGITS.transpose(1, 0, 2), IDS),
+        ("[V, B]", LOGITS[:, -1].T, IDS),
+    ],
+)
+def test_other_orders_of_axes_are_recognised(order: str, logits: Array, ids: Array) -> None:
+    report = npgpt.check(logits, ids, MODEL)
+    assert report.matches
+    assert f"logits is given as {order}, and was transposed" in said(report)
+
+
+def test_an_order_that_could_be_two_is_refused() -> None:
+    """40 ids of 40: [V, T] and [T, V] look the same, and [T, V] is what it is taken for."""
+    ids = random_ids(CONFIG, (2, 2))
+    with pytest.raises(NpgptError, match=r"logits is \[2, 40, 5\]"):
+        npgpt.check(np.zeros((2, 40, 5)), ids, MODEL)
+    with pytest.raises(NpgptError, match=r"logits is \[40, 2, 2\]"):
+        npgpt.check(np.zeros((40, 2, 2)), ids, MODEL)
+
+
+def hooks(run: Pass) -> dict[str, Array]:
+    """A whole cache under TransformerLens's names and in its shapes."""
+    found = {"hook_embed": run["wte"], "hook_pos_embed": np.repeat(run["wpe"], 2, axis=0)}
+    for layer in range(CONFIG.n_layer):
+        block, before = f"blocks.{layer}", "embedding" if not layer else f"h.{layer - 1}"
+        found[f"{block}.hook_resid_pre"] = run[before]
+        for hook, stage in (
+            ("ln1.hook_normalized", "ln_1"),
+            ("hook_attn_out", "attn.c_proj"),
+            ("hook_resid_mid", "attn.residual"),
+            ("ln2.hook_normalized", "ln_2"),
+            ("mlp.hook_pre", "mlp.c_fc"),
+            ("mlp.hook_post", "mlp.act"),
+            ("hook_mlp_out", "mlp.c_proj"),
+            ("attn.hook_attn_scores", "attn.scores"),
+            ("attn.hook_pattern", "attn.weights"),
+        ):
+            found[f"{block}.{hook}"] = run[f"h.{layer}.{stage}"]
+        for hook, stage in (("hook_q", "q"), ("hook_k", "k"), ("hook_v", "v"), ("hook_z", "heads")):
+            found[f"{block}.attn.{hook}"] = run[f"h.{layer}.attn.{stage}"].transpose(0, 2, 1, 3)
+    found[f"blocks.{CONFIG.n_layer - 1}.hook_resid_post"] = run[f"h.{CONFIG.n_layer - 1}"]
+    found |= {"ln_final.hook_normalized": run["ln_f"], "logits": run["logits"]}
+    return {name: array.astype(np.float32) for name, array in found.items()}
+
+
+def processed(found: dict[str, Array]) -> dict[str, Array]:
+    """The same with TransformerLens's default processing, done to the numbers: see its from_pretrained."""
+    out = dict(found)
+    for name, array in found.items():
+        if name.startswith("hook_") or "hook_resid" in name or name.endswith("_out"):
+            out[name] = array - array.mean(axis=-1, keepdims=True)
+        elif name.endswith("hook_normalized"):
+            norm = {"ln1": "ln_1", "ln2": "ln_2"}.get(name.split(".")[-2], "ln_f")
+            path = norm if norm == "ln_f" else f"h.{name.split('.')[1]}.{norm}"
+            out[name] = (array - ARRAYS[f"{path}.bias"]) / ARRAYS[f"{path}.weight"]
+        elif name.endswith(("hook_v", "hook_z")):
+            bias = ARRAYS[f"h.{name.split('.')[1]}.attn.c_attn.bias"][48:]
+            out[name] = array - bias.reshape(4, 6)
+        elif name == "logits":
+            out[name] = array - array.mean(axis=-1, keepdims=True)
+    return {name: array.astype(np.float32) for name, array in out.items()}
+
+
+@dataclass
+class ActivationCache:
+    """As TransformerLens's, which is no dict."""
+
+    cache_dict: dict[str, Array]
+
+
+def test_transformer_lenss_default_processing_is_recognised() -> None:
+    report = npgpt.check(ActivationCache(processed(hooks(RIGHT))), IDS, MODEL)
+    assert report.matches, said(report)
+    for part in ("gain and bias", "value biases", "mean over the channels", "mean over the ids"):
+        assert part in said(report)
+    report = npgpt.check(hooks(RIGHT), IDS, MODEL)
+    assert report.matches, said(report)
+    assert "processed" not in said(report)
+
+
+@pytest.mark.parametrize("name", ["erf GELU", "attention scale missing", "MLP residual missing", "positions missing"])
+def test_mistakes_are_found_through_the_processing(name: str) -> None:
+    report = npgpt.check(processed(hooks(wrong(name))), IDS, MODEL)
+    assert report.names == [name], said(report)
+
+
+def test_what_is_unknown_in_a_cache_is_listed_and_left_out() -> None:
+    cache = hooks(RIGHT) | {"blocks.0.ln1.hook_scale": np.ones((2, 8, 1))}
+    report = npgpt.check(ActivationCache(cache), IDS, MODEL)
+    assert report.matches
+    assert "Left out, since they are no stages: blocks.0.ln1.hook_scale." in report.notes
+    with pytest.raises(NpgptError, match="no stage that npgpt knows"):
+        npgpt.check({"blocks.0.ln1.hook_scale": np.ones((2, 8, 1))}, IDS, MODEL)
+
+
+def test_flaxs_intermediates() -> None:
+    """As capture_intermediates hands them out: nested, a tuple for the calls of each module."""
+    block = {
+        "ln_1": {"__call__": (RIGHT["h.0.ln_1"],)},
+        "attn": {"c_attn": {"__call__": (RIGHT["h.0.attn.c_attn"],)}},
+        "__call__": (RIGHT["h.0"],),
+    }
+    report = npgpt.check({"intermediates": {"transformer": {"h": {"0": block}}}}, IDS, MODEL)
+    assert report.matches, said(report)
+    assert [row.stage for row in report.rows] == ["h.0.ln_1", "h.0.attn.c_attn", "h.0"]
+    report = npgpt.check({"hidden_states": np.stack([RIGHT["embedding"], RIGHT["h.0"], RIGHT["ln_f"]])}, IDS, MODEL)
+    assert report.matches, said(report)
+
+
+@pytest.mark.parametrize(("heads", "merged"), [("q", "query"), ("k", "key"), ("v", "value"), ("heads", "merged")])
+def test_heads_are_read_in_every_shape(heads: str, merged: str) -> None:
+    """In an axis of their own, before the tokens or behind them, and side by side, under either name."""
+    split = RIGHT[f"h.1.attn.{heads}"]
+    joined = RIGHT[f"h.1.attn.{merged}"]
+    for name in (heads, merged):
+        for array, stage in ((split, heads), (split.transpose(0, 2, 1, 3), heads), (joined, merged)):
+            report = npgpt.check({f"h.1.attn.{name}": array}, IDS, MODEL)
+            assert report.matches, said(report)
+            assert [row.stage for row in report.rows] == [f"h.1.attn.{stage}"]
