@@ -67,6 +67,18 @@ def read(path: Path) -> Contents:
     Raises NpgptError, naming the file and the tensor, for whatever is malformed or not plainly stored, and for a pickle
     that asks for more than tensors and plain values.
     """
+    return _mapped(path, _weights_and_configuration)
+
+
+def read_outputs(path: Path) -> Contents:
+    """Read tensors that are no model: one alone, which has no name, or a dictionary's, in which those of a tuple are
+    numbered. Raises NpgptError as read does.
+    """
+    return _mapped(path, _outputs)
+
+
+def _mapped(path: Path, chosen: Callable[[Path, object], tuple[dict[str, View], Stated | None]]) -> Contents:
+    """What is chosen of a file's tensors, where they lie."""
     entries = stored_zip.directory(path)
     stem = _stem(path, [entry.filename for entry in entries])
     archive = stored_zip.read(path, entries)
@@ -77,7 +89,7 @@ def read(path: Path) -> Contents:
     if byteorder not in (b"little", b"big"):
         raise NpgptError(f"{path}: its byteorder is {byteorder!r:.40}, neither little nor big")
     value = pickles.read(archive.contents(f"{stem}/data.pkl"), f"{path}: its pickle", CALLS, NAMES, _storage)
-    views, stated = _weights_and_configuration(path, value)
+    views, stated = chosen(path, value)
     tensors = {name: _in_place(archive, stem, name, view, byteorder == b"big") for name, view in views.items()}
     return Contents("torch zip", (path,), tensors, stated)
 
@@ -188,6 +200,19 @@ def _weights_and_configuration(path: Path, value: object) -> tuple[dict[str, Vie
         if any(SPELLINGS.get(name, name) in REQUIRED for name in fields):
             return views, Stated(f"{key} in {path}", fields)
     return views, None
+
+
+def _outputs(path: Path, value: object) -> tuple[dict[str, View], Stated | None]:
+    """A tensor alone, and a dictionary's tensors with those in its tuples."""
+    if isinstance(value, View):
+        return {"": value}, None
+    views, stated = _weights_and_configuration(path, value)
+    if not isinstance(value, dict) or not views.items() <= _views(value).items():
+        return views, stated
+    for name, items in value.items():
+        if isinstance(items, (tuple, list)):
+            views |= {f"{name}.{place}": item for place, item in enumerate(items) if isinstance(item, View)}
+    return views, stated
 
 
 def _views(mapping: Mapping[Any, Any]) -> dict[str, View]:

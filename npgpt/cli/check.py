@@ -19,10 +19,12 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         "Exit code 0: matches, 1: differs, 2: could not be compared.",
         epilog='example: npgpt check theirs.npz --model gpt2 --prompt "Every effort moves you"',
     )
-    parser.add_argument("theirs", metavar="THEIRS", help=".npz, .npy, .safetensors, .pt, raw .bin, llm.c's debug state")
+    parser.add_argument(
+        "theirs", metavar="THEIRS", help=".npz, .npy, .safetensors, .pt, .json, .csv, raw .bin, llm.c's debug state"
+    )
     add_common(parser, "--model", "--n-head")
     parser.add_argument("--prompt", metavar="TEXT", help="what it was run on; - reads standard input")
-    parser.add_argument("--ids", metavar="1,2,3", help="the same as ids")
+    parser.add_argument("--ids", metavar="1,2,3", help="the same as ids; of several rows 1,2,3;4,5,6")
     parser.add_argument(
         "--their-dtype",
         choices=("float32", "float16", "bfloat16", "float64"),
@@ -48,12 +50,12 @@ def run(options: argparse.Namespace) -> int:
         raise NpgptError("--prompt and --ids say the same: give one of them")
     report = compare_file(
         options.theirs,
-        _numbers("--ids", options.ids) if options.prompt is None else read_text(options.prompt),
+        _rows(options.ids) if options.prompt is None else read_text(options.prompt),
         options.model,
         dtype=options.their_dtype,
         n_head=options.n_head,
-        shape=_numbers("--shape", options.shape) or (),
-        chunks=_numbers("--chunks", options.chunks) or (),
+        shape=_numbers("--shape", options.shape),
+        chunks=_numbers("--chunks", options.chunks),
     )
     print(report.to_json() if options.json else report)
     if write_page is not None and isinstance(report, Report):
@@ -63,10 +65,15 @@ def run(options: argparse.Namespace) -> int:
     return report.code
 
 
-def _numbers(name: str, text: str | None) -> list[int] | None:
-    """Whole numbers between commas."""
+def _rows(text: str | None) -> list[list[int]] | None:
+    """Ids of one row or several, with semicolons between them."""
+    return None if text is None else [_numbers("--ids", row) for row in text.split(";")]
+
+
+def _numbers(name: str, text: str | None) -> list[int]:
+    """Whole numbers between commas; none where there is no text."""
     if text is None:
-        return None
+        return []
     try:
         found = [int(part) for part in text.replace(",", " ").split()]
     except ValueError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 
 import npgpt
 from npgpt import parameters
+from npgpt.cli import main
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.oracle.mistakes import catalogue
@@ -199,3 +202,65 @@ def test_heads_are_read_in_every_shape(heads: str, merged: str) -> None:
             report = npgpt.check({f"h.1.attn.{name}": array}, IDS, MODEL)
             assert report.matches, said(report)
             assert [row.stage for row in report.rows] == [f"h.1.attn.{stage}"]
+
+
+def written(path: Path, value: Any) -> Path:
+    path.write_text(json.dumps(value) if path.suffix == ".json" else value, "utf-8")
+    return path
+
+
+def test_numbers_as_text(tmp_path: Path) -> None:
+    """JSON's lists are logits, an object's are stages; rows of a CSV are logits."""
+    rows = LOGITS[0].tolist()
+    assert npgpt.check(written(tmp_path / "a.json", rows), IDS[0], MODEL).matches
+    named = {"model": "mine", "logits": rows, "h.0": RIGHT["h.0"][0].tolist(), "input_ids": IDS[0].tolist()}
+    report = npgpt.check(written(tmp_path / "b.json", named), weights=MODEL)
+    assert report.matches
+    assert [row.stage for row in report.rows] == ["h.0", "logits"]
+    text = "\n".join(",".join(map(repr, row)) for row in rows) + "\n"
+    assert npgpt.check(written(tmp_path / "c.csv", text), IDS[0], MODEL).matches
+
+
+def test_arrays_without_a_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", LOGITS)
+    assert npgpt.check(tmp_path / "a.npz", IDS, MODEL).matches
+    np.savez(tmp_path / "b.npz", IDS, LOGITS)
+    assert npgpt.check(tmp_path / "b.npz", weights=MODEL).matches
+    np.savez(tmp_path / "c.npz", LOGITS, LOGITS)
+    with pytest.raises(NpgptError, match="arr_1 has no name that says what it is"):
+        npgpt.check(tmp_path / "c.npz", IDS, MODEL)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.json", '{"logits": '),
+        ("b.json", "[" * 100_000),
+        ("c.json", '{"logits": [[1, 2], [3]]}'),
+        ("d.json", '{"logits": null}'),
+        ("e.json", '["a", "b"]'),
+        ("f.csv", "a,b\n1,2\n"),
+        ("g.csv", "1,2\n3\n"),
+        ("h.csv", ""),
+        ("i.txt", "1 2 3"),
+        ("j.json", "3"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(
+    tmp_path: Path, name: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path / name, "")
+    path.write_text(content, "utf-8")
+    assert main(["check", str(path), "--ids", "1,2"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("npgpt: error: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_rows_of_ids_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    austen = npgpt.load()
+    np.save(tmp_path / "logits.npy", austen([[1, 2, 3], [4, 5, 6]]))
+    assert main(["check", str(tmp_path / "logits.npy"), "--ids", "1,2,3;4,5,6"]) == 0
+    assert main(["check", str(tmp_path / "logits.npy"), "--ids", "1,2,3;4,5"]) == 2
+    assert "rows differ in length" in capsys.readouterr().err
