@@ -33,12 +33,6 @@ def dropping(module: Any) -> str:
     return ""
 
 
-def dropout(module: Any) -> list[str]:
-    """What drops out as the module stands, as a problem; none where nothing does."""
-    what = dropping(module)
-    return [f"the module is in training mode, and {what} drops out: call .eval()"] if what else []
-
-
 @contextmanager
 def as_judged(module: Any, changed: Sequence[tuple[Any, Any]] = ()) -> Iterator[None]:
     """Within, every part is in evaluation mode, and each changed parameter has other data; then all is as it was.

@@ -39,6 +39,8 @@ PREFIXES = {
     "layer_norm": ("trf_blocks.0.norm1.",),
     "block": ("h.0.", "trf_blocks.0."),
 }
+# What people call a LayerNorm's gain and bias.
+OF_NORMS = dict.fromkeys(("gamma", "gain", "g", "a_2"), "weight") | dict.fromkeys(("beta", "b", "b_2"), "bias")
 
 
 @dataclass(frozen=True)
@@ -262,6 +264,7 @@ def part_tensors(part: str, module: Any) -> dict[str, Array]:
         if part == "block":
             prefixes += PREFIXES["mlp" if "mlp" in name or "ff" in name else "attention"]
         ends = name.split(".")
+        ends[-1] = OF_NORMS.get(ends[-1], ends[-1])
         for prefix, start in product(prefixes, range(len(ends))):
             scheme, key = schemes[prefix.split(".")[0]], prefix + ".".join(ends[start:])
             sources = names.choose(scheme, {}, "").translate({key: tensor})
@@ -274,8 +277,23 @@ def part_tensors(part: str, module: Any) -> dict[str, Array]:
             local = canonical.removeprefix("h.0.")
             if source.parts and local in BLOCK:
                 found.setdefault(local, np.ascontiguousarray(source.stored(tensors)[0], np.float64))
+    if part == "mlp" and not {"mlp.c_fc.weight", "mlp.c_proj.weight"} <= found.keys():
+        found = _by_order(module) or found
     weights = {name.removesuffix("weight"): array for name, array in found.items() if name.endswith("weight")}
     return {f"{name}bias": np.zeros(array.shape[-1]) for name, array in weights.items()} | found
+
+
+def _by_order(module: Any) -> dict[str, Array]:
+    """The tensors of an MLP whatever its names, such as an nn.Sequential: of its two linear layers, up and down."""
+    parts = [part for _, part in module.named_modules()]
+    layers = [part for part in parts if len(getattr(getattr(part, "weight", None), "shape", ())) == 2]
+    found: dict[str, Array] = {}
+    for name, layer in zip(("mlp.c_fc", "mlp.c_proj"), layers if len(layers) == 2 else (), strict=False):
+        weight = as_array(layer.weight).astype(np.float64)
+        found[f"{name}.weight"] = weight if type(layer).__name__ == "Conv1D" else np.ascontiguousarray(weight.T)
+        if layer.bias is not None:
+            found[f"{name}.bias"] = as_array(layer.bias).astype(np.float64)
+    return found
 
 
 def stated_n_head(module: Any) -> int:

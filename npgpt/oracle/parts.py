@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array, schema
 from . import conditions, modules, outputs
-from .check import compare
+from .check import compare, computed_in
 from .mistakes import Mistake, catalogue
 from .report import Report
 from .textbook import BLOCK
 from .theirs import Case
+from .weights import listed, what_cannot_show
 
 # The stage that each part is given, the one that it ends in, and where its tensors' names begin.
 PARTS = {
@@ -26,7 +30,7 @@ PARTS = {
     "mlp": ("h.0.ln_2", "h.0.mlp.c_proj", ("mlp.",)),
     "block": ("embedding", "h.0", ("ln_1.", "attn.", "ln_2.", "mlp.")),
 }
-TOKENS = 12
+TOKENS = (12, 8, 6, 5, 4, 3, 2)  # tried one after the other, since a part may have a short context
 
 
 def check_part(
@@ -34,51 +38,88 @@ def check_part(
     theirs: Any,
     *,
     x: Array | None = None,
-    weights: Mapping[str, Array] | None = None,
+    weights: Mapping[str, Any] | None = None,
     n_head: int | None = None,
     dtype: str | None = None,
     seed: int = 0,
+    perturb: bool = True,
 ) -> Report:
     """Compare one part of a GPT-2 with the textbook's, and name the mistake in it.
 
     part: "attention", "layer_norm", "gelu", "mlp" or "block". theirs: a PyTorch module, or a function of x whose
-    weights are given by canonical names without the block, {"attn.c_attn.weight": [C, 3C], …}; a module's own are read
-    off it. x: the input [B, T, C] (numbers for "gelu"); by default one that tells the known mistakes apart. The weights
-    are taken as true. Raises NpgptError where they cannot be told, or do not fit.
+    weights are given by canonical names, {"attn.c_attn.weight": [C, 3C], …}; a module's own are read off it. A function
+    may take arrays, tensors or lists, [B, T, C] or [T, C]. x: the input [B, T, C] (numbers for "gelu"); by default one
+    that tells the known mistakes apart. perturb: as check has it, of a module's own weights. The weights are taken as
+    true. Raises NpgptError where they cannot be told, or do not fit.
     """
     if part not in PARTS:
         raise NpgptError(f"there is no part {part!r}; there are {', '.join(PARTS)}")
-    is_module = modules.is_module(theirs)
-    tensors: dict[str, Array] = {name: np.asarray(array, np.float64) for name, array in (weights or {}).items()}
-    if not tensors and is_module and part != "gelu":
-        tensors = modules.part_tensors(part, theirs)
-    given_width, width = _widths(part, tensors, x)
-    heads = n_head or 1
-    if part in ("attention", "block") and not n_head:
-        if not is_module:
+    notes: list[str] = []
+    if not modules.is_module(theirs):
+        tensors = {re.sub(r"^h\.\d+\.", "", name): _in_float64(array) for name, array in (weights or {}).items()}
+        if part in ("attention", "block") and not n_head:
             raise NpgptError(f"{part} needs n_head=, the number of heads")
-        heads = modules.stated_n_head(theirs)
-    problems = conditions.dropout(theirs) if is_module else []
-    rng = np.random.default_rng(seed)
-    if x is None:  # uneven, so that means, variances and orders show; small rows too, so that an epsilon does
-        x = rng.standard_normal((2, TOKENS, given_width)) * np.geomspace(0.02, 3, TOKENS)[:, None] + 0.3
-        x = np.linspace(-6, 6, 2 * TOKENS * width).reshape(2, TOKENS, width) if part == "gelu" else x
-    x = np.asarray(x, np.float64)
-    x = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x[None, None]
-    inner = tensors["mlp.c_fc.weight"].shape[1] if "mlp.c_fc.weight" in tensors else 4 * width
-    inner = x.shape[-1] if part == "gelu" else inner
-    config = Config(vocab_size=2, n_positions=x.shape[1], n_embd=width, n_layer=1, n_head=heads, n_inner=inner)
-    output, dtype = _run(theirs, x, dtype)
-    if x.shape[-1] != given_width:
-        raise NpgptError(f"{part} takes an input of width {given_width}, and x is {list(x.shape)}")
-    if output.shape != (expected := (*x.shape[:2], width)):
-        raise NpgptError(
-            f"{part} gives {list(output.shape)} for an input of {list(x.shape)}: it must be {list(expected)}"
+        return _compared(part, theirs, tensors, x, n_head or 1, dtype, seed, notes)
+    if what := conditions.dropping(theirs):
+        notes.append(
+            f"The module is in training mode, and {what} drops out: it was run in evaluation mode, as by .eval()."
         )
+    changed = conditions.perturbation(theirs) if perturb and not weights else []
+    if changed:
+        notes.append(
+            f"One number fills {listed([name for name, *_ in changed], 0)}, as in a fresh model, which would hide "
+            "mistakes: both were run with other values there. The module has its own back (perturb=False keeps them)."
+        )
+    with conditions.as_judged(theirs, [(parameter, data) for _, parameter, data in changed]):
+        if weights:
+            tensors = {re.sub(r"^h\.\d+\.", "", name): _in_float64(array) for name, array in weights.items()}
+        else:
+            tensors = {} if part == "gelu" else modules.part_tensors(part, theirs)
+        heads = n_head or (modules.stated_n_head(theirs) if part in ("attention", "block") else 1)
+        return _compared(part, theirs, tensors, x, heads, dtype, seed, notes)
+
+
+def _in_float64(array: Any) -> Array:
+    return outputs.as_array(array).astype(np.float64)
+
+
+def _compared(
+    part: str,
+    theirs: Callable[..., Any],
+    tensors: dict[str, Array],
+    x: Array | None,
+    n_head: int,
+    dtype: str | None,
+    seed: int,
+    notes: list[str],
+) -> Report:
+    """Run both on the same input, and compare."""
+    given_width, width = _widths(part, tensors, x)
+    inner = tensors["mlp.c_fc.weight"].shape[1] if "mlp.c_fc.weight" in tensors else 4 * width
+    inner = given_width if part == "gelu" else inner
+    rng = np.random.default_rng(seed)
+    whole = _input(part, given_width, rng) if x is None else np.asarray(x, np.float64)
+    whole = whole.reshape(-1, *whole.shape[-2:]) if whole.ndim > 1 else whole[None, None]
+    if whole.shape[-1] != given_width:
+        raise NpgptError(f"{part} takes an input of width {given_width}, and x is {list(whole.shape)}")
+    ran = _run(part, theirs, whole, width, TOKENS if x is None else whole.shape[1:2], dtype)
+    x, judged_in = ran.x, dtype or ran.dtype
+    config = Config(vocab_size=2, n_positions=x.shape[1], n_embd=width, n_layer=1, n_head=n_head, n_inner=inner)
     given, stage, _ = PARTS[part]
-    case = Case(np.zeros(x.shape[:2], int), {stage: output}, given={given: x})
+    case = Case(np.zeros(x.shape[:2], int), {stage: ran.output}, given={given: x})
     entries = _entries(part, config, x.shape[1], square=given_width == width)
-    return compare(config, _complete(tensors, config, rng), [case], dtype, problems, entries=entries)
+    notes = notes + ran.notes + what_cannot_show(tensors, 0)
+    coarser = "float32" if dtype is None and judged_in == "float64" else None
+    complete = _complete(tensors, config, rng)
+    return compare(config, complete, [case], judged_in, notes=notes, entries=entries, coarser=coarser)
+
+
+def _input(part: str, width: int, rng: np.random.Generator) -> Array:
+    """Return uneven numbers, so that means, variances and orders show; small rows too, so that an epsilon does."""
+    most = TOKENS[0]
+    if part == "gelu":
+        return np.linspace(-6, 6, 2 * most * width).reshape(2, most, width)
+    return rng.standard_normal((2, most, width)) * np.geomspace(0.02, 3, most)[:, None] + 0.3
 
 
 def _entries(part: str, config: Config, tokens: int, square: bool) -> list[Mistake]:
@@ -104,20 +145,82 @@ def _widths(part: str, tensors: Mapping[str, Array], x: Array | None) -> tuple[i
     return len(first), first.shape[1] // 3 if part == "attention" else len(first)
 
 
-def _run(theirs: Callable[..., Any], x: Array, dtype: str | None) -> tuple[Array, str]:
-    """Their output in float64, and the dtype in which it was computed."""
-    given: Any
-    if not modules.is_module(theirs):
-        dtype = dtype or "float64"
-        given = x.astype(dtype if dtype in ("float32", "float64") else "float32")
-    elif (parameter := next(iter(theirs.parameters()), None)) is not None:  # type: ignore[attr-defined]
-        dtype = dtype or modules.dtype_of(theirs)
-        given = parameter.detach().double().new_tensor(x.tolist()).to(parameter.dtype)
-    else:  # a module without parameters, such as a GELU, has no tensor to make one by
-        dtype, torch = dtype or "float32", sys.modules["torch"]
-        given = torch.tensor(x.tolist(), dtype=torch.float32)
-    output = theirs(given)
-    return outputs.as_array(output[0] if isinstance(output, tuple) else output).astype(np.float64), dtype
+@dataclass(frozen=True)
+class Ran:
+    """What a part gave in float64, for which input, the dtype in which it seems to compute, and how it was called."""
+
+    output: Array
+    x: Array
+    dtype: str
+    notes: list[str]
+
+
+def _run(part: str, theirs: Any, x: Array, width: int, counts: Sequence[int], dtype: str | None) -> Ran:
+    """Run theirs on so many tokens, fewer where it raises, in the first kind of input that it takes.
+
+    Raises NpgptError where it raises with all of them, and where what it gives has another shape.
+    """
+    failed: list[str] = []
+    misshapen = ""
+    for count in counts:
+        some = np.ascontiguousarray(x[:, np.linspace(0, x.shape[1] - 1, count).astype(int)])
+        for kind, called in _ways(part, theirs, dtype).items():
+            try:
+                found = called(some)
+            except Exception as error:  # of any kind, since it is foreign
+                failed.append(outputs.raised(error))
+                continue
+            if found.shape == (*some.shape[:2], width):
+                judged = modules.dtype_of(theirs) if _parameter(theirs) is not None else computed_in(found)
+                fewer = f" {count} tokens in" if count < counts[0] else ""
+                note = f"It was given{fewer} {kind}: otherwise it raises {failed[0]}." if failed else ""
+                return Ran(found.astype(np.float64), some, judged, [note] if note else [])
+            expected = [*some.shape[:2], width]
+            misshapen = misshapen or f"{list(found.shape)} for an input of {list(some.shape)}: it must be {expected}"
+    raise NpgptError(f"{part} gives {misshapen}" if misshapen else f"{part} raises {failed[0]}")
+
+
+def _ways(part: str, theirs: Any, dtype: str | None) -> dict[str, Callable[[Array], NDArray[Any]]]:
+    """How a part can be called, by the kind of its input, the usual one first: x [B, T, C] → [B, T, C]."""
+    kinds: dict[str, Callable[[Array], Any]] = {}
+    torch, exact = sys.modules.get("torch"), "float32" if dtype not in (None, "float64") else "float64"
+    if (parameter := _parameter(theirs)) is not None:
+        kinds["a tensor"] = lambda x: parameter.detach().double().new_tensor(x.tolist()).to(parameter.dtype)
+    elif modules.is_module(theirs):  # such as a GELU: no tensor to make one by
+        kinds["a tensor"] = lambda x: _tensor(x, "float32")
+    else:
+        kinds["a NumPy array"] = lambda x: x.astype(exact)
+        if torch is not None:
+            kinds |= {f"a torch tensor of {exact}": lambda x: _tensor(x, exact)}
+            kinds |= {"a torch tensor of float32": lambda x: _tensor(x, "float32")}
+        kinds["lists"] = lambda x: x.astype(exact).tolist()
+    forward = getattr(theirs, "forward", theirs)
+
+    def call(given: Any) -> NDArray[Any]:
+        output = outputs.invoke(theirs, given, forward)
+        return outputs.as_array(output[0] if isinstance(output, tuple) else output)
+
+    def whole(convert: Callable[[Array], Any]) -> Callable[[Array], NDArray[Any]]:
+        return lambda x: call(convert(x))
+
+    def by_rows(convert: Callable[[Array], Any]) -> Callable[[Array], NDArray[Any]]:
+        return lambda x: np.stack([call(convert(row)) for row in x])
+
+    ways = {kind: whole(convert) for kind, convert in kinds.items()}
+    ways |= {f"{kind} of [T, C], row by row": by_rows(convert) for kind, convert in kinds.items()}
+    if part == "gelu":
+        ways["one number after another"] = lambda x: np.array([theirs(float(n)) for n in x.ravel()]).reshape(x.shape)
+    return ways
+
+
+def _parameter(theirs: Any) -> Any:
+    """The first parameter of a module, None where there is none."""
+    return next(iter(theirs.parameters()), None) if modules.is_module(theirs) else None
+
+
+def _tensor(x: Array, dtype: str) -> Any:
+    torch = sys.modules["torch"]
+    return torch.tensor(x.tolist(), dtype=getattr(torch, dtype))
 
 
 def _complete(tensors: Mapping[str, Array], config: Config, rng: np.random.Generator) -> dict[str, Array]:

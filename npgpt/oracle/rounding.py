@@ -72,7 +72,7 @@ class Redraw:
     def drawn(self, stage: str, array: Array) -> Array:
         """A stage of the model in this order, the inverse of restored."""
         places = self.restored(stage, np.arange(array.size, dtype=np.float64).reshape(array.shape)).astype(np.intp)
-        out = np.empty_like(array)
+        out = np.empty_like(array, order="C")
         out.reshape(-1)[places.reshape(-1)] = array.reshape(-1)
         return out
 

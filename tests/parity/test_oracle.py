@@ -239,13 +239,86 @@ def test_parts_of_the_book() -> None:
     chapter = ch03.MultiHeadAttention(3, 2, 32, 0.0, num_heads=2)  # as the book builds it: no bias, another width
     assert npgpt.check_part("attention", chapter).matches
     dropping = ch03.MultiHeadAttention(24, 24, 32, 0.5, 4)
-    assert "drops out: call .eval()" in str(npgpt.check_part("attention", dropping))
+    report = npgpt.check_part("attention", dropping)
+    assert report.matches
+    assert "it was run in evaluation mode, as by .eval()" in " ".join(str(report).split())
+    assert dropping.training
     norm = ch04.LayerNorm(24)
     assert npgpt.check_part("layer_norm", norm).matches
     norm.eps = 1e-3
     assert npgpt.check_part("layer_norm", norm).names == ["LayerNorm epsilon 1e-3"]
     assert npgpt.check_part("gelu", ch04.GELU()).matches
     assert npgpt.check_part("gelu", torch.nn.GELU()).names == ["erf GELU"]
+
+
+BASE: Any = torch.nn.Module
+
+
+class Norm(BASE):  # type: ignore[misc]
+    """As many write it: gamma and beta, and perhaps the annotated Transformer's standard deviation."""
+
+    def __init__(self, names: tuple[str, str], deviation: bool = False) -> None:
+        super().__init__()
+        self.names, self.deviation = names, deviation
+        for name, number in zip(names, (1.0, 0.0), strict=True):
+            setattr(self, name, torch.nn.Parameter(torch.full((24,), number)))
+
+    def forward(self, x: Any) -> Any:
+        gain, bias = (getattr(self, name) for name in self.names)
+        centred, variance = x - x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+        return (
+            gain * centred / ((x.std(-1, keepdim=True) + 1e-5) if self.deviation else (variance + 1e-5).sqrt()) + bias
+        )
+
+
+@pytest.mark.parametrize("names", [("gamma", "beta"), ("a_2", "b_2"), ("scale", "shift"), ("gain", "bias")])
+def test_layer_norms_by_other_names_are_perturbed_and_put_back(names: tuple[str, str]) -> None:
+    """Fresh, a gain of 1 and a bias of 0 would hide that they are missing."""
+    norm: Any = Norm(names)
+    report = npgpt.check_part("layer_norm", norm)
+    assert report.matches, str(report)
+    assert f"One number fills {names[0]}, {names[1]}, as in a fresh model" in " ".join(str(report).split())
+    assert (getattr(norm, names[0]) == 1).all()
+    assert (getattr(norm, names[1]) == 0).all()
+    assert "fresh" not in str(npgpt.check_part("layer_norm", norm, perturb=False))
+    assert npgpt.check_part("layer_norm", Norm(names, deviation=True)).names == ["standard deviation plus epsilon"]
+    norm.forward = lambda x: torch.nn.functional.layer_norm(x, (24,))
+    assert npgpt.check_part("layer_norm", norm).names == ["LayerNorm gain and bias dropped"]
+
+
+def test_an_mlp_in_sequence_and_torchs_own_functions() -> None:
+    torch.manual_seed(0)
+    layers = [
+        torch.nn.Linear(24, 96),
+        torch.nn.GELU(approximate="tanh"),
+        torch.nn.Dropout(0.5),
+        torch.nn.Linear(96, 24),
+    ]
+    assert npgpt.check_part("mlp", torch.nn.Sequential(*layers)).matches
+    assert npgpt.check_part("mlp", torch.nn.Sequential(layers[0], torch.nn.GELU(), layers[3])).names == ["erf GELU"]
+    assert npgpt.check_part("gelu", torch.nn.functional.gelu).names == ["erf GELU"]
+    assert npgpt.check_part("gelu", lambda x: torch.nn.functional.gelu(x, approximate="tanh")).matches
+
+
+def test_an_attention_with_a_short_context() -> None:
+    ch03 = pytest.importorskip("llms_from_scratch.ch03", reason="llms-from-scratch 1.0.19 is not installed")
+    torch.manual_seed(0)
+    report = npgpt.check_part("attention", ch03.MultiHeadAttention(3, 2, 6, 0.0, num_heads=2))
+    assert report.matches
+    assert "It was given 6 tokens in a tensor" in str(report)
+
+
+def test_what_torch_saves_without_a_name(tmp_path: Path) -> None:
+    """A tensor alone, and a dictionary with transformers' tuples."""
+    reference = LanguageModel("model", CONFIG, parameters.from_arrays(CONFIG, ARRAYS), no_text("none"))
+    with torch.no_grad():
+        output = foreign.build("transformers", CONFIG, ARRAYS)(torch.tensor(IDS), output_hidden_states=True)
+    torch.save(output.logits, tmp_path / "logits.pt")
+    assert npgpt.check(tmp_path / "logits.pt", IDS, reference).matches
+    torch.save({"logits": output.logits, "hidden_states": output.hidden_states, "loss": 1.0}, tmp_path / "all.pt")
+    report = npgpt.check(tmp_path / "all.pt", IDS, reference)
+    assert report.matches
+    assert len(report.rows) == CONFIG.n_layer + 2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -283,7 +356,7 @@ def test_the_readmes_checks() -> None:
         "a": found["h.0.attn.c_attn"],
         "b": found["h.0"],
         "my_logits": austen,
-        "my_attention": attention.transformer.h[0].attn,
+        "attention_module": attention.transformer.h[0].attn,
     }
     reports = []
     for line in block.replace('"gpt2"', "None").replace("moves you", "moves").splitlines():
