@@ -26,18 +26,20 @@ from ..text.vocabularies import load_tokenizer
 from . import conditions, files, lens, modules, outputs
 from .arithmetic import UNIT, rounded
 from .diagnosis import Diagnosis, Judge, diagnose
+from .firings import THIRDS
 from .mistakes import Mistake, catalogue
 from .modules import Module
-from .naming import flat
+from .naming import flat, names
 from .outputs import Run
 from .report import GreedyReport, Report, Row, logit_statistics
 from .rounding import CLEAR, aligned, difference, run_all, tolerances
-from .textbook import Pass, stages, textbook
+from .textbook import Pass, located, stages, textbook
 from .theirs import Case, Taken, cases, take
 from .weights import Comparison, compare_weights, listed, what_cannot_show
 from .where import where
 
 SHOWN = 3  # unexplained stages of which it is said where they differ
+PRODUCTS = ("attn.c_attn", *THIRDS, "attn.q", "attn.k", "attn.v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 FEW = 8  # different numbers, below which they tell no dtype
 Weights = LanguageModel | str | os.PathLike[str] | Mapping[str, Any] | Any  # the last a module
 Prompt = str | ArrayLike
@@ -98,7 +100,7 @@ def check(
     rewind = outputs.rewinder()
     if module is not None:
         seen = module.observed(ids)
-        run, arrays, dtype = module.run, seen.stages, dtype or module.dtype
+        run, arrays = module.run, seen.stages
         wrong, said = seen.told()
         problems, notes = problems + wrong, notes + said
     elif callable(theirs):
@@ -110,10 +112,12 @@ def check(
     else:
         arrays = {"logits": outputs.logits_of(theirs, model_config.vocab_size)}
     if dtype is None:
-        last = np.asarray(arrays["logits"] if "logits" in arrays else [*arrays.values()][-1:])
-        dtype = computed_in(last)
-        if dtype != str(last.dtype) and last.dtype.kind == "f":
-            notes.append(f"Every number is one of {dtype}, though stored as {last.dtype}: so it is judged (dtype=).")
+        dtype, told = (module.dtype, []) if module is not None else stored_in(arrays)
+        inner = multiplied_in(arrays, model_config)
+        if UNIT[inner] > UNIT[dtype]:
+            told = [f"All linear maps give numbers of {inner}, as under autocast: so it is judged (dtype=)."]
+            dtype = inner
+        notes += told
     if run is not None and (unsteady := outputs.unsteady(run, ids, arrays["logits"], rewind, UNIT.get(dtype, 0.0))):
         return Report([], Diagnosis([], [], []), dtype, notes, None, [unsteady, *problems])
     taken = take(arrays, model_config, ids, attention_mask, chunks)
@@ -278,6 +282,22 @@ def ids_of(prompt: Prompt | None, model: LanguageModel | None, config: Config) -
             return config.token_rows(load_tokenizer("gpt2").encode(prompt))
         return config.token_rows(model.encode_prompt(prompt))
     return config.token_rows(prompt)
+
+
+def stored_in(arrays: Mapping[str, NDArray[Any]]) -> tuple[str, list[str]]:
+    """Return the dtype in which the last stage was computed, and a note where it is stored in another."""
+    last = np.asarray(arrays["logits"] if "logits" in arrays else [*arrays.values()][-1:])
+    dtype = computed_in(last)
+    if dtype == str(last.dtype) or last.dtype.kind != "f":
+        return dtype, []
+    return dtype, [f"Every number is one of {dtype}, though stored as {last.dtype}: so it is judged (dtype=)."]
+
+
+def multiplied_in(arrays: Mapping[str, NDArray[Any]], config: Config) -> str:
+    """Return the finest dtype of what linear maps gave within the blocks, float64 for none."""
+    known = names(config.n_layer)
+    kinds = [computed_in(np.asarray(x)) for name, x in arrays.items() if located(known.get(name, ""))[1] in PRODUCTS]
+    return min(kinds, key=UNIT.__getitem__, default="float64")
 
 
 def computed_in(x: NDArray[Any]) -> str:

@@ -15,9 +15,10 @@ from npgpt import parameters
 from npgpt.cli import main
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
+from npgpt.oracle.arithmetic import rounded
 from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.report import Report
-from npgpt.oracle.textbook import Pass, textbook
+from npgpt.oracle.textbook import Pass, Textbook, textbook
 from npgpt.parameters import Array
 from tests.support.models import no_text, random_arrays, random_ids, small
 
@@ -264,3 +265,30 @@ def test_rows_of_ids_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
     assert main(["check", str(tmp_path / "logits.npy"), "--ids", "1,2,3;4,5,6"]) == 0
     assert main(["check", str(tmp_path / "logits.npy"), "--ids", "1,2,3;4,5"]) == 2
     assert "rows differ in length" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_inside_and_float32_outside(dtype: str) -> None:
+    """Autocast: linear maps round, norms, stream and head do not. Judged by what it computes in, a mistake is named."""
+
+    def linear(name: str, source: str) -> Any:
+        def formula(s: Any) -> Array:
+            x, weight = (rounded(array.astype(np.float32), dtype) for array in (s[source], s[f"{name}.weight"]))
+            return rounded(x @ weight + rounded(s[f"{name}.bias"].astype(np.float32), dtype), dtype)
+
+        return formula
+
+    sources = {"attn.c_attn": "ln_1", "attn.c_proj": "attn.merged", "mlp.c_fc": "ln_2", "mlp.c_proj": "mlp.act"}
+    autocast = textbook(CONFIG, {name: array.astype(np.float32) for name, array in ARRAYS.items()})
+    autocast = autocast.altered({name: linear(name, source) for name, source in sources.items()})
+    shown = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
+    wanted = ["embedding", *(f"h.{layer}.{local}" for layer in range(2) for local in shown), "ln_f", "logits"]
+
+    def report(book: Textbook) -> Report:
+        run = Pass(book, IDS)
+        return npgpt.check({name: run[name].astype(np.float32) for name in wanted}, IDS, MODEL)
+
+    assert (report(autocast).matches, report(autocast).dtype) == (True, dtype)
+    assert f"All linear maps give numbers of {dtype}, as under autocast" in said(report(autocast))
+    (entry,) = (entry for entry in catalogue(CONFIG, 8) if entry.name == "attention scale missing")
+    assert report(entry.change(autocast)).names == ["attention scale missing"]
