@@ -1,37 +1,43 @@
 """What the oracle says of programs of others: of right ones, and of each alteration of each program.
 
-    python -m tests.support.program_table
+    python -m tests.support.program_table [PROGRAM …]
 
-writes tests/parity/PROGRAMS.md. An answer is of one of these kinds:
+writes tests/parity/PROGRAMS.md; of named programs it prints what is wrong, and writes nothing. The kinds of an answer:
 
 - right: the alteration is named, and nothing else
-- class: named among entries that the data cannot tell apart
+- class: it is named among entries that the data cannot tell apart
 - located: nothing is named, and the first stage that differs is said to be unexplained
 - too small: the difference is below CLEAR tolerances, and the report says so
 - unseen: it changes nothing that was given
+- refused: an NpgptError says why it cannot be compared, as where a stage has another shape
 - partly: it is named, and something is left that is not explained
-- WRONG: something else is named
-- FALSE MATCH: "matches", though the logits or a stage differ
-- REFUSED: a traceback, or an error
+- WRONG: something else is named, or another stage
+- FALSE MATCH: "matches", though the logits differ
+- ALARM: a right model differs
+- CRASH: an exception other than NpgptError
 """
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 import npgpt
 from npgpt import parameters
 from npgpt.config import Config
+from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.report import Report
@@ -39,12 +45,16 @@ from npgpt.oracle.rounding import CLEAR
 from npgpt.parameters import Array
 from tests.support import programs
 from tests.support.models import no_text, random_arrays, random_ids, small
-from tests.support.programs.alterations import Alteration, alterations
+from tests.support.programs.alterations import Alteration, alterations, pairs
 
 CONFIG = small(n_embd=24, n_head=4, n_layer=3)
 IDS = random_ids(CONFIG, (2, 12))
-FAULTS = ("WRONG", "FALSE MATCH", "REFUSED", "ALARM")
+KINDS = ("right", "class", "located", "too small", "unseen", "refused", "partly")
+FAULTS = ("WRONG", "FALSE MATCH", "ALARM", "CRASH")
 SEEN = 1e-5  # of the logits, relative: what no rounding in float32 does at this size
+GIVEN = ("stages", "logits")
+Item = TypeVar("Item")
+Answered = TypeVar("Answered")
 
 
 def fresh_arrays(config: Config, seed: int = 0) -> dict[str, Array]:
@@ -52,9 +62,8 @@ def fresh_arrays(config: Config, seed: int = 0) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     found: dict[str, Array] = {}
     for name, shape in parameters.schema(config).items():
-        drawn = rng.standard_normal(shape) * 0.02 if len(shape) == 2 else np.full(shape, float(".ln_" in f".{name}"))
-        found[name] = drawn * (0.0 if name.endswith("bias") else 1.0)
-        found[name] = found[name].astype(np.float32).astype(np.float64)
+        drawn = 0.02 * rng.standard_normal(shape) if len(shape) == 2 else np.full(shape, float(name.endswith("weight")))
+        found[name] = drawn.astype(np.float32).astype(np.float64)
     return found
 
 
@@ -66,46 +75,49 @@ def reference(config: Config, arrays: Mapping[str, Array]) -> LanguageModel:
     return LanguageModel("reference", config, parameters.from_arrays(config, dict(arrays)), no_text("none"))
 
 
-def logits_of(program: Any, config: Config, arrays: Mapping[str, Array], ids: NDArray[Any]) -> tuple[Any, Any]:
+def shown(program: Any, config: Config, arrays: Mapping[str, Array], ids: NDArray[Any]) -> tuple[Any, Any]:
     """Return what check is given of a program for its stages, which is a module or arrays, and its logits."""
     single = {name: array.astype(np.float32) for name, array in arrays.items()}
     if hasattr(program, "run"):
         stages = program.run(single, config, ids)
         return stages, stages["logits"]
-    import torch
-
     module = program.build(single, config)
+    return module, module_logits(module, ids)
+
+
+def module_logits(module: Any, ids: NDArray[Any], **options: Any) -> NDArray[Any]:
+    """Return a module's logits [B, T, V]."""
     with torch.no_grad():
-        output = module(torch.tensor(ids))
+        output = module(torch.tensor(ids), **options)
     output = output[0] if isinstance(output, tuple) else getattr(output, "logits", output)
-    return module, output.float().numpy()
+    return np.asarray(output.float() if output.dtype == torch.bfloat16 else output)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A row of the table: kind and what was said, about one alteration on some weights, from stages or logits."""
+    """What the oracle said of a program: its kind, the text, the difference in tolerances, the largest class named."""
 
     program: str
     truth: str
-    weights: str
-    given: str
+    known: bool  # whether the catalogue has it
     kind: str
     said: str
-    known: bool  # whether the catalogue has it
-    size: float = 0.0  # of the difference, in tolerances
-    entries: int = 1  # of the largest class that was named
+    size: float = 0.0
+    entries: int = 1
+    weights: str = ""
+    given: str = ""
 
 
 def classify(report: Report, right: set[str], changed: float) -> tuple[str, str]:
     """Return the kind of an answer, and what it says. changed: how much the logits were, relative."""
-    findings = report.diagnosis.findings
+    findings, unexplained = report.diagnosis.findings, report.diagnosis.unexplained
     named = [{entry.name for entry in finding.mistakes} for finding in findings]
     said = "; ".join(" or ".join(sorted(each)) for each in named)
     if any(not each & right for each in named):
         return "WRONG", f"{said} ({report.verdict})"
     if named:
-        if report.diagnosis.unexplained is not None and not report.diagnosis.faint:
-            return "partly", f"{said}; unexplained: {report.diagnosis.unexplained}"
+        if unexplained is not None and not report.diagnosis.faint:
+            return "partly", f"{said}; unexplained: {unexplained}"
         return ("right" if all(len(each) == 1 for each in named) else "class"), said
     problems = "; ".join(report.problems)
     if problems:
@@ -115,83 +127,271 @@ def classify(report: Report, right: set[str], changed: float) -> tuple[str, str]
     strongest = max(row.difference.ratio for row in report.rows)
     if report.diagnosis.faint and strongest < CLEAR:
         return "too small", f"{strongest:.2g} tolerances at most"
-    first = report.first
-    where = report.diagnosis.unexplained
-    if first is not None and where == first.stage:
-        return "located", where
-    return "WRONG", f"{where} is not the first stage that differs ({report.verdict})"
+    if report.first is not None and unexplained == report.first.stage:
+        return "located", unexplained
+    return "WRONG", f"{unexplained} is not the first stage that differs ({report.verdict})"
+
+
+@cache
+def names() -> frozenset[str]:
+    """Return the catalogue's, for this model, with a cache or without, and with padding."""
+    tokens = IDS.shape[1]
+    return frozenset(entry.name for chunks in ((), (5, 4, 1, 1, 1)) for entry in catalogue(CONFIG, tokens, chunks, True))
+
+
+@cache
+def usual(program: str, weights: str) -> Any:
+    """Return the logits of a program as it stands."""
+    return shown(programs.load(program), CONFIG, WEIGHTS[weights], IDS)[1]
+
+
+def examined(edits: Sequence[Alteration], weights: str, given: str) -> tuple[Report, float]:
+    """Return the report on a program with these alterations, and how much its logits changed, relative."""
+    name = edits[0].program
+    program = programs.load(name, *((edit.before, edit.after) for edit in edits))
+    stages, logits = shown(program, CONFIG, WEIGHTS[weights], IDS)
+    right = usual(name, weights)
+    theirs: Any = stages if given == "stages" else logits
+    model = reference(CONFIG, WEIGHTS[weights])
+    report = npgpt.check(theirs, IDS, model, chunks=getattr(program, "CHUNKS", ()))
+    if np.shape(logits) != right.shape or not np.isfinite(logits).all():
+        return report, np.inf
+    return report, float(np.sqrt(np.square(right - logits).mean() / np.square(right).mean()))
 
 
 def answer(case: tuple[Alteration, str, str]) -> Answer:
     """Return what the oracle says of an alteration, on these weights, from "stages" or from "logits"."""
     alteration, weights, given = case
-    arrays, right = WEIGHTS[weights], alteration.right
-    known = bool(right & names())
-    head = (alteration.program, alteration.truth, weights, given)
+    head = (alteration.program, alteration.truth, bool(alteration.right & names()))
     try:
-        with np.errstate(all="ignore"):
-            usual = logits_of(programs.load(alteration.program), CONFIG, arrays, IDS)[1]
-            edited = programs.load(alteration.program, (alteration.before, alteration.after))
-            stages, logits = logits_of(edited, CONFIG, arrays, IDS)
-            report = npgpt.check(stages if given == "stages" else logits, IDS, reference(CONFIG, arrays))
+        report, changed = examined([alteration], weights, given)
+    except NpgptError as error:
+        return Answer(*head, "refused", str(error), weights=weights, given=given)
     except Exception as error:
-        return Answer(*head, "REFUSED", f"{type(error).__name__}: {error}", known)
-    gap = np.inf
-    if np.shape(usual) == np.shape(logits):
-        gap = float(np.sqrt(np.square(usual - logits).mean() / np.square(usual).mean()))
-    kind, said = classify(report, right, np.inf if np.isnan(gap) else gap)
+        return Answer(*head, "CRASH", f"{type(error).__name__}: {error}", weights=weights, given=given)
+    kind, said = classify(report, alteration.right, changed)
     size = max(row.difference.ratio for row in report.rows)
     largest = max((len(finding.mistakes) for finding in report.diagnosis.findings), default=0)
-    return Answer(*head, kind, said, known, size, largest)
+    return Answer(*head, kind, said, size, largest, weights, given)
 
 
-def names() -> set[str]:
-    """Return the catalogue's, for this model."""
-    return {entry.name for entry in catalogue(CONFIG, IDS.shape[1])}
+def answer_pair(pair: tuple[Alteration, Alteration]) -> Answer:
+    """Return whether the known one of a pair is named, from stages: "right", "located" where it is not, or a fault."""
+    known, unknown = pair
+    head = (known.program, f"{known.truth} + {unknown.truth}", True)
+    try:
+        report, _ = examined(pair, "random", "stages")
+    except NpgptError as error:
+        return Answer(*head, "refused", str(error))
+    except Exception as error:
+        return Answer(*head, "CRASH", f"{type(error).__name__}: {error}")
+    named = [{entry.name for entry in finding.mistakes} for finding in report.diagnosis.findings]
+    size = max(row.difference.ratio for row in report.rows)
+    if wrong := [each for each in named if not each & known.right]:
+        return Answer(*head, "WRONG", f"{wrong} ({report.verdict})", size)
+    problems = "; ".join(report.problems)
+    found = bool(named) or any(each in problems for each in known.right)
+    return Answer(*head, "right" if found else "located", report.verdict, size)
 
 
-def run_all(function: Any, given: Iterable[Any]) -> list[Any]:
+# Right models.
+
+TORCH = ("build", "chapter", "conv", "mini", "nano")  # whose module is checked
+ANY_DTYPE = ("classes", "functions", "pytree", "scopes")  # NumPy programs that compute in their arrays' dtype
+SHAPES = (
+    {"n_embd": 24, "n_head": 4, "n_layer": 3},
+    {"n_embd": 15, "n_head": 3, "n_layer": 1, "vocab_size": 61},
+    {"n_embd": 32, "n_head": 2, "n_layer": 2, "n_inner": 50},
+    {"n_embd": 8, "n_head": 1, "n_layer": 4},
+)
+
+
+@dataclass(frozen=True)
+class Right:
+    """A right model, and how it is run: "plain", "fresh", "padded vocabulary", "left", "right", "logits" or a dtype."""
+
+    program: str
+    how: str
+    shape: int
+    seed: int
+
+
+def right_models(seeds: int = 1) -> Iterator[Right]:
+    """Yield every program in every way that it can be run."""
+    for program in programs.NAMES:
+        hows = ["plain", "logits", "last", "fresh", "padded vocabulary", "right"]
+        if program in TORCH:
+            hows += ["float64", "float16", "bfloat16", "float16 logits", "bfloat16 logits", "autocast", "padded module"]
+        if program in ANY_DTYPE:
+            hows += ["float64"]
+        if program == "conv":
+            hows += ["left"]
+        for how in hows:
+            yield from (Right(program, how, shape, seed) for shape in range(len(SHAPES)) for seed in range(seeds))
+
+
+def answer_right(model: Right) -> Answer:
+    """Return "right" for a right model that matches, "ALARM" or "CRASH" otherwise."""
+    head = (model.program, f"{model.how}, shape {model.shape}, seed {model.seed}", False)
+    try:
+        report = right_report(model)
+    except Exception as error:
+        return Answer(*head, "CRASH", f"{type(error).__name__}: {error}")
+    return Answer(*head, "right" if report.matches else "ALARM", report.verdict)
+
+
+def right_report(model: Right) -> Report:
+    """Return the report on a right model."""
+    config = small(**SHAPES[model.shape])
+    how = model.how
+    arrays = (fresh_arrays if how == "fresh" else random_arrays)(config, model.seed)
+    ids = random_ids(config, (1 + model.shape % 2, 12), model.seed)
+    program = programs.load(model.program)
+    options: dict[str, Any] = {"chunks": getattr(program, "CHUNKS", ())}
+    single = {name: array.astype("float64" if how == "float64" else "float32") for name, array in arrays.items()}
+    if how == "padded module":
+        rows = -config.vocab_size % 64
+        wide = replace(config, vocab_size=config.vocab_size + rows)
+        single["wte.weight"] = np.pad(single["wte.weight"], ((0, rows), (0, 0)))
+        theirs: Any = program.build(single, wide)
+    elif how == "left":
+        mask = np.ones_like(ids)
+        mask[-1, :4] = 0
+        options = {"attention_mask": mask}
+        theirs = module_logits(program.build(single, config), ids, attention_mask=torch.tensor(mask))
+    elif model.program in TORCH and how not in ("logits", "last", "padded vocabulary", "right"):
+        theirs = program.build(single, config)
+        if how.split()[0] in ("float64", "float16", "bfloat16"):
+            theirs = theirs.to(getattr(torch, how.split()[0]))
+        if how.endswith(" logits"):
+            theirs = module_logits(theirs, ids)
+        elif how == "autocast":
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                theirs = module_logits(theirs, ids)
+    elif model.program in TORCH:
+        theirs = {"logits": module_logits(program.build(single, config), ids)}
+    else:
+        theirs = program.run(single, config, ids)
+    if how in ("logits", "last"):
+        theirs = theirs["logits"] if how == "logits" else theirs["logits"][:, -1]
+    if how == "padded vocabulary":
+        theirs["logits"] = np.pad(theirs["logits"], ((0, 0), (0, 0), (0, -config.vocab_size % 64)))
+    if how == "right":
+        mask = np.ones_like(ids)
+        mask[-1, 7:] = 0
+        theirs, options = theirs["logits"], {"attention_mask": mask}
+    return npgpt.check(theirs, ids, reference(config, arrays), **options)
+
+
+# The file.
+
+
+def quiet(case: tuple[Callable[[Any], Answer], Any]) -> Answer:
+    """Call a function in a process of the pool: one thread, and no warnings of what is broken on purpose."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    function, item = case
+    with np.errstate(all="ignore"):
+        return function(item)
+
+
+def run_all(function: Callable[[Any], Answer], given: Iterable[Any]) -> list[Answer]:
     """Return what a function gives for each, in two processes."""
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        return list(pool.map(function, given, chunksize=4))
+        return list(pool.map(quiet, ((function, each) for each in given), chunksize=4))
 
 
 def summary(answers: Sequence[Answer]) -> Iterator[str]:
     """Yield the counts, as a table."""
-    kinds = ("right", "class", "located", "too small", "unseen", "partly", *FAULTS[:3])
-    yield "| | known | " + " | ".join(kinds) + " |"
-    yield "| --- |" + " ---: |" * (1 + len(kinds))
+    kinds = [*KINDS, "WRONG", "FALSE MATCH", "CRASH"]
+    yield "| alterations | all | " + " | ".join(kinds) + " | named |"
+    yield "| --- |" + " ---: |" * (2 + len(kinds))
     for weights in WEIGHTS:
-        for given in ("stages", "logits"):
+        for given in GIVEN:
             for known in (True, False):
                 some = [a for a in answers if (a.weights, a.given, a.known) == (weights, given, known)]
                 count = Counter(a.kind for a in some)
-                kind = "in the catalogue" if known else "not in it"
-                cells = " | ".join(str(count[kind]) for kind in kinds)
-                yield f"| {weights} weights, from {given}, {kind} | {len(some)} | {cells} |"
+                named = count["right"] + count["class"] + count["partly"]
+                clear = len(some) - count["unseen"] - count["too small"] - count["refused"]
+                share = f"{named / max(clear, 1):.0%} of {clear}" if known else ""
+                what = f"{weights} weights, from {given}, {'in' if known else 'not in'} the catalogue"
+                yield f"| {what} | {len(some)} | " + " | ".join(str(count[kind]) for kind in kinds) + f" | {share} |"
 
 
-def cell(text: str) -> str:
-    """Return a text that fits into a table's cell."""
-    return text.replace("|", "/").replace("\n", " ")[:300]
+def confused(answers: Sequence[Answer]) -> Iterator[str]:
+    """Yield how many entries were named together, as a sentence for stages and one for logits."""
+    for given in GIVEN:
+        sizes = Counter(a.entries for a in answers if a.given == given and a.kind in ("right", "class", "partly"))
+        listed = ", ".join(f"{count} with {size}" for size, count in sorted(sizes.items()) if size > 1)
+        yield f"Entries that were named together, from {given}: {sizes[1] + sizes[0]} alone, {listed or 'none more'}."
+
+
+def cell(a: Answer) -> str:
+    """Return an answer in a table's cell."""
+    if a.kind in ("right", "unseen"):
+        return a.kind
+    told = {"class": f"1 of {a.entries}", "too small": f"too small ({a.size:.1f})", "located": f"located: {a.said}"}
+    return told.get(a.kind, f"{a.kind}: {a.said}".replace("|", "/").replace("\n", " ")[:160])
+
+
+def faults(answers: Iterable[Answer]) -> Iterator[str]:
+    """Yield a line for each answer that must not be."""
+    for a in answers:
+        if a.kind in FAULTS:
+            said = a.said.replace("|", "/").replace("\n", " ")[:300]
+            yield f"- {a.kind}: {a.program}: {a.truth} ({a.weights} {a.given}, {a.size:.2g} tolerances): {said}"
+
+
+def document(answers: Sequence[Answer], right: Sequence[Answer], both: Sequence[Answer]) -> Iterator[str]:
+    """Yield the lines of the file."""
+    yield "# What the oracle says of programs of others"
+    yield ""
+    yield f"Made by `python -m tests.support.program_table`: the {len(programs.NAMES)} programs of tests/support/programs/"
+    yield "in float32, each written anew in the manner of a kind of program that people have, with one edit of its text at"
+    yield "a time, at 3 blocks of 4 × 6 and 2 rows of 12 tokens. The kinds of an answer are explained in that module. Of"
+    yield "the alterations in the catalogue, \"named\" is the share of those that show clearly in what was given."
+    yield ""
+    yield from summary(answers)
+    alarms = sum(a.kind != "right" for a in right)
+    found, wrong = (sum(a.kind in kinds for a in both) for kinds in (("right",), FAULTS))
+    counted = sum(a.kind != "refused" for a in both)
+    yield ""
+    yield f"Right models, in all the ways that they can be run: {len(right)}, of which alarms: {alarms}."
+    yield f"Of {counted} pairs of one known and one unknown alteration, from stages, the known one is named in {found}"
+    yield f"({found / max(counted, 1):.0%}), and {wrong} answers are wrong."
+    yield from confused(answers)
+    wrong_lines = [*faults(answers), *faults(right), *faults(both)]
+    yield ""
+    yield "## What must not be"
+    yield ""
+    yield from wrong_lines or ["Nothing."]
+    yield ""
+    yield "## Each alteration"
+    yield ""
+    columns = [(weights, given) for weights in WEIGHTS for given in GIVEN]
+    yield "| program | alteration | " + " | ".join(f"{weights}, {given}" for weights, given in columns) + " |"
+    yield "|" + " --- |" * (2 + len(columns))
+    rows: dict[tuple[str, str, bool], dict[tuple[str, str], str]] = {}
+    for a in answers:
+        rows.setdefault((a.program, a.truth, a.known), {})[a.weights, a.given] = cell(a)
+    for (program, truth, known), cells in rows.items():
+        mark = "" if known else " (unknown)"
+        yield f"| {program} | {truth}{mark} | " + " | ".join(cells.get(column, "") for column in columns) + " |"
 
 
 def main(chosen: Sequence[str]) -> int:
     """Write the file; with programs named, print their faults alone."""
     some = [each for each in alterations() if not chosen or each.program in chosen]
-    cases = [(each, weights, given) for each in some for weights in WEIGHTS for given in ("stages", "logits")]
-    answers: list[Answer] = run_all(answer, cases)
-    lines = ["# What the oracle says of programs of others", "", *summary(answers), ""]
-    lines += ["| program | truth | weights | from | kind | tolerances | said |", "|" + " --- |" * 7]
-    lines += [
-        f"| {a.program} | {cell(a.truth)} | {a.weights} | {a.given} | {a.kind} | {a.size:.2g} | {cell(a.said)} |"
-        for a in answers
-    ]
-    faults = [line for line, a in zip(lines[-len(answers) :], answers, strict=True) if a.kind in FAULTS]
-    print("\n".join([*summary(answers), "", *faults]))
+    answers = run_all(answer, [(each, weights, given) for each in some for weights in WEIGHTS for given in GIVEN])
+    right = run_all(answer_right, [each for each in right_models() if not chosen or each.program in chosen])
+    known = [(one, two) for one, two in pairs() if one.right & names()]
+    both = run_all(answer_pair, [pair for pair in known if not chosen or pair[0].program in chosen])
+    lines = list(document(answers, right, both))
+    at = lines.index("## Each alteration")
+    print("\n".join(lines[8:at]))
     if not chosen:
         (Path(__file__).parents[1] / "parity" / "PROGRAMS.md").write_text("\n".join(lines) + "\n", "utf-8")
-    return bool(faults)
+    return "Nothing." not in lines[:at]
 
 
 if __name__ == "__main__":
