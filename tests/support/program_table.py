@@ -136,7 +136,9 @@ def classify(report: Report, right: set[str], changed: float) -> tuple[str, str]
 def names() -> frozenset[str]:
     """Return the catalogue's, for this model, with a cache or without, and with padding."""
     tokens = IDS.shape[1]
-    return frozenset(entry.name for chunks in ((), (5, 4, 1, 1, 1)) for entry in catalogue(CONFIG, tokens, chunks, True))
+    return frozenset(
+        entry.name for chunks in ((), (5, 4, 1, 1, 1)) for entry in catalogue(CONFIG, tokens, chunks, True)
+    )
 
 
 @cache
@@ -346,10 +348,10 @@ def document(answers: Sequence[Answer], right: Sequence[Answer], both: Sequence[
     """Yield the lines of the file."""
     yield "# What the oracle says of programs of others"
     yield ""
-    yield f"Made by `python -m tests.support.program_table`: the {len(programs.NAMES)} programs of tests/support/programs/"
-    yield "in float32, each written anew in the manner of a kind of program that people have, with one edit of its text at"
-    yield "a time, at 3 blocks of 4 × 6 and 2 rows of 12 tokens. The kinds of an answer are explained in that module. Of"
-    yield "the alterations in the catalogue, \"named\" is the share of those that show clearly in what was given."
+    yield f"Made by `python -m tests.support.program_table`: the {len(programs.NAMES)} programs of"
+    yield "tests/support/programs/, each written anew in the manner of a kind of program that people have, with one edit"
+    yield "of its text at a time, at 3 blocks of 4 × 6 and 2 rows of 12 tokens. The module explains the kinds of answers."
+    yield "Named is the share of the alterations in the catalogue that show clearly in what was given."
     yield ""
     yield from summary(answers)
     alarms = sum(a.kind != "right" for a in right)
@@ -388,7 +390,7 @@ def main(chosen: Sequence[str]) -> int:
     both = run_all(answer_pair, [pair for pair in known if not chosen or pair[0].program in chosen])
     lines = list(document(answers, right, both))
     at = lines.index("## Each alteration")
-    print("\n".join(lines[8:at]))
+    print("\n".join(lines[6:at]))
     if not chosen:
         (Path(__file__).parents[1] / "parity" / "PROGRAMS.md").write_text("\n".join(lines) + "\n", "utf-8")
     return "Nothing." not in lines[:at]

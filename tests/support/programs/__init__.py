@@ -9,7 +9,7 @@ where arrays hold float32 by canonical names, or a function
     build(arrays, config) -> a PyTorch module in evaluation, which npgpt.check opens by itself.
 
 ROUNDS is the dtype in which the program computes, where that is not float32. A mistake is an edit of the program's
-text (alterations.py), as its author could have made it: source gives the program with the edit.
+text (ALTERATIONS.txt), as its author could have made it: load gives the program with the edit.
 """
 
 from __future__ import annotations

@@ -81,8 +81,7 @@ def run(arrays: Mapping[str, Array], config: Config, ids: NDArray[Any]) -> dict[
         return buffer[offset : offset + math.prod(shape)].reshape(shape)
 
     def alloc(*shape: int) -> Array:
-        acts_memory = np.zeros(shape, np.float32)
-        return acts_memory
+        return np.zeros(shape, np.float32)
 
     acts: dict[str, Any] = {"embedding": param("wte.weight")[ids] + param("wpe.weight")[:T]}
     residual = acts["embedding"]

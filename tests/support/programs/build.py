@@ -28,8 +28,7 @@ class CausalSelfAttention(nn.Module):  # type: ignore[misc]
         q, k, v = (part.view(heads).transpose(1, 2) for part in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         y = y.transpose(1, 2).contiguous().view(B, T, C)
-        y = self.c_proj(y)
-        return y
+        return self.c_proj(y)
 
 
 class MLP(nn.Module):  # type: ignore[misc]
@@ -53,8 +52,7 @@ class Block(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Any) -> Any:
         x = x + self.attn(self.ln_1(x))
-        x = x + self.mlp(self.ln_2(x))
-        return x
+        return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):  # type: ignore[misc]
@@ -70,7 +68,7 @@ class GPT(nn.Module):  # type: ignore[misc]
         self.transformer.wte.weight = self.lm_head.weight
 
     def forward(self, idx: Any) -> Any:
-        B, T = idx.size()
+        _, T = idx.size()
         pos = torch.arange(0, T, dtype=torch.long)
         x = self.transformer.wte(idx) + self.transformer.wpe(pos)
         for block in self.transformer.h:

@@ -1,4 +1,4 @@
-"""In the manner of LLMs-from-scratch, chapter 4: a dictionary for the configuration, three projections, weights by hand."""
+"""In the manner of LLMs-from-scratch, chapter 4: a dictionary as configuration, weights assigned by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""In the manner of candle, from Rust: a struct per layer, reshape, transpose and contiguous step by step, in float32."""
+"""In the manner of candle, from Rust: a struct per layer, reshape, transpose, contiguous, all in float32."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def mlp(cfg: Config, vb: VarBuilder, xs: Array) -> Any:
 def run(arrays: Mapping[str, Array], config: Config, ids: NDArray[Any]) -> dict[str, Any]:
     """Logits, and what was printed on the way: each sublayer's input, attention's heads and output, the stream."""
     cfg, vb, seen = config, VarBuilder(arrays), {}
-    b_sz, seq_len = ids.shape
+    _, seq_len = ids.shape
     wte = vb.pp("wte").get((cfg.vocab_size, cfg.n_embd), "weight")
     wpe = vb.pp("wpe").get((cfg.n_positions, cfg.n_embd), "weight")
     xs = wte[ids] + wpe[np.arange(seq_len)]

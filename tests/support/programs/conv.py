@@ -77,8 +77,7 @@ class Block(nn.Module):  # type: ignore[misc]
         hidden_states = self.attn(hidden_states, attention_mask) + residual
         residual = hidden_states
         hidden_states = self.ln_2(hidden_states)
-        hidden_states = residual + self.mlp(hidden_states)
-        return hidden_states
+        return residual + self.mlp(hidden_states)
 
 
 class LMHeadModel(nn.Module):  # type: ignore[misc]
@@ -98,7 +97,8 @@ class LMHeadModel(nn.Module):  # type: ignore[misc]
         length, parts = input_ids.shape[1], self.transformer
         hidden_states = parts.drop(parts.wte(input_ids) + parts.wpe(position_ids))
         visible = torch.tril(torch.ones(length, length)) * seen[:, None, None, :]
-        mask = ((1.0 - visible) * torch.finfo(hidden_states.dtype).min).to(hidden_states.dtype)
+        mask = torch.zeros_like(visible, dtype=hidden_states.dtype)
+        mask = mask.masked_fill(visible == 0, torch.finfo(mask.dtype).min)
         for block in parts.h:
             hidden_states = block(hidden_states, mask)
         return SimpleNamespace(logits=self.lm_head(parts.ln_f(hidden_states)))

@@ -1,4 +1,4 @@
-"""In the manner of those who take torch's own layers: nn.TransformerEncoderLayer(norm_first=True) under a causal mask."""
+"""In the manner of those who take torch's own layers: nn.TransformerEncoderLayer(norm_first=True) and a mask."""
 
 from __future__ import annotations
 

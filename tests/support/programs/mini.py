@@ -1,4 +1,4 @@
-"""In the manner of minGPT: GELU written out, projections in one Sequential-like dictionary, an output head of its own."""
+"""In the manner of minGPT: GELU written out, an MLP in a dictionary, an output head of its own."""
 
 from __future__ import annotations
 
@@ -52,8 +52,7 @@ class Block(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Any) -> Any:
         x = x + self.attn(self.ln_1(x))
-        x = x + self.mlpf(self.ln_2(x))
-        return x
+        return x + self.mlpf(self.ln_2(x))
 
 
 class GPT(nn.Module):  # type: ignore[misc]

@@ -25,7 +25,7 @@ def norm(w: Mapping[str, Any], name: str, x: Any) -> Any:
 
 
 def attention(w: Mapping[str, Any], name: str, x: Any, n_head: int) -> Any:
-    B, T, C = x.shape
+    _, T, C = x.shape
     q, k, v = linear(w, f"{name}.c_attn", x).chunk(3, dim=-1)
     q, k, v = (part.unflatten(-1, (n_head, C // n_head)).transpose(1, 2) for part in (q, k, v))
     scores = (q @ k.mT).float() * (C // n_head) ** -0.5

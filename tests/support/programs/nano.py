@@ -70,8 +70,7 @@ class Block(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: Any) -> Any:
         x = x + self.attn(self.ln_1(x))
-        x = x + self.mlp(self.ln_2(x))
-        return x
+        return x + self.mlp(self.ln_2(x))
 
 
 class GPT(nn.Module):  # type: ignore[misc]
