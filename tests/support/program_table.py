@@ -349,8 +349,8 @@ def document(answers: Sequence[Answer], right: Sequence[Answer], both: Sequence[
     yield "# What the oracle says of programs of others"
     yield ""
     yield f"Made by `python -m tests.support.program_table`: the {len(programs.NAMES)} programs of"
-    yield "tests/support/programs/, each written anew in the manner of a kind of program that people have, with one edit"
-    yield "of its text at a time, at 3 blocks of 4 × 6 and 2 rows of 12 tokens. The module explains the kinds of answers."
+    yield "tests/support/programs/, each written anew in the manner of a kind of program that people have, one edit of"
+    yield "its text at a time, at 3 blocks of 4 × 6 and 2 rows of 12 tokens. The module explains the kinds of answers."
     yield "Named is the share of the alterations in the catalogue that show clearly in what was given."
     yield ""
     yield from summary(answers)
