@@ -51,7 +51,7 @@ CONFIG = small(n_embd=24, n_head=4, n_layer=3)
 IDS = random_ids(CONFIG, (2, 12))
 KINDS = ("right", "class", "located", "too small", "unseen", "refused", "partly")
 FAULTS = ("WRONG", "FALSE MATCH", "ALARM", "CRASH")
-SEEN = 1e-5  # of the logits, relative: what no rounding in float32 does at this size
+SEEN = {"float32": 1e-5, "bfloat16": 3e-2}  # of the logits, relative: what no rounding does at this size
 GIVEN = ("stages", "logits")
 Item = TypeVar("Item")
 Answered = TypeVar("Answered")
@@ -123,7 +123,7 @@ def classify(report: Report, right: set[str], changed: float) -> tuple[str, str]
     if problems:
         return ("right" if any(each in problems for each in right) else "WRONG"), problems
     if report.matches:
-        return ("FALSE MATCH" if changed > SEEN else "unseen"), report.verdict
+        return ("FALSE MATCH" if changed > SEEN.get(report.dtype, 1e-5) else "unseen"), report.verdict
     strongest = max(row.difference.ratio for row in report.rows)
     if report.diagnosis.faint and strongest < CLEAR:
         return "too small", f"{strongest:.2g} tolerances at most"
