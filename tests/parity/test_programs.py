@@ -7,19 +7,16 @@ from pathlib import Path
 import pytest
 
 from tests.support import programs
-from tests.support.programs.alterations import alterations, pairs
+from tests.support.programs.alterations import alterations
 from tests.support.thorough import examples
 
 pytestmark = pytest.mark.parity
 pytest.importorskip("torch", reason="extra parity is not installed")
 table = pytest.importorskip("tests.support.program_table", reason="extra parity is not installed")
 
-EVERY = examples(9, 1)  # how-manieth alteration, pair and way to run is tried
-CASES = [(each, weights, given) for each in alterations() for weights in table.WEIGHTS for given in table.GIVEN]
-# each of the four columns comes by turns, since a step of 9 is no multiple of 4
-TRIED = CASES[::EVERY]
-RIGHT = list(table.right_models())[::EVERY]
-PAIRS = [pair for pair in pairs() if pair[0].right & table.names()][::EVERY]
+# how-manieth case, right model and pair is tried; primes, so that weights, stages and shapes come by turns
+CASES, RIGHT, PAIRS = table.chosen(1, ())
+TRIED = CASES[:: examples(83, 7)]
 
 
 @pytest.mark.parametrize("program", programs.NAMES)
@@ -35,17 +32,17 @@ def test_no_alteration_is_called_by_another_name_or_overlooked(program: str) -> 
 
 
 def test_no_alarm_over_a_right_program_however_it_is_run() -> None:
-    assert not list(table.faults(table.quiet((table.answer_right, model)) for model in RIGHT))
+    assert not list(table.faults(table.quiet((table.answer_right, model)) for model in RIGHT[:: examples(31, 1)]))
 
 
 def test_a_known_alteration_is_named_beside_an_unknown_one() -> None:
-    answers = [table.quiet((table.answer_pair, pair)) for pair in PAIRS]
+    answers = [table.quiet((table.answer_pair, pair)) for pair in PAIRS[:: examples(41, 3)]]
     assert not list(table.faults(answers))
     counted = [answer for answer in answers if answer.kind != "refused"]
     assert sum(answer.kind == "right" for answer in counted) >= 0.8 * len(counted)
 
 
-def test_the_committed_table_has_every_alteration() -> None:
+def test_the_committed_table_has_the_alterations() -> None:
     text = (Path(__file__).parent / "PROGRAMS.md").read_text("utf-8")
-    for each in alterations():
+    for each in list(alterations())[:: table.EVERY]:
         assert f"| {each.program} | {each.truth}" in text

@@ -1,8 +1,9 @@
 """What the oracle says of programs of others: of right ones, and of each alteration of each program.
 
-    python -m tests.support.program_table [PROGRAM …]
+    python -m tests.support.program_table [--every N] [PROGRAM …]
 
-writes tests/parity/PROGRAMS.md; of named programs it prints what is wrong, and writes nothing. The kinds of an answer:
+writes tests/parity/PROGRAMS.md, with every third alteration unless --every says otherwise; of named programs it prints
+what is wrong, and writes nothing. The kinds of an answer:
 
 - right: the alteration is named, and nothing else
 - class: it is named among entries that the data cannot tell apart
@@ -19,6 +20,7 @@ writes tests/parity/PROGRAMS.md; of named programs it prints what is wrong, and 
 
 from __future__ import annotations
 
+import argparse
 import sys
 import warnings
 from collections import Counter
@@ -53,6 +55,7 @@ KINDS = ("right", "class", "located", "too small", "unseen", "refused", "partly"
 FAULTS = ("WRONG", "FALSE MATCH", "ALARM", "CRASH")
 SEEN = {"float32": 1e-5, "bfloat16": 3e-2}  # of the logits, relative: what no rounding does at this size
 GIVEN = ("stages", "logits")
+EVERY = 3  # how-manieth alteration the file has: all of them take half an hour
 Item = TypeVar("Item")
 Answered = TypeVar("Answered")
 
@@ -381,20 +384,30 @@ def document(answers: Sequence[Answer], right: Sequence[Answer], both: Sequence[
         yield f"| {program} | {truth}{mark} | " + " | ".join(cells.get(column, "") for column in columns) + " |"
 
 
-def main(chosen: Sequence[str]) -> int:
-    """Write the file; with programs named, print their faults alone."""
-    some = [each for each in alterations() if not chosen or each.program in chosen]
-    answers = run_all(answer, [(each, weights, given) for each in some for weights in WEIGHTS for given in GIVEN])
-    right = run_all(answer_right, [each for each in right_models() if not chosen or each.program in chosen])
-    known = [(one, two) for one, two in pairs() if one.right & names()]
-    both = run_all(answer_pair, [pair for pair in known if not chosen or pair[0].program in chosen])
-    lines = list(document(answers, right, both))
+def chosen(every: int, names_of: Sequence[str]) -> tuple[list[Any], list[Right], list[tuple[Alteration, Alteration]]]:
+    """Return the cases, right models and pairs of programs of these names, of all by default, each how-manieth."""
+    wanted = names_of or programs.NAMES
+    some = [each for each in alterations() if each.program in wanted][::every]
+    cases = [(each, weights, given) for each in some for weights in WEIGHTS for given in GIVEN]
+    right = [each for each in right_models() if each.program in wanted]
+    known = [(one, two) for one, two in pairs() if one.program in wanted and one.right & names()]
+    return cases, right, known[::every]
+
+
+def main() -> int:
+    """Write the file; of named programs print what is wrong alone."""
+    parser = argparse.ArgumentParser(description="What the oracle says of programs of others.")
+    parser.add_argument("programs", nargs="*", metavar="PROGRAM", help="these alone, and no file is written")
+    parser.add_argument("--every", type=int, default=EVERY, metavar="N", help="every Nth alteration (%(default)s)")
+    options = parser.parse_args()
+    cases, right, both = chosen(options.every, options.programs)
+    lines = list(document(run_all(answer, cases), run_all(answer_right, right), run_all(answer_pair, both)))
     at = lines.index("## Each alteration")
     print("\n".join(lines[6:at]))
-    if not chosen:
+    if not options.programs:
         (Path(__file__).parents[1] / "parity" / "PROGRAMS.md").write_text("\n".join(lines) + "\n", "utf-8")
     return "Nothing." not in lines[:at]
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
