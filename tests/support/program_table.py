@@ -111,6 +111,11 @@ class Answer:
     given: str = ""
 
 
+def largest_ratio(report: Report) -> float:
+    """Return the largest difference of a stage in tolerances, 0 where none was compared."""
+    return max((row.difference.ratio for row in report.rows), default=0.0)
+
+
 def classify(report: Report, right: set[str], changed: float) -> tuple[str, str]:
     """Return the kind of an answer, and what it says. changed: how much the logits were, relative."""
     findings, unexplained = report.diagnosis.findings, report.diagnosis.unexplained
@@ -127,7 +132,7 @@ def classify(report: Report, right: set[str], changed: float) -> tuple[str, str]
         return ("right" if any(each in problems for each in right) else "WRONG"), problems
     if report.matches:
         return ("FALSE MATCH" if changed > SEEN.get(report.dtype, 1e-5) else "unseen"), report.verdict
-    strongest = max(row.difference.ratio for row in report.rows)
+    strongest = largest_ratio(report)
     if report.diagnosis.faint and strongest < CLEAR:
         return "too small", f"{strongest:.2g} tolerances at most"
     if report.first is not None and unexplained == report.first.stage:
@@ -175,7 +180,7 @@ def answer(case: tuple[Alteration, str, str]) -> Answer:
     except Exception as error:
         return Answer(*head, "CRASH", f"{type(error).__name__}: {error}", weights=weights, given=given)
     kind, said = classify(report, alteration.right, changed)
-    size = max(row.difference.ratio for row in report.rows)
+    size = largest_ratio(report)
     largest = max((len(finding.mistakes) for finding in report.diagnosis.findings), default=0)
     return Answer(*head, kind, said, size, largest, weights, given)
 
@@ -191,7 +196,7 @@ def answer_pair(pair: tuple[Alteration, Alteration]) -> Answer:
     except Exception as error:
         return Answer(*head, "CRASH", f"{type(error).__name__}: {error}")
     named = [{entry.name for entry in finding.mistakes} for finding in report.diagnosis.findings]
-    size = max(row.difference.ratio for row in report.rows)
+    size = largest_ratio(report)
     if wrong := [each for each in named if not each & known.right]:
         return Answer(*head, "WRONG", f"{wrong} ({report.verdict})", size)
     problems = "; ".join(report.problems)
