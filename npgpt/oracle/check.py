@@ -323,7 +323,7 @@ def compare(
 ) -> Report:
     """The comparison itself: cases against a model of these float64 tensors. dtype: in which theirs computed; entries:
     the mistakes that are looked for, by default all that a model of this shape can have. tried: experiments for
-    where no mistake explains it, as notes. coarser: a dtype that theirs is right to if rounding in it explains all.
+    where no mistake explains it, as notes. coarser: a dtype that it is judged in where rounding in dtype is not all.
     """
     if dtype not in UNIT:
         raise NpgptError(f"their dtype must be one of {', '.join(UNIT)}, not {dtype}")
@@ -334,10 +334,11 @@ def compare(
     reference = run_all(book, given)
     allowed = tolerances(config, tensors, given, reference, dtype, judged)
     if coarser is not None and not all(fits(stage, given, reference, allowed) for stage in judged):
-        wider = tolerances(config, tensors, given, reference, coarser, judged)
-        if all(fits(stage, given, reference, wider) for stage in judged):
-            finer = f"It is right to {coarser}, and given in {dtype}, which is finer than it computes."
-            allowed, dtype, notes = wider, coarser, [finer, *notes]
+        allowed = tolerances(config, tensors, given, reference, coarser, judged)
+        right = all(fits(stage, given, reference, allowed) for stage in judged)
+        finer = f"right to {coarser}, and given in {dtype}, which is finer than it computes"
+        judging = f"given in {dtype}, and judged in {coarser}, since a part of it may compute in that (dtype=)"
+        dtype, notes = coarser, [f"It is {finer if right else judging}.", *notes]
     judge = Judge(given, judged, allowed, tensors, dtype)
     alone = judge.right(book)
     rows = [

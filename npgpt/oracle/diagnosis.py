@@ -35,7 +35,8 @@ class Finding:
     """A mistake that is there: the only entry that fits, or one of several that this data cannot tell apart.
 
     before: how many tolerances the difference was without it, where it was greatest. decide: what would tell them
-    apart. used: the stage itself, as it was given, is right, and what follows used something else.
+    apart. used: the stage itself, as it was given, is right, and what follows used something else. explained: all
+    stages that differ by it.
     """
 
     stage: str
@@ -43,6 +44,7 @@ class Finding:
     before: float
     decide: str = ""
     used: bool = False
+    explained: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -195,9 +197,10 @@ class Model:
         """
         views: dict[View, View] = {}
         own = frozenset(s for s in self.seen if used and touches(entry, s) and "layers" not in entry.stages)
+        if used and not own:
+            return
         for stage, now in self.seen.items():
-            by = now.read & own if used else now.formulas
-            if stage in own or not any(touches(entry, name) for name in by):
+            if stage in own or not any(touches(entry, name) for name in now.formulas | (now.read & own)):
                 continue
             if now.view not in views:
                 views[now.view] = View(entry.change(now.view.book), now.view.dropped | own)
@@ -280,12 +283,16 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
         for group in groups:
             fits = tuple(fit.entry for fit in group)
             before = max(model.seen[stage].ratio for stage in explained)
-            findings.append(Finding(explained[0], fits, before, decide(judge, book, fits), group[0].used))
+            findings.append(Finding(explained[0], fits, before, decide(judge, book, fits), group[0].used, explained))
             rest = [entry for entry in rest if entry.name not in [fit.name for fit in fits]]
         for group in groups:
             model, rough = model.with_it(group[0]), rough.with_it(group[0])
         settled.update(explained)
-    strongest = max((model.seen[stage].ratio for stage in unknown), default=0.0)
+    for finding in findings:  # what reads its stages does not follow: perhaps they only look like it
+        if all(any(stage in model.seen[other].read for other in unknown) for stage in finding.explained):
+            unknown += finding.explained
+    findings = [finding for finding in findings if not set(finding.explained) <= set(unknown)]
+    strongest = max((right.seen[stage].ratio for stage in unknown), default=0.0)
     named = {entry.name for finding in findings for entry in finding.mistakes}
     left = [entry for entry in dict.fromkeys([*faint, *hidden]) if entry.name not in named]
     unknown = [stage for stage in judge.stages if stage in unknown]

@@ -19,10 +19,14 @@ from numpy.typing import NDArray
 from ..config import Config
 from ..parameters import Array, schema
 from .arithmetic import UNIT, as_computed, plain
-from .textbook import Pass, Textbook, located, textbook
+from .textbook import Formula, Pass, Scope, Textbook, located, textbook
 from .theirs import OUTPUTS, Case
 
 DRAWS = 24  # samples of the right model
+WIDE, WIDE_DRAWS = (
+    256,
+    8,
+)  # from this n_embd on fewer do: the largest of 8 was at least 0.85 of that of 24 at every stage
 FLIPS = 4  # samples of a mistake whose formula rounds within, so that a last bit may flip a coarser one
 MOVED = 64  # units in the last place by which weights move for these; by one, a coarser bit would seldom flip
 # A naive sum in C, one product after the other, was measured at 3 times BLAS's error, which keeps 16 or more partial
@@ -109,14 +113,6 @@ def redraw(config: Config, generator: np.random.Generator) -> Redraw:
     )
 
 
-def redrawn(config: Config, tensors: Mapping[str, Array], dtype: str) -> Iterator[tuple[Redraw, Mapping[str, Array]]]:
-    """DRAWS other orders of a right model of these float64 tensors, and the tensors in each in dtype."""
-    rough = {name: as_computed(array, dtype) for name, array in tensors.items()}
-    for number in range(DRAWS):
-        order = redraw(config, np.random.default_rng(number))
-        yield order, order.tensors(config, rough)
-
-
 @dataclass(frozen=True)
 class Moved(Mapping[str, Array]):
     """These float64 tensors in dtype, their columns moved by some last bits: another draw for each number, 0 as is."""
@@ -140,6 +136,33 @@ class Moved(Mapping[str, Array]):
         return len(self.tensors)
 
 
+def redrawn(config: Config, tensors: Mapping[str, Array], dtype: str) -> Iterator[tuple[Redraw, Textbook]]:
+    """Yield other orders of a right model of these float64 tensors, and the model in each, in dtype.
+
+    Every second one adds its biases before the products and not after them, as BLAS's addmm may: where a bias is large
+    beside its product, each partial sum is then rounded at the bias's size.
+    """
+    rough = Moved(tensors, dtype, 0)
+    first = (
+        {name: bias_first(name, source) for name, source in INPUT.items()} if dtype in ("float32", "float64") else {}
+    )
+    for number in range(DRAWS if config.n_embd < WIDE else WIDE_DRAWS):
+        order = redraw(config, np.random.default_rng(number))
+        book = textbook(config, order.tensors(config, rough))
+        yield order, book.altered(first) if number % 2 else book
+
+
+def bias_first(name: str, source: str) -> Formula:
+    """source @ weight + bias, the bias as one more row of the weight, which is summed before the others."""
+
+    def formula(s: Scope) -> Array:
+        x, weight, bias = s[source], s[f"{name}.weight"], s[f"{name}.bias"]
+        ones = np.ones((*x.shape[:-1], 1), x.dtype)
+        return np.concatenate([ones, x], axis=-1) @ np.concatenate([bias[None], weight])
+
+    return formula
+
+
 def tolerances(
     config: Config,
     tensors: Mapping[str, Array],
@@ -150,10 +173,10 @@ def tolerances(
 ) -> dict[str, float]:
     """Return how far rounding in dtype can take each of these stages of the right model. tensors: float64."""
     error = dict.fromkeys(wanted, 0.0)
-    for order, rough in redrawn(config, tensors, dtype):
+    for order, book in redrawn(config, tensors, dtype):
         given = [{k: as_computed(order.drawn(k, x), dtype) for k, x in case.given.items()} for case in cases]
         with np.errstate(over="ignore", invalid="ignore"):
-            runs = run_all(textbook(config, rough), cases, given)
+            runs = run_all(book, cases, given)
             for stage in wanted:
                 found = [plain(order.restored(stage, run[stage])) for run in runs]
                 error[stage] = max(error[stage], rms_of_runs(stage, cases, found, [run[stage] for run in reference]))

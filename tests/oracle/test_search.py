@@ -49,7 +49,7 @@ RNG = np.random.default_rng(3)
 NOISE = RNG.standard_normal((2, 12, CONFIG.vocab_size))
 
 
-@pytest.mark.parametrize("size", [3e-6, 1e-5, 3e-5, 1e-4, 1e-3, 0.1])
+@pytest.mark.parametrize("size", [5e-6, 1e-5, 3e-5, 1e-4, 1e-3, 0.1])
 def test_noise_on_logits_has_no_name(size: float) -> None:
     report = judged({"logits": logits() + size * NOISE})
     assert report.code == 1
@@ -102,6 +102,23 @@ def test_an_embedding_scaled_behind_its_hook() -> None:
     theirs = shown(ENTRIES["embedding scaled"].change(BOOK))
     theirs["wte"] = plain(Pass(BOOK, IDS)["wte"])
     assert judged(theirs).names == ["embedding scaled"]
+
+
+def test_positions_left_out_behind_the_hooks_of_both_embeddings() -> None:
+    theirs = shown(ENTRIES["positions missing"].change(BOOK))
+    theirs |= {name: plain(Pass(BOOK, IDS)[name]) for name in ("wte", "wpe")}
+    assert judged(theirs).names == ["positions missing"]
+
+
+def test_a_stage_that_only_looks_like_a_mistake_is_not_named() -> None:
+    """The input of ln_2 is the stream itself in a block whose parts stand side by side; no part is missing."""
+    beside = {
+        "attn.residual": lambda s: s["input"],
+        "": lambda s: s["input"] + s["attn.c_proj"] + np.tanh(s["mlp.c_proj"]),
+    }
+    report = judged(shown(BOOK.altered(beside), (*HOOKS, "attn.residual")))
+    assert not report.names
+    assert {"h.0.attn.residual", "h.0"} <= set(report.diagnosis.unknown)
 
 
 @pytest.mark.parametrize("known", ["ReLU", "causal mask missing", "attention scale missing", "MLP residual missing"])
@@ -183,9 +200,10 @@ def test_float64_that_is_right_to_float32() -> None:
     report = compare(CONFIG, ARRAYS, cases(theirs, CONFIG, IDS), "float64", coarser="float32")
     assert (report.code, report.dtype) == (0, "float32")
     assert "It is right to float32, and given in float64" in " ".join(str(report).split())
-    wrong = {"logits": logits(ENTRIES["erf GELU"])}
-    report = compare(CONFIG, ARRAYS, cases(wrong, CONFIG, IDS), "float64", coarser="float32")
-    assert (report.code, report.dtype) == (1, "float64")
+    for wrong in ({"logits": logits(ENTRIES["erf GELU"])}, shown(ENTRIES["erf GELU"].change(BOOK))):
+        report = compare(CONFIG, ARRAYS, cases(wrong, CONFIG, IDS), "float64", coarser="float32")
+        assert (report.code, report.dtype, report.names) == (1, "float32", ["erf GELU"])
+        assert "given in float64, and judged in float32" in " ".join(str(report).split())
 
 
 def test_it_is_said_what_was_not_compared() -> None:
