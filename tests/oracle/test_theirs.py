@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.oracle.arithmetic import rounded
 from npgpt.oracle.mistakes import catalogue
+from npgpt.oracle.naming import canonical, is_hook, names
 from npgpt.oracle.report import Report
-from npgpt.oracle.textbook import Pass, Textbook, textbook
+from npgpt.oracle.textbook import Pass, Textbook, stages, textbook
 from npgpt.parameters import Array
 from tests.support.models import no_text, random_arrays, random_ids, small
 
@@ -292,3 +294,43 @@ def test_half_inside_and_float32_outside(dtype: str) -> None:
     assert f"All linear maps give numbers of {dtype}, as under autocast" in said(report(autocast))
     (entry,) = (entry for entry in catalogue(CONFIG, 8) if entry.name == "attention scale missing")
     assert report(entry.change(autocast)).names == ["attention scale missing"]
+
+
+def documented() -> dict[str, list[str]]:
+    """README.md's table of stages, cell by cell."""
+    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8").split("| stage | shape |")[1].split("\n\n")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
+    return {line[0].strip("`"): line[1:] for line in lines}
+
+
+def test_the_table_of_stages_is_true() -> None:
+    """Each has that shape in the textbook, in record= and in a module's report; each name elsewhere is its own."""
+    table, letters = documented(), {"B": 2, "T": 8, "C": 24, "3C": 72, "F": 96, "H": 4, "D": 6, "V": 40, "1": 1}
+    found = {name.replace("h.0", "h.N"): RIGHT[name] for name in stages(1)}
+    assert list(table) == list(found)
+    recorded: dict[str, Array] = {}
+    MODEL(IDS, record=recorded.__setitem__)
+    recorded = {name.replace("h.0", "h.N"): array for name, array in recorded.items() if "h.1" not in name}
+    other = {"h.N.attn.query", "h.N.attn.key", "h.N.attn.value", "h.N.attn.merged", "log_probabilities"}
+    assert recorded.keys() == table.keys() - other
+    sizes = {name: tuple(letters[letter] for letter in row[0].strip("[]").split(", ")) for name, row in table.items()}
+    assert {name: array.shape for name, array in found.items()} == sizes
+    assert {name: array.shape for name, array in recorded.items() if name != "wpe"} == {
+        name: sizes[name] for name in recorded if name != "wpe"
+    }
+    hooks_told = set()
+    for name, (_, hugging_face, hook) in table.items():
+        for cell in (hugging_face, hook):
+            if quoted := re.match("`(.*?)`(.*)", cell):
+                written = quoted[1].replace("N+1", "1").replace("n_layer", "2").replace("N", "0")
+                assert canonical(written, CONFIG) == (name.replace("h.N", "h.0"), "H" in quoted[2])
+                hooks_told.add(written)
+    assert {name for name in names(1) if is_hook(name)} <= hooks_told
+
+
+def test_what_record_writes_is_read() -> None:
+    recorded: dict[str, Array] = {}
+    MODEL(IDS, record=recorded.__setitem__)
+    report = npgpt.check(recorded, IDS, MODEL)
+    assert report.matches
+    assert [row.stage for row in report.rows] == [name for name in stages(2) if name in recorded]
