@@ -87,6 +87,8 @@ def take(
     ids = config.token_rows(token_ids)
     if not arrays:
         raise NpgptError("there is nothing to compare: no logits and no stage")
+    if not all(isinstance(chunk, (int, np.integer)) and chunk > 0 for chunk in chunks):
+        raise NpgptError(f"chunks must be whole numbers from 1, such as (5, 1, 1), not {chunks!r:.80}")
     if chunks and sum(chunks) != ids.shape[1]:
         raise NpgptError(f"chunks {list(chunks)} are {sum(chunks)} tokens, and there are {ids.shape[1]}")
     judged = _judged(attention_mask, ids)
@@ -126,7 +128,10 @@ def _judged(attention_mask: ArrayLike | None, ids: NDArray[np.integer[Any]]) -> 
     """Return which positions [B, T] are no padding. Raises NpgptError for a mask that cannot be."""
     if attention_mask is None:
         return np.ones(ids.shape, bool)
-    mask = np.atleast_2d(np.asarray(attention_mask))
+    try:
+        mask = np.atleast_2d(np.asarray(attention_mask))
+    except ValueError:  # rows of different lengths
+        mask = np.zeros(0)
     if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
         raise NpgptError(f"attention_mask must be 0 or 1 for each of the ids {list(ids.shape)}, not {list(mask.shape)}")
     for row, judged in enumerate(mask.astype(bool)):

@@ -149,7 +149,10 @@ def test_names_of_others() -> None:
         (np.zeros((1, 8, 40)), IDS, {"dtype": "float8"}, "not float8"),
         (np.zeros((1, 8, 40)), IDS, {"attention_mask": [[1, 0, 1, 1, 1, 1, 1, 1]]}, "one run of ones"),
         (np.zeros((1, 8, 40)), IDS, {"attention_mask": [[1, 1]]}, "attention_mask must be"),
+        (np.zeros((1, 8, 40)), IDS, {"attention_mask": [[1], [1, 1]]}, "attention_mask must be"),
         (np.zeros((1, 8, 40)), IDS, {"chunks": (3, 3)}, "6 tokens, and there are 8"),
+        (np.zeros((1, 8, 40)), IDS, {"chunks": (0, 8)}, "chunks must be whole numbers from 1"),
+        (np.zeros((1, 8, 40)), IDS, {"chunks": "5,3"}, "chunks must be whole numbers from 1"),
     ],
 )
 def test_what_cannot_be_compared(theirs: Any, ids: Any, options: Any, message: str) -> None:
