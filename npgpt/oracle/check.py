@@ -159,9 +159,7 @@ def loading(module: Module, reference: LanguageModel | None) -> Comparison:
     problems: list[str] = []
     notes: list[str] = []
     if what := conditions.dropping(module.module):
-        notes.append(
-            f"The module is in training mode, and {what} drops out: it was run in evaluation mode, as by .eval()."
-        )
+        notes.append(conditions.EVALUATED.format(what))
     if strange := module.stored.strange:
         line = f"{listed(strange, 0)} {'is' if len(strange) == 1 else 'are'} no tensor of GPT-2's"
         (notes if reference is None else problems).append(line if reference else f"{line}, and left out.")

@@ -17,6 +17,12 @@ from numpy.typing import NDArray
 from .outputs import as_array
 
 SPREAD = 0.25  # of what takes the place of one number
+# Notes: on what drops out, and on which parameters one number fills.
+EVALUATED = "The module is in training mode, and {} drops out: it was run in evaluation mode, as by .eval()."
+PERTURBED = (
+    "One number fills {}, as in a fresh model, which would hide mistakes: both models were run with other values there."
+    " The module has its own back (perturb=False keeps them)."
+)
 
 
 def dropping(module: Any) -> str:

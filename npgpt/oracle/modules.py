@@ -24,7 +24,7 @@ from ..parameters import Array, check_shapes, from_arrays, schema
 from ..text.tokenizer import Tokenizer
 from ..text.vocabularies import load_tokenizer
 from .arithmetic import UNIT
-from .conditions import as_judged, perturbation
+from .conditions import PERTURBED, as_judged, perturbation
 from .firings import THIRDS, Firings, Place
 from .outputs import Ids, as_array, invoke, logits_of, raised
 from .textbook import BLOCK, located
@@ -119,10 +119,7 @@ class Module:
             for name, source in stored.sources.items()
             if any(bare[part].name in data for part in source.parts) and name in self.tensors
         ]
-        note = (
-            f"One number fills {listed(moved, self.config.n_layer)}, as in a fresh model, which would hide mistakes: "
-            "both models were run with other values there. The module has its own back (perturb=False keeps them)."
-        )
+        note = PERTURBED.format(listed(moved, self.config.n_layer))
         tensors = {**self.tensors, **{name: stored.in_float64(name) for name in moved}}
         pairs = [(parameter, value) for _, parameter, value in changed]
         return replace(self, tensors=tensors, stored=stored, changed=pairs), [note]

@@ -55,33 +55,34 @@ def check_part(
     """
     if part not in PARTS:
         raise NpgptError(f"there is no part {part!r}; there are {', '.join(PARTS)}")
-    notes: list[str] = []
+    given = {re.sub(r"^h\.\d+\.", "", name): outputs.as_array(array) for name, array in (weights or {}).items()}
+    tensors: dict[str, Array] = {name: array.astype(np.float64) for name, array in given.items()}
+    has_heads = part in ("attention", "block")
     if not modules.is_module(theirs):
-        tensors = {re.sub(r"^h\.\d+\.", "", name): _in_float64(array) for name, array in (weights or {}).items()}
-        if part in ("attention", "block") and not n_head:
+        if has_heads and not n_head:
             raise NpgptError(f"{part} needs n_head=, the number of heads")
-        return _compared(part, theirs, tensors, x, n_head or 1, dtype, seed, notes)
+        return _compared(part, theirs, tensors, x, n_head or 1, dtype, seed, [])
+    notes: list[str] = []
     if what := conditions.dropping(theirs):
-        notes.append(
-            f"The module is in training mode, and {what} drops out: it was run in evaluation mode, as by .eval()."
-        )
-    changed = conditions.perturbation(theirs) if perturb and not weights else []
-    if changed:
-        notes.append(
-            f"One number fills {listed([name for name, *_ in changed], 0)}, as in a fresh model, which would hide "
-            "mistakes: both were run with other values there. The module has its own back (perturb=False keeps them)."
-        )
-    with conditions.as_judged(theirs, [(parameter, data) for _, parameter, data in changed]):
-        if weights:
-            tensors = {re.sub(r"^h\.\d+\.", "", name): _in_float64(array) for name, array in weights.items()}
-        else:
-            tensors = {} if part == "gelu" else modules.part_tensors(part, theirs)
-        heads = n_head or (modules.stated_n_head(theirs) if part in ("attention", "block") else 1)
+        notes.append(conditions.EVALUATED.format(what))
+    reads = part != "gelu" and not tensors
+    if changed := _fresh(part, theirs) if perturb and reads else {}:
+        notes.append(conditions.PERTURBED.format(listed(changed, 0)))
+    with conditions.as_judged(theirs, list(changed.values())):
+        tensors = modules.part_tensors(part, theirs) if reads else tensors
+        heads = n_head or (modules.stated_n_head(theirs) if has_heads else 1)
         return _compared(part, theirs, tensors, x, heads, dtype, seed, notes)
 
 
-def _in_float64(array: Any) -> Array:
-    return outputs.as_array(array).astype(np.float64)
+def _fresh(part: str, module: Any) -> dict[str, tuple[Any, Any]]:
+    """Parameters that one number fills, and other data for them; not those that are none of the part's tensors."""
+    before, found = modules.part_tensors(part, module), {}
+    for name, parameter, data in conditions.perturbation(module):
+        with conditions.as_judged(module, [(parameter, data)]):
+            after = modules.part_tensors(part, module)
+        if any(not np.array_equal(array, before[tensor]) for tensor, array in after.items()):
+            found[name] = (parameter, data)
+    return found
 
 
 def _compared(

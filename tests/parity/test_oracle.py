@@ -286,6 +286,19 @@ def test_layer_norms_by_other_names_are_perturbed_and_put_back(names: tuple[str,
     assert npgpt.check_part("layer_norm", norm).names == ["LayerNorm gain and bias dropped"]
 
 
+def test_what_is_no_gpt2s_parameter_stays_as_it_is() -> None:
+    """A scale of ones behind an MLP changes nothing, as long as it is not perturbed."""
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(24, 96), torch.nn.GELU(approximate="tanh"), torch.nn.Linear(96, 24)
+    mlp = torch.nn.Sequential(*layers)
+    mlp.scale = torch.nn.Parameter(torch.ones(24))
+    mlp.forward = lambda x: layers[2](layers[1](layers[0](x))) * mlp.scale
+    torch.nn.init.zeros_(layers[0].bias)
+    report = npgpt.check_part("mlp", mlp)
+    assert report.matches, str(report)
+    assert "One number fills 0.bias, as in a fresh model" in " ".join(str(report).split())
+
+
 def test_an_mlp_in_sequence_and_torchs_own_functions() -> None:
     torch.manual_seed(0)
     layers = [
