@@ -56,7 +56,8 @@ def check_part(
     if part not in PARTS:
         raise NpgptError(f"there is no part {part!r}; there are {', '.join(PARTS)}")
     given = {re.sub(r"^h\.\d+\.", "", name): outputs.as_array(array) for name, array in (weights or {}).items()}
-    tensors: dict[str, Array] = {name: array.astype(np.float64) for name, array in given.items()}
+    own = PARTS[part][2]  # a whole model's may be given
+    tensors: dict[str, Array] = {n: array.astype(np.float64) for n, array in given.items() if n.startswith(own)}
     has_heads = part in ("attention", "block")
     if not modules.is_module(theirs):
         if has_heads and not n_head:

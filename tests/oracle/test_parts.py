@@ -175,6 +175,7 @@ def test_a_function_of_one_number() -> None:
 def test_weights_by_whole_names() -> None:
     whole = {f"h.3.{name}": array for name, array in WEIGHTS.items()}
     assert npgpt.check_part("mlp", mlp, weights=whole).matches
+    assert npgpt.check_part("gelu", model.gelu, weights=whole).matches
 
 
 def test_degenerate_weights_of_a_function_are_told() -> None:
