@@ -61,11 +61,12 @@ def check(
     """Compare another implementation of GPT-2 with the reference, and name the mistakes in it.
 
     theirs: logits [V], [T, V] or [B, T, V]; stages by name; the path of a file that holds one of these (.npz, .npy,
-    .safetensors, .pt, llm.c's debug state, or raw numbers of this shape in a .bin); a callable from ids [B, T] to
-    logits; or a PyTorch module with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, run in evaluation
-    mode. prompt: a text, or ids [T] or [B, T]; a file may hold them. weights: the model that theirs should be, by name
-    or path, a module or a state dict; without it a module's own weights are taken as true, and anything else is
-    compared with the embedded model. dtype: in which theirs computed; by default the coarsest that holds all it gives.
+    .safetensors, .pt, .json, .csv, llm.c's debug state, or raw numbers of this shape in a .bin); a callable from ids
+    [B, T] to logits; or a PyTorch module with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, run in
+    evaluation mode. prompt: a text, or ids [T] or [B, T]; a file may hold them. weights: the model that theirs should
+    be, by name or path, a module or a state dict; without it a module's own weights are taken as true, and anything
+    else is compared with the embedded model. dtype: in which theirs computed; by default the coarsest that holds all
+    it gives. attention_mask: 0 at padding, which is not compared.
     perturb: whether parameters of a module that hold one number throughout, as a fresh model's biases and gains, have
     others while both models are run, since mistakes with them would not show. Raises NpgptError where the two cannot be
     compared.
