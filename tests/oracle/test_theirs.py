@@ -186,11 +186,12 @@ def test_flaxs_intermediates() -> None:
     block = {
         "ln_1": {"__call__": (RIGHT["h.0.ln_1"],)},
         "attn": {"c_attn": {"__call__": (RIGHT["h.0.attn.c_attn"],)}},
-        "__call__": (RIGHT["h.0"],),
+        "__call__": ((RIGHT["h.0"],),),
     }
-    report = npgpt.check({"intermediates": {"transformer": {"h": {"0": block}}}}, IDS, MODEL)
+    whole = {"transformer": {"h": {"0": block}}, "__call__": ({"logits": RIGHT["logits"]},)}
+    report = npgpt.check({"intermediates": whole}, IDS, MODEL)
     assert report.matches, said(report)
-    assert [row.stage for row in report.rows] == ["h.0.ln_1", "h.0.attn.c_attn", "h.0"]
+    assert [row.stage for row in report.rows] == ["h.0.ln_1", "h.0.attn.c_attn", "h.0", "logits"]
     report = npgpt.check({"hidden_states": np.stack([RIGHT["embedding"], RIGHT["h.0"], RIGHT["ln_f"]])}, IDS, MODEL)
     assert report.matches, said(report)
 
