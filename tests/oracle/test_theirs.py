@@ -69,6 +69,13 @@ def test_a_shorter_rows_last_token_is_compared() -> None:
     assert (report.names, report.problems) == (["erf GELU"], [])
 
 
+@pytest.mark.parametrize("name", ["last token missing", "BOS prepended"])
+def test_a_padded_batch_with_another_number_of_positions(name: str) -> None:
+    """Right up to the padding, or wrong from the first token on."""
+    report = npgpt.check(wrong(name)["logits"].astype(np.float32), IDS, MODEL, attention_mask=MASK)
+    assert report.names == [name], said(report)
+
+
 def test_columns_beyond_the_vocabulary_are_told() -> None:
     report = npgpt.check(np.concatenate([LOGITS, np.full((2, 8, 24), -1e4)], axis=-1), IDS, MODEL)
     assert report.matches
