@@ -24,6 +24,7 @@ WRITERS = ("wte.weight", "wpe.weight")
 BLOCK_WRITERS = ("attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")
 VALUES = ("attn.v", "attn.value", "attn.heads", "attn.merged")
 NORMS = ("ln_1", "ln_2", "ln_f")
+EQUAL = 1e-2  # of a bias' mean square, within which values differ by it
 ZERO = 1e-3  # of a root mean square, below which a mean is zero, of channels
 ZERO_OUTPUT = 1e-4  # and of ids, which are more
 
@@ -38,11 +39,12 @@ def undone(config: Config, tensors: Mapping[str, Array], taken: Taken) -> tuple[
         told.append("LayerNorms without their gain and bias, which were put in")
         given = [_with_gains(case, bare, tensors) for case in given]
     values = next(_given(given[:1], VALUES), None)  # the first, on which the fewest mistakes tell
-    if values is not None and _has_no_bias(values, given[0].theirs[values], ours):
+    centred = _is_processed(STREAM, given, tensors["wte.weight"], ZERO)
+    if values is not None and _has_no_bias(values, given[0].theirs[values], ours, centred):
         told.append("value biases moved into attn.c_proj's")
         _fold_values(config, found)
     head = tensors["wte.weight" if config.tie_word_embeddings else "lm_head.weight"]
-    if _is_processed(STREAM, given, tensors["wte.weight"], ZERO):
+    if centred:
         told.append("the stream without its mean over the channels")
         found["lm_head.weight"] = head
         writers = [f"h.{layer}.{name}" for layer in range(config.n_layer) for name in BLOCK_WRITERS]
@@ -80,12 +82,13 @@ def _is_bare(stage: str, theirs: Array, ours: Pass) -> bool:
     return _is_zero(theirs, ZERO) and _size(theirs * gain + bias - ours[stage]) < _size(theirs - ours[stage])
 
 
-def _has_no_bias(stage: str, theirs: Array, ours: Pass) -> bool:
-    """Whether values are nearer to ours without the value bias than with it."""
+def _has_no_bias(stage: str, theirs: Array, ours: Pass, roughly: bool) -> bool:
+    """Whether values are ours without the value bias; roughly: whether they are nearer to that than to ours with it."""
     bias = np.split(ours.book.tensors[f"h.{located(stage)[0]}.attn.c_attn.bias"], 3)[2]
     if described(stage).shape == HEADS:
         bias = bias.reshape(ours.book.config.n_head, 1, -1)
-    return _size(theirs + bias - ours[stage]) < _size(theirs - ours[stage])
+    gap = theirs - ours[stage]
+    return _size(gap + bias) < (_size(gap) if roughly else EQUAL * _size(bias))
 
 
 def _size(array: Array) -> float:

@@ -179,6 +179,13 @@ def test_mistakes_are_found_through_the_processing(name: str) -> None:
     assert report.names == [name], said(report)
 
 
+@pytest.mark.parametrize("name", ["values split without transpose", "heads interleaved", "layers 0 and 1 swapped"])
+def test_what_is_not_processed_is_not_called_so(name: str) -> None:
+    report = npgpt.check(hooks(wrong(name)), IDS, MODEL)
+    assert report.names == [name], said(report)
+    assert "processed" not in said(report)
+
+
 def test_what_is_unknown_in_a_cache_is_listed_and_left_out() -> None:
     cache = hooks(RIGHT) | {"blocks.0.ln1.hook_scale": np.ones((2, 8, 1))}
     report = npgpt.check(ActivationCache(cache), IDS, MODEL)
