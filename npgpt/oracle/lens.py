@@ -67,7 +67,7 @@ def _given(cases: list[Case], locals_: tuple[str, ...]) -> Iterator[str]:
 
 def _is_zero(array: Array, limit: float) -> bool:
     """Whether the mean over the last axis is zero everywhere, against the numbers themselves."""
-    return _size(array) > 0 and _size(array.mean(axis=-1)) < limit**2 * _size(array)
+    return _size(array.mean(axis=-1)) <= limit**2 * _size(array)
 
 
 def _is_processed(names: tuple[str, ...], cases: list[Case], weight: Array, limit: float) -> bool:
