@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import NpgptError
 from .html import page_writer
 from .options import add_common, importing, note, read_text, tune
+from .progress import bar
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -48,15 +49,18 @@ def run(options: argparse.Namespace) -> int:
     write_page = page_writer(options.html)
     if options.prompt is not None and options.ids is not None:
         raise NpgptError("--prompt and --ids say the same: give one of them")
-    report = compare_file(
-        options.theirs,
-        _rows(options.ids) if options.prompt is None else read_text(options.prompt),
-        options.model,
-        dtype=options.their_dtype,
-        n_head=options.n_head,
-        shape=_numbers("--shape", options.shape),
-        chunks=_numbers("--chunks", options.chunks),
-    )
+    prompt = _rows(options.ids) if options.prompt is None else read_text(options.prompt)
+    with bar("steps") as progress:
+        report = compare_file(
+            options.theirs,
+            prompt,
+            options.model,
+            dtype=options.their_dtype,
+            n_head=options.n_head,
+            shape=_numbers("--shape", options.shape),
+            chunks=_numbers("--chunks", options.chunks),
+            progress=progress,
+        )
     print(report.to_json() if options.json else report)
     if write_page is not None and isinstance(report, Report):
         write_page([page(report)])

@@ -32,7 +32,7 @@ from .modules import Module
 from .naming import flat, names
 from .outputs import Run
 from .report import GreedyReport, Report, Row, logit_statistics
-from .rounding import CLEAR, aligned, difference, run_all, tolerances
+from .rounding import CLEAR, Progress, aligned, difference, run_all, tolerances
 from .textbook import Pass, located, stages, textbook
 from .theirs import Case, Taken, cases, take
 from .weights import Comparison, compare_weights, listed, what_cannot_show
@@ -58,6 +58,7 @@ def check(
     chunks: Sequence[int] = (),
     shape: Sequence[int] = (),
     perturb: bool = True,
+    progress: Progress | None = None,
 ) -> Report:
     """Compare another implementation of GPT-2 with the reference, and name the mistakes in it.
 
@@ -69,11 +70,13 @@ def check(
     else is compared with the embedded model. dtype: in which theirs computed; by default the coarsest that holds all
     it gives. attention_mask: 0 at padding, which is not compared.
     perturb: whether parameters of a module that hold one number throughout, as a fresh model's biases and gains, have
-    others while both models are run, since mistakes with them would not show. Raises NpgptError where the two cannot be
+    others while both models are run, since mistakes with them would not show. progress: called with the steps done and
+    all of them, in each of several parts. Raises NpgptError where the two cannot be
     compared.
     """
     if isinstance(theirs, (str, os.PathLike)):
-        options: dict[str, Any] = {"config": config, "attention_mask": attention_mask, "chunks": chunks}
+        options: dict[str, Any] = {"config": config, "chunks": chunks, "progress": progress}
+        options["attention_mask"] = attention_mask
         found = compare_file(theirs, prompt, weights, dtype=dtype, n_head=n_head, shape=shape, **options)
         if isinstance(found, GreedyReport):
             raise NpgptError(f"{os.fspath(theirs)} holds greedy ids and no logits: npgpt.check_greedy judges them")
@@ -130,7 +133,9 @@ def check(
     notes, problems = notes + taken.notes, problems + taken.problems
 
     def report(cases: Sequence[Case], problems: Sequence[str]) -> Report:
-        return compare(model_config, tensors, cases, dtype, problems, notes, tried=tried, coarser=coarser)
+        return compare(
+            model_config, tensors, cases, dtype, problems, notes, tried=tried, coarser=coarser, progress=progress
+        )
 
     return without_padding(report, taken, problems)
 
@@ -321,6 +326,7 @@ def compare(
     entries: Sequence[Mistake] | None = None,
     tried: Callable[[Judge], list[str]] | None = None,
     coarser: str | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """The comparison itself: cases against a model of these float64 tensors. dtype: in which theirs computed; entries:
     the mistakes that are looked for, by default all that a model of this shape can have. tried: experiments for
@@ -333,14 +339,14 @@ def compare(
         raise NpgptError("there is nothing to compare: no judged position has logits or a stage")
     book = textbook(config, tensors)
     reference = run_all(book, given)
-    allowed = tolerances(config, tensors, given, reference, dtype, judged)
+    allowed = tolerances(config, tensors, given, reference, dtype, judged, progress)
     if coarser is not None and not all(fits(stage, given, reference, allowed) for stage in judged):
-        allowed = tolerances(config, tensors, given, reference, coarser, judged)
+        allowed = tolerances(config, tensors, given, reference, coarser, judged, progress)
         right = all(fits(stage, given, reference, allowed) for stage in judged)
         finer = f"right to {coarser}, and given in {dtype}, which is finer than it computes"
         judging = f"given in {dtype}, and judged in {coarser}, since a part of it may compute in that (dtype=)"
         dtype, notes = coarser, [f"It is {finer if right else judging}.", *notes]
-    judge = Judge(given, judged, allowed, tensors, dtype)
+    judge = Judge(given, judged, allowed, tensors, dtype, progress=progress)
     alone = judge.right(book)
     rows = [
         Row(

@@ -17,7 +17,7 @@ import numpy as np
 from ..parameters import Array
 from .arithmetic import UNIT, plain
 from .mistakes import Mistake
-from .rounding import CLEAR, aligned, own_rounding, rms, run_all
+from .rounding import CLEAR, Progress, aligned, own_rounding, rms, run_all
 from .textbook import Pass, Textbook, located, stages
 from .theirs import OUTPUTS, Case
 
@@ -104,6 +104,7 @@ class Judge:
     tensors: Mapping[str, Array]
     dtype: str
     exact: bool = True
+    progress: Progress | None = None
 
     @property
     def most(self) -> float:
@@ -302,8 +303,13 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
 
 def tried(model: Model, entries: Sequence[Mistake], faults: Sequence[str]) -> list[Trial]:
     """Every entry on top of a model, as a value and as a use."""
-    ways = (False, True) if faults else (False,)
-    return [trial(model, model.changed(e, used), e, used, *faults[:1]) for e in entries for used in ways]
+    found = []
+    for number, entry in enumerate(entries):
+        if model.judge.progress is not None:
+            model.judge.progress(number, len(entries))
+        for used in (False, True) if faults else (False,):
+            found.append(trial(model, model.changed(entry, used), entry, used, *faults[:1]))
+    return found
 
 
 def trial(

@@ -9,7 +9,7 @@ FACTOR times the largest root-mean-square error of the samples, and never less t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +35,9 @@ FACTOR = 6.0
 HIDDEN = -5e3  # what no score of a model comes near, so that a lower one is hidden
 CLEAR = 5.0  # times the tolerance, from which on a difference is named
 INPUT = {"attn.c_attn": "ln_1", "attn.c_proj": "attn.merged", "mlp.c_fc": "ln_2", "mlp.c_proj": "mlp.act"}
+
+
+Progress = Callable[[int, int], None]  # steps done, of how many
 
 
 @dataclass(frozen=True)
@@ -146,10 +149,14 @@ def redrawn(config: Config, tensors: Mapping[str, Array], dtype: str) -> Iterato
     first = (
         {name: bias_first(name, source) for name, source in INPUT.items()} if dtype in ("float32", "float64") else {}
     )
-    for number in range(DRAWS if config.n_embd < WIDE else WIDE_DRAWS):
-        order = redraw(config, np.random.default_rng(number))
-        book = textbook(config, order.tensors(config, rough))
-        yield order, book.altered(first) if number % 2 else book
+    for number in range(draws(config)):
+        order = redraw(config, np.random.default_rng(number))  # the book has no name here, which would keep its tensors
+        yield order, textbook(config, order.tensors(config, rough)).altered(first if number % 2 else {})
+
+
+def draws(config: Config) -> int:
+    """Return how many samples of a model of this size are drawn."""
+    return DRAWS if config.n_embd < WIDE else WIDE_DRAWS
 
 
 def bias_first(name: str, source: str) -> Formula:
@@ -170,16 +177,20 @@ def tolerances(
     reference: Sequence[Pass],
     dtype: str,
     wanted: Sequence[str],
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Return how far rounding in dtype can take each of these stages of the right model. tensors: float64."""
     error = dict.fromkeys(wanted, 0.0)
-    for order, book in redrawn(config, tensors, dtype):
+    for number, (order, book) in enumerate(redrawn(config, tensors, dtype)):
+        if progress is not None:
+            progress(number, draws(config))
         given = [{k: as_computed(order.drawn(k, x), dtype) for k, x in case.given.items()} for case in cases]
         with np.errstate(over="ignore", invalid="ignore"):
             runs = run_all(book, cases, given)
             for stage in wanted:
                 found = [plain(order.restored(stage, run[stage])) for run in runs]
                 error[stage] = max(error[stage], rms_of_runs(stage, cases, found, [run[stage] for run in reference]))
+        del book, runs  # or they would stay while the next one is drawn
     return {stage: max(FACTOR * error[stage], floor(stage, reference, dtype)) for stage in wanted}
 
 
