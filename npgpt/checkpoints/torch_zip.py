@@ -71,8 +71,8 @@ def read(path: Path) -> Contents:
 
 
 def read_outputs(path: Path) -> Contents:
-    """Read tensors that are no model: one alone, which has no name, or a dictionary's, in which those of a tuple are
-    numbered. Raises NpgptError as read does.
+    """Read tensors that are no model: one alone, which has no name; those of a tuple, arr_0 and so on; or a
+    dictionary's, in which those of a tuple are numbered. Raises NpgptError as read does.
     """
     return _mapped(path, _outputs)
 
@@ -203,9 +203,11 @@ def _weights_and_configuration(path: Path, value: object) -> tuple[dict[str, Vie
 
 
 def _outputs(path: Path, value: object) -> tuple[dict[str, View], Stated | None]:
-    """A tensor alone, and a dictionary's tensors with those in its tuples."""
+    """A tensor alone, those of a tuple, and a dictionary's tensors with those in its tuples."""
     if isinstance(value, View):
         return {"": value}, None
+    if isinstance(value, (tuple, list)):
+        value = {f"arr_{place}": item for place, item in enumerate(value)}
     views, stated = _weights_and_configuration(path, value)
     if not isinstance(value, dict) or not views.items() <= _views(value).items():
         return views, stated

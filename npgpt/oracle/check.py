@@ -40,6 +40,7 @@ from .where import where
 
 SHOWN = 3  # unexplained stages of which it is said where they differ
 PRODUCTS = ("attn.c_attn", *THIRDS, "attn.q", "attn.k", "attn.v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+SAMPLED = 4096  # numbers that are looked at first
 FEW = 8  # different numbers, below which they tell no dtype
 Weights = LanguageModel | str | os.PathLike[str] | Mapping[str, Any] | Any  # the last a module
 Prompt = str | ArrayLike
@@ -62,11 +63,12 @@ def check(
     """Compare another implementation of GPT-2 with the reference, and name the mistakes in it.
 
     theirs: logits [V], [T, V] or [B, T, V]; stages by name; the path of a file that holds one of these (.npz, .npy,
-    .safetensors, .pt, llm.c's debug state, or raw numbers of this shape in a .bin); a callable from ids [B, T] to
-    logits; or a PyTorch module with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, run in evaluation
-    mode. prompt: a text, or ids [T] or [B, T]; a file may hold them. weights: the model that theirs should be, by name
-    or path, a module or a state dict; without it a module's own weights are taken as true, and anything else is
-    compared with the embedded model. dtype: in which theirs computed; by default the coarsest that holds all it gives.
+    .safetensors, .pt, .json, .csv, llm.c's debug state, or raw numbers of this shape in a .bin); a callable from ids
+    [B, T] to logits; or a PyTorch module with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, run in
+    evaluation mode. prompt: a text, or ids [T] or [B, T]; a file may hold them. weights: the model that theirs should
+    be, by name or path, a module or a state dict; without it a module's own weights are taken as true, and anything
+    else is compared with the embedded model. dtype: in which theirs computed; by default the coarsest that holds all
+    it gives. attention_mask: 0 at padding, which is not compared.
     perturb: whether parameters of a module that hold one number throughout, as a fresh model's biases and gains, have
     others while both models are run, since mistakes with them would not show. progress: called with the steps done and
     all of them, in each of several parts. Raises NpgptError where the two cannot be
@@ -306,10 +308,11 @@ def multiplied_in(arrays: Mapping[str, NDArray[Any]], config: Config) -> str:
 def computed_in(x: NDArray[Any]) -> str:
     """The coarsest dtype that has all of these numbers, since float16 and bfloat16 are often widened to be stored."""
     stored = str(x.dtype) if str(x.dtype) in UNIT else "float32"
-    if x.dtype.kind != "f" or len(np.unique(x[np.isfinite(x)])) < FEW:
+    parts = (x.reshape(-1)[:SAMPLED], x)  # the first numbers tell it nearly always
+    if x.dtype.kind != "f" or all(len(np.unique(part[np.isfinite(part)])) < FEW for part in parts):
         return stored
     coarser = (dtype for dtype in ("bfloat16", "float16", "float32") if UNIT[dtype] > UNIT[stored])
-    return next((dtype for dtype in coarser if np.array_equal(rounded(x, dtype), x, equal_nan=True)), stored)
+    return next((d for d in coarser if all(np.array_equal(rounded(y, d), y, equal_nan=True) for y in parts)), stored)
 
 
 @np.errstate(all="ignore")  # what a mistake makes infinite is judged, not warned of

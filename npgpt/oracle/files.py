@@ -122,10 +122,12 @@ def _sorted(arrays: Mapping[str, NDArray[Any]]) -> Given:
 
 def _positional(arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
     """Name what np.savez(file, logits) and torch.save(logits, file) leave without a name: floats are logits, whole
-    numbers the ids. Raises NpgptError where two could be one.
+    numbers the ids, and one number is a loss. Raises NpgptError where two could be one.
     """
     found: dict[str, NDArray[Any]] = {}
     for name, array in arrays.items():
+        if not array.ndim and re.fullmatch(NAMELESS, name):
+            continue
         meant = name if re.fullmatch(NAMELESS, name) is None else IDS[0] if array.dtype.kind in "iu" else "logits"
         if meant in found:
             raise NpgptError(f"{name} has no name that says what it is: save it as logits=…, input_ids=…")
@@ -144,7 +146,8 @@ def _text(path: Path) -> Given:
         rows = [[float(number) for number in row] for row in csv.reader(text.splitlines()) if row]
         return Given({"logits": as_array(rows)})
     except (ValueError, RecursionError, csv.Error) as error:
-        raise NpgptError(f"{path} cannot be read as numbers: {' '.join(str(error).split()):.200}") from None
+        form = "nested lists of numbers" if path.suffix == ".json" else "rows of numbers with commas and no header"
+        raise NpgptError(f"{path} cannot be read as {form}: {' '.join(str(error).split()):.200}") from None
 
 
 def _raw(path: Path, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

@@ -18,19 +18,13 @@ from .naming import HEADS, described
 from .textbook import Pass, located, textbook
 from .theirs import Case, Taken
 
-STREAM = (
-    "wte",
-    "wpe",
-    "embedding",
-    "attn.c_proj",
-    "attn.residual",
-    "mlp.c_proj",
-    "",
-)  # what is in or enters the stream
+# what is in the stream, or enters it
+STREAM = ("wte", "wpe", "embedding", "attn.c_proj", "attn.residual", "mlp.c_proj", "")
 WRITERS = ("wte.weight", "wpe.weight")
 BLOCK_WRITERS = ("attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")
 VALUES = ("attn.v", "attn.value", "attn.heads", "attn.merged")
 NORMS = ("ln_1", "ln_2", "ln_f")
+EQUAL = 1e-2  # of a bias' mean square, within which values differ by it
 ZERO = 1e-3  # of a root mean square, below which a mean is zero, of channels
 ZERO_OUTPUT = 1e-4  # and of ids, which are more
 
@@ -40,14 +34,17 @@ def undone(config: Config, tensors: Mapping[str, Array], taken: Taken) -> tuple[
     found, told, given = dict(tensors), [], taken.cases
     if not taken.hooks:
         return config, found, taken
-    if bare := [stage for stage in _given(given, NORMS) if _is_bare(stage, given, tensors)]:
+    ours = Pass(textbook(config, tensors), given[0].token_ids)
+    if bare := [stage for stage in _given(given[:1], NORMS) if _is_bare(stage, given[0].theirs[stage], ours)]:
         told.append("LayerNorms without their gain and bias, which were put in")
         given = [_with_gains(case, bare, tensors) for case in given]
-    if _has_folded_values(config, tensors, given):
+    values = next(_given(given[:1], VALUES), None)  # the first, on which the fewest mistakes tell
+    centred = _is_processed(STREAM, given, tensors["wte.weight"], ZERO)
+    if values is not None and _has_no_bias(values, given[0].theirs[values], ours, centred):
         told.append("value biases moved into attn.c_proj's")
         _fold_values(config, found)
     head = tensors["wte.weight" if config.tie_word_embeddings else "lm_head.weight"]
-    if _is_processed(STREAM, given, tensors["wte.weight"], ZERO):
+    if centred:
         told.append("the stream without its mean over the channels")
         found["lm_head.weight"] = head
         writers = [f"h.{layer}.{name}" for layer in range(config.n_layer) for name in BLOCK_WRITERS]
@@ -70,8 +67,7 @@ def _given(cases: list[Case], locals_: tuple[str, ...]) -> Iterator[str]:
 
 def _is_zero(array: Array, limit: float) -> bool:
     """Whether the mean over the last axis is zero everywhere, against the numbers themselves."""
-    size = float(np.square(array).mean())
-    return bool(size > 0 and np.square(array.mean(axis=-1)).mean() < limit**2 * size)
+    return _size(array.mean(axis=-1)) <= limit**2 * _size(array)
 
 
 def _is_processed(names: tuple[str, ...], cases: list[Case], weight: Array, limit: float) -> bool:
@@ -80,13 +76,23 @@ def _is_processed(names: tuple[str, ...], cases: list[Case], weight: Array, limi
     return bool(arrays) and all(_is_zero(array, limit) for array in arrays) and not _is_zero(weight, limit)
 
 
-def _is_bare(stage: str, cases: list[Case], tensors: Mapping[str, Array]) -> bool:
-    """Whether a LayerNorm is given without its gain and bias: of mean 0 and variance 1, which the gain would change."""
-    if (tensors[f"{stage}.weight"] == 1).all() and not tensors[f"{stage}.bias"].any():
-        return False
-    arrays = [case.theirs[stage] for case in cases if stage in case.theirs]
-    spread = np.concatenate([np.square(array).mean(axis=-1).ravel() for array in arrays])
-    return all(_is_zero(array, ZERO) for array in arrays) and abs(float(np.median(spread)) - 1) < 0.01
+def _is_bare(stage: str, theirs: Array, ours: Pass) -> bool:
+    """Whether a LayerNorm has a mean of zero, and is nearer to ours with its gain and bias put in than as it is."""
+    gain, bias = (ours.book.tensors[f"{stage}.{kind}"] for kind in ("weight", "bias"))
+    return _is_zero(theirs, ZERO) and _size(theirs * gain + bias - ours[stage]) < _size(theirs - ours[stage])
+
+
+def _has_no_bias(stage: str, theirs: Array, ours: Pass, roughly: bool) -> bool:
+    """Whether values are ours without the value bias; roughly: whether they are nearer to that than to ours with it."""
+    bias = np.split(ours.book.tensors[f"h.{located(stage)[0]}.attn.c_attn.bias"], 3)[2]
+    if described(stage).shape == HEADS:
+        bias = bias.reshape(ours.book.config.n_head, 1, -1)
+    gap = theirs - ours[stage]
+    return _size(gap + bias) < (_size(gap) if roughly else EQUAL * _size(bias))
+
+
+def _size(array: Array) -> float:
+    return float(np.square(array).mean())
 
 
 def _with_gains(case: Case, stages: list[str], tensors: Mapping[str, Array]) -> Case:
@@ -96,19 +102,6 @@ def _with_gains(case: Case, stages: list[str], tensors: Mapping[str, Array]) -> 
         if stage in case.theirs
     }
     return replace(case, theirs={**case.theirs, **with_gains})
-
-
-def _has_folded_values(config: Config, tensors: Mapping[str, Array], cases: list[Case]) -> bool:
-    """Whether the first stage of values is nearer to ours without the value bias than with it."""
-    for case in cases:
-        for stage in _given([case], VALUES):
-            ours = Pass(textbook(config, tensors), case.token_ids, dict(case.given), case.padding)[stage]
-            bias = np.split(tensors[f"h.{located(stage)[0]}.attn.c_attn.bias"], 3)[2]
-            if described(stage).shape == HEADS:
-                bias = bias.reshape(config.n_head, 1, -1)
-            gap = case.theirs[stage] - ours
-            return bool(np.square(gap + bias).mean() < np.square(gap).mean())
-    return False
 
 
 def _fold_values(config: Config, tensors: dict[str, Array]) -> None:

@@ -54,7 +54,8 @@ SAME = {"attn.q": "attn.query", "attn.k": "attn.key", "attn.v": "attn.value", "a
 SPLIT = {merged: heads for heads, merged in SAME.items()}
 LOG_PROBABILITIES = ("log_probs", "logprobs", "log_softmax")
 STACKED = ("hidden_states", "attentions")  # an array or a tuple of all layers
-AROUND = {"transformer", "intermediates", "__call__"}  # parts of flax's paths that say nothing of the stage
+CALL = "__call__"
+AROUND = {"transformer", "intermediates", CALL}  # parts of flax's paths that say nothing of the stage
 
 
 def described(stage: str) -> Stage:
@@ -119,13 +120,16 @@ def flat(theirs: Mapping[Any, Any]) -> dict[str, Any]:
     """Return nested names as one, as flax keeps intermediates, and a stack of layers as its layers."""
     found: dict[str, Any] = {}
     for key, value in theirs.items():
-        name = ".".join(part for part in str(key).replace("/", ".").split(".") if part not in AROUND)
+        parts = str(key).replace("/", ".").split(".")
+        name = ".".join(part for part in parts if part not in AROUND)
+        while CALL in parts and isinstance(value, tuple) and value:
+            value = value[0]  # of the calls, and of what a call gives
         if isinstance(value, Mapping):
             found |= {f"{name}.{inner}".strip("."): array for inner, array in flat(value).items()}
         elif name in STACKED and hasattr(value, "shape"):  # [n_layer + 1, …], as torch.stack makes it
             found |= {f"{name}.{number}": array for number, array in enumerate(value)}
         else:
-            found[name] = value[0] if isinstance(value, tuple) and str(key).endswith("__call__") else value
+            found[name] = value
     return found
 
 

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array
-from .naming import HEADS, HOOKED, SAME, SPLIT, canonical, described, flat, is_hook, is_known, shape_of
+from .naming import HEADS, HOOKED, SAME, SPLIT, canonical, described, is_hook, is_known, shape_of
 from .textbook import located
 
 OUTPUTS = ("logits", "log_probabilities")
@@ -91,22 +91,8 @@ def take(
         raise NpgptError(f"chunks must be whole numbers from 1, such as (5, 1, 1), not {chunks!r:.80}")
     if chunks and sum(chunks) != ids.shape[1]:
         raise NpgptError(f"chunks {list(chunks)} are {sum(chunks)} tokens, and there are {ids.shape[1]}")
-    judged = _judged(attention_mask, ids)
-    named = flat(arrays)
-    unknown = [name for name in named if not is_known(name, config)]
-    found = Taken(hooks=any(is_hook(name) for name in named))
-    if unknown:
-        if len(unknown) == len(named):
-            canonical(unknown[0], config)  # raises
-        rest = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
-        found.notes.append(f"Left out, since they are no stages: {', '.join(unknown[:SHOWN])}{rest}.")
-    theirs: dict[str, Array] = {}
-    for name in named:
-        if name not in unknown:
-            stage, array = shaped(name, named[name], config, judged, found)
-            if stage in theirs:
-                raise NpgptError(f"{name} is {stage}, which is given twice")
-            theirs[stage] = array
+    judged, found = _judged(attention_mask, ids), Taken(hooks=any(is_hook(name) for name in arrays))
+    theirs = _named(arrays, config, judged, found)
     if judged.all():
         found.cases.append(Case(ids, theirs, tuple(chunks)))
         return found
@@ -122,6 +108,23 @@ def take(
                 f"of its last token, at {end - 1}."
             )
     return found
+
+
+def _named(arrays: Mapping[str, ArrayLike], config: Config, judged: NDArray[np.bool_], said: Taken) -> dict[str, Array]:
+    """Return their stages [B, …] by npgpt's names. judged, said: see shaped."""
+    unknown = [name for name in arrays if not is_known(name, config)]
+    if unknown:
+        if len(unknown) == len(arrays):
+            canonical(unknown[0], config)  # raises
+        rest = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        said.notes.append(f"Left out, since they are no stages: {', '.join(unknown[:SHOWN])}{rest}.")
+    theirs: dict[str, Array] = {}
+    for name in (name for name in arrays if name not in unknown):
+        stage, array = shaped(name, arrays[name], config, judged, said)
+        if stage in theirs:
+            raise NpgptError(f"{name} is {stage}, which is given twice")
+        theirs[stage] = array
+    return theirs
 
 
 def _judged(attention_mask: ArrayLike | None, ids: NDArray[np.integer[Any]]) -> NDArray[np.bool_]:
@@ -151,8 +154,8 @@ def _cut(theirs: Mapping[str, Array], row: int, begin: int, end: int, tokens: in
             part = part[:, :, begin:end, begin:end]
         elif letters == HEADS:
             part = part[:, :, begin:end]
-        elif part.shape[1] == tokens:
-            part = part[:, begin:end]
+        elif part.shape[1] > 1:  # an output may have a position more or less than there are ids
+            part = part[:, begin : end + part.shape[1] - tokens]
         found[stage] = part
     return found
 

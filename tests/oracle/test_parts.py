@@ -144,6 +144,12 @@ def of_lists(x: Any) -> Any:
     return mlp(np.array(x)).tolist()
 
 
+def of_single_precision(x: Array) -> Array:
+    if x.dtype != np.float32:
+        raise TypeError("float32, please")
+    return mlp(x).astype(np.float32)
+
+
 def of_a_short_context(x: Array) -> Array:
     mask = np.zeros((6, 6))
     found: Array = attention(x) + 0 * (mask[: x.shape[1], : x.shape[1]] + np.zeros((x.shape[1], x.shape[1]))).sum()
@@ -155,6 +161,7 @@ def of_a_short_context(x: Array) -> Array:
     [
         ("attention", of_rows, "a NumPy array of [T, C], row by row: otherwise it raises ValueError: one row, please"),
         ("mlp", of_lists, "lists: otherwise it raises TypeError: lists"),
+        ("mlp", of_single_precision, "a NumPy array of float32: otherwise it raises TypeError: float32, please"),
         ("attention", of_a_short_context, "6 tokens in a NumPy array: otherwise it raises ValueError: operands"),
     ],
 )
@@ -175,6 +182,7 @@ def test_a_function_of_one_number() -> None:
 def test_weights_by_whole_names() -> None:
     whole = {f"h.3.{name}": array for name, array in WEIGHTS.items()}
     assert npgpt.check_part("mlp", mlp, weights=whole).matches
+    assert npgpt.check_part("gelu", model.gelu, weights=whole).matches
 
 
 def test_degenerate_weights_of_a_function_are_told() -> None:

@@ -69,6 +69,13 @@ def test_a_shorter_rows_last_token_is_compared() -> None:
     assert (report.names, report.problems) == (["erf GELU"], [])
 
 
+@pytest.mark.parametrize("name", ["last token missing", "BOS prepended"])
+def test_a_padded_batch_with_another_number_of_positions(name: str) -> None:
+    """Right up to the padding, or wrong from the first token on."""
+    report = npgpt.check(wrong(name)["logits"].astype(np.float32), IDS, MODEL, attention_mask=MASK)
+    assert report.names == [name], said(report)
+
+
 def test_columns_beyond_the_vocabulary_are_told() -> None:
     report = npgpt.check(np.concatenate([LOGITS, np.full((2, 8, 24), -1e4)], axis=-1), IDS, MODEL)
     assert report.matches
@@ -172,6 +179,13 @@ def test_mistakes_are_found_through_the_processing(name: str) -> None:
     assert report.names == [name], said(report)
 
 
+@pytest.mark.parametrize("name", ["values split without transpose", "heads interleaved", "layers 0 and 1 swapped"])
+def test_what_is_not_processed_is_not_called_so(name: str) -> None:
+    report = npgpt.check(hooks(wrong(name)), IDS, MODEL)
+    assert report.names == [name], said(report)
+    assert "processed" not in said(report)
+
+
 def test_what_is_unknown_in_a_cache_is_listed_and_left_out() -> None:
     cache = hooks(RIGHT) | {"blocks.0.ln1.hook_scale": np.ones((2, 8, 1))}
     report = npgpt.check(ActivationCache(cache), IDS, MODEL)
@@ -186,11 +200,12 @@ def test_flaxs_intermediates() -> None:
     block = {
         "ln_1": {"__call__": (RIGHT["h.0.ln_1"],)},
         "attn": {"c_attn": {"__call__": (RIGHT["h.0.attn.c_attn"],)}},
-        "__call__": (RIGHT["h.0"],),
+        "__call__": ((RIGHT["h.0"],),),
     }
-    report = npgpt.check({"intermediates": {"transformer": {"h": {"0": block}}}}, IDS, MODEL)
+    whole = {"transformer": {"h": {"0": block}}, "__call__": ({"logits": RIGHT["logits"]},)}
+    report = npgpt.check({"intermediates": whole}, IDS, MODEL)
     assert report.matches, said(report)
-    assert [row.stage for row in report.rows] == ["h.0.ln_1", "h.0.attn.c_attn", "h.0"]
+    assert [row.stage for row in report.rows] == ["h.0.ln_1", "h.0.attn.c_attn", "h.0", "logits"]
     report = npgpt.check({"hidden_states": np.stack([RIGHT["embedding"], RIGHT["h.0"], RIGHT["ln_f"]])}, IDS, MODEL)
     assert report.matches, said(report)
 

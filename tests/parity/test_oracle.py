@@ -328,6 +328,8 @@ def test_what_torch_saves_without_a_name(tmp_path: Path) -> None:
         output = foreign.build("transformers", CONFIG, ARRAYS)(torch.tensor(IDS), output_hidden_states=True)
     torch.save(output.logits, tmp_path / "logits.pt")
     assert npgpt.check(tmp_path / "logits.pt", IDS, reference).matches
+    torch.save((output.logits, torch.tensor(1.5)), tmp_path / "tuple.pt")
+    assert npgpt.check(tmp_path / "tuple.pt", IDS, reference).matches
     torch.save({"logits": output.logits, "hidden_states": output.hidden_states, "loss": 1.0}, tmp_path / "all.pt")
     report = npgpt.check(tmp_path / "all.pt", IDS, reference)
     assert report.matches
