@@ -15,7 +15,7 @@ import pytest
 
 from npgpt.checkpoints import formats, names
 from npgpt.errors import NpgptError
-from npgpt.oracle import mistakes
+from npgpt.oracle import block_mistakes, mistakes
 
 ROOT = Path(__file__).parent.parent
 
@@ -85,7 +85,7 @@ def test_the_scheme_that_is_an_example_translates() -> None:
 
 
 def test_the_mistake_that_is_an_example_is_an_entry() -> None:
-    (entry,) = mistakes.entries(eval(f"{{{examples()[2]}}}", vars(mistakes)))
+    (entry,) = mistakes.entries(eval(f"{{{examples()[2]}}}", vars(block_mistakes)))
     assert (entry.name, entry.source, entry.stages) == ("leaky ReLU", "vision models", ("mlp.act",))
 
 

@@ -102,6 +102,18 @@ def read(path: Path) -> Contents:
     Raises NpgptError, naming the file and the tensor, for whatever is malformed or not stored uncompressed, and for a
     pickle that asks for more than tensors and plain values.
     """
+    return _mapped(path, _weights_and_configuration)
+
+
+def read_outputs(path: Path) -> Contents:
+    """Read tensors that are no model: one alone, which has no name; those of a tuple, arr_0 and so on; or a
+    dictionary's, in which those of a tuple are numbered. Raises NpgptError as read does.
+    """
+    return _mapped(path, _outputs)
+
+
+def _mapped(path: Path, chosen: Callable[[Path, object], tuple[dict[str, View], Stated | None]]) -> Contents:
+    """What is chosen of a file's tensors, where they lie."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -125,7 +137,7 @@ def read(path: Path) -> Contents:
     if byteorder not in (b"little", b"big"):
         raise NpgptError(f"{path}: its byteorder is {byteorder!r:.40}, neither little nor big")
     value = pickles.read(program.content(), f"{path}: its pickle", CALLS, NAMES, _storage)
-    views, stated = _weights_and_configuration(path, value)
+    views, stated = chosen(path, value)
     tensors: dict[str, Tensor] = {}
     for name, view in views.items():
         storage = f"{stem}/data/{view.storage.key}"
@@ -273,6 +285,21 @@ def _weights_and_configuration(path: Path, value: object) -> tuple[dict[str, Vie
         if any(SPELLINGS.get(name, name) in REQUIRED for name in fields):
             return views, Stated(f"{key} in {path}", fields)
     return views, None
+
+
+def _outputs(path: Path, value: object) -> tuple[dict[str, View], Stated | None]:
+    """A tensor alone, those of a tuple, and a dictionary's tensors with those in its tuples."""
+    if isinstance(value, View):
+        return {"": value}, None
+    if isinstance(value, (tuple, list)):
+        value = {f"arr_{place}": item for place, item in enumerate(value)}
+    views, stated = _weights_and_configuration(path, value)
+    if not isinstance(value, dict) or not views.items() <= _views(value).items():
+        return views, stated
+    for name, items in value.items():
+        if isinstance(items, (tuple, list)):
+            views |= {f"{name}.{place}": item for place, item in enumerate(items) if isinstance(item, View)}
+    return views, stated
 
 
 def _views(mapping: Mapping[Any, Any]) -> dict[str, View]:

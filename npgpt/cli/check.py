@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import NpgptError
 from .html import page_writer
 from .options import add_common, importing, note, read_text, tune
+from .progress import bar
 
 
 def add(verbs: argparse._SubParsersAction[Any]) -> None:
@@ -19,10 +20,12 @@ def add(verbs: argparse._SubParsersAction[Any]) -> None:
         "Exit code 0: matches, 1: differs, 2: could not be compared.",
         epilog='example: npgpt check theirs.npz --model gpt2 --prompt "Every effort moves you"',
     )
-    parser.add_argument("theirs", metavar="THEIRS", help=".npz, .npy, .safetensors, .pt, raw .bin, llm.c's debug state")
+    parser.add_argument(
+        "theirs", metavar="THEIRS", help=".npz, .npy, .safetensors, .pt, .json, .csv, raw .bin, llm.c's debug state"
+    )
     add_common(parser, "--model", "--n-head")
     parser.add_argument("--prompt", metavar="TEXT", help="what it was run on; - reads standard input")
-    parser.add_argument("--ids", metavar="1,2,3", help="the same as ids")
+    parser.add_argument("--ids", metavar="1,2,3", help="the same as ids; of several rows 1,2,3;4,5,6")
     parser.add_argument(
         "--their-dtype",
         choices=("float32", "float16", "bfloat16", "float64"),
@@ -46,15 +49,18 @@ def run(options: argparse.Namespace) -> int:
     write_page = page_writer(options.html)
     if options.prompt is not None and options.ids is not None:
         raise NpgptError("--prompt and --ids say the same: give one of them")
-    report = compare_file(
-        options.theirs,
-        _numbers("--ids", options.ids) if options.prompt is None else read_text(options.prompt),
-        options.model,
-        dtype=options.their_dtype,
-        n_head=options.n_head,
-        shape=_numbers("--shape", options.shape) or (),
-        chunks=_numbers("--chunks", options.chunks) or (),
-    )
+    prompt = _rows(options.ids) if options.prompt is None else read_text(options.prompt)
+    with bar("steps") as progress:
+        report = compare_file(
+            options.theirs,
+            prompt,
+            options.model,
+            dtype=options.their_dtype,
+            n_head=options.n_head,
+            shape=_numbers("--shape", options.shape),
+            chunks=_numbers("--chunks", options.chunks),
+            progress=progress,
+        )
     print(report.to_json() if options.json else report)
     if write_page is not None and isinstance(report, Report):
         write_page([page(report)])
@@ -63,10 +69,15 @@ def run(options: argparse.Namespace) -> int:
     return report.code
 
 
-def _numbers(name: str, text: str | None) -> list[int] | None:
-    """Whole numbers between commas."""
+def _rows(text: str | None) -> list[list[int]] | None:
+    """Ids of one row or several, with semicolons between them."""
+    return None if text is None else [_numbers("--ids", row) for row in text.split(";")]
+
+
+def _numbers(name: str, text: str | None) -> list[int]:
+    """Whole numbers between commas; none where there is no text."""
     if text is None:
-        return None
+        return []
     try:
         found = [int(part) for part in text.replace(",", " ").split()]
     except ValueError:

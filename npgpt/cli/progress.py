@@ -20,11 +20,12 @@ def bar(unit: str, scale: float = 1) -> Iterator[Callable[[int, int], None] | No
     if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
-    started, drawn = time.monotonic(), 0.0
+    started, drawn, before = time.monotonic(), 0.0, 0
 
     def progress(done: int, total: int) -> None:
-        nonlocal drawn
+        nonlocal started, drawn, before
         now = time.monotonic()
+        started, before = started if done >= before else now, done  # another part of the work begins
         if now - drawn < INTERVAL:
             return
         drawn = now

@@ -23,19 +23,27 @@ from ..errors import NpgptError
 from ..language_model import LanguageModel, load
 from ..parameters import Array
 from ..text.vocabularies import load_tokenizer
-from . import files, modules
+from . import conditions, files, lens, modules, outputs
 from .arithmetic import UNIT, rounded
-from .diagnosis import Judge, diagnose
+from .diagnosis import Diagnosis, Judge, diagnose
+from .firings import THIRDS
 from .mistakes import Mistake, catalogue
-from .report import DRAWN, GreedyReport, Report, Row, logit_statistics
-from .rounding import aligned, difference, run_all, tolerances
-from .textbook import Pass, Textbook, stages, textbook
-from .theirs import OUTPUTS, Case, cases
+from .modules import Module
+from .naming import flat, names
+from .outputs import Run
+from .report import GreedyReport, Report, Row, logit_statistics
+from .rounding import CLEAR, Progress, aligned, difference, run_all, tolerances
+from .textbook import Pass, located, stages, textbook
+from .theirs import Case, Taken, cases, take
+from .weights import Comparison, compare_weights, listed, what_cannot_show
+from .where import where
 
+SHOWN = 3  # unexplained stages of which it is said where they differ
+PRODUCTS = ("attn.c_attn", *THIRDS, "attn.q", "attn.k", "attn.v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+SAMPLED = 4096  # numbers that are looked at first
 FEW = 8  # different numbers, below which they tell no dtype
-Weights = LanguageModel | str | os.PathLike[str]
+Weights = LanguageModel | str | os.PathLike[str] | Mapping[str, Any] | Any  # the last a module
 Prompt = str | ArrayLike
-Run = Callable[[NDArray[np.integer[Any]]], Mapping[str, NDArray[Any]]]  # theirs, on ids [B, T]
 
 
 def check(
@@ -49,63 +57,126 @@ def check(
     attention_mask: ArrayLike | None = None,
     chunks: Sequence[int] = (),
     shape: Sequence[int] = (),
+    perturb: bool = True,
+    progress: Progress | None = None,
 ) -> Report:
     """Compare another implementation of GPT-2 with the reference, and name the mistakes in it.
 
     theirs: logits [V], [T, V] or [B, T, V]; stages by name; the path of a file that holds one of these (.npz, .npy,
-    .safetensors, .pt, llm.c's debug state, or raw numbers of this shape in a .bin); a callable from ids [B, T] to
-    logits; or a PyTorch module with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, run as it stands.
-    prompt: a text, or ids [T] or [B, T]; a file may hold them. weights: the model that theirs should be, by name or
-    path; without it a module's own weights are taken as true, and anything else is compared with the embedded model.
-    dtype: in which theirs computed; by default the coarsest that holds all it gives. Raises NpgptError where the two
-    cannot be compared.
+    .safetensors, .pt, .json, .csv, llm.c's debug state, or raw numbers of this shape in a .bin); a callable from ids
+    [B, T] to logits; or a PyTorch module with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, run in
+    evaluation mode. prompt: a text, or ids [T] or [B, T]; a file may hold them. weights: the model that theirs should
+    be, by name or path, a module or a state dict; without it a module's own weights are taken as true, and anything
+    else is compared with the embedded model. dtype: in which theirs computed; by default the coarsest that holds all
+    it gives. attention_mask: 0 at padding, which is not compared.
+    perturb: whether parameters of a module that hold one number throughout, as a fresh model's biases and gains, have
+    others while both models are run, since mistakes with them would not show. progress: called with the steps done and
+    all of them, in each of several parts. Raises NpgptError where the two cannot be
+    compared.
     """
     if isinstance(theirs, (str, os.PathLike)):
-        options: dict[str, Any] = {"config": config, "attention_mask": attention_mask, "chunks": chunks}
+        options: dict[str, Any] = {"config": config, "chunks": chunks, "progress": progress}
+        options["attention_mask"] = attention_mask
         found = compare_file(theirs, prompt, weights, dtype=dtype, n_head=n_head, shape=shape, **options)
         if isinstance(found, GreedyReport):
             raise NpgptError(f"{os.fspath(theirs)} holds greedy ids and no logits: npgpt.check_greedy judges them")
         return found
     module = modules.open_module(theirs, n_head, config) if modules.is_module(theirs) else None
-    reference = None if weights is None and module is not None else opened(weights, n_head)
+    judged_in = dtype
+    known_heads = n_head or (None if module is None else module.config.n_head)
+    reference = None if weights is None and module is not None else opened(weights, known_heads)
     problems: list[str] = []
     notes: list[str] = []
     if module is None:
         assert reference is not None
         model_config, tensors = config or reference.config, in_float64(reference)
     else:
-        model_config, tensors = module.config, dict(module.tensors)
-        if reference is None:
-            notes.append(
-                "The module's own weights are taken as true: mistakes in loading them cannot be seen (weights=)."
-            )
-        else:
-            problems += modules.compare_weights(tensors, in_float64(reference))
-            if reference.config.n_head != model_config.n_head:
-                problems.append(f"n_head is {model_config.n_head}, the reference has {reference.config.n_head}")
+        model_config = module.config
+        loaded = loading(module, reference)
+        problems, notes = loaded.problems, loaded.notes
+        if perturb:
+            module, said = module.perturbed()
+            notes += said
+        tensors = dict(module.tensors)
+    if module is None or not perturb:
+        notes += what_cannot_show(tensors, model_config.n_layer)
     ids = ids_of(prompt, reference, model_config)
     run: Run | None = None
+    rewind = outputs.rewinder()
     if module is not None:
-        problems += modules.dropout(theirs)
-        run, dtype = module.run, dtype or module.dtype
+        seen = module.observed(ids)
+        run, arrays = module.run, seen.stages
+        wrong, said = seen.told()
+        problems, notes = problems + wrong, notes + said
     elif callable(theirs):
-        run = partial(modules.call, theirs)
-    if run is not None:
-        arrays = run(ids)
-        if not np.array_equal(arrays["logits"], run(ids)["logits"], equal_nan=True):
-            problems.append(DRAWN)
-    elif isinstance(theirs, Mapping):
-        arrays = {name: modules.as_array(array) for name, array in theirs.items()}
+        function = outputs.Function(theirs, model_config.vocab_size)
+        run, arrays = function.run, function.run(ids)
+        notes += function.notes
+    elif isinstance(stages_of := getattr(theirs, "cache_dict", theirs), Mapping):  # TransformerLens's ActivationCache
+        arrays = outputs.named(flat(stages_of))
     else:
-        arrays = {"logits": modules.as_array(theirs)}
+        arrays = {"logits": outputs.logits_of(theirs, model_config.vocab_size)}
     if dtype is None:
-        last = np.asarray(arrays["logits"] if "logits" in arrays else [*arrays.values()][-1:])
-        dtype = computed_in(last)
-        if dtype != str(last.dtype) and last.dtype.kind == "f":
-            notes.append(f"Every number is one of {dtype}, though stored as {last.dtype}: so it is judged (dtype=).")
-    given = cases(arrays, model_config, ids, attention_mask, chunks)
-    tried = None if run is None else partial(experiments, run, ids)
-    return compare(model_config, tensors, given, dtype, problems, notes, tried=tried)
+        dtype, told = (module.dtype, []) if module is not None else stored_in(arrays)
+        inner = multiplied_in(arrays, model_config)
+        if UNIT[inner] > UNIT[dtype]:
+            told = [f"All linear maps give numbers of {inner}, as under autocast: so it is judged (dtype=)."]
+            dtype = inner
+        notes += told
+    if run is not None and (unsteady := outputs.unsteady(run, ids, arrays["logits"], rewind, UNIT.get(dtype, 0.0))):
+        return Report([], Diagnosis([], [], []), dtype, notes, None, [unsteady, *problems])
+    taken = take(arrays, model_config, ids, attention_mask, chunks)
+    if module is None:
+        model_config, tensors, taken = lens.undone(model_config, tensors, taken)
+    tried = None if run is None else partial(experiments, run, ids, model_config)
+    coarser = "float32" if judged_in is None and dtype == "float64" else None
+    notes, problems = notes + taken.notes, problems + taken.problems
+
+    def report(cases: Sequence[Case], problems: Sequence[str]) -> Report:
+        return compare(
+            model_config, tensors, cases, dtype, problems, notes, tried=tried, coarser=coarser, progress=progress
+        )
+
+    return without_padding(report, taken, problems)
+
+
+def without_padding(
+    report: Callable[[Sequence[Case], Sequence[str]], Report], taken: Taken, problems: list[str]
+) -> Report:
+    """Return the report on all cases. Where nothing explains it, and padded rows of which one position was given are
+    the reason, they are a problem, and the report is on the other rows.
+    """
+    found = report(taken.cases, problems)
+    if not taken.doubtful or found.diagnosis.unexplained is None:
+        return found
+    rows = [
+        f"the output of row {row} is not that of its last token, at {last}: was it taken at -1, where it is padded?"
+        for row, last in taken.doubtful.items()
+    ]
+    others = [case for row, case in enumerate(taken.cases) if row not in taken.doubtful]
+    if others:
+        rest = report(others, problems + rows)
+        if rest.diagnosis.unexplained is None:
+            return rest
+    return found
+
+
+def loading(module: Module, reference: LanguageModel | None) -> Comparison:
+    """Return what is to be said of a module before it is run: whether it drops out, and how its weights are loaded."""
+    problems: list[str] = []
+    notes: list[str] = []
+    if what := conditions.dropping(module.module):
+        notes.append(conditions.EVALUATED.format(what))
+    if strange := module.stored.strange:
+        line = f"{listed(strange, 0)} {'is' if len(strange) == 1 else 'are'} no tensor of GPT-2's"
+        (notes if reference is None else problems).append(line if reference else f"{line}, and left out.")
+    if reference is None:
+        own = "The module's own weights are taken as true: mistakes in loading them cannot be seen (weights=)."
+        return Comparison(problems, [*notes, own])
+    found = compare_weights(module.tensors, in_float64(reference), module.dtype)
+    if reference.config.n_head != module.config.n_head:
+        problems.append(f"n_head is {module.config.n_head}, the reference has {reference.config.n_head}")
+    return Comparison(found.problems + problems, notes + found.notes)
 
 
 def compare_file(
@@ -184,8 +255,18 @@ def check_greedy(
 
 
 def opened(weights: Weights | None, n_head: int | None = None) -> LanguageModel:
-    """The model of that name or path, the embedded one for None."""
-    return weights if isinstance(weights, LanguageModel) else load(weights, dtype="float64", n_head=n_head)
+    """The model of that name or path, of a module or of a state dict; the embedded one for None."""
+    if isinstance(weights, LanguageModel):
+        return weights
+    if modules.is_module(weights):
+        module = modules.open_module(weights, n_head, None)
+        return modules.as_language_model(type(weights).__name__, module.stored)
+    if isinstance(weights, Mapping):
+        stored = modules.stored(modules.state_of(weights), "weights", lambda: n_head, None)
+        return modules.as_language_model("weights", stored)
+    if weights is not None and not isinstance(weights, (str, os.PathLike)):
+        raise NpgptError(f"weights must be a model, its name or path, a module or a state dict, not {weights!r:.80}")
+    return load(weights, dtype="float64", n_head=n_head)
 
 
 def in_float64(model: LanguageModel) -> dict[str, Array]:
@@ -208,13 +289,30 @@ def ids_of(prompt: Prompt | None, model: LanguageModel | None, config: Config) -
     return config.token_rows(prompt)
 
 
+def stored_in(arrays: Mapping[str, NDArray[Any]]) -> tuple[str, list[str]]:
+    """Return the dtype in which the last stage was computed, and a note where it is stored in another."""
+    last = np.asarray(arrays["logits"] if "logits" in arrays else [*arrays.values()][-1:])
+    dtype = computed_in(last)
+    if dtype == str(last.dtype) or last.dtype.kind != "f":
+        return dtype, []
+    return dtype, [f"Every number is one of {dtype}, though stored as {last.dtype}: so it is judged (dtype=)."]
+
+
+def multiplied_in(arrays: Mapping[str, NDArray[Any]], config: Config) -> str:
+    """Return the finest dtype of what linear maps gave within the blocks, float64 for none."""
+    known = names(config.n_layer)
+    kinds = [computed_in(np.asarray(x)) for name, x in arrays.items() if located(known.get(name, ""))[1] in PRODUCTS]
+    return min(kinds, key=UNIT.__getitem__, default="float64")
+
+
 def computed_in(x: NDArray[Any]) -> str:
     """The coarsest dtype that has all of these numbers, since float16 and bfloat16 are often widened to be stored."""
     stored = str(x.dtype) if str(x.dtype) in UNIT else "float32"
-    if x.dtype.kind != "f" or len(np.unique(x[np.isfinite(x)])) < FEW:
+    parts = (x.reshape(-1)[:SAMPLED], x)  # the first numbers tell it nearly always
+    if x.dtype.kind != "f" or all(len(np.unique(part[np.isfinite(part)])) < FEW for part in parts):
         return stored
     coarser = (dtype for dtype in ("bfloat16", "float16", "float32") if UNIT[dtype] > UNIT[stored])
-    return next((dtype for dtype in coarser if np.array_equal(rounded(x, dtype), x, equal_nan=True)), stored)
+    return next((d for d in coarser if all(np.array_equal(rounded(y, d), y, equal_nan=True) for y in parts)), stored)
 
 
 @np.errstate(all="ignore")  # what a mistake makes infinite is judged, not warned of
@@ -227,10 +325,12 @@ def compare(
     notes: Sequence[str] = (),
     entries: Sequence[Mistake] | None = None,
     tried: Callable[[Judge], list[str]] | None = None,
+    coarser: str | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """The comparison itself: cases against a model of these float64 tensors. dtype: in which theirs computed; entries:
     the mistakes that are looked for, by default all that a model of this shape can have. tried: experiments for
-    where no mistake explains it, as notes.
+    where no mistake explains it, as notes. coarser: a dtype that it is judged in where rounding in dtype is not all.
     """
     if dtype not in UNIT:
         raise NpgptError(f"their dtype must be one of {', '.join(UNIT)}, not {dtype}")
@@ -239,10 +339,23 @@ def compare(
         raise NpgptError("there is nothing to compare: no judged position has logits or a stage")
     book = textbook(config, tensors)
     reference = run_all(book, given)
-    allowed = tolerances(config, tensors, given, reference, dtype, judged)
-    judge = Judge(given, judged, allowed, tensors, dtype)
-    own = _alone(judge, book)
-    rows = [Row(stage, difference(stage, given, reference, allowed[stage], dtype), own.get(stage)) for stage in judged]
+    allowed = tolerances(config, tensors, given, reference, dtype, judged, progress)
+    if coarser is not None and not all(fits(stage, given, reference, allowed) for stage in judged):
+        allowed = tolerances(config, tensors, given, reference, coarser, judged, progress)
+        right = all(fits(stage, given, reference, allowed) for stage in judged)
+        finer = f"right to {coarser}, and given in {dtype}, which is finer than it computes"
+        judging = f"given in {dtype}, and judged in {coarser}, since a part of it may compute in that (dtype=)"
+        dtype, notes = coarser, [f"It is {finer if right else judging}.", *notes]
+    judge = Judge(given, judged, allowed, tensors, dtype, progress=progress)
+    alone = judge.right(book)
+    rows = [
+        Row(
+            stage,
+            difference(stage, given, reference, allowed[stage], dtype),
+            None if stage in ("wte", "wpe") else alone.seen[stage].ratio,
+        )
+        for stage in judged
+    ]
     if entries is None:
         tokens = max(case.token_ids.shape[1] for case in given)
         entries = catalogue(config, tokens, given[0].chunks, any(case.padding for case in given))
@@ -255,29 +368,25 @@ def compare(
             said.append(
                 "Their logits are not finite, or of another number of positions, so that they have no statistics."
             )
-    found = diagnose(judge, reference, entries)
+    apart = [row for row in rows if row.difference.ratio > 1]
+    found = diagnose(judge, alone, entries, search=bool(apart))
+    if apart and not found.findings and not found.unknown:  # each stage is right by its own input, their errors add up
+        found = replace(found, unknown=[apart[0].stage], faint=apart[0].difference.ratio < CLEAR)
     if tried is not None and found.unexplained is not None:
         said += tried(judge)
-    return Report(rows, found, dtype, said, statistics, list(problems))
+    shown = [row.stage for row in apart[:1]] + found.unknown[:SHOWN]
+    theirs = {stage: [case.theirs[stage] for case in given if stage in case.theirs] for stage in shown}
+    at = {stage: where(stage, theirs[stage], alone.seen[stage].ours, allowed[stage], config.n_head) for stage in theirs}
+    return Report(rows, found, dtype, said, statistics, list(problems), at)
 
 
-def _alone(judge: Judge, book: Textbook) -> dict[str, float]:
-    """Each stage computed from their own input, in tolerances: where the next mistake begins. The first has none."""
-    inputs = [
-        {name: array for name, array in case.theirs.items() if name not in OUTPUTS and name != "wpe"}
-        for case in judge.cases
-    ]
-    runs = run_all(book, judge.cases, inputs)
-    return {
-        stage: judge.ratio(stage, [replace(run, known={stage: run.compute(stage)}) for run in runs])
-        for stage in judge.stages
-        if stage not in ("wte", "wpe")
-    }
+def fits(stage: str, given: Sequence[Case], reference: Sequence[Pass], allowed: Mapping[str, float]) -> bool:
+    """Whether rounding explains a stage."""
+    return difference(stage, given, reference, allowed[stage], "float64").ratio <= 1
 
 
-def experiments(run: Run, ids: NDArray[np.integer[Any]], judge: Judge) -> list[str]:
+def experiments(run: Run, ids: NDArray[np.integer[Any]], config: Config, judge: Judge) -> list[str]:
     """The two that tell most where nothing is explained: one token alone, and another token at the end."""
-    config = judge.tolerances.reference[0].book.config
     if ids.shape[1] < 2:
         return []
 
@@ -286,8 +395,9 @@ def experiments(run: Run, ids: NDArray[np.integer[Any]], judge: Judge) -> list[s
 
     try:
         one = given(np.concatenate([case.token_ids[:, :1] for case in judge.cases]))
-        alone = judge.tolerances.of_first_token(one)
-        apart = difference("logits", [one], alone.reference, alone["logits"], judge.dtype).ratio > 1
+        reference = run_all(textbook(config, judge.tensors), [one])
+        allowed = tolerances(config, judge.tensors, [one], reference, judge.dtype, ["logits"])
+        apart = difference("logits", [one], reference, allowed["logits"], judge.dtype).ratio > 1
         found = [f"Tried: the first token alone {'differs as well' if apart else 'agrees'}."]
     except NpgptError as error:
         found = [f"Tried: the first token alone gives what cannot be compared ({error})."]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,15 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoints import formats, llmc
+from ..checkpoints import formats, llmc, torch_zip
 from ..checkpoints.tensor import Tensor, check_file
 from ..config import Config
 from ..errors import NpgptError
+from .outputs import as_array
 
 IDS = ("token_ids", "input_ids", "ids", "tokens")
 MASKS = ("attention_mask", "mask")
+NAMELESS = r"arr_\d+|"  # NumPy's, and that of a tensor alone
 METADATA = "metadata"  # npgpt trace's
 GREEDY = ("greedy_ids", "generated_ids", "sequences")
+TEXTS = (".json", ".csv")
 INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "U8": "uint8", "BOOL": "bool"}  # safetensors' names
 INTEGERS |= {name: name for name in ("int64", "int32", "int16", "uint8", "bool")}  # torch.save's
 
@@ -49,7 +55,8 @@ class Given:
 
 
 def read(path: Path, shape: Sequence[int] = (), dtype: str = "float32") -> Given:
-    """Read .npz, .npy, .safetensors, .pt, llm.c's debug state, or, with a shape, raw little-endian numbers of dtype.
+    """Read .npz, .npy, .safetensors, .pt, .json, .csv, llm.c's debug state, or, with a shape, raw little-endian numbers
+    of dtype.
 
     Raises NpgptError for a file of another kind, and for one that is damaged; OSError where it cannot be opened.
     """
@@ -58,6 +65,8 @@ def read(path: Path, shape: Sequence[int] = (), dtype: str = "float32") -> Given
         head = file.read(8)
     if shape:
         return Given({"logits": _raw(path, tuple(shape), dtype)})
+    if path.suffix in TEXTS:
+        return _text(path)
     if head.startswith(llmc.STATE):
         return _debug_state(path)
     if head.startswith(b"\x93NUMPY"):
@@ -69,7 +78,8 @@ def read(path: Path, shape: Sequence[int] = (), dtype: str = "float32") -> Given
             f"{path} begins with {head!r}, no form that npgpt knows: raw numbers need --shape, such as 16,50257 "
             "(check(…, shape=(16, 50257)))"
         )
-    return _sorted({name: _array(tensor) for name, tensor in formats.read(path).tensors.items()})
+    contents = torch_zip.read_outputs(path) if head.startswith(b"PK") else formats.read(path)
+    return _sorted({name: _array(tensor) for name, tensor in contents.tensors.items()})
 
 
 def _is_npz(path: Path) -> bool:
@@ -105,11 +115,39 @@ def _sorted(arrays: Mapping[str, NDArray[Any]]) -> Given:
     def take(names: tuple[str, ...]) -> NDArray[Any] | None:
         return next((arrays[name] for name in names if name in arrays), None)
 
+    arrays = _positional(arrays)
     rest = {name: array for name, array in arrays.items() if name not in (*IDS, *MASKS, *GREEDY, METADATA)}
-    stacked = rest.pop("hidden_states", None)  # [n_layer + 1, …], as torch.stack makes it
-    if stacked is not None:
-        rest |= {f"hidden_states.{number}": array for number, array in enumerate(stacked)}
     return Given(rest, take(IDS), take(MASKS), take(GREEDY))
+
+
+def _positional(arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """Name what np.savez(file, logits) and torch.save(logits, file) leave without a name: floats are logits, whole
+    numbers the ids, and one number is a loss. Raises NpgptError where two could be one.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    for name, array in arrays.items():
+        if not array.ndim and re.fullmatch(NAMELESS, name):
+            continue
+        meant = name if re.fullmatch(NAMELESS, name) is None else IDS[0] if array.dtype.kind in "iu" else "logits"
+        if meant in found:
+            raise NpgptError(f"{name} has no name that says what it is: save it as logits=…, input_ids=…")
+        found[meant] = array
+    return found
+
+
+def _text(path: Path) -> Given:
+    """Numbers as text: JSON's nested lists are logits, an object's are stages by name; rows of a CSV are logits."""
+    try:
+        text = path.read_text("utf-8-sig")
+        if path.suffix == ".json":
+            found = json.loads(text)
+            whole = found if isinstance(found, dict) else {"logits": found}
+            return _sorted({name: as_array(value) for name, value in whole.items() if isinstance(value, list)})
+        rows = [[float(number) for number in row] for row in csv.reader(text.splitlines()) if row]
+        return Given({"logits": as_array(rows)})
+    except (ValueError, RecursionError, csv.Error) as error:
+        form = "nested lists of numbers" if path.suffix == ".json" else "rows of numbers with commas and no header"
+        raise NpgptError(f"{path} cannot be read as {form}: {' '.join(str(error).split()):.200}") from None
 
 
 def _raw(path: Path, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

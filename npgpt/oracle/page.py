@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 
 from ..pictures import page as pages
-from .report import Report, Row, lines
+from .report import Report, Row, alike, beside, remarks
 from .textbook import COMPARED, located
 
 STYLE = """
@@ -27,26 +27,26 @@ def page(report: Report) -> str:
         "<h2>Error by block and stage, in tolerances</h2>",
         "<p>Up to 1 rounding explains it. Point at a cell for figures; framed is the first that differs.</p>",
         *heat_map(report.rows, report.first),
-        "<h2>All that was said</h2>",
-        f"<pre>{html.escape(chr(10).join(lines(report)))}</pre>",
+        *(f"<p>{html.escape(line)}</p>" for remark in remarks(report) for line in remark.split("\n")),
     ]
     return "".join(pages.page("npgpt check", STYLE, ["\n".join(body)]))
 
 
 def findings(report: Report) -> Iterator[str]:
     """What is wrong, and with which words it is known."""
-    for problem in report.problems:
-        yield f"<p>{html.escape(problem)}</p>"
+    where = [f"{stage}: {text}." for stage, text in report.where.items()]
+    for line in [*report.problems, *where]:
+        yield f"<p>{html.escape(line)}</p>"
     for finding in report.diagnosis.findings:
-        if len(finding.mistakes) > 1:
-            yield f"<p>At {html.escape(finding.stage)}, one of these, which this data cannot tell apart:</p>"
+        yield from (f"<p>{html.escape(together)}:</p>" for together in alike(finding))
         yield "<dl>"
         for entry in finding.mistakes:
             yield f"<dt>{html.escape(entry.name)}</dt>"
             yield f"<dd>{html.escape(entry.explanation)} ({html.escape(entry.source)})</dd>"
         yield "</dl>"
-        if finding.decide:
-            yield f"<p>To decide: {html.escape(finding.decide)}.</p>"
+        yield from (f"<p>{html.escape(remark)}</p>" for remark in beside(finding))
+    if report.diagnosis.unexplained is not None and not report.diagnosis.faint:
+        yield f"<p>{html.escape(report.diagnosis.unexplained)} is not explained by any known mistake.</p>"
 
 
 def heat_map(rows: list[Row], first: Row | None) -> Iterator[str]:

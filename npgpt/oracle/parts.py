@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import numpy as np
 from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array, schema
-from . import modules
+from . import conditions, modules, outputs
 from .check import compare
 from .mistakes import Mistake, catalogue
 from .report import Report
+from .running import run
 from .textbook import BLOCK
 from .theirs import Case
+from .weights import listed, what_cannot_show
 
 # The stage that each part is given, the one that it ends in, and where its tensors' names begin.
 PARTS = {
@@ -26,7 +29,7 @@ PARTS = {
     "mlp": ("h.0.ln_2", "h.0.mlp.c_proj", ("mlp.",)),
     "block": ("embedding", "h.0", ("ln_1.", "attn.", "ln_2.", "mlp.")),
 }
-TOKENS = 12
+TOKENS = (12, 8, 6, 5, 4, 3, 2)  # tried one after the other, since a part may have a short context
 
 
 def check_part(
@@ -34,62 +37,103 @@ def check_part(
     theirs: Any,
     *,
     x: Array | None = None,
-    weights: Mapping[str, Array] | None = None,
+    weights: Mapping[str, Any] | None = None,
     n_head: int | None = None,
     dtype: str | None = None,
     seed: int = 0,
+    perturb: bool = True,
 ) -> Report:
     """Compare one part of a GPT-2 with the textbook's, and name the mistake in it.
 
     part: "attention", "layer_norm", "gelu", "mlp" or "block". theirs: a PyTorch module, or a function of x whose
-    weights are given by canonical names without the block, {"attn.c_attn.weight": [C, 3C], …}; a module's own are read
-    off it. x: the input [B, T, C] (numbers for "gelu"); by default one that tells the known mistakes apart. The weights
-    are taken as true. Raises NpgptError where they cannot be told, or do not fit.
+    weights are given by canonical names, {"attn.c_attn.weight": [C, 3C], …}; a module's own are read off it. A function
+    may take arrays, tensors or lists, [B, T, C] or [T, C]. x: the input [B, T, C] (numbers for "gelu"); by default one
+    that tells the known mistakes apart. perturb: as check has it, of a module's own weights. The weights are taken as
+    true. Raises NpgptError where they cannot be told, or do not fit.
     """
     if part not in PARTS:
         raise NpgptError(f"there is no part {part!r}; there are {', '.join(PARTS)}")
-    is_module = modules.is_module(theirs)
-    tensors: dict[str, Array] = {name: np.asarray(array, np.float64) for name, array in (weights or {}).items()}
-    if not tensors and is_module and part != "gelu":
-        tensors = modules.part_tensors(part, theirs)
-    given_width, width = _widths(part, tensors, x)
-    heads = n_head or 1
-    if part in ("attention", "block") and not n_head:
-        if not is_module:
+    given = {re.sub(r"^h\.\d+\.", "", name): outputs.as_array(array) for name, array in (weights or {}).items()}
+    own = PARTS[part][2]  # a whole model's may be given
+    tensors: dict[str, Array] = {n: array.astype(np.float64) for n, array in given.items() if n.startswith(own)}
+    has_heads = part in ("attention", "block")
+    if not modules.is_module(theirs):
+        if has_heads and not n_head:
             raise NpgptError(f"{part} needs n_head=, the number of heads")
-        heads = modules.stated_n_head(theirs)
-    problems = modules.dropout(theirs) if is_module else []
-    rng = np.random.default_rng(seed)
-    if x is None:  # uneven, so that means, variances and orders show; small rows too, so that an epsilon does
-        x = rng.standard_normal((2, TOKENS, given_width)) * np.geomspace(0.02, 3, TOKENS)[:, None] + 0.3
-        x = np.linspace(-6, 6, 2 * TOKENS * width).reshape(2, TOKENS, width) if part == "gelu" else x
-    x = np.asarray(x, np.float64)
-    x = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x[None, None]
+        return _compared(part, theirs, tensors, x, n_head or 1, dtype, seed, [])
+    notes: list[str] = []
+    if what := conditions.dropping(theirs):
+        notes.append(conditions.EVALUATED.format(what))
+    reads = part != "gelu" and not tensors
+    if changed := _fresh(part, theirs) if perturb and reads else {}:
+        notes.append(conditions.PERTURBED.format(listed(changed, 0)))
+    with conditions.as_judged(theirs, list(changed.values())):
+        tensors = modules.part_tensors(part, theirs) if reads else tensors
+        heads = n_head or (modules.stated_n_head(theirs) if has_heads else 1)
+        return _compared(part, theirs, tensors, x, heads, dtype, seed, notes)
+
+
+def _fresh(part: str, module: Any) -> dict[str, tuple[Any, Any]]:
+    """Parameters that one number fills, and other data for them; not those that are none of the part's tensors."""
+    before, found = modules.part_tensors(part, module), {}
+    for name, parameter, data in conditions.perturbation(module):
+        with conditions.as_judged(module, [(parameter, data)]):
+            after = modules.part_tensors(part, module)
+        if any(not np.array_equal(array, before[tensor]) for tensor, array in after.items()):
+            found[name] = (parameter, data)
+    return found
+
+
+def _compared(
+    part: str,
+    theirs: Callable[..., Any],
+    tensors: dict[str, Array],
+    x: Array | None,
+    n_head: int,
+    dtype: str | None,
+    seed: int,
+    notes: list[str],
+) -> Report:
+    """Run both on the same input, and compare."""
+    given_width, width = _widths(part, tensors, x)
     inner = tensors["mlp.c_fc.weight"].shape[1] if "mlp.c_fc.weight" in tensors else 4 * width
-    inner = x.shape[-1] if part == "gelu" else inner
-    config = Config(vocab_size=2, n_positions=x.shape[1], n_embd=width, n_layer=1, n_head=heads, n_inner=inner)
-    if x.shape[-1] != given_width:
-        raise NpgptError(f"{part} takes an input of width {given_width}, and x is {list(x.shape)}")
-    output, dtype = _run(theirs, x, dtype)
-    if output.shape != (expected := (*x.shape[:2], width)):
-        raise NpgptError(
-            f"{part} gives {list(output.shape)} for an input of {list(x.shape)}: it must be {list(expected)}"
-        )
+    inner = given_width if part == "gelu" else inner
+    rng = np.random.default_rng(seed)
+    whole = _input(part, given_width, rng) if x is None else np.asarray(x, np.float64)
+    whole = whole.reshape(-1, *whole.shape[-2:]) if whole.ndim > 1 else whole[None, None]
+    if whole.shape[-1] != given_width:
+        raise NpgptError(f"{part} takes an input of width {given_width}, and x is {list(whole.shape)}")
+    ran = run(part, theirs, whole, width, TOKENS if x is None else whole.shape[1:2], dtype)
+    x, judged_in = ran.x, dtype or ran.dtype
+    config = Config(vocab_size=2, n_positions=x.shape[1], n_embd=width, n_layer=1, n_head=n_head, n_inner=inner)
     given, stage, _ = PARTS[part]
-    case = Case(np.zeros(x.shape[:2], int), {stage: output}, given={given: x})
+    case = Case(np.zeros(x.shape[:2], int), {stage: ran.output}, given={given: x})
     entries = _entries(part, config, x.shape[1], square=given_width == width)
-    return compare(config, _complete(tensors, config, rng), [case], dtype, problems, entries=entries)
+    notes = notes + ran.notes + what_cannot_show(tensors, 0)
+    judge = partial(compare, config, _complete(tensors, config, rng), [case], judged_in, notes=notes, entries=entries)
+    report = judge()
+    if dtype is None and judged_in == "float64" and report.diagnosis.unexplained is not None:
+        return judge(coarser="float32")  # float64 that is finer than it computes
+    return report
+
+
+def _input(part: str, width: int, rng: np.random.Generator) -> Array:
+    """Return uneven numbers, so that means, variances and orders show; small rows too, so that an epsilon does."""
+    most = TOKENS[0]
+    if part == "gelu":
+        return np.linspace(-6, 6, 2 * most * width).reshape(2, most, width)
+    return rng.standard_normal((2, most, width)) * np.geomspace(0.02, 3, most)[:, None] + 0.3
 
 
 def _entries(part: str, config: Config, tokens: int, square: bool) -> list[Mistake]:
-    """Return those that a part alone can have: they replace no stage outside the blocks, nor the order of the blocks.
+    """Return those that a part alone can have: they replace no stage outside the blocks but ln_f's parameters.
 
     square: whether its input is as wide as its output, without which c_attn is neither transposed nor given the input.
     """
-    foreign = {"layers", "token_ids", "positions", "wte", "wte.weight", "wpe", "ln_f", "logits"}
+    known = {*BLOCK, "config", "ln_f.weight", "ln_f.bias"}
     if not square:
-        foreign |= {"attn.c_attn", "attn.c_attn.weight"}
-    return [entry for entry in catalogue(config, tokens) if foreign.isdisjoint(entry.stages)]
+        known -= {"attn.c_attn", "attn.c_attn.weight"}
+    return [entry for entry in catalogue(config, tokens) if known.issuperset(entry.stages)]
 
 
 def _widths(part: str, tensors: Mapping[str, Array], x: Array | None) -> tuple[int, int]:
@@ -102,22 +146,6 @@ def _widths(part: str, tensors: Mapping[str, Array], x: Array | None) -> tuple[i
         raise NpgptError(f"{part} needs its weights, and {', '.join(missing)} cannot be told: give weights={{…}}")
     first = tensors[needed[0]]
     return len(first), first.shape[1] // 3 if part == "attention" else len(first)
-
-
-def _run(theirs: Callable[..., Any], x: Array, dtype: str | None) -> tuple[Array, str]:
-    """Their output in float64, and the dtype in which it was computed."""
-    given: Any
-    if not modules.is_module(theirs):
-        dtype = dtype or "float64"
-        given = x.astype(dtype if dtype in ("float32", "float64") else "float32")
-    elif (parameter := next(iter(theirs.parameters()), None)) is not None:  # type: ignore[attr-defined]
-        dtype = dtype or modules.dtype_of(theirs)
-        given = parameter.detach().double().new_tensor(x.tolist()).to(parameter.dtype)
-    else:  # a module without parameters, such as a GELU, has no tensor to make one by
-        dtype, torch = dtype or "float32", sys.modules["torch"]
-        given = torch.tensor(x.tolist(), dtype=torch.float32)
-    output = theirs(given)
-    return modules.as_array(output[0] if isinstance(output, tuple) else output).astype(np.float64), dtype
 
 
 def _complete(tensors: Mapping[str, Array], config: Config, rng: np.random.Generator) -> dict[str, Array]:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from ..parameters import Array
-from .diagnosis import Diagnosis
+from .diagnosis import Diagnosis, Finding
 from .rounding import CLEAR, FACTOR, Difference
 from .textbook import log_softmax
+from .theirs import OUTPUTS
 
 SHOWN = 14  # stages in the printed table
 DRAWN = "its outputs differ from run to run: dropout is on, or something else is drawn"
@@ -52,11 +53,17 @@ class Report:
     notes: list[str] = field(default_factory=list)
     logits: LogitStatistics | None = None
     problems: list[str] = field(default_factory=list)  # of loading, or of how it was run
+    where: dict[str, str] = field(default_factory=dict)  # by stage, of the first that differs and of unexplained ones
 
     @property
     def matches(self) -> bool:
         """Whether rounding explains everything."""
         return not self.problems and all(row.difference.ratio <= 1 for row in self.rows)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model's output was compared, and so all that comes before it."""
+        return any(row.stage in OUTPUTS for row in self.rows)
 
     @property
     def code(self) -> int:
@@ -77,19 +84,27 @@ class Report:
     def verdict(self) -> str:
         """One sentence."""
         if self.matches:
-            return f"matches: rounding in {self.dtype} explains every difference, in {_stages(len(self.rows))}"
+            text = f"matches: rounding in {self.dtype} explains every difference, in {_stages(len(self.rows))}"
+            return text + ("" if self.whole else f"; nothing behind {self.rows[-1].stage} was given")
+        text = ""
+        if self.problems and not self.diagnosis.findings:
+            more = f", and {len(self.problems) - 1} more" if len(self.problems) > 1 else ""
+            text = f"{self.problems[0]}{more}; "
         if self.first is None:
-            more = f"; and {len(self.problems) - 1} more" if len(self.problems) > 1 else ""
-            return f"differs: {self.problems[0]}{more}"
-        text = f"differs: {self.first.stage} is the first stage that rounding in {self.dtype} cannot explain"
+            return f"differs: {text.removesuffix('; ')}"
+        text = f"differs: {text}{self.first.stage} is the first stage that rounding in {self.dtype} cannot explain"
         if self.diagnosis.findings:
             text += f"; it is {', and '.join(self.names)}"
         if self.diagnosis.faint:
             rest = "what is left is" if self.diagnosis.findings else "the difference is"
-            return f"{text}; {rest} too little, below {CLEAR:g} tolerances, to name a mistake by"
+            (at,) = (row for row in self.rows if row.stage == self.diagnosis.unexplained)
+            size = f"{at.difference.ratio:.2g} tolerances, rms {at.difference.rms:.2g}"
+            return f"{text}; {rest} too little ({size}; clear is {CLEAR:g}) to name a mistake by"
         if self.diagnosis.unexplained is not None:
             more = " more" if self.diagnosis.findings else ""
+            others = len(self.diagnosis.unknown) - 1
             text += f"; no{more} known mistake explains {self.diagnosis.unexplained}"
+            text += f" and {_stages(others)} behind it" if others else ""
         return text
 
     def __str__(self) -> str:
@@ -112,10 +127,13 @@ class Report:
                     ],
                     "tolerances_before": finding.before,
                     "decide": finding.decide,
+                    "used": finding.used,
                 }
                 for finding in found.findings
             ],
             "unexplained": found.unexplained,
+            "unexplained_stages": found.unknown,
+            "where": self.where,
             "cannot_be_excluded": [entry.name for entry in found.left],
             "problems": self.problems,
             "notes": self.notes,
@@ -182,35 +200,54 @@ def lines(report: Report) -> Iterator[str]:
     yield report.verdict[0].upper() + report.verdict[1:] + "."
     for problem in report.problems:
         yield f"  {problem}"
+    for stage, text in report.where.items():
+        yield f"  {stage}: {text}"
     found = report.diagnosis
     for finding in found.findings:
         yield ""
-        if len(finding.mistakes) > 1:
-            yield f"At {finding.stage}, one of these, which this data cannot tell apart:"
+        yield from (f"{together}:" for together in alike(finding))
         for entry in finding.mistakes:
             yield f"  {entry.name}: {entry.explanation} (known from: {entry.source})"
-        if finding.decide:
-            yield f"  To decide: {finding.decide}."
+        yield from (f"  {remark}" for remark in beside(finding))
     if found.unexplained is not None and not found.faint:
         yield ""
         yield f"{found.unexplained} is not explained by any known mistake. {sign(report)}"
-    yield ""
-    yield from table(report)
-    if report.logits is not None:
-        stats = report.logits
+    if report.rows:
         yield ""
+        yield from table(report)
+    for remark in remarks(report):
+        yield ""
+        yield remark
+
+
+def alike(finding: Finding) -> Iterator[str]:
+    """That several mistakes fit, where they do."""
+    if len(finding.mistakes) > 1:
+        yield f"At {finding.stage}, one of these, which this data cannot tell apart"
+
+
+def beside(finding: Finding) -> Iterator[str]:
+    """What is to be said of a finding besides its mistakes."""
+    if finding.used:
+        yield f"{finding.stage} shows it: the stage that it is about is right, and is not what is used there."
+    if finding.decide:
+        yield f"To decide: {finding.decide}."
+
+
+def remarks(report: Report) -> Iterator[str]:
+    """What is said behind the stages: how far the probabilities are apart, what cannot be excluded, and the notes."""
+    if (stats := report.logits) is not None:
+        constant = " Nothing but a constant at each position differs: the probabilities are the same."
         yield (
             f"Logits: KL divergence {stats.kl_mean:.2e} nats (99 %: {stats.kl_99:.2e}), top-1 agrees in "
             f"{stats.top_1:.0%}, top-10 in {stats.top_10:.0%}, largest constant shift {stats.shift:.2e}."
+            f"{constant if stats.shape_of_shift else ''}"
         )
-        if stats.shape_of_shift:
-            yield "Nothing but a constant at each position differs: the probabilities are the same."
-    if found.left:
-        yield ""
-        names = ", ".join(entry.name for entry in found.left)
-        word = "Too faint to be named, it could be" if found.faint else "This data cannot exclude"
-        yield f"{word}: {names}."
-    yield from report.notes
+    if left := report.diagnosis.left:
+        word = "Too faint to be named, it could be" if report.diagnosis.faint else "This data cannot exclude"
+        yield f"{word}: {', '.join(entry.name for entry in left)}."
+    if report.notes:
+        yield "\n".join(report.notes)
 
 
 def sign(report: Report) -> str:
@@ -220,8 +257,8 @@ def sign(report: Report) -> str:
         return "It is drawn anew in every run: mend that first."
     if stage in ("wte", "wpe", "embedding"):
         return "The embeddings themselves differ: are these the same weights, and the same ids?"
-    if stage == "logits" and any(row.stage == "ln_f" and row.difference.ratio <= 1 for row in report.rows):
-        return "All that comes before it agrees: the output head has other weights (random, or not tied to wte)."
+    if stage in OUTPUTS and any(row.stage == "ln_f" and row.difference.ratio <= 1 for row in report.rows):
+        return "All that comes before it agrees: it is the output head, its weights, or what is done with its logits."
     return (
         "Are the weights and the ids the same? Two experiments tell most: does the first token alone (T = 1) agree? "
         "Does a later token change an earlier position?"
@@ -246,7 +283,11 @@ def table(report: Report) -> Iterator[str]:
         yield f"{row.stage:<20}{figures}  {alone}".rstrip()
     if len(rows) > begin + SHOWN:
         yield _rest(rows[begin + SHOWN :], "after")
-    yield f"(1 tolerance: {FACTOR:g} times the largest rms error of our own runs in {report.dtype}, the model redrawn.)"
+    yield (
+        f"1 tolerance is {FACTOR:g} times the largest rms error of our own runs in {report.dtype}, the model redrawn. "
+        "rms and largest are of theirs - ours; dB and ulps, units in the last place, of the rms against ours. "
+        "From their input: the stage computed from what they gave below it."
+    )
 
 
 def _rest(rows: Sequence[Row], where: str) -> str:

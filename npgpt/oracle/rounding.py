@@ -9,8 +9,8 @@ FACTOR times the largest root-mean-square error of the samples, and never less t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,17 +19,25 @@ from numpy.typing import NDArray
 from ..config import Config
 from ..parameters import Array, schema
 from .arithmetic import UNIT, as_computed, plain
-from .textbook import Pass, Textbook, located, textbook
+from .textbook import Formula, Pass, Scope, Textbook, located, textbook
 from .theirs import OUTPUTS, Case
 
 DRAWS = 24  # samples of the right model
+WIDE, WIDE_DRAWS = (
+    256,
+    8,
+)  # from this n_embd on fewer do: the largest of 8 was at least 0.85 of that of 24 at every stage
 FLIPS = 4  # samples of a mistake whose formula rounds within, so that a last bit may flip a coarser one
 MOVED = 64  # units in the last place by which weights move for these; by one, a coarser bit would seldom flip
 # A naive sum in C, one product after the other, was measured at 3 times BLAS's error, which keeps 16 or more partial
 # sums; twice that leaves room for another exp and tanh, and for the draws' own spread.
 FACTOR = 6.0
+HIDDEN = -5e3  # what no score of a model comes near, so that a lower one is hidden
 CLEAR = 5.0  # times the tolerance, from which on a difference is named
 INPUT = {"attn.c_attn": "ln_1", "attn.c_proj": "attn.merged", "mlp.c_fc": "ln_2", "mlp.c_proj": "mlp.act"}
+
+
+Progress = Callable[[int, int], None]  # steps done, of how many
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class Redraw:
     def drawn(self, stage: str, array: Array) -> Array:
         """A stage of the model in this order, the inverse of restored."""
         places = self.restored(stage, np.arange(array.size, dtype=np.float64).reshape(array.shape)).astype(np.intp)
-        out = np.empty_like(array)
+        out = np.empty_like(array, order="C")
         out.reshape(-1)[places.reshape(-1)] = array.reshape(-1)
         return out
 
@@ -109,103 +117,57 @@ def redraw(config: Config, generator: np.random.Generator) -> Redraw:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A run for every case of a model that is the same but for rounding. order: the model's, None for its own."""
+class Moved(Mapping[str, Array]):
+    """These float64 tensors in dtype, their columns moved by some last bits: another draw for each number, 0 as is."""
 
-    order: Redraw | None
-    runs: list[Pass]
-
-    def stage(self, case: int, name: str) -> NDArray[np.float64]:
-        """A stage in the model's own order."""
-        found = self.runs[case][name]
-        return plain(found if self.order is None else self.order.restored(name, found))
-
-    def kept(self, wanted: Sequence[str]) -> Sample:
-        """The same with these stages computed, and without all else, the tensors above all."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            runs = [
-                replace(run, known={name: run[name] for name in wanted}, book=textbook(run.book.config, {}))
-                for run in self.runs
-            ]
-        return Sample(self.order, runs)
-
-
-Variant = tuple[Redraw | None, Mapping[str, Array]]  # an order and the tensors in it, in the dtype of the pass
-
-
-def redrawn(config: Config, tensors: Mapping[str, Array], dtype: str) -> Iterator[Variant]:
-    """DRAWS other orders of a right model of these float64 tensors."""
-    rough = {name: as_computed(array, dtype) for name, array in tensors.items()}
-    for number in range(DRAWS):
-        order = redraw(config, np.random.default_rng(number))
-        yield order, order.tensors(config, rough)
-
-
-def moved(tensors: Mapping[str, Array], dtype: str, count: int) -> Iterator[Variant]:
-    """These float64 tensors as they are, then count − 1 times with their columns moved by some last bits."""
-    step = 2 * UNIT[dtype] * MOVED
-    for number in range(count):
-        rng = np.random.default_rng(number)
-        yield (
-            None,
-            {
-                name: as_computed(array * (1 + rng.uniform(-step, step, array.shape[-1])) if number else array, dtype)
-                for name, array in tensors.items()
-            },
-        )
-
-
-def sampled(book: Textbook, variants: Iterable[Variant], cases: Sequence[Case], dtype: str) -> Iterator[Sample]:
-    """Run every variant of a model in dtype; what a case gives to the model is given in the variant's order."""
-    for order, tensors in variants:
-        given = [
-            {k: as_computed(x if order is None else order.drawn(k, x), dtype) for k, x in case.given.items()}
-            for case in cases
-        ]
-        yield Sample(order, run_all(replace(book, tensors=tensors), cases, given))
-
-
-def largest_error(samples: Sequence[Sample], stage: str, cases: Sequence[Case], exact: Sequence[Pass]) -> float:
-    """The samples' largest root-mean-square error of a stage, on the positions that theirs has."""
-    having = [number for number, case in enumerate(cases) if stage in case.theirs]
-    expected = [exact[number][stage] for number in having]
-    return max(
-        rms(stage, [cases[number].seen(stage, sample.stage(number, stage)) for number in having], expected)
-        for sample in samples
-    )
-
-
-@dataclass(frozen=True)
-class Tolerances:
-    """By stage, of one model on some cases in one dtype; computed when asked for."""
-
-    cases: Sequence[Case]
-    reference: Sequence[Pass]
+    tensors: Mapping[str, Array]
     dtype: str
-    samples: Sequence[Sample]
-    known: dict[str, float] = field(default_factory=dict)
+    number: int
 
-    def __getitem__(self, stage: str) -> float:
-        if stage not in self.known:
-            error = largest_error(self.samples, stage, self.cases, self.reference)
-            self.known[stage] = max(FACTOR * error, self.floor(stage))
-        return self.known[stage]
+    def __getitem__(self, name: str) -> Array:
+        array = self.tensors[name]
+        if self.number:
+            step = 2 * UNIT[self.dtype] * MOVED
+            rng = np.random.default_rng([self.number, *name.encode()])
+            array = array * (1 + rng.uniform(-step, step, array.shape[-1]))
+        return as_computed(array, self.dtype)
 
-    def floor(self, stage: str) -> float:
-        """Of one rounding of each number, and of its being stored."""
-        expected = np.concatenate([plain(run[stage]).ravel() for run in self.reference])
-        finite = expected[np.isfinite(expected)]
-        return 2 * UNIT[self.dtype] * math.sqrt(float(np.square(finite).mean())) if finite.size else 0.0
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
 
-    def of_first_token(self, case: Case) -> Tolerances:
-        """Of the logits on each row's first token alone, which no later token has a part in. case: that token's."""
+    def __len__(self) -> int:
+        return len(self.tensors)
 
-        def cut(runs: Sequence[Pass]) -> list[Pass]:
-            logits = np.concatenate([run["logits"][:, :1] for run in runs])
-            return [Pass(runs[0].book, case.token_ids, {"logits": logits})]
 
-        samples = [Sample(sample.order, cut(sample.runs)) for sample in self.samples]
-        return Tolerances([case], cut(self.reference), self.dtype, samples)
+def redrawn(config: Config, tensors: Mapping[str, Array], dtype: str) -> Iterator[tuple[Redraw, Textbook]]:
+    """Yield other orders of a right model of these float64 tensors, and the model in each, in dtype.
+
+    Every second one adds its biases before the products and not after them, as BLAS's addmm may: where a bias is large
+    beside its product, each partial sum is then rounded at the bias's size.
+    """
+    rough = Moved(tensors, dtype, 0)
+    first = (
+        {name: bias_first(name, source) for name, source in INPUT.items()} if dtype in ("float32", "float64") else {}
+    )
+    for number in range(draws(config)):
+        order = redraw(config, np.random.default_rng(number))  # the book has no name here, which would keep its tensors
+        yield order, textbook(config, order.tensors(config, rough)).altered(first if number % 2 else {})
+
+
+def draws(config: Config) -> int:
+    """Return how many samples of a model of this size are drawn."""
+    return DRAWS if config.n_embd < WIDE else WIDE_DRAWS
+
+
+def bias_first(name: str, source: str) -> Formula:
+    """source @ weight + bias, the bias as one more row of the weight, which is summed before the others."""
+
+    def formula(s: Scope) -> Array:
+        x, weight, bias = s[source], s[f"{name}.weight"], s[f"{name}.bias"]
+        ones = np.ones((*x.shape[:-1], 1), x.dtype)
+        return np.concatenate([ones, x], axis=-1) @ np.concatenate([bias[None], weight])
+
+    return formula
 
 
 def tolerances(
@@ -215,10 +177,54 @@ def tolerances(
     reference: Sequence[Pass],
     dtype: str,
     wanted: Sequence[str],
-) -> Tolerances:
-    """The right model's. tensors: float64; wanted: the stages that will be asked for."""
-    samples = sampled(textbook(config, {}), redrawn(config, tensors, dtype), cases, dtype)
-    return Tolerances(cases, reference, dtype, [sample.kept(wanted) for sample in samples])
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Return how far rounding in dtype can take each of these stages of the right model. tensors: float64."""
+    error = dict.fromkeys(wanted, 0.0)
+    for number, (order, book) in enumerate(redrawn(config, tensors, dtype)):
+        if progress is not None:
+            progress(number, draws(config))
+        given = [{k: as_computed(order.drawn(k, x), dtype) for k, x in case.given.items()} for case in cases]
+        with np.errstate(over="ignore", invalid="ignore"):
+            runs = run_all(book, cases, given)
+            for stage in wanted:
+                found = [plain(order.restored(stage, run[stage])) for run in runs]
+                error[stage] = max(error[stage], rms_of_runs(stage, cases, found, [run[stage] for run in reference]))
+        del book, runs  # or they would stay while the next one is drawn
+    return {stage: max(FACTOR * error[stage], floor(stage, reference, dtype)) for stage in wanted}
+
+
+def floor(stage: str, reference: Sequence[Pass], dtype: str) -> float:
+    """Return the root mean square of one rounding of each number, and of its being stored."""
+    expected = np.concatenate([plain(run[stage]).ravel() for run in reference])
+    finite = expected[np.isfinite(expected)]
+    return 2 * UNIT[dtype] * math.sqrt(float(np.square(finite).mean())) if finite.size else 0.0
+
+
+def own_rounding(
+    book: Textbook,
+    tensors: Mapping[str, Array],
+    cases: Sequence[Case],
+    known: Sequence[Mapping[str, Array]],
+    stage: str,
+    exact: Sequence[Array],
+    dtype: str,
+) -> float:
+    """Return how far rounding in dtype takes a stage of a model with a mistake, from known stages; 0 if to infinity."""
+    errors = []
+    for number in range(FLIPS if book.flips else 1):
+        rough = replace(book, tensors=Moved(tensors, dtype, number))
+        given = [{k: as_computed(x, dtype) for k, x in each.items()} for each in known]
+        with np.errstate(over="ignore", invalid="ignore"):
+            runs = run_all(rough, cases, given)
+            errors.append(rms_of_runs(stage, cases, [plain(run.compute(stage)) for run in runs], exact))
+    return FACTOR * max(errors) if math.isfinite(max(errors)) else 0.0
+
+
+def rms_of_runs(stage: str, cases: Sequence[Case], found: Sequence[Array], expected: Sequence[Array]) -> float:
+    """Return the root mean square of what runs differ by, on the positions that theirs has."""
+    having = [number for number, case in enumerate(cases) if stage in case.theirs]
+    return rms(stage, [cases[n].seen(stage, found[n]) for n in having], [expected[n] for n in having])
 
 
 @dataclass(frozen=True)
@@ -243,6 +249,8 @@ class Difference:
 def aligned(stage: str, theirs: Array, expected: Array) -> tuple[Array, Array] | None:
     """Both as they are compared; None where they cannot be, since one has more positions than the other."""
     ours = plain(expected)
+    if not ours.size:
+        return None
     if stage == "wpe":
         ours = np.broadcast_to(ours, (len(theirs), *ours.shape[1:]))
     elif stage in OUTPUTS and theirs.shape[1] == 1:
@@ -250,8 +258,8 @@ def aligned(stage: str, theirs: Array, expected: Array) -> tuple[Array, Array] |
     if theirs.shape != ours.shape:
         return None
     if located(stage)[1] == "attn.scores":  # hidden by −inf, by −1e4, by the least number: hidden all the same
-        visible = ours[np.isfinite(ours)]
-        floor = (visible.min() if visible.size else 0.0) - 30 * (np.abs(visible).max() if visible.size else 1.0)
+        visible = ours[ours > HIDDEN]
+        floor = max(HIDDEN, (visible.min() if visible.size else 0.0) - 30 * np.abs(visible).max(initial=1.0))
         return np.maximum(theirs, floor), np.maximum(ours, floor)
     return theirs, ours
 

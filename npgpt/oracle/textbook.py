@@ -25,9 +25,9 @@ from .arithmetic import once
 Formula: TypeAlias = "Callable[[Scope], Any]"
 
 
-def gelu(x: Array) -> Array:
+def gelu(x: Array, cubic: float = 0.044715, half: float = 0.5, root: float = math.sqrt(2 / math.pi)) -> Array:
     """The tanh form."""
-    return x * 0.5 * (np.tanh((x * x * x * 0.044715 + x) * math.sqrt(2 / math.pi)) + 1)
+    return x * half * (np.tanh((x * x * x * cubic + x) * root) + 1)
 
 
 def gelu_erf(x: Array) -> Array:
@@ -47,10 +47,10 @@ def log_softmax(x: Array) -> Array:
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
-def layer_norm(x: Array, weight: Array, bias: Array, epsilon: float) -> Array:
-    """Over the last axis."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    return centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + epsilon) * weight + bias
+def layer_norm(x: Array, weight: Array, bias: Array, epsilon: float, axis: int = -1) -> Array:
+    """Over the last axis, or another."""
+    centred = x - x.mean(axis=axis, keepdims=True)
+    return centred / np.sqrt((centred * centred).mean(axis=axis, keepdims=True) + epsilon) * weight + bias
 
 
 def split(x: Array, n_head: int) -> Array:
@@ -113,10 +113,6 @@ MODEL: dict[str, Formula] = {  # once
     "token_ids": lambda s: s.run.token_ids,  # [B, T]
     "positions": lambda s: np.arange(s["token_ids"].shape[1]),
     "visible": lambda s: np.tri(s["token_ids"].shape[1], dtype=bool),  # [T, T], a query a row
-    "epsilon": lambda s: s.config.layer_norm_epsilon,
-    "activation": lambda s: gelu_erf if s.config.activation_function == "gelu" else gelu,
-    "softmax": lambda s: softmax,
-    "layer_norm": lambda s: layer_norm,
     "lm_head.weight": lambda s: s["wte.weight"] if s.config.tie_word_embeddings else s.tensor("lm_head.weight"),
     "wte": lambda s: s["wte.weight"][s["token_ids"]],
     "wpe": lambda s: s["wpe.weight"][s["positions"]][None],  # [1, T, C]
@@ -127,12 +123,20 @@ MODEL: dict[str, Formula] = {  # once
     "log_probabilities": lambda s: log_softmax(s["logits"]),
 }
 COMPARED = tuple(name for name in BLOCK if name not in ("attn.thirds", "attn.scale", "attn.products"))
+NORM: dict[str, Formula] = {  # in every block, and again for ln_f
+    "epsilon": lambda s: s.config.layer_norm_epsilon,
+    "layer_norm": lambda s: layer_norm,
+}
+BLOCK |= NORM | {
+    "activation": lambda s: gelu_erf if s.config.activation_function == "gelu" else gelu,
+    "softmax": lambda s: softmax,
+}
 BLOCK |= {
     f"{part}.{kind}": parameter(f"{part}.{kind}")
     for part in ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
     for kind in ("weight", "bias")
 }
-MODEL |= {name: parameter(name) for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")}
+MODEL |= NORM | {name: parameter(name) for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")}
 
 
 @dataclass(frozen=True)
@@ -148,11 +152,24 @@ class Textbook:
     block: Mapping[str, Formula] = field(default_factory=lambda: BLOCK)
     flips: bool = False
 
-    def altered(self, formulas: Mapping[str, Formula]) -> Textbook:
-        """The same with some formulas replaced, whether they are a block's or not."""
+    def altered(self, formulas: Mapping[str, Formula], layer: int | None = None) -> Textbook:
+        """The same with some formulas replaced, in all blocks and behind them, or at one depth alone.
+
+        layer: a block's depth, or n_layer for what is not in a block.
+        """
         block = {name: formula for name, formula in formulas.items() if name in BLOCK}
-        model = {name: formula for name, formula in formulas.items() if name not in BLOCK}
+        model = {name: formula for name, formula in formulas.items() if name in MODEL}
+        if layer == self.config.n_layer:
+            block = {}
+        elif layer is not None:
+            block = {name: at_depth(layer, formula, self.block[name]) for name, formula in block.items()}
+            model = {}
         return replace(self, model={**self.model, **model}, block={**self.block, **block})
+
+
+def at_depth(layer: int, formula: Formula, elsewhere: Formula) -> Formula:
+    """The formula in one block, and another in all others."""
+    return lambda s: formula(s) if s.layer == layer else elsewhere(s)
 
 
 @dataclass
@@ -166,8 +183,10 @@ class Pass:
     token_ids: NDArray[np.integer[Any]]  # [B, T]
     known: dict[str, Any] = field(default_factory=dict)
     padding: int = 0
+    asked: set[str] = field(default_factory=set)  # names of all that the stages computed so far rest on
 
     def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
         if name not in self.known:
             self.known[name] = self.compute(name)
         return self.known[name]
@@ -175,13 +194,14 @@ class Pass:
     def compute(self, name: str) -> Any:
         """A stage anew, from what it is made of."""
         layer, local = located(name)
-        if layer is None:
-            return self.book.model[local](Scope(self, None))
-        if layer and f"h.{layer - 1}" not in self.known:  # from below, since Python's stack is shorter than gpt2-xl
-            done = max((below for below in range(layer) if f"h.{below}" in self.known), default=-1)
-            for below in range(done + 1, layer):
-                self[f"h.{below}"]
-        return self.book.block[local](Scope(self, layer))
+        return (self.book.model if layer is None else self.book.block)[local](Scope(self, layer))
+
+    def stream(self, blocks: int) -> Any:
+        """What enters the next block after so many."""
+        done = next((number for number in range(blocks, 0, -1) if f"h.{number - 1}" in self.known), 0)
+        for number in range(done, blocks):  # from below, since Python's stack is shorter than gpt2-xl
+            self[f"h.{number}"]
+        return self[f"h.{blocks - 1}" if blocks else "embedding"]
 
 
 @dataclass(frozen=True)
@@ -209,9 +229,9 @@ class Scope:
 
     def __getitem__(self, name: str) -> Any:
         if self.block is not None and name == "input":
-            return self.run[f"h.{self.block - 1}" if self.block else "embedding"]
+            return self.run.stream(self.block)
         if name == "last":
-            return self.run[f"h.{len(self.run.book.layers) - 1}" if self.run.book.layers else "embedding"]
+            return self.run.stream(len(self.run.book.layers))
         return self.run[f"h.{self.block}.{name}" if self.block is not None and name in BLOCK else name]
 
 

@@ -18,7 +18,6 @@ from npgpt.config import Config
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.oracle.check import compare
-from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.textbook import Pass, textbook
 from npgpt.oracle.theirs import cases
 from tests.support.models import no_text, random_arrays, random_ids, small
@@ -33,7 +32,7 @@ CONFIG = small(n_embd=24, n_head=4)
 ARRAYS = random_arrays(CONFIG)
 REFERENCE = LanguageModel("reference", CONFIG, parameters.from_arrays(CONFIG, ARRAYS), no_text("none"))
 IDS = random_ids(CONFIG, (2, 9))
-ENTRIES = [(title, entry.name) for title, config in table.MODELS.items() for entry in catalogue(config, table.TOKENS)]
+ENTRIES = [(title, entry.name) for title, config in table.MODELS.items() for entry in table.entries(config)]
 
 
 @pytest.mark.parametrize(("model", "name"), ENTRIES)
@@ -116,7 +115,7 @@ def visible_pairs(config: Config, count: int) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     arrays, ids = random_arrays(config), random_ids(config, (1, table.TOKENS))
     skip = ("BOS", "last token", "layer", "log", "cache", "n_head", "vocabulary")
-    entries = [entry for entry in catalogue(config, table.TOKENS) if not entry.name.startswith(skip)]
+    entries = [entry for entry in table.entries(config) if not entry.name.startswith(skip)]
     book = textbook(config, arrays)
     usual = Pass(book, ids)["logits"]
 
@@ -181,15 +180,26 @@ def test_loading_mistakes_are_named_against_the_reference(style: str, name: str,
     assert npgpt.check(foreign.build(style, CONFIG, ARRAYS), IDS, REFERENCE).matches
 
 
-def test_dropout_left_on_is_a_finding_and_eval_is_never_called() -> None:
+def test_a_module_that_drops_out_is_run_in_evaluation_mode_and_put_back() -> None:
+    """Each part's own flag, since some may be frozen in evaluation; also where the run fails."""
     module = foreign.build("llms-from-scratch", CONFIG, ARRAYS)
     module.drop_emb.p = 0.1
     module.train()
+    module.trf_blocks[1].eval()
+    flags = [part.training for part in module.modules()]
     report = npgpt.check(module, IDS)
-    assert module.training
-    assert "drop_emb (Dropout, p = 0.1) drops out: call .eval()" in " ".join(report.problems)
-    assert "differ from run to run" in " ".join(report.problems)
-    assert "mend that first" in str(report)
+    assert report.matches, str(report)
+    assert report.notes[0] == (
+        "The module is in training mode, and drop_emb (Dropout, p = 0.1) drops out: it was run in evaluation mode, as "
+        "by .eval()."
+    )
+    assert [part.training for part in module.modules()] == flags
+    module.out_head.forward = None
+    with pytest.raises(NpgptError, match="GPTModel raises TypeError"):
+        npgpt.check(module, IDS)
+    assert [part.training for part in module.modules()] == flags
+    quiet = foreign.build("llms-from-scratch", CONFIG, ARRAYS).train()
+    assert not any("training mode" in note for note in npgpt.check(quiet, IDS).notes)
 
 
 def test_what_is_no_whole_gpt2_is_refused() -> None:
@@ -229,13 +239,101 @@ def test_parts_of_the_book() -> None:
     chapter = ch03.MultiHeadAttention(3, 2, 32, 0.0, num_heads=2)  # as the book builds it: no bias, another width
     assert npgpt.check_part("attention", chapter).matches
     dropping = ch03.MultiHeadAttention(24, 24, 32, 0.5, 4)
-    assert "drops out: call .eval()" in str(npgpt.check_part("attention", dropping))
+    report = npgpt.check_part("attention", dropping)
+    assert report.matches
+    assert "it was run in evaluation mode, as by .eval()" in " ".join(str(report).split())
+    assert dropping.training
     norm = ch04.LayerNorm(24)
     assert npgpt.check_part("layer_norm", norm).matches
     norm.eps = 1e-3
     assert npgpt.check_part("layer_norm", norm).names == ["LayerNorm epsilon 1e-3"]
     assert npgpt.check_part("gelu", ch04.GELU()).matches
     assert npgpt.check_part("gelu", torch.nn.GELU()).names == ["erf GELU"]
+
+
+BASE: Any = torch.nn.Module
+
+
+class Norm(BASE):  # type: ignore[misc]
+    """As many write it: gamma and beta, and perhaps the annotated Transformer's standard deviation."""
+
+    def __init__(self, names: tuple[str, str], deviation: bool = False) -> None:
+        super().__init__()
+        self.names, self.deviation = names, deviation
+        for name, number in zip(names, (1.0, 0.0), strict=True):
+            setattr(self, name, torch.nn.Parameter(torch.full((24,), number)))
+
+    def forward(self, x: Any) -> Any:
+        gain, bias = (getattr(self, name) for name in self.names)
+        centred, variance = x - x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)
+        return (
+            gain * centred / ((x.std(-1, keepdim=True) + 1e-5) if self.deviation else (variance + 1e-5).sqrt()) + bias
+        )
+
+
+@pytest.mark.parametrize("names", [("gamma", "beta"), ("a_2", "b_2"), ("scale", "shift"), ("gain", "bias")])
+def test_layer_norms_by_other_names_are_perturbed_and_put_back(names: tuple[str, str]) -> None:
+    """Fresh, a gain of 1 and a bias of 0 would hide that they are missing."""
+    norm: Any = Norm(names)
+    report = npgpt.check_part("layer_norm", norm)
+    assert report.matches, str(report)
+    assert f"One number fills {names[0]}, {names[1]}, as in a fresh model" in " ".join(str(report).split())
+    assert (getattr(norm, names[0]) == 1).all()
+    assert (getattr(norm, names[1]) == 0).all()
+    assert "fresh" not in str(npgpt.check_part("layer_norm", norm, perturb=False))
+    assert npgpt.check_part("layer_norm", Norm(names, deviation=True)).names == ["standard deviation plus epsilon"]
+    norm.forward = lambda x: torch.nn.functional.layer_norm(x, (24,))
+    assert npgpt.check_part("layer_norm", norm).names == ["LayerNorm gain and bias dropped"]
+
+
+def test_what_is_no_gpt2s_parameter_stays_as_it_is() -> None:
+    """A scale of ones behind an MLP changes nothing, as long as it is not perturbed."""
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(24, 96), torch.nn.GELU(approximate="tanh"), torch.nn.Linear(96, 24)
+    mlp = torch.nn.Sequential(*layers)
+    mlp.scale = torch.nn.Parameter(torch.ones(24))
+    mlp.forward = lambda x: layers[2](layers[1](layers[0](x))) * mlp.scale
+    torch.nn.init.zeros_(layers[0].bias)
+    report = npgpt.check_part("mlp", mlp)
+    assert report.matches, str(report)
+    assert "One number fills 0.bias, as in a fresh model" in " ".join(str(report).split())
+
+
+def test_an_mlp_in_sequence_and_torchs_own_functions() -> None:
+    torch.manual_seed(0)
+    layers = [
+        torch.nn.Linear(24, 96),
+        torch.nn.GELU(approximate="tanh"),
+        torch.nn.Dropout(0.5),
+        torch.nn.Linear(96, 24),
+    ]
+    assert npgpt.check_part("mlp", torch.nn.Sequential(*layers)).matches
+    assert npgpt.check_part("mlp", torch.nn.Sequential(layers[0], torch.nn.GELU(), layers[3])).names == ["erf GELU"]
+    assert npgpt.check_part("gelu", torch.nn.functional.gelu).names == ["erf GELU"]
+    assert npgpt.check_part("gelu", lambda x: torch.nn.functional.gelu(x, approximate="tanh")).matches
+
+
+def test_an_attention_with_a_short_context() -> None:
+    ch03 = pytest.importorskip("llms_from_scratch.ch03", reason="llms-from-scratch 1.0.19 is not installed")
+    torch.manual_seed(0)
+    report = npgpt.check_part("attention", ch03.MultiHeadAttention(3, 2, 6, 0.0, num_heads=2))
+    assert report.matches
+    assert "It was given 6 tokens in a tensor" in str(report)
+
+
+def test_what_torch_saves_without_a_name(tmp_path: Path) -> None:
+    """A tensor alone, and a dictionary with transformers' tuples."""
+    reference = LanguageModel("model", CONFIG, parameters.from_arrays(CONFIG, ARRAYS), no_text("none"))
+    with torch.no_grad():
+        output = foreign.build("transformers", CONFIG, ARRAYS)(torch.tensor(IDS), output_hidden_states=True)
+    torch.save(output.logits, tmp_path / "logits.pt")
+    assert npgpt.check(tmp_path / "logits.pt", IDS, reference).matches
+    torch.save((output.logits, torch.tensor(1.5)), tmp_path / "tuple.pt")
+    assert npgpt.check(tmp_path / "tuple.pt", IDS, reference).matches
+    torch.save({"logits": output.logits, "hidden_states": output.hidden_states, "loss": 1.0}, tmp_path / "all.pt")
+    report = npgpt.check(tmp_path / "all.pt", IDS, reference)
+    assert report.matches
+    assert len(report.rows) == CONFIG.n_layer + 2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -273,7 +371,7 @@ def test_the_readmes_checks() -> None:
         "a": found["h.0.attn.c_attn"],
         "b": found["h.0"],
         "my_logits": austen,
-        "my_attention": attention.transformer.h[0].attn,
+        "attention_module": attention.transformer.h[0].attn,
     }
     reports = []
     for line in block.replace('"gpt2"', "None").replace("moves you", "moves").splitlines():

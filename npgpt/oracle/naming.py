@@ -1,0 +1,140 @@
+"""The stages of a run: one table of their shapes, and of their names in other programs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, NamedTuple
+
+from ..config import Config
+from ..errors import NpgptError
+from .textbook import COMPARED, located, stages
+
+
+class Stage(NamedTuple):
+    """A stage's shape in letters, as README.md has them, its TransformerLens hook, and the hook's shape if another."""
+
+    shape: str
+    hook: str = ""
+    hook_shape: str = ""
+
+
+HEADS, HOOKED = "B H T D", "B T H D"  # TransformerLens has the heads behind the tokens
+OF_MODEL = {
+    "wte": Stage("B T C", "hook_embed"),
+    "wpe": Stage("1 T C", "hook_pos_embed"),
+    "embedding": Stage("B T C"),
+    "ln_f": Stage("B T C", "ln_final.hook_normalized"),
+    "logits": Stage("B T V"),
+    "log_probabilities": Stage("B T V"),
+}
+OF_BLOCK = {  # h.N. in front, blocks.N. in front of a hook
+    "ln_1": Stage("B T C", "ln1.hook_normalized"),
+    "attn.c_attn": Stage("B T 3C"),
+    "attn.query": Stage("B T C"),
+    "attn.key": Stage("B T C"),
+    "attn.value": Stage("B T C"),
+    "attn.q": Stage(HEADS, "attn.hook_q", HOOKED),
+    "attn.k": Stage(HEADS, "attn.hook_k", HOOKED),
+    "attn.v": Stage(HEADS, "attn.hook_v", HOOKED),
+    "attn.scores": Stage("B H T T", "attn.hook_attn_scores"),
+    "attn.weights": Stage("B H T T", "attn.hook_pattern"),
+    "attn.heads": Stage(HEADS, "attn.hook_z", HOOKED),
+    "attn.merged": Stage("B T C"),
+    "attn.c_proj": Stage("B T C", "hook_attn_out"),
+    "attn.residual": Stage("B T C", "hook_resid_mid"),
+    "ln_2": Stage("B T C", "ln2.hook_normalized"),
+    "mlp.c_fc": Stage("B T F", "mlp.hook_pre"),
+    "mlp.act": Stage("B T F", "mlp.hook_post"),
+    "mlp.c_proj": Stage("B T C", "hook_mlp_out"),
+    "": Stage("B T C", "hook_resid_post"),
+}
+SAME = {"attn.q": "attn.query", "attn.k": "attn.key", "attn.v": "attn.value", "attn.heads": "attn.merged"}  # merged
+SPLIT = {merged: heads for heads, merged in SAME.items()}
+LOG_PROBABILITIES = ("log_probs", "logprobs", "log_softmax")
+STACKED = ("hidden_states", "attentions")  # an array or a tuple of all layers
+CALL = "__call__"
+AROUND = {"transformer", "intermediates", CALL}  # parts of flax's paths that say nothing of the stage
+
+
+def described(stage: str) -> Stage:
+    """Return the row of a stage."""
+    layer, local = located(stage)
+    return (OF_MODEL if layer is None else OF_BLOCK)[local]
+
+
+@cache
+def names(n_layer: int) -> dict[str, str]:
+    """Every name that a stage goes by, and npgpt's: npgpt's own, Hugging Face's hidden_states.N (the last one is after
+    ln_f) and attentions.N, TransformerLens's hooks.
+    """
+    found = {stage: stage for stage in stages(n_layer)} | dict.fromkeys(LOG_PROBABILITIES, "log_probabilities")
+    found |= {row.hook: stage for stage, row in OF_MODEL.items() if row.hook}
+    stream = ["embedding", *(f"h.{layer}" for layer in range(n_layer))]
+    for mark in "._":
+        found |= {f"hidden_states{mark}{number}": stage for number, stage in enumerate([*stream[:-1], "ln_f"])}
+        found |= {f"attentions{mark}{layer}": f"h.{layer}.attn.weights" for layer in range(n_layer)}
+    for layer in range(n_layer):
+        found[f"blocks.{layer}.hook_resid_pre"] = stream[layer]
+        for local, row in OF_BLOCK.items():
+            if row.hook:
+                found[f"blocks.{layer}.{row.hook}"] = f"h.{layer}.{local}".rstrip(".")
+    return found
+
+
+def is_hook(name: str) -> bool:
+    """Whether a name is one of TransformerLens's."""
+    return "hook_" in name
+
+
+def is_known(name: str, config: Config) -> bool:
+    """Whether the table has a name, be it of a block that this model has not."""
+    known = names(config.n_layer)
+    return name in known or re.sub(r"\d+", "0", name, count=1) in known
+
+
+def canonical(name: str, config: Config) -> tuple[str, bool]:
+    """npgpt's name of a stage, and whether its heads stand behind the tokens, [B, T, H, D].
+
+    Raises NpgptError for a name that the table has not.
+    """
+    known = names(config.n_layer)
+    if name in known:
+        stage = known[name]
+        return stage, is_hook(name) and described(stage).hook_shape == HOOKED
+    if is_known(name, config):
+        if not name.startswith("h."):
+            raise NpgptError(f"{name}: the model has {config.n_layer} blocks")
+        raise NpgptError(
+            f"there is no stage {name}: the model has {config.n_layer} blocks, h.0 to h.{config.n_layer - 1}"
+        )
+    raise NpgptError(
+        f"{name!r:.80} is no stage that npgpt knows; there are wte, wpe, embedding, h.N, "
+        f"{', '.join('h.N.' + local for local in COMPARED if local)}, ln_f, logits, log_probabilities; hidden_states.N "
+        "and attentions.N; and TransformerLens's hooks"
+    )
+
+
+def flat(theirs: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return nested names as one, as flax keeps intermediates, and a stack of layers as its layers."""
+    found: dict[str, Any] = {}
+    for key, value in theirs.items():
+        parts = str(key).replace("/", ".").split(".")
+        name = ".".join(part for part in parts if part not in AROUND)
+        while CALL in parts and isinstance(value, tuple) and value:
+            value = value[0]  # of the calls, and of what a call gives
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{inner}".strip("."): array for inner, array in flat(value).items()}
+        elif name in STACKED and hasattr(value, "shape"):  # [n_layer + 1, …], as torch.stack makes it
+            found |= {f"{name}.{number}": array for number, array in enumerate(value)}
+        else:
+            found[name] = value
+    return found
+
+
+def shape_of(letters: str, config: Config, ids: tuple[int, int]) -> tuple[int, ...]:
+    """Return the sizes of a shape in letters, for ids [B, T]."""
+    sizes = {"B": ids[0], "T": ids[1], "1": 1, "C": config.n_embd, "3C": 3 * config.n_embd, "F": config.inner_width}
+    sizes |= {"H": config.n_head, "D": config.head_width, "V": config.vocab_size}
+    return tuple(sizes[letter] for letter in letters.split())

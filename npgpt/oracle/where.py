@@ -1,0 +1,129 @@
+"""Where a stage differs, and how: rows, positions, heads and channels, or one relation that holds everywhere.
+
+This tells most of what no catalogue has: a mask or a cache shows in positions, padding in rows, a wrong split in heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..parameters import Array
+from .rounding import aligned
+from .textbook import located
+
+LISTED = 4  # places that are named one by one
+BY_HEAD = ("attn.q", "attn.k", "attn.v", "attn.scores", "attn.weights", "attn.heads")  # [B, H, T, …]
+IN_HEADS = ("attn.query", "attn.key", "attn.value", "attn.merged")  # [B, T, C], C = H · D
+RELATED = 3  # times the tolerance that a relation may leave, since its own numbers are fitted
+
+
+def where(stage: str, theirs: Sequence[Array], ours: Sequence[Array], tolerance: float, n_head: int) -> str:
+    """Return in one line where a stage of some cases differs by more than its tolerance, and by which relation.
+
+    theirs and ours: a stage of each case, [B, T, …] or [B, H, T, …].
+    """
+    pairs = [aligned(stage, one, other) for one, other in zip(theirs, ours, strict=True)]
+    whole = [pair for pair in pairs if pair is not None]
+    if len(whole) < len(pairs):
+        return "the shapes differ, so that nothing can be held against each other"
+    if len({one.shape[1:] for one, _ in whole}) > 1:  # padded rows, each of its own length
+        bad = [n for n, (one, other) in enumerate(whole) if root(one - other) > tolerance]
+        return f"{listed('row', bad, len(whole))} {'differs' if len(bad) == 1 else 'differ'}"
+    x, y = (np.concatenate([pair[side] for pair in whole]) for side in (0, 1))
+    if not np.isfinite(x).all():
+        return "; ".join(not_finite(x, y, tolerance))
+    return "; ".join([*places(stage, x - y, tolerance, n_head), *relations(x, y, tolerance)])
+
+
+def root(x: Array) -> float:
+    """The root mean square."""
+    return float(np.sqrt(np.square(x).mean()))
+
+
+def not_finite(x: Array, y: Array, tolerance: float) -> Iterator[str]:
+    """How many numbers are NaN or infinite, at which positions, and whether all others agree."""
+    for name, found in (("NaN", np.isnan(x)), ("-inf", np.isneginf(x)), ("inf", np.isposinf(x))):
+        at = np.flatnonzero(found.any(axis=tuple(axis for axis in range(x.ndim) if axis != x.ndim - 2)))
+        if len(at):
+            share = f"{found.sum() / found.size:.1%} of all numbers" if not found.all() else "every number"
+            yield f"{share} {'are' if share[0].isdigit() else 'is'} {name}, {at_positions(at, x.shape[-2])}"
+    rest = np.isfinite(x) & np.isfinite(y)
+    if rest.any():
+        yield "all other numbers agree" if root((x - y)[rest]) <= tolerance else "other numbers differ, too"
+
+
+def places(stage: str, gap: Array, tolerance: float, n_head: int) -> Iterator[str]:
+    """Rows, heads, positions and channels, where not all of them differ."""
+    local = located(stage)[1]
+    axes = {"row": 0, "head": 1, "position": 2} if local in BY_HEAD else {"row": 0, "position": 1, "channel": 2}
+    if local in IN_HEADS:
+        gap = gap.reshape(*gap.shape[:2], n_head, -1)
+        axes = {"row": 0, "position": 1, "head": 2}
+    for name, axis in axes.items():
+        size = gap.shape[axis]
+        squares = np.square(gap).mean(axis=tuple(a for a in range(gap.ndim) if a != axis))
+        bad = np.flatnonzero(np.sqrt(squares) > tolerance)
+        if name == "position" and size > 1:
+            yield at_positions(bad, size)
+        elif 0 < len(bad) < size:
+            yield f"{listed(name, bad, size)} only"
+
+
+def at_positions(bad: NDArray[np.intp], count: int) -> str:
+    """Positions in words: a run from the beginning or to the end tells of a mask, a cache or padding."""
+    first, last = (int(bad[0]), int(bad[-1])) if len(bad) else (0, 0)
+    if len(bad) == count:
+        return f"at all {count} positions" if count > 1 else "at the one position"
+    if len(bad) > 1 and len(bad) == last - first + 1:
+        if last == count - 1:
+            return (
+                f"positions 0 to {first - 1} agree, from {first} on they differ"
+                if first > 1
+                else (f"position 0 agrees, from {first} on they differ")
+            )
+        if first == 0:
+            return f"positions 0 to {last} differ, from {last + 1} on they agree"
+    return f"{listed('position', bad, count)} only" if len(bad) else "at no single position by more than a tolerance"
+
+
+def listed(name: str, bad: Sequence[int] | NDArray[np.intp], count: int) -> str:
+    """Some places by their numbers, a run by its ends, many by how many they are."""
+    numbers = [int(n) for n in bad]
+    if len(numbers) == 1:
+        return f"{name} {numbers[0]} of {count}"
+    if len(numbers) == numbers[-1] - numbers[0] + 1:
+        return f"{name}s {numbers[0]} to {numbers[-1]} of {count}"
+    if len(numbers) <= LISTED:
+        return f"{name}s {', '.join(map(str, numbers[:-1]))} and {numbers[-1]} of {count}"
+    return f"{len(numbers)} of {count} {name}s"
+
+
+def relations(x: Array, y: Array, tolerance: float) -> Iterator[str]:
+    """The first relation between theirs and ours that holds to rounding."""
+    every, last = tuple(range(x.ndim)), (x.ndim - 1,)
+
+    def times(axis: tuple[int, ...]) -> Array:
+        return np.asarray(
+            (x * y).sum(axis=axis, keepdims=True) / np.maximum((y * y).sum(axis=axis, keepdims=True), 1e-300)
+        )
+
+    scale = times(every)
+    ways: list[tuple[str, Callable[[], Array]]] = [
+        ("theirs = 0 everywhere", lambda: x),
+        (f"theirs = {scale.item():.6g} x ours, to rounding", lambda: (x - scale * y) / max(1.0, abs(scale.item()))),
+        ("theirs = ours + one constant, to rounding", lambda: x - y - (x - y).mean()),
+        ("theirs = ours + a constant for each position", lambda: x - y - (x - y).mean(axis=-1, keepdims=True)),
+        ("theirs = ours times a number for each position", lambda: x - times(last) * y),
+        ("each position has what the one before it should have", lambda: x[..., 1:, :] - y[..., :-1, :]),
+        ("each position has what the one after it should have", lambda: x[..., :-1, :] - y[..., 1:, :]),
+        ("rows are in another order", lambda: np.sort(x, axis=0) - np.sort(y, axis=0)),
+        ("the same numbers in another order at each position", lambda: np.sort(x, axis=-1) - np.sort(y, axis=-1)),
+    ]
+    for text, left in ways:
+        remains = left()
+        if remains.size and x.shape[-1] > 2 and root(remains) <= min(RELATED * tolerance, root(x - y) / 4):
+            yield text
+            return

@@ -1,0 +1,66 @@
+"""What goes wrong in the programs: edits of their texts, and what a right answer to each is.
+
+They stand in ALTERATIONS.txt, below "# program": a line with the truth, in the catalogue's words where it has the
+mistake; lines "= name" with other right answers, which are names of the catalogue that do the same, or a part of what
+is said of weights; then as in a diff what is there ("-") and what stands there instead ("+"), to the character. Below
+"# program, beside another" are those of one block, which no catalogue has, and beside which one of the others is put.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+BESIDE = ", beside another"
+
+
+@dataclass(frozen=True)
+class Alteration:
+    """One edit of one program."""
+
+    program: str
+    truth: str
+    before: str
+    after: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def right(self) -> set[str]:
+        """What may be named."""
+        return {self.truth, *self.also}
+
+
+@cache
+def read() -> dict[str, list[Alteration]]:
+    """Return the file, by its headings."""
+    found: dict[str, list[Alteration]] = {}
+    heading = ""
+    for part in (Path(__file__).parent / "ALTERATIONS.txt").read_text("utf-8").split("\n\n"):
+        truth, *lines = part.strip("\n").split("\n")
+        if truth.startswith("# "):
+            heading = truth[2:]
+        elif truth:
+            also, before, after = ([line[1:] for line in lines if line[0] == mark] for mark in "=-+")
+            program = heading.removesuffix(BESIDE)
+            names = tuple(name.strip() for name in also)
+            found.setdefault(heading, []).append(Alteration(program, truth, "\n".join(before), "\n".join(after), names))
+    return found
+
+
+def alterations() -> Iterator[Alteration]:
+    """Yield those that are tried alone."""
+    for heading, rows in read().items():
+        if not heading.endswith(BESIDE):
+            yield from rows
+
+
+def pairs() -> Iterator[tuple[Alteration, Alteration]]:
+    """Yield each alteration with an unknown one of its program, of which it has several in turn."""
+    for heading, others in read().items():
+        if heading.endswith(BESIDE):
+            for number, one in enumerate(read()[others[0].program]):
+                other = others[number % len(others)]
+                if one.before not in other.before and other.before not in one.before:
+                    yield one, other
