@@ -25,8 +25,9 @@ from ..parameters import Array
 from ..text.vocabularies import load_tokenizer
 from . import conditions, files, lens, modules, outputs
 from .arithmetic import UNIT, rounded
-from .diagnosis import Diagnosis, Judge, diagnose
+from .diagnosis import Diagnosis, diagnose
 from .firings import THIRDS
+from .judge import Judge
 from .mistakes import Mistake, catalogue
 from .modules import Module
 from .naming import flat, names

@@ -8,7 +8,7 @@ it; whatever is left is located.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -16,18 +16,15 @@ import numpy as np
 
 from ..parameters import Array
 from .arithmetic import UNIT, plain
+from .judge import Judge, Model, Seen
 from .mistakes import Mistake
-from .rounding import CLEAR, Progress, aligned, own_rounding, rms, run_all
-from .textbook import Pass, Textbook, located, stages
-from .theirs import OUTPUTS, Case
+from .rounding import CLEAR, aligned, run_all
+from .textbook import Textbook, stages
 
-ROUGH = 2.0  # tolerances up to which a stage may be explained where it is computed in float32
 MOST = 4  # mistakes that are looked for one after another, and stages at which two at once are
 PAIRED = 8000  # formulas that pairs may take, those first that would add up best: some 30 pairs from gpt2's logits
 SAMPLED = 4096  # numbers of a stage by which pairs are ranked
-NEAR = 100.0  # tolerances, within which a mistake's own rounding is looked at
 WORSE = 1.1  # times a difference's root mean square, which speaks against the mistake that makes it so large
-ENERGY = 0.5  # of a difference's mean square, which a mistake may leave where it is to explain the stage
 
 
 @dataclass(frozen=True)
@@ -63,173 +60,6 @@ class Diagnosis:
     def unexplained(self) -> str | None:
         """The first stage that no mistake explains."""
         return self.unknown[0] if self.unknown else None
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """What a stage is computed by: a book, and the stages of theirs that are not taken as its input."""
-
-    book: Textbook
-    dropped: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, eq=False)
-class Seen:
-    """One stage of theirs under a view: what it should be, how far theirs is from it, and what that rests on.
-
-    formulas: the names of all that was computed for it, read: of what theirs gave. below: the streams that enter the
-    blocks, by case. gap: the root mean square of the difference; ratio: the same in tolerances.
-    """
-
-    view: View
-    ours: Sequence[Array]
-    formulas: frozenset[str]
-    read: frozenset[str]
-    below: list[dict[str, Array]]
-    gap: float
-    ratio: float
-
-
-@dataclass(frozen=True)
-class Judge:
-    """All that is held against each other; tolerances are by stage, tensors in float64.
-
-    exact: whether stages are computed in float64. In float32, twice as fast, its own rounding may be in the way: there
-    `most` tolerances explain a stage.
-    """
-
-    cases: Sequence[Case]
-    stages: list[str]  # that theirs has, in the order of computation
-    tolerances: Mapping[str, float]
-    tensors: Mapping[str, Array]
-    dtype: str
-    exact: bool = True
-    progress: Progress | None = None
-
-    @property
-    def most(self) -> float:
-        """Tolerances that explain a stage."""
-        return 1.0 if self.exact else ROUGH
-
-    def right(self, book: Textbook) -> Model:
-        """Return every stage as the right model has it."""
-        if not self.exact:
-            book = replace(book, tensors={name: array.astype(np.float32) for name, array in book.tensors.items()})
-        view = View(book)
-        return Model(self, {stage: self.seen(stage, view) for stage in self.stages})
-
-    def having(self, stage: str) -> list[Case]:
-        """The cases in which theirs has a stage."""
-        return [case for case in self.cases if stage in case.theirs]
-
-    def known(self, case: Case, view: View) -> dict[str, Array]:
-        """What theirs gave and a stage may be computed from."""
-        given = {**case.given} | {k: v for k, v in case.theirs.items() if k not in (*OUTPUTS, "wpe", *view.dropped)}
-        return given if self.exact else {name: array.astype(np.float32) for name, array in given.items()}
-
-    def seen(self, stage: str, view: View, before: Seen | None = None, first: int = 0) -> Seen:
-        """Compute a stage from theirs below it. before: the same stage, whose blocks below `first` are taken over."""
-        ours, streams = [], []
-        formulas, read = {stage}, set[str]()
-        for number, case in enumerate(self.having(stage)):
-            known = self.known(case, view)
-            if before is not None and first:
-                known |= {k: v for k, v in before.below[number].items() if k == "embedding" or layer_of(k) < first}
-            run = Pass(view.book, case.token_ids, dict(known), case.padding)
-            try:
-                ours.append(plain(run.compute(stage)))
-            except (ValueError, IndexError):  # ids of another number than theirs, or a block that is not there
-                ours.append(np.zeros((0, 0, 0)))
-            formulas |= run.asked - known.keys()
-            read |= run.asked & known.keys()
-            streams.append({k: v for k, v in run.known.items() if k == "embedding" or located(k)[1] == ""})
-        if before is not None:
-            formulas, read = formulas | before.formulas, read | before.read
-        gap = rms(stage, [case.theirs[stage] for case in self.having(stage)], ours)
-        return Seen(view, ours, frozenset(formulas), frozenset(read), streams, gap, self.ratio(stage, gap))
-
-    def ratio(self, stage: str, gap: float) -> float:
-        """A root mean square in tolerances."""
-        tolerance = self.tolerances[stage]
-        return gap / tolerance if tolerance else (0.0 if gap == 0 else math.inf)
-
-    def effect(self, stage: str, now: Seen, then: Seen) -> float:
-        """How far two views of a stage are from each other, in tolerances, on the positions that theirs has."""
-        return self.ratio(stage, rms(stage, self.shown(stage, then), now.ours))
-
-    def shown(self, stage: str, seen: Seen) -> list[Array]:
-        """What a view makes of a stage, on the positions that theirs has."""
-        return [case.seen(stage, ours) for case, ours in zip(self.having(stage), seen.ours, strict=True)]
-
-    def used(self, stage: str, now: Seen, then: Seen) -> bool:
-        """Whether a mistake's use explains a stage, and not only that what was given is not what was used."""
-        return self.explains(stage, self.seen(stage, View(now.view.book, then.view.dropped), now), then)
-
-    def explains(self, stage: str, now: Seen, then: Seen) -> bool:
-        """Whether a view explains a stage: what it leaves is rounding, and most of what was there is gone.
-
-        A view's own rounding, which may be coarser than the right model's, counts where it is needed.
-        """
-        if not then.gap**2 <= ENERGY * now.gap**2:
-            return False
-        if then.ratio <= self.most or then.ratio >= NEAR:
-            return then.ratio <= self.most
-        having = self.having(stage)
-        known = [self.known(case, then.view) for case in having]
-        allowed = own_rounding(then.view.book, self.tensors, having, known, stage, then.ours, self.dtype)
-        return then.gap <= self.most * allowed
-
-
-@dataclass(frozen=True)
-class Model:
-    """Every stage of theirs as a model has it."""
-
-    judge: Judge
-    seen: Mapping[str, Seen]
-
-    def differing(self) -> list[str]:
-        """The stages that rounding cannot explain, in the order of computation."""
-        return [stage for stage, seen in self.seen.items() if seen.ratio > 1]
-
-    def changed(self, entry: Mistake, used: bool) -> Iterator[tuple[str, Seen]]:
-        """The stages that a mistake changes, as they are with it, one after another.
-
-        As a value, its own stages are what it makes of them. As a use, these stay right, and others use what it makes.
-        """
-        views: dict[View, View] = {}
-        own = frozenset(s for s in self.seen if used and touches(entry, s) and "layers" not in entry.stages)
-        if used and not own:
-            return
-        for stage, now in self.seen.items():
-            if stage in own or not any(touches(entry, name) for name in now.formulas | (now.read & own)):
-                continue
-            if now.view not in views:
-                views[now.view] = View(entry.change(now.view.book), now.view.dropped | own)
-            yield stage, self.judge.seen(stage, views[now.view], now, 0 if used else entry.first)
-
-    def with_it(self, trial: Trial) -> Model:
-        """The model with a mistake."""
-        return replace(self, seen={**self.seen, **dict(self.changed(trial.entry, trial.used))})
-
-    def only(self, stage: str) -> Model:
-        """The model, of which one stage alone is looked at."""
-        return replace(self, seen={stage: self.seen[stage]})
-
-
-def layer_of(stage: str) -> int:
-    """The block of a stage, −1 for none."""
-    layer = located(stage)[0]
-    return -1 if layer is None else layer
-
-
-def touches(entry: Mistake, name: str) -> bool:
-    """Whether a mistake may replace what stands under this name; the order of layers decides what ln_f reads, too."""
-    layer, local = located(name)
-    if layer is not None and (layer < entry.first or entry.layer not in (None, layer)):
-        return False
-    if layer is None and entry.layer is not None and local != "ln_f":
-        return False
-    return local in entry.stages or ("layers" in entry.stages and (layer is not None or local == "ln_f"))
 
 
 @dataclass(frozen=True)
@@ -287,7 +117,7 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
             findings.append(Finding(explained[0], fits, before, decide(judge, book, fits), group[0].used, explained))
             rest = [entry for entry in rest if entry.name not in [fit.name for fit in fits]]
         for group in groups:
-            model, rough = model.with_it(group[0]), rough.with_it(group[0])
+            model, rough = (each.with_it(group[0].entry, group[0].used) for each in (model, rough))
         settled.update(explained)
     for finding in findings:  # what reads its stages does not follow: perhaps they only look like it
         if all(any(stage in model.seen[other].read for other in unknown) for stage in finding.explained):
@@ -409,7 +239,7 @@ def pair(model: Model, rough: Model, faults: Sequence[str], trials: Sequence[Tri
 
 def together(model: Model, one: Trial, two: Trial, stage: str) -> Trial:
     """Try two mistakes at once; a stage counts as explained where each takes away most of what the other one leaves."""
-    first, second = model.with_it(one), model.with_it(two)
+    first, second = (model.with_it(each.entry, each.used) for each in (one, two))
     both = dict(first.changed(two.entry, two.used))
     outcome = trial(model, {**first.seen, **both}.items(), one.entry, one.used)
     if stage in both and all(model.judge.explains(stage, by.seen[stage], both[stage]) for by in (first, second)):
