@@ -15,6 +15,7 @@ from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.textbook import Pass, Textbook, located, stages, textbook
 from npgpt.parameters import Array
 from tests.support.models import SHAPES, random_arrays, random_ids, small
+from tests.support.thorough import examples
 
 TOKENS, CHUNKS = 9, (4, 3, 1, 1)
 DEEP = small(n_embd=32, n_head=4, n_layer=4)
@@ -51,7 +52,7 @@ def replaced(book: Textbook, altered: Textbook) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("shape", CONFIGS)
+@pytest.mark.parametrize("shape", [*CONFIGS][:: examples(4, 1)])
 def test_every_entry_is_another_function_and_touches_only_what_it_says(shape: str) -> None:
     config = CONFIGS[shape]
     book = textbook(config, random_arrays(config))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from npgpt.oracle.theirs import cases
 from npgpt.oracle.where import where
 from npgpt.parameters import Array
 from tests.support.models import random_arrays, random_ids, small
+from tests.support.thorough import examples
 
 CONFIG = small(n_embd=24, n_head=4, n_layer=3)
 ARRAYS = random_arrays(CONFIG)
@@ -35,9 +38,9 @@ def shown(book: Textbook, local: tuple[str, ...] = HOOKS) -> dict[str, Array]:
     return {stage: plain(run[stage]) for stage in ("embedding", *wanted, "ln_f", "logits")}
 
 
-def judged(theirs: dict[str, Array], dtype: str = "float32") -> Report:
+def judged(theirs: dict[str, Array], dtype: str = "float32", entries: list[Mistake] | None = None) -> Report:
     """The oracle's report on it."""
-    return compare(CONFIG, ARRAYS, cases(theirs, CONFIG, IDS), dtype)
+    return compare(CONFIG, ARRAYS, cases(theirs, CONFIG, IDS), dtype, entries=entries)
 
 
 def logits(change: Mistake | None = None) -> Array:
@@ -49,7 +52,7 @@ RNG = np.random.default_rng(3)
 NOISE = RNG.standard_normal((2, 12, CONFIG.vocab_size))
 
 
-@pytest.mark.parametrize("size", [5e-6, 1e-5, 3e-5, 1e-4, 1e-3, 0.1])
+@pytest.mark.parametrize("size", [5e-6, 3e-5, 1e-4, 1e-5, 1e-3, 0.1][: examples(3, 6)])
 def test_noise_on_logits_has_no_name(size: float) -> None:
     report = judged({"logits": logits() + size * NOISE})
     assert report.code == 1
@@ -57,7 +60,7 @@ def test_noise_on_logits_has_no_name(size: float) -> None:
     assert report.diagnosis.unexplained == "logits"
 
 
-@pytest.mark.parametrize("stage", ["h.0.ln_1", "h.1.attn.c_proj", "h.2.mlp.act", "ln_f"])
+@pytest.mark.parametrize("stage", ["h.0.ln_1", "ln_f", "h.1.attn.c_proj", "h.2.mlp.act"][: examples(2, 4)])
 @pytest.mark.parametrize("size", [1e-5, 1e-3])
 def test_noise_is_located_and_has_no_name(stage: str, size: float) -> None:
     theirs = shown(BOOK)
@@ -67,7 +70,7 @@ def test_noise_is_located_and_has_no_name(stage: str, size: float) -> None:
     assert report.diagnosis.unexplained == stage
 
 
-@pytest.mark.parametrize("factor", [1.0001, 1.001, 1.25])
+@pytest.mark.parametrize("factor", [1.0001, 1.25])
 def test_a_scale_is_no_half_precision(factor: float) -> None:
     theirs = shown(BOOK.altered({"attn.c_proj": lambda s: s["attn.merged"] @ s["attn.c_proj.weight"] * factor}))
     assert not judged({"logits": theirs["logits"]}).names
@@ -121,8 +124,11 @@ def test_a_stage_that_only_looks_like_a_mistake_is_not_named() -> None:
     assert {"h.0.attn.residual", "h.0"} <= set(report.diagnosis.unknown)
 
 
-@pytest.mark.parametrize("known", ["ReLU", "causal mask missing", "attention scale missing", "MLP residual missing"])
-@pytest.mark.parametrize("unknown", ["embedding", "h.0.attn.c_proj", "h.1", "ln_f"])
+KNOWN = ["ReLU", "causal mask missing", "attention scale missing", "MLP residual missing"]
+PAST = list(product(KNOWN, ["embedding", "h.0.attn.c_proj", "h.1", "ln_f"]))
+
+
+@pytest.mark.parametrize(("known", "unknown"), PAST[:: examples(7, 1)])
 def test_what_is_known_is_named_past_what_is_not(known: str, unknown: str) -> None:
     theirs = shown(ENTRIES[known].change(BOOK))
     theirs[unknown] = theirs[unknown] + np.random.default_rng(5).standard_normal(theirs[unknown].shape)
@@ -154,7 +160,7 @@ def test_what_is_known_is_named_past_what_is_not(known: str, unknown: str) -> No
 )  # fmt: skip
 def test_where_and_how_logits_differ(change: object, says: str) -> None:
     theirs = change(logits())  # type: ignore[operator]
-    report = judged({"logits": theirs})
+    report = judged({"logits": theirs}, entries=[])
     if says == "3 and 9 of 12":
         says = "positions 1, 5 and 9 of 12"
     assert says in report.where["logits"], report.where
