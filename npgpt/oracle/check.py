@@ -150,16 +150,14 @@ def without_padding(
     found = report(taken.cases, problems)
     if not taken.doubtful or found.diagnosis.unexplained is None:
         return found
-    rows = [
-        f"the output of row {row} is not that of its last token, at {last}: was it taken at -1, where it is padded?"
-        for row, last in taken.doubtful.items()
-    ]
+    rows, places = (", ".join(map(str, numbers)) for numbers in (taken.doubtful, taken.doubtful.values()))
+    rows = f"row {rows}" if len(taken.doubtful) == 1 else f"rows {rows} together"
+    problem = (
+        f"the output of {rows} is not that of the last token, at {places}: was it taken at -1, where it is padded?"
+    )
     others = [case for row, case in enumerate(taken.cases) if row not in taken.doubtful]
-    if others:
-        rest = report(others, problems + rows)
-        if rest.diagnosis.unexplained is None:
-            return rest
-    return found
+    rest = report(others, [*problems, problem]) if others else found
+    return rest if rest.diagnosis.unexplained is None else found
 
 
 def loading(module: Module, reference: LanguageModel | None) -> Comparison:

@@ -49,10 +49,13 @@ def test_a_padded_positions_logits_given_as_the_answer(name: str) -> None:
     report = npgpt.check(logits, IDS, MODEL, attention_mask=MASK)
     assert (report.code, report.names) == (1, [name] if name else [])
     assert report.problems == [
-        "the output of row 1 is not that of its last token, at 4: was it taken at -1, where it is padded?"
+        "the output of row 1 is not that of the last token, at 4: was it taken at -1, where it is padded?"
     ]
     logits[1] = 123.0
     assert npgpt.check(logits, IDS, MODEL, attention_mask=MASK).problems == report.problems
+    three = np.concatenate([logits, logits[1:]]), np.concatenate([IDS, IDS[1:]])
+    report = npgpt.check(*three, MODEL, attention_mask=np.concatenate([MASK, MASK[1:]]))
+    assert report.problems[0].startswith("the output of rows 1, 2 together is not that of the last token, at 4, 4")
 
 
 def test_a_shorter_rows_last_token_is_compared() -> None:
