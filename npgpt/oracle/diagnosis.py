@@ -18,11 +18,12 @@ from ..parameters import Array
 from .arithmetic import UNIT, plain
 from .judge import Judge, Model, Seen
 from .mistakes import Mistake
-from .rounding import CLEAR, aligned, run_all
+from .rounding import CLEAR, WIDE, aligned, run_all
 from .textbook import Textbook, stages
 
 MOST = 4  # mistakes that are looked for one after another, and stages at which two at once are
-PAIRED = 8000  # formulas that pairs may take, those first that would add up best: some 30 pairs from gpt2's logits
+MOST_PAIRS = 400  # that are tried, those first that would add up best
+PAIRED, PAIRED_WIDE = 24000, 8000  # formulas that pairs may take: from gpt2's logits, which is wide, some 30 pairs
 SAMPLED = 4096  # numbers of a stage by which pairs are ranked
 WORSE = 1.1  # times a difference's root mean square, which speaks against the mistake that makes it so large
 
@@ -199,28 +200,36 @@ def best(model: Model, trials: Sequence[Trial], faults: Sequence[str]) -> Found:
 def pair(model: Model, rough: Model, faults: Sequence[str], trials: Sequence[Trial]) -> Found:
     """Two mistakes that together explain the first stage that differs, each with those that fit in its place.
 
-    Pairs are tried in the order of what their changes, added up, would leave of the difference.
+    Pairs are tried in the order of what their changes, added up, would leave of the difference, and those of the
+    mistake that alone would leave the least.
     """
     stage = faults[0]
-    theirs = [case.theirs[stage] for case in model.judge.having(stage)]
+    theirs, book = [case.theirs[stage] for case in model.judge.having(stage)], model.seen[stage].view.book
     parts = [aligned(stage, x, y) for x, y in zip(theirs, model.seen[stage].ours, strict=True)]
     if any(part is None for part in parts):
         return [], ()
     one, other = (numbers([part[side] for part in parts if part is not None]) for side in (0, 1))
     gap = one - other
     able = [t for t in trials if t.change is not None and len(t.change) == len(gap) and np.isfinite(t.change).all()]
-    able = [t for t in able if t.effect > 0]
+    able = [t for t in able if t.effect > 0 and t.entry.layer is None]  # of one block alone there would be too many
     if len(able) < 2 or not np.isfinite(gap).all():
         return [], ()
     changes = np.array([t.change for t in able])
     gram, along = changes @ changes.T, changes @ gap
+    alone = gram.diagonal() - 2 * along
     left = {
-        (i, j): gram[i, i] + gram[j, j] + 2 * gram[i, j] - 2 * (along[i] + along[j])
+        (i, j): alone[i] + alone[j] + 2 * gram[i, j]
         for i, j in combinations(range(len(able)), 2)
         if not set(able[i].entry.stages) & set(able[j].entry.stages)  # or the second takes the first one's place
     }
+    ranked = sorted(left, key=lambda at: left[at])
+    # what a large mistake leaves can be little, and look like nothing that the small one does without it
+    largest = [at for at in ranked if alone.argmin() in at]
+    budget = (PAIRED_WIDE if book.config.n_embd >= WIDE else PAIRED) // len(model.seen[stage].formulas)
+    half = min(MOST_PAIRS, budget) // 2
+    likely = dict.fromkeys(ranked[:half] + largest[:half])
     found: list[tuple[Trial, Trial, tuple[str, ...]]] = []
-    for i, j in sorted(left, key=lambda at: left[at])[: PAIRED // len(model.seen[stage].formulas)]:
+    for i, j in likely:
         a, b = able[i], able[j]
         if together(rough.only(stage), a, b, stage).explained:
             outcome = together(model, a, b, stage)

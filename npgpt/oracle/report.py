@@ -88,7 +88,7 @@ class Report:
             return text + ("" if self.whole else f"; nothing behind {self.rows[-1].stage} was given")
         text = ""
         if self.problems and not self.diagnosis.findings:
-            more = f", and {len(self.problems) - 1} more" if len(self.problems) > 1 else ""
+            more = f"; and {len(self.problems) - 1} more" if len(self.problems) > 1 else ""
             text = f"{self.problems[0]}{more}; "
         if self.first is None:
             return f"differs: {text.removesuffix('; ')}"

@@ -208,7 +208,7 @@ def in_order(*layers: int) -> Any:
 @pytest.mark.parametrize(
     ("layers", "problem", "name"),
     [
-        ((0, 0, 0), "trf_blocks.1 and trf_blocks.2 never ran; trf_blocks.0 ran 3 times", "layer 0 in place of layer 1"),
+        ((0, 0, 0), "trf_blocks.1 and trf_blocks.2 never ran; trf_blocks.0 ran 3 times", "layer 0 in every place"),
         ((2, 1, 0), "the blocks ran in the order 2, 1, 0", "layers reversed"),
         ((0, 1, 1, 2), "trf_blocks.1 ran 2 times", "layer 1 run twice"),
         ((0, 2), "trf_blocks.1 never ran", "layer 1 missing"),
