@@ -139,19 +139,17 @@ class Moved(Mapping[str, Array]):
         return len(self.tensors)
 
 
-def redrawn(config: Config, tensors: Mapping[str, Array], dtype: str) -> Iterator[tuple[Redraw, Textbook]]:
-    """Yield other orders of a right model of these float64 tensors, and the model in each, in dtype.
+def redrawn(config: Config, tensors: Mapping[str, Array], dtype: str, number: int) -> tuple[Redraw, Textbook]:
+    """Return another order of a right model of these float64 tensors, and the model in it, in dtype.
 
     Every second one adds its biases before the products and not after them, as BLAS's addmm may: where a bias is large
     beside its product, each partial sum is then rounded at the bias's size.
     """
-    rough = Moved(tensors, dtype, 0)
-    first = (
-        {name: bias_first(name, source) for name, source in INPUT.items()} if dtype in ("float32", "float64") else {}
-    )
-    for number in range(draws(config)):
-        order = redraw(config, np.random.default_rng(number))  # the book has no name here, which would keep its tensors
-        yield order, textbook(config, order.tensors(config, rough)).altered(first if number % 2 else {})
+    order = redraw(config, np.random.default_rng(number))
+    book = textbook(config, order.tensors(config, Moved(tensors, dtype, 0)))
+    if number % 2 and dtype in ("float32", "float64"):
+        book = book.altered({name: bias_first(name, source) for name, source in INPUT.items()})
+    return order, book
 
 
 def draws(config: Config) -> int:
@@ -181,9 +179,10 @@ def tolerances(
 ) -> dict[str, float]:
     """Return how far rounding in dtype can take each of these stages of the right model. tensors: float64."""
     error = dict.fromkeys(wanted, 0.0)
-    for number, (order, book) in enumerate(redrawn(config, tensors, dtype)):
+    for number in range(draws(config)):
         if progress is not None:
             progress(number, draws(config))
+        order, book = redrawn(config, tensors, dtype, number)
         given = [{k: as_computed(order.drawn(k, x), dtype) for k, x in case.given.items()} for case in cases]
         with np.errstate(over="ignore", invalid="ignore"):
             runs = run_all(book, cases, given)
