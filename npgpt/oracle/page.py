@@ -27,7 +27,7 @@ def page(report: Report) -> str:
         "<h2>Error by block and stage, in tolerances</h2>",
         "<p>Up to 1 rounding explains it. Point at a cell for figures; framed is the first that differs.</p>",
         *heat_map(report.rows, report.first),
-        *(f"<p>{html.escape(line)}</p>" for remark in remarks(report) for line in remark.split("\n")),
+        *(f"<p>{html.escape(remark)}</p>" for remark in remarks(report)),
     ]
     return "".join(pages.page("npgpt check", STYLE, ["\n".join(body)]))
 
@@ -35,7 +35,7 @@ def page(report: Report) -> str:
 def findings(report: Report) -> Iterator[str]:
     """What is wrong, and with which words it is known."""
     where = [f"{stage}: {text}." for stage, text in report.where.items()]
-    for line in [*report.problems, *where]:
+    for line in [*report.problems, *where, *report.notes]:
         yield f"<p>{html.escape(line)}</p>"
     for finding in report.diagnosis.findings:
         yield from (f"<p>{html.escape(together)}:</p>" for together in alike(finding))

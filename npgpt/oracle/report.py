@@ -202,6 +202,8 @@ def lines(report: Report) -> Iterator[str]:
         yield f"  {problem}"
     for stage, text in report.where.items():
         yield f"  {stage}: {text}"
+    for note in report.notes:  # under what conditions the verdict holds
+        yield f"  {note}"
     found = report.diagnosis
     for finding in found.findings:
         yield ""
@@ -235,7 +237,7 @@ def beside(finding: Finding) -> Iterator[str]:
 
 
 def remarks(report: Report) -> Iterator[str]:
-    """What is said behind the stages: how far the probabilities are apart, what cannot be excluded, and the notes."""
+    """What is said behind the stages: how far the probabilities are apart, and what cannot be excluded."""
     if (stats := report.logits) is not None:
         constant = " Nothing but a constant at each position differs: the probabilities are the same."
         yield (
@@ -246,8 +248,6 @@ def remarks(report: Report) -> Iterator[str]:
     if left := report.diagnosis.left:
         word = "Too faint to be named, it could be" if report.diagnosis.faint else "This data cannot exclude"
         yield f"{word}: {', '.join(entry.name for entry in left)}."
-    if report.notes:
-        yield "\n".join(report.notes)
 
 
 def sign(report: Report) -> str:
