@@ -97,15 +97,18 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
     whole = tried(rough, [entry for entry in rest if entry.layer is None], model.differing())
     hidden = [t.entry for t in whole if not t.used and not t.against and 0 <= t.effect < CLEAR]
     while faults := [stage for stage in model.differing() if search and stage not in settled]:
-        strongest = model.seen[faults[0]].ratio
         trials = whole if not findings else tried(rough, [entry for entry in rest if entry.layer is None], faults)
         groups, explained = best(model, trials, faults)
-        if not groups:  # a mistake in one block alone is looked for where none of the whole model fits
-            trials += tried(rough, [entry for entry in rest if entry.layer is not None], faults)
-            groups, explained = best(model, trials, faults)
-        if groups:
-            strongest = math.hypot(*(min(model.seen[stage].ratio, 1e9) for stage in explained))
-        elif len(unknown) < MOST and strongest >= CLEAR:
+        # a mistake in one block alone is looked for where none of the whole model fits, or where it may be an equal
+        near = (
+            {stage for group in groups for stage in group[0].entry.stages}
+            if evidence(model, explained) >= CLEAR
+            else None
+        )
+        alone = [e for e in rest if e.layer is not None and (near is None or near & set(e.stages))]
+        groups, explained = best(model, trials := trials + tried(rough, alone, faults), faults)
+        strongest = evidence(model, explained) if groups else model.seen[faults[0]].ratio
+        if not groups and len(unknown) < MOST and strongest >= CLEAR:
             groups, explained = pair(model, rough, faults, trials)
         if not groups or strongest < CLEAR or len(findings) >= MOST:
             faint += [fit.entry for group in groups for fit in group]
@@ -130,6 +133,11 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
     unknown = [stage for stage in judge.stages if stage in unknown]
     findings.sort(key=lambda finding: judge.stages.index(finding.stage))
     return Diagnosis(findings, unknown, left, bool(unknown) and strongest < CLEAR)
+
+
+def evidence(model: Model, explained: Sequence[str]) -> float:
+    """How many tolerances some stages differ by, all together."""
+    return math.hypot(*(min(model.seen[stage].ratio, 1e9) for stage in explained))
 
 
 def tried(model: Model, entries: Sequence[Mistake], faults: Sequence[str]) -> list[Trial]:
@@ -176,7 +184,8 @@ def numbers(arrays: Sequence[Array]) -> Array:
 def best(model: Model, trials: Sequence[Trial], faults: Sequence[str]) -> Found:
     """Those that explain the most stages, nothing being against them, and of equals the earliest stages.
 
-    Trials are made with a rough model; what is best by them is tried with this one.
+    Trials are made with a rough model; what is best by them is tried with this one. A mistake in one block alone gives
+    way to the same mistake in all of them.
     """
 
     def order(trial: Trial) -> tuple[int, int]:
@@ -193,7 +202,9 @@ def best(model: Model, trials: Sequence[Trial], faults: Sequence[str]) -> Found:
             top = max(fits, key=order)
             fits = [t for t in fits if t.explained == top.explained]
             values = {t.entry.name for t in fits if not t.used}
-            return [[t for t in fits if not t.used or t.entry.name not in values]], top.explained
+            whole = {t.entry.name for t in fits if t.entry.layer is None}
+            fits = [t for t in fits if not t.used or t.entry.name not in values]
+            return [[t for t in fits if t.entry.layer is None or t.entry.of not in whole]], top.explained
     return [], ()
 
 

@@ -54,6 +54,7 @@ class Mistake:
     first: int = 0  # blocks below this one are not touched
     stages: tuple[str, ...] = ()
     layer: int | None = None  # the only block that is touched, n_layer for ln_f; None where it is not one alone
+    of: str = ""  # then the name of the same mistake in the whole model
 
 
 def catalogue(config: Config, tokens: int, chunks: Sequence[int] = (), padded: bool = False) -> list[Mistake]:
@@ -132,6 +133,7 @@ def in_blocks(table: Table, n_layer: int, possible: Mapping[str, bool]) -> Itera
                 first=layer,
                 stages=("ln_f",) if layer == n_layer else stages,
                 layer=layer,
+                of=whole.name,
             )
 
 
