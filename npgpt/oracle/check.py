@@ -68,17 +68,15 @@ def check(
     [B, T] to logits; or a PyTorch module with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, run in
     evaluation mode. prompt: a text, or ids [T] or [B, T]; a file may hold them. weights: the model that theirs should
     be, by name or path, a module or a state dict; without it a module's own weights are taken as true, and anything
-    else is compared with the embedded model. dtype: in which theirs computed; by default the coarsest that holds all
-    it gives. attention_mask: 0 at padding, which is not compared.
-    perturb: whether parameters of a module that hold one number throughout, as a fresh model's biases and gains, have
-    others while both models are run, since mistakes with them would not show. progress: called with the steps done and
-    all of them, in each of several parts. Raises NpgptError where the two cannot be
-    compared.
+    else is compared with the embedded model. dtype: in which theirs computed; by default the coarsest that holds all it
+    gives. attention_mask: 0 at padding, which is not compared. perturb: whether parameters of a module that hold one
+    number throughout, as a fresh model's biases and gains, have others while both models are run, since mistakes with
+    them would not show. progress: called with the steps done and all of them, in each of several parts. Raises
+    NpgptError where the two cannot be compared.
     """
     if isinstance(theirs, (str, os.PathLike)):
-        options: dict[str, Any] = {"config": config, "chunks": chunks, "progress": progress}
-        options["attention_mask"] = attention_mask
-        found = compare_file(theirs, prompt, weights, dtype=dtype, n_head=n_head, shape=shape, **options)
+        options: dict[str, Any] = {"dtype": dtype, "n_head": n_head, "attention_mask": attention_mask, "shape": shape}
+        found = compare_file(theirs, prompt, weights, **options, config=config, chunks=chunks, progress=progress)
         if isinstance(found, GreedyReport):
             raise NpgptError(f"{os.fspath(theirs)} holds greedy ids and no logits: npgpt.check_greedy judges them")
         return found

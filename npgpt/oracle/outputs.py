@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NpgptError
-from .report import DRAWN
 
+DRAWN = "its outputs differ from run to run: dropout is on, or something else is drawn"
 STATE = "state is kept between calls (a cache that is not reset?)"
 Run = Callable[[NDArray[np.integer[Any]]], Mapping[str, NDArray[Any]]]  # theirs, on ids [B, T]
 Ids = NDArray[np.integer[Any]]

@@ -130,7 +130,7 @@ def _entries(part: str, config: Config, tokens: int, square: bool) -> list[Mista
 
     square: whether its input is as wide as its output, without which c_attn is neither transposed nor given the input.
     """
-    known = {*BLOCK, "config", "ln_f.weight", "ln_f.bias"}
+    known = {*BLOCK, "ln_f.weight", "ln_f.bias"}
     if not square:
         known -= {"attn.c_attn", "attn.c_attn.weight"}
     return [entry for entry in catalogue(config, tokens) if known.issuperset(entry.stages)]

@@ -18,7 +18,6 @@ from .textbook import log_softmax
 from .theirs import OUTPUTS
 
 SHOWN = 14  # stages in the printed table
-DRAWN = "its outputs differ from run to run: dropout is on, or something else is drawn"
 WIDTH = 100  # characters of a printed line
 
 
@@ -253,8 +252,6 @@ def remarks(report: Report) -> Iterator[str]:
 def sign(report: Report) -> str:
     """What the first unexplained stage itself tells, or the experiments that tell most."""
     stage = report.diagnosis.unexplained
-    if DRAWN in report.problems:
-        return "It is drawn anew in every run: mend that first."
     if stage in ("wte", "wpe", "embedding"):
         return "The embeddings themselves differ: are these the same weights, and the same ids?"
     if stage in OUTPUTS and any(row.stage == "ln_f" and row.difference.ratio <= 1 for row in report.rows):

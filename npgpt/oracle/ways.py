@@ -17,7 +17,7 @@ from ..parameters import Array
 from .arithmetic import rounded
 from .textbook import located
 
-THIRDS = ("queries", "keys", "values")  # of c_attn, side by side
+C_ATTN = ("queries", "keys", "values")  # of c_attn, side by side
 SAMPLE = 16  # rows, columns or blocks in which a grid is looked for
 KINDS = ("float16", "bfloat16", "float32")  # to which weights may have been rounded
 LEAST = 24  # numbers, below which nothing is told from their distribution
@@ -158,7 +158,7 @@ def in_part(pair: Pair) -> str:
         return ""
     name = pair.name.replace("c_attn", "third")
     ways = {in_which_way(replace(pair, name=name, found=found[n], expected=expected[n])) for n in wrong}
-    which = " and ".join(THIRDS[n] for n in wrong)
+    which = " and ".join(C_ATTN[n] for n in wrong)
     return f"{ways.pop()}, in its {which} alone" if len(ways) == 1 else ""
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..parameters import Array
 from .rounding import aligned
 from .textbook import located
+from .theirs import OUTPUTS
 
 LISTED = 4  # places that are named one by one
 BY_HEAD = ("attn.q", "attn.k", "attn.v", "attn.scores", "attn.weights", "attn.heads")  # [B, H, T, …]
@@ -58,7 +59,9 @@ def not_finite(x: Array, y: Array, tolerance: float) -> Iterator[str]:
 def places(stage: str, gap: Array, tolerance: float, n_head: int) -> Iterator[str]:
     """Rows, heads, positions and channels, where not all of them differ."""
     local = located(stage)[1]
-    axes = {"row": 0, "head": 1, "position": 2} if local in BY_HEAD else {"row": 0, "position": 1, "channel": 2}
+    axes = {"row": 0, "position": 1, "id" if stage in OUTPUTS else "channel": 2}
+    if local in BY_HEAD:
+        axes = {"row": 0, "head": 1, "position": 2}
     if local in IN_HEADS:
         gap = gap.reshape(*gap.shape[:2], n_head, -1)
         axes = {"row": 0, "position": 1, "head": 2}
@@ -79,11 +82,8 @@ def at_positions(bad: NDArray[np.intp], count: int) -> str:
         return f"at all {count} positions" if count > 1 else "at the one position"
     if len(bad) > 1 and len(bad) == last - first + 1:
         if last == count - 1:
-            return (
-                f"positions 0 to {first - 1} agree, from {first} on they differ"
-                if first > 1
-                else (f"position 0 agrees, from {first} on they differ")
-            )
+            agree = f"positions 0 to {first - 1} agree" if first > 1 else "position 0 agrees"
+            return f"{agree}, from {first} on they differ"
         if first == 0:
             return f"positions 0 to {last} differ, from {last + 1} on they agree"
     return f"{listed('position', bad, count)} only" if len(bad) else "at no single position by more than a tolerance"
