@@ -67,7 +67,8 @@ class Diagnosis:
 class Trial:
     """One mistake more than now: the stages that it explains, what speaks against it, and how far it moves anything.
 
-    change: what it adds to some numbers of the first stage that differs, none where it leaves that as it is.
+    change: what it adds to some numbers of the first stage that differs, none where it leaves that as it is; the stage
+    is `at`.
     """
 
     entry: Mistake
@@ -76,6 +77,7 @@ class Trial:
     against: str | None
     effect: float
     change: Array | None = field(repr=False, default=None)
+    at: str | None = None
 
 
 Found = tuple[list[list[Trial]], tuple[str, ...]]  # groups, each of mistakes that fit alike, and what they explain
@@ -94,19 +96,19 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
     model, rest = right, list(entries)
     rough = right if judge.dtype == "float64" else replace(judge, exact=False).right(book)
     # what could not be seen if it were there; a mistake that touches nothing of what was given is not spoken of
-    whole = tried(rough, [entry for entry in rest if entry.layer is None], model.differing())
-    hidden = [t.entry for t in whole if not t.used and not t.against and 0 <= t.effect < CLEAR]
+    trials = tried(rough, [entry for entry in rest if entry.layer is None], model.differing())
+    hidden = [t.entry for t in trials if not t.used and not t.against and 0 <= t.effect < CLEAR]
+    alone = [entry for entry in rest if entry.layer is not None]  # those not tried yet with this model
     while faults := [stage for stage in model.differing() if search and stage not in settled]:
-        trials = whole if not findings else tried(rough, [entry for entry in rest if entry.layer is None], faults)
         groups, explained = best(model, trials, faults)
         # a mistake in one block alone is looked for where none of the whole model fits, or where it may be an equal
-        near = (
-            {stage for group in groups for stage in group[0].entry.stages}
-            if evidence(model, explained) >= CLEAR
-            else None
-        )
-        alone = [e for e in rest if e.layer is not None and (near is None or near & set(e.stages))]
-        groups, explained = best(model, trials := trials + tried(rough, alone, faults), faults)
+        clear = evidence(model, explained) >= CLEAR
+        near = {stage for group in groups for stage in group[0].entry.stages}
+        wanted = [entry for entry in alone if not clear or near & set(entry.stages)]
+        if wanted:
+            alone = [entry for entry in alone if clear and not near & set(entry.stages)]
+            trials += tried(rough, wanted, faults)
+            groups, explained = best(model, trials, faults)
         strongest = evidence(model, explained) if groups else model.seen[faults[0]].ratio
         if not groups and len(unknown) < MOST and strongest >= CLEAR:
             groups, explained = pair(model, rough, faults, trials)
@@ -123,6 +125,9 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
         for group in groups:
             model, rough = (each.with_it(group[0].entry, group[0].used) for each in (model, rough))
         settled.update(explained)
+        if faults := [stage for stage in model.differing() if stage not in settled]:
+            trials = tried(rough, [entry for entry in rest if entry.layer is None], faults)
+            alone = [entry for entry in rest if entry.layer is not None]
     for finding in findings:  # what reads its stages does not follow: perhaps they only look like it
         if all(any(stage in model.seen[other].read for other in unknown) for stage in finding.explained):
             unknown += finding.explained
@@ -172,7 +177,7 @@ def trial(
             against = stage
             if first is None or judge.stages.index(stage) >= judge.stages.index(first):
                 break
-    return Trial(entry, used, tuple(explained), against, effect, change)
+    return Trial(entry, used, tuple(explained), against, effect, change, first)
 
 
 def numbers(arrays: Sequence[Array]) -> Array:
@@ -221,8 +226,11 @@ def pair(model: Model, rough: Model, faults: Sequence[str], trials: Sequence[Tri
         return [], ()
     one, other = (numbers([part[side] for part in parts if part is not None]) for side in (0, 1))
     gap = one - other
+    trials = [t for t in trials if t.entry.layer is None]  # of one block alone there would be too many
+    if trials and trials[0].at != stage:  # they were made when another stage was the first
+        trials = tried(rough.only(stage), list(dict.fromkeys(t.entry for t in trials)), [stage])
     able = [t for t in trials if t.change is not None and len(t.change) == len(gap) and np.isfinite(t.change).all()]
-    able = [t for t in able if t.effect > 0 and t.entry.layer is None]  # of one block alone there would be too many
+    able = [t for t in able if t.effect > 0]
     if len(able) < 2 or not np.isfinite(gap).all():
         return [], ()
     changes = np.array([t.change for t in able])
