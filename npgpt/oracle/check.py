@@ -206,7 +206,9 @@ def compare_file(
     if given.greedy_ids is not None and not given.arrays:
         return check_greedy(given.greedy_ids, ids, model, dtype=dtype or "float32")
     mask = given.attention_mask if attention_mask is None else attention_mask
-    return check(given.stages(model.config), ids, model, dtype=dtype, attention_mask=mask, **options)
+    report = check(given.stages(model.config), ids, model, dtype=dtype, attention_mask=mask, **options)
+    left = [f"Left out, since they are no arrays: {', '.join(given.left)}."] if given.left else []
+    return replace(report, notes=[*left, *report.notes])
 
 
 def check_greedy(

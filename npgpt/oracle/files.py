@@ -8,7 +8,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ..checkpoints import formats, llmc, torch_zip
 from ..checkpoints.tensor import Tensor, check_file
 from ..config import Config
 from ..errors import NpgptError
+from .naming import flat
 from .outputs import as_array
 
 IDS = ("token_ids", "input_ids", "ids", "tokens")
@@ -41,6 +42,7 @@ class Given:
     attention_mask: NDArray[Any] | None = None
     greedy_ids: NDArray[Any] | None = None
     flat: NDArray[Any] | None = None  # logits of a width that only the model tells, and more behind them
+    left: tuple[str, ...] = ()  # names of what is no array
 
     def stages(self, config: Config) -> Mapping[str, NDArray[Any]]:
         """The arrays, flat logits cut out for this model. Raises NpgptError where these are too few."""
@@ -141,8 +143,9 @@ def _text(path: Path) -> Given:
         text = path.read_text("utf-8-sig")
         if path.suffix == ".json":
             found = json.loads(text)
-            whole = found if isinstance(found, dict) else {"logits": found}
-            return _sorted({name: as_array(value) for name, value in whole.items() if isinstance(value, list)})
+            whole = flat(found) if isinstance(found, dict) else {"logits": found}
+            lists = {name: as_array(value) for name, value in whole.items() if isinstance(value, list)}
+            return replace(_sorted(lists), left=tuple(name for name in whole if name not in lists))
         rows = [[float(number) for number in row] for row in csv.reader(text.splitlines()) if row]
         return Given({"logits": as_array(rows)})
     except (ValueError, RecursionError, csv.Error) as error:

@@ -238,6 +238,7 @@ def test_numbers_as_text(tmp_path: Path) -> None:
     report = npgpt.check(written(tmp_path / "b.json", named), weights=MODEL)
     assert report.matches
     assert [row.stage for row in report.rows] == ["h.0", "logits"]
+    assert "Left out, since they are no arrays: model." in report.notes
     text = "\n".join(",".join(map(repr, row)) for row in rows) + "\n"
     assert npgpt.check(written(tmp_path / "c.csv", text), IDS[0], MODEL).matches
 
