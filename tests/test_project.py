@@ -85,7 +85,9 @@ def test_the_scheme_that_is_an_example_translates() -> None:
 
 
 def test_the_mistake_that_is_an_example_is_an_entry() -> None:
-    (entry,) = mistakes.entries(eval(f"{{{examples()[2]}}}", vars(block_mistakes)))
+    scope = dict(vars(block_mistakes))
+    exec(examples()[2], scope)
+    (entry,) = mistakes.entries(scope["ACTIVATIONS"])
     assert (entry.name, entry.source, entry.stages) == ("leaky ReLU", "vision models", ("mlp.act",))
 
 
