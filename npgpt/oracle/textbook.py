@@ -167,7 +167,7 @@ class Textbook:
 
 def at_depth(layer: int, formula: Formula, elsewhere: Formula) -> Formula:
     """The formula in one block, and another in all others."""
-    return lambda s: (formula if s.layer == layer else elsewhere)(s)
+    return lambda s: formula(s) if s.layer == layer else elsewhere(s)
 
 
 @dataclass
