@@ -85,7 +85,9 @@ def test_the_scheme_that_is_an_example_translates() -> None:
 
 
 def test_the_mistake_that_is_an_example_is_an_entry() -> None:
-    (entry,) = mistakes.entries(eval(f"{{{examples()[2]}}}", vars(block_mistakes)))
+    scope = dict(vars(block_mistakes))
+    exec(examples()[2], scope)
+    (entry,) = mistakes.entries(scope["ACTIVATIONS"])
     assert (entry.name, entry.source, entry.stages) == ("leaky ReLU", "vision models", ("mlp.act",))
 
 
@@ -93,7 +95,6 @@ def test_the_verb_that_is_an_example_runs(capsys: pytest.CaptureFixture[str]) ->
     ids: dict[str, Any] = {"__package__": "npgpt.cli"}
     exec(examples()[3], ids)
     parser = argparse.ArgumentParser()
-    ids["add"](parser.add_subparsers())
-    options = parser.parse_args(["ids"])
-    assert options.run(options) == 0
+    ids["declare"](parser)
+    assert ids["run"](parser.parse_args([])) == 0
     assert capsys.readouterr().out == "4096\n"

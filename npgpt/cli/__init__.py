@@ -14,6 +14,17 @@ from ..errors import NpgptError
 from . import attend, check, convert, download, generate, inspect, score, tokens, trace
 from .options import note
 
+VERBS = {  # a file for each, and what --help says of it
+    "generate": (generate, "continue a prompt"),
+    "score": (score, "perplexity, and each token's probability"),
+    "attend": (attend, "attention weights as a picture"),
+    "check": (check, "name the mistake in another implementation"),
+    "trace": (trace, "a run's intermediates, in a file"),
+    "tokens": (tokens, "a text's token ids and pieces"),
+    "inspect": (inspect, "a model's configuration, parameters and file"),
+    "convert": (convert, "any GPT-2 checkpoint to safetensors"),
+    "download": (download, "fetch a model from the Hugging Face hub"),
+}
 PIPE_CLOSED = 128 + 13  # as a shell reports a process that SIGPIPE ended
 
 
@@ -66,6 +77,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"npgpt {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in (generate, score, attend, check, trace, tokens, inspect, convert, download):
-        verb.add(verbs)
+    for name, (verb, text) in VERBS.items():
+        one = verbs.add_parser(name, help=text)
+        one.set_defaults(run=verb.run)
+        verb.declare(one)
     return parser.parse_args(arguments)

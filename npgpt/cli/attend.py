@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from typing import Any
 
 from .html import page_writer
 from .options import add_common, add_text, coloured, importing, open_model, text_ids, tune
@@ -13,20 +12,16 @@ from .options import add_common, add_text, coloured, importing, open_model, text
 NARROWEST = 20  # columns
 
 
-def add(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Declare the verb."""
-    parser = verbs.add_parser(
-        "attend",
-        help="attention weights as a picture",
-        description="Show which token attends to which: a heat map of one head, or of each head of a layer.",
-        epilog='example: npgpt attend "Her mother was glad" --layer 2 --head 3',
-    )
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = "Show which token attends to which: a heat map of one head, or of each head of a layer."
+    parser.epilog = 'example: npgpt attend "Her mother was glad" --layer 2 --head 3'
+    argument = parser.add_argument
     add_text(parser)
-    parser.add_argument("--layer", type=int, metavar="L", help="from 0 (default: 0; with --html: all)")
-    parser.add_argument("--head", type=int, metavar="H", help="from 0 (default: all)")
-    parser.add_argument("--html", metavar="FILE", help="write a page to look through instead")
+    argument("--layer", type=int, metavar="L", help="from 0 (default: 0; with --html: all)")
+    argument("--head", type=int, metavar="H", help="from 0 (default: all)")
+    argument("--html", metavar="FILE", help="write a page to look through instead")
     add_common(parser, "--model", "--n-head")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

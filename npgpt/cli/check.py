@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from ..errors import NpgptError
 from .html import page_writer
@@ -11,31 +10,29 @@ from .options import add_common, importing, note, read_text, tune
 from .progress import bar
 
 
-def add(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Declare the verb."""
-    parser = verbs.add_parser(
-        "check",
-        help="name the mistake in another implementation",
-        description="Compare another implementation's logits or stages with GPT-2's, and name the mistake. "
-        "Exit code 0: matches, 1: differs, 2: could not be compared.",
-        epilog='example: npgpt check theirs.npz --model gpt2 --prompt "Every effort moves you"',
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = (
+        "Compare another implementation's logits or stages with GPT-2's, and name the mistake. "
+        "Exit code 0: matches, 1: differs, 2: could not be compared."
     )
-    parser.add_argument(
+    parser.epilog = 'example: npgpt check theirs.npz --model gpt2 --prompt "Every effort moves you"'
+    argument = parser.add_argument
+    argument(
         "theirs", metavar="THEIRS", help=".npz, .npy, .safetensors, .pt, .json, .csv, raw .bin, llm.c's debug state"
     )
     add_common(parser, "--model", "--n-head")
-    parser.add_argument("--prompt", metavar="TEXT", help="what it was run on; - reads standard input")
-    parser.add_argument("--ids", metavar="1,2,3", help="the same as ids; of several rows 1,2,3;4,5,6")
-    parser.add_argument(
+    argument("--prompt", metavar="TEXT", help="what it was run on; - reads standard input")
+    argument("--ids", metavar="1,2,3", help="the same as ids; of several rows 1,2,3;4,5,6")
+    argument(
         "--their-dtype",
         choices=("float32", "float16", "bfloat16", "float64"),
         help="it computed in (default: the coarsest that fits)",
     )
-    parser.add_argument("--shape", metavar="T,V", help="of raw numbers in a .bin")
-    parser.add_argument("--chunks", metavar="5,1,1", help="tokens run at a time with a cache, where it was")
-    parser.add_argument("--json", action="store_true", help="print the report as JSON")
-    parser.add_argument("--html", metavar="FILE", help="write the report as a page, too")
-    parser.set_defaults(run=run)
+    argument("--shape", metavar="T,V", help="of raw numbers in a .bin")
+    argument("--chunks", metavar="5,1,1", help="tokens run at a time with a cache, where it was")
+    argument("--json", action="store_true", help="print the report as JSON")
+    argument("--html", metavar="FILE", help="write the report as a page, too")
 
 
 def run(options: argparse.Namespace) -> int:

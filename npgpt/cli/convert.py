@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import printable
 from .options import add_common, importing, unwinding
@@ -15,29 +15,25 @@ if TYPE_CHECKING:
     from ..checkpoints.open import Checkpoint
 
 
-def add(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Declare the verb."""
-    parser = verbs.add_parser(
-        "convert",
-        help="any GPT-2 checkpoint to safetensors",
-        description="Read a GPT-2 checkpoint in any form (safetensors, torch.save's, TensorFlow's, llm.c's, GGUF) and "
-        "write a folder with model.safetensors, config.json and its vocabulary, for npgpt and transformers.",
-        epilog="example: npgpt convert out/ckpt.pt weights/mine",
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = (
+        "Read a GPT-2 checkpoint in any form (safetensors, torch.save's, TensorFlow's, llm.c's, GGUF) and "
+        "write a folder with model.safetensors, config.json and its vocabulary, for npgpt and transformers."
     )
-    parser.add_argument("source", help="file, folder, or name such as gpt2")
-    parser.add_argument("folder", metavar="dest", help="the folder to write, such as weights/mine")
-    parser.add_argument(
+    parser.epilog = "example: npgpt convert out/ckpt.pt weights/mine"
+    argument = parser.add_argument
+    argument("source", help="file, folder, or name such as gpt2")
+    argument("folder", metavar="dest", help="the folder to write, such as weights/mine")
+    argument(
         "--name-scheme",
         metavar="S",
         help="whose names the tensors have, where npgpt takes them for another's: huggingface, openai, nanogpt, "
         "mingpt, llms-from-scratch, llm.c, llama.cpp",
     )
     add_common(parser, "--n-head")
-    parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="default: float32"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a converted model that is there")
-    parser.set_defaults(run=run)
+    argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="default: float32")
+    argument("--overwrite", action="store_true", help="replace a converted model that is there")
 
 
 def run(options: argparse.Namespace) -> int:

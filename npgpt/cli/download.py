@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from typing import Any
 
 from ..errors import printable
 from .options import importing
 
 
-def add(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Declare the verb."""
-    parser = verbs.add_parser(
-        "download",
-        help="fetch a model from the Hugging Face hub",
-        description="Bring a model's configuration, weights and vocabulary into the Hugging Face cache, where npgpt "
-        "finds it by its name. Needs the extra hub: pip install huggingface_hub.",
-        epilog="example: npgpt download gpt2",
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = (
+        "Bring a model's configuration, weights and vocabulary into the Hugging Face cache, where npgpt "
+        "finds it by its name. Needs the extra hub: pip install huggingface_hub."
     )
-    parser.add_argument(
-        "name", metavar="NAME", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or org/name on the hub"
-    )
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit (default: main)")
-    parser.set_defaults(run=run)
+    parser.epilog = "example: npgpt download gpt2"
+    argument = parser.add_argument
+    argument("name", metavar="NAME", help="gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or org/name on the hub")
+    argument("--revision", metavar="R", help="branch, tag or commit (default: main)")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -18,42 +18,30 @@ if TYPE_CHECKING:
     from ..language_model import LanguageModel
 
 
-def add(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Declare the verb."""
-    parser = verbs.add_parser(
-        "generate",
-        help="continue a prompt",
-        usage="npgpt generate [PROMPT | -] [option …]",
-        description="Print a prompt and, as it is produced, what the model writes after it.",
-        epilog='example: npgpt generate "It is a truth universally acknowledged" --temperature 0 --max-tokens 40',
-    )
-    parser.add_argument("prompt", nargs="?", help="the text, or - for all of standard input; none: <|endoftext|>")
-    parser.add_argument("--ids", metavar="1,2,3", help="the prompt as token ids")
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.usage = "npgpt generate [PROMPT | -] [option …]"
+    parser.description = "Print a prompt and, as it is produced, what the model writes after it."
+    parser.epilog = 'example: npgpt generate "It is a truth universally acknowledged" --temperature 0 --max-tokens 40'
+    argument = parser.add_argument
+    argument("prompt", nargs="?", help="the text, or - for all of standard input; none: <|endoftext|>")
+    argument("--ids", metavar="1,2,3", help="the prompt as token ids")
     add_common(parser, "--model", "--n-head")
-    parser.add_argument("--max-tokens", type=int, default=100, metavar="N", help="stop after N tokens (default: 100)")
-    parser.add_argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default: 0.8)")
-    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest")
-    parser.add_argument(
-        "--top-p", type=float, metavar="P", help="from the likeliest, down to where their sum reaches P"
-    )
-    parser.add_argument("--min-p", type=float, metavar="P", help="from those P times as likely as the likeliest")
-    parser.add_argument(
-        "--repetition-penalty", type=float, metavar="R", help="above 1: ids that were there become less likely"
-    )
-    parser.add_argument("--seed", type=int, metavar="S", help="same seed, same text (default: a new one; see -v)")
-    parser.add_argument(
-        "--samples", type=int, default=1, metavar="N", help="N continuations, of seeds S, S + 1, … (default: 1)"
-    )
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated"
-    )
-    parser.add_argument("--ignore-eos", action="store_true", help="go on after <|endoftext|>")
+    argument("--max-tokens", type=int, default=100, metavar="N", help="stop after N tokens (default: 100)")
+    argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default: 0.8)")
+    argument("--top-k", type=int, metavar="K", help="draw from the K likeliest")
+    argument("--top-p", type=float, metavar="P", help="from the likeliest, down to where their sum reaches P")
+    argument("--min-p", type=float, metavar="P", help="from those P times as likely as the likeliest")
+    argument("--repetition-penalty", type=float, metavar="R", help="above 1: ids that were there become less likely")
+    argument("--seed", type=int, metavar="S", help="same seed, same text (default: a new one; see -v)")
+    argument("--samples", type=int, default=1, metavar="N", help="N continuations, of seeds S, S + 1, … (default: 1)")
+    argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
+    argument("--ignore-eos", action="store_true", help="go on after <|endoftext|>")
     add_common(parser, "--special")
-    parser.add_argument("--keep-last", action="store_true", help="cut the head of a prompt longer than the context")
+    argument("--keep-last", action="store_true", help="cut the head of a prompt longer than the context")
     add_common(parser, "--dtype", "--threads")
-    parser.add_argument("--json", action="store_true", help="a JSON object at the end, one a line for each sample")
-    parser.add_argument("-v", "--verbose", action="store_true", help="counts and times on stderr")
-    parser.set_defaults(run=run)
+    argument("--json", action="store_true", help="a JSON object at the end, one a line for each sample")
+    argument("-v", "--verbose", action="store_true", help="counts and times on stderr")
 
 
 def run(options: argparse.Namespace) -> int:

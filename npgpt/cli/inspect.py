@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import printable
 from .options import add_common, importing
@@ -13,17 +13,12 @@ if TYPE_CHECKING:
     from ..checkpoints.inspect import Inspection
 
 
-def add(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Declare the verb."""
-    parser = verbs.add_parser(
-        "inspect",
-        help="a model's configuration, parameters and file",
-        description="Print a model's configuration with its head split, its parameters by part, and its file.",
-        epilog="example: npgpt inspect weights/gpt2",
-    )
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = "Print a model's configuration with its head split, its parameters by part, and its file."
+    parser.epilog = "example: npgpt inspect weights/gpt2"
     parser.add_argument("model", nargs="?", help="folder, file, or name such as gpt2 (default: the embedded austen)")
     add_common(parser, "--n-head")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
@@ -21,36 +22,34 @@ if TYPE_CHECKING:
     from ..scoring.likelihood import Score
 
 
-def add(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Declare the verb."""
-    parser = verbs.add_parser(
-        "score",
-        help="perplexity, and each token's probability",
-        description="Print how likely the model holds texts: perplexity by token and by word, bits per byte. "
-        "On a terminal the text is tinted by surprise.",
-        epilog="example: npgpt score chapter.txt --model gpt2 --stride 512 --top 3",
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = (
+        "Print how likely the model holds texts: perplexity by token and by word, bits per byte. "
+        "On a terminal the text is tinted by surprise."
     )
-    parser.add_argument("files", nargs="*", metavar="FILE", help="texts; - or none: standard input")
+    parser.epilog = "example: npgpt score chapter.txt --model gpt2 --stride 512 --top 3"
+    argument = parser.add_argument
+    argument("files", nargs="*", metavar="FILE", help="texts; - or none: standard input")
     add_common(parser, "--model", "--n-head")
-    parser.add_argument(
+    argument(
         "--convention",
         default="rolling",
         metavar="NAME",
         help="rolling (default; lm-evaluation-harness), huggingface, or llama.cpp",
     )
-    parser.add_argument("--context", type=int, metavar="N", help="tokens of a window (default: the model's context)")
-    parser.add_argument("--stride", type=int, metavar="N", help="from one window to the next (default: a window)")
-    parser.add_argument("--bos", action=argparse.BooleanOptionalAction, help="<|endoftext|> stands before the text")
+    argument("--context", type=int, metavar="N", help="tokens of a window (default: the model's context)")
+    argument("--stride", type=int, metavar="N", help="from one window to the next (default: a window)")
+    argument("--bos", action=argparse.BooleanOptionalAction, help="<|endoftext|> stands before the text")
     add_common(parser, "--special")
-    parser.add_argument("--top", type=int, default=0, metavar="K", help="each token's rank, and the K likeliest there")
+    argument("--top", type=int, default=0, metavar="K", help="each token's rank, and the K likeliest there")
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object a text, token by token")
     output.add_argument("--html", metavar="FILE", help="write a page: tinted text, figures where one points")
     output.add_argument("--resume", metavar="FILE.jsonl", help="add the JSON of those texts that it lacks")
     add_common(parser, "--dtype")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes, which share the weights in memory")
+    argument("--workers", type=int, metavar="N", help="processes, which share the weights in memory")
     add_common(parser, "--threads")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -75,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
     as_lines = options.json or resume is not None
     settings = records.settings(model, rule, options.top, options.special) if as_lines else {}
     scores = []  # kept until the progress bar is gone
-    output: AbstractContextManager[Any] = nullcontext(([], _print_line))
+    output: AbstractContextManager[Any] = nullcontext(([], partial(print, flush=True)))
     if resume is not None:
         output = records.appending(resume)
     with output as (known, add_line):
@@ -101,11 +100,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         print("\n".join(rows))
     return 0
-
-
-def _print_line(line: str) -> None:
-    """Print a line at once."""
-    print(line, flush=True)
 
 
 def _print(name: str, score: Score, top: int, model: LanguageModel) -> None:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 from .options import add_common, importing, note, read_text
 
 
-def add(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Declare the verb."""
-    parser = verbs.add_parser(
-        "tokens",
-        help="a text's token ids and pieces",
-        description="Print each token's id and piece. --model gpt2 is GPT-2's vocabulary, weights or no weights.",
-        epilog='example: npgpt tokens --model gpt2 "Hello, world"',
-    )
-    parser.add_argument("text", help="the text, or - for standard input")
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = "Print each token's id and piece. --model gpt2 is GPT-2's vocabulary, weights or no weights."
+    parser.epilog = 'example: npgpt tokens --model gpt2 "Hello, world"'
+    argument = parser.add_argument
+    argument("text", help="the text, or - for standard input")
     add_common(parser, "--model", "--special")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run)
+    argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 from .options import add_common, add_text, importing, note, open_model, output_path, text_ids, tune, unwinding
 
 
-def add(verbs: argparse._SubParsersAction[Any]) -> None:
-    """Declare the verb."""
-    parser = verbs.add_parser(
-        "trace",
-        help="a run's intermediates, in a file",
-        description="Write every intermediate of one run under its name, to compare another implementation with; "
-        "npgpt check reads the same names.",
-        epilog="example: npgpt trace \"It is a truth\" -o truth.npz --only logits --only 'h.0.*'",
+def declare(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.description = (
+        "Write every intermediate of one run under its name, to compare another implementation with; "
+        "npgpt check reads the same names."
     )
+    parser.epilog = "example: npgpt trace \"It is a truth\" -o truth.npz --only logits --only 'h.0.*'"
+    argument = parser.add_argument
     add_text(parser)
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="where to: FILE.npz or FILE.safetensors")
-    parser.add_argument(
+    argument("-o", "--output", required=True, metavar="FILE", help="where to: FILE.npz or FILE.safetensors")
+    argument(
         "--only", action="append", default=[], metavar="PATTERN", help="names that fit, such as 'h.*.attn.weights'"
     )
     add_common(parser, "--dtype", "--model", "--n-head")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,10 +1,10 @@
 """The catalogue of known mistakes: each is a line of a report, and the formulas of textbook.py that it replaces.
 
-To add a mistake, add a row to a table: in block_mistakes.py where it lives within a block, else in model_mistakes.py.
-A row is "name: explanation (known from: source)", as a report prints it, and by the name of each stage that is wrong
-the formula that makes it so. Rows are in the order in which reports have them. A mistake that depends on the model's
-sizes (n_head, the order of layers) has an entry for every size that it can have; one within a block has an entry for
-all blocks, and one each for the first, a middle and the last block alone.
+To add a mistake, add a row to a table of attention_mistakes.py, of block_mistakes.py for the rest of a block, or of
+model_mistakes.py. A row is "name: explanation (known from: source)", as a report prints it, and by the name of each
+stage that is wrong the formula that makes it so. Rows are in the order in which reports have them. A mistake that
+depends on the model's sizes (n_head, the order of layers) has an entry for every size that it can have; one within a
+block has an entry for all blocks, and one each for the first, a middle and the last block alone.
 
 Shapes as in textbook.py.
 """
@@ -12,30 +12,17 @@ Shapes as in textbook.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 
 from ..config import Config
-from .block_mistakes import (
-    ACTIVATIONS,
-    ATTENTION,
-    BIASES,
-    HEADS,
-    LAYER_NORMS,
-    MASKS,
-    RESIDUALS,
-    SCALES_BY_LAYER,
-    THIRDS,
-    TRANSPOSED,
-    Table,
-    epsilons,
-    scales,
-    windows,
-)
+from .attention_mistakes import ATTENTION, HEADS, MASKS, SCALES_BY_LAYER, THIRDS, scales, windows
+from .block_mistakes import ACTIVATIONS, BIASES, LAYER_NORMS, RESIDUALS, TRANSPOSED, epsilons
 from .model_mistakes import EMBEDDINGS, OUTPUTS, PADDING, ROTARY, ROUNDED, caches, half_precision, inputs
-from .textbook import BLOCK, NORM, Formula, Textbook
+from .rows import Table
+from .textbook import BLOCK, NORM, Textbook
 
 Change = Callable[[Textbook], Textbook]
 BEHIND = {"ln_f.weight", "ln_f.bias", "ln_f", "lm_head.weight", "unembedded", "logits", "log_probabilities"}
@@ -77,11 +64,6 @@ def catalogue(config: Config, tokens: int, chunks: Sequence[int] = (), padded: b
         "positions looked up in wte": tokens <= config.vocab_size,
         "positions used as tokens": tokens <= config.vocab_size,
         "weights in int8 by blocks of 32": config.n_embd % 32 == config.inner_width % 32 == 0,
-        "layers reversed": n_layer > 2,
-        "layers sorted as text": n_layer > 10,
-        "layer 0 in every place": n_layer > 2,
-        f"layer {n_layer - 1} in every place": n_layer > 1,
-        "layer 0 missing": n_layer > 1,
         "BOS prepended": tokens + 1 <= config.n_positions,
         "EOS appended": tokens + 1 <= config.n_positions,
         "first token missing": tokens > 1,
@@ -94,32 +76,30 @@ def catalogue(config: Config, tokens: int, chunks: Sequence[int] = (), padded: b
     }
     attention = scales(config, tokens) | ATTENTION | (HEADS if config.n_head > 1 else {}) | THIRDS
     found = (
-        *in_blocks(ACTIVATIONS | epsilons(config) | LAYER_NORMS, n_layer, possible),
+        *in_blocks(ACTIVATIONS | epsilons(config) | LAYER_NORMS, n_layer),
         *entries(SCALES_BY_LAYER, n_layer),
-        *in_blocks(attention, n_layer, possible),
+        *in_blocks(attention, n_layer),
         *head_counts(config),
-        *in_blocks(MASKS | windows(tokens) | RESIDUALS | BIASES | TRANSPOSED, n_layer, possible),
+        *in_blocks(MASKS | windows(tokens) | RESIDUALS | BIASES | TRANSPOSED, n_layer),
         *entries(ROUNDED | EMBEDDINGS | (ROTARY if config.head_width % 2 == 0 else {}), n_layer),
         *orders(n_layer),
         *entries(half_precision("float16") | half_precision("bfloat16"), n_layer, flips=True),
         *entries(inputs(config) | OUTPUTS, n_layer),
         *entries((PADDING if padded else {}) | (caches(chunks) if len(chunks) > 1 else {}), n_layer),
     )
-    return [entry for entry in found if possible.get(entry.name, True)]
+    return [entry for entry in found if possible.get(entry.of or entry.name, True)]
 
 
 def entries(table: Table, n_layer: int = 1, flips: bool = False) -> Iterator[Mistake]:
     """Yield the mistakes of a table; flips: their formulas round within."""
     for text, formulas in table.items():
         first = n_layer if formulas.keys() <= BEHIND else 0
-        yield entry(text, partial(replaced, formulas, flips), tuple(formulas), first)
+        yield entry(text, partial(Textbook.altered, formulas=formulas, flips=flips), tuple(formulas), first)
 
 
-def in_blocks(table: Table, n_layer: int, possible: Mapping[str, bool]) -> Iterator[Mistake]:
+def in_blocks(table: Table, n_layer: int) -> Iterator[Mistake]:
     """Yield the mistakes of a table, each also in the first, a middle and the last block alone, and in ln_f alone."""
     for whole, formulas in zip(entries(table, n_layer), table.values(), strict=True):
-        if not possible.get(whole.name, True):
-            continue
         yield whole
         stages = tuple(name for name in formulas if name in BLOCK)
         places = {layer: f"block {layer}" for layer in (0, n_layer // 2, n_layer - 1) if n_layer > 1 and stages}
@@ -129,17 +109,12 @@ def in_blocks(table: Table, n_layer: int, possible: Mapping[str, bool]) -> Itera
             yield replace(
                 whole,
                 name=f"{whole.name} in {place} alone",
-                change=partial(replaced, formulas, False, layer=layer),
+                change=partial(Textbook.altered, formulas=formulas, layer=layer),
                 first=layer,
                 stages=("ln_f",) if layer == n_layer else stages,
                 layer=layer,
                 of=whole.name,
             )
-
-
-def replaced(formulas: Mapping[str, Formula], flips: bool, book: Textbook, layer: int | None = None) -> Textbook:
-    """Return the book with these formulas, in one place alone where there is a layer."""
-    return replace(book.altered(formulas, layer), flips=book.flips or flips)
 
 
 def entry(text: str, change: Change, stages: tuple[str, ...], first: int = 0) -> Mistake:
@@ -163,31 +138,39 @@ def head_counts(config: Config) -> Iterator[Mistake]:
 
 
 def orders(n_layer: int) -> Iterator[Mistake]:
-    """Yield the blocks in every wrong order."""
-    usual = list(range(n_layer))
-    by_str = sorted(usual, key=str)
+    """Yield the blocks in every wrong order; of equal ones the last, which is the most exact."""
+    usual, last = list(range(n_layer)), n_layer - 1
+
+    def with_part(start: int, end: int, *part: int) -> list[int]:
+        """Return the usual order with other blocks in the places from start up to end."""
+        return [*usual[:start], *part, *usual[end:]]
+
     found = {
         "layers reversed: the last block comes first (known from: a list read from its end)": usual[::-1],
-        "layers sorted as text: blocks stand in the order 0, 1, 10, 11, 2, … (known from: sorted() over names)": by_str,
-    }
-    found |= {
-        f"layer {i} in every place: block {i} is used for all (known from: {source})": [i] * n_layer
-        for i, source in ((0, "[Block()] * n"), (n_layer - 1, "a closure over the loop's variable"))
+        "layers sorted as text: blocks stand in the order 0, 1, 10, 11, 2, … (known from: sorted() over names)": (
+            sorted(usual, key=str)
+        ),
+        "layer 0 in every place: block 0 is used for all (known from: [Block()] * n)": [0] * n_layer,
+        f"layer {last} in every place: block {last} is used for all (known from: a closure over the loop's variable)": (
+            [last] * n_layer
+        ),
     }
     for i, j in pairwise(usual):
-        before, after = usual[:i], usual[j + 1 :]
-        swapped, repeated = [*before, j, i, *after], [*before, i, i, *after]
         found |= {
-            f"layers {i} and {j} swapped: block {j} comes before block {i} (known from: assignment by hand)": swapped,
+            f"layers {i} and {j} swapped: block {j} comes before block {i} (known from: assignment by hand)": (
+                with_part(i, j + 1, j, i)
+            ),
             f"layer {i} in place of layer {j}: block {i}'s weights are in block {j}, too "
-            "(known from: an index off by one)": repeated,
+            "(known from: an index off by one)": with_part(j, j + 1, i),
         }
     for i in usual:
-        before, after = usual[:i], usual[i + 1 :]
         found |= {
-            f"layer {i} missing: block {i} is left out (known from: a loop too short)": [*before, *after],
-            f"layer {i} run twice: block {i} is applied twice (known from: a loop too long)": [*before, i, i, *after],
+            f"layer {i} missing: block {i} is left out (known from: a loop too short)": with_part(i, i + 1),
+            f"layer {i} run twice: block {i} is applied twice (known from: a loop too long)": with_part(i, i, i),
         }
-    for text, order in found.items():
+    wrong = list(found.values())
+    for number, (text, order) in enumerate(found.items()):
+        if order in ([], usual, *wrong[number + 1 :]):
+            continue
         first = next((depth for depth, layer in enumerate(order) if depth != layer), len(order))
-        yield entry(text, partial(replace, layers=tuple(order)), ("layers",), min(first, n_layer - 1))
+        yield entry(text, partial(replace, layers=tuple(order)), ("layers",), min(first, last))

@@ -70,24 +70,24 @@ def masked(scores: Array, visible: NDArray[np.bool_], hidden: float = -math.inf)
     return scores
 
 
-def linear(name: str, source: str) -> Formula:
-    """source @ weight + bias, with the parameters of that name."""
-    return lambda s: s[source] @ s[f"{name}.weight"] + s[f"{name}.bias"]
+def linear(s: Scope, name: str, x: Array) -> Array:
+    """x @ weight + bias, with the parameters of that name."""
+    return x @ s[f"{name}.weight"] + s[f"{name}.bias"]
 
 
-def normalised(name: str, source: str) -> Formula:
+def normalised(s: Scope, name: str, x: Array) -> Array:
     """The LayerNorm of that name."""
-    return lambda s: s["layer_norm"](s[source], s[f"{name}.weight"], s[f"{name}.bias"], s["epsilon"])
+    return s["layer_norm"](x, s[f"{name}.weight"], s[f"{name}.bias"], s["epsilon"])
 
 
-def parameter(name: str) -> Formula:
-    """The tensor itself."""
-    return lambda s: s.tensor(name)
+def parameter(name: str, change: Callable[[Array], Array] = lambda x: x) -> Formula:
+    """The tensor itself, or what a change makes of it."""
+    return lambda s: change(s.tensor(name))
 
 
 BLOCK: dict[str, Formula] = {  # in one block; input is the stream as it enters
-    "ln_1": normalised("ln_1", "input"),
-    "attn.c_attn": linear("attn.c_attn", "ln_1"),  # [B, T, 3C]
+    "ln_1": lambda s: normalised(s, "ln_1", s["input"]),
+    "attn.c_attn": lambda s: linear(s, "attn.c_attn", s["ln_1"]),  # [B, T, 3C]
     "attn.thirds": lambda s: np.split(s["attn.c_attn"], 3, axis=-1),
     "attn.query": lambda s: s["attn.thirds"][0],  # [B, T, C]
     "attn.key": lambda s: s["attn.thirds"][1],
@@ -101,12 +101,12 @@ BLOCK: dict[str, Formula] = {  # in one block; input is the stream as it enters
     "attn.weights": lambda s: s["softmax"](s["attn.scores"]),
     "attn.heads": lambda s: s["attn.weights"] @ s["attn.v"],  # [B, H, T, D]
     "attn.merged": lambda s: merge(s["attn.heads"]),
-    "attn.c_proj": linear("attn.c_proj", "attn.merged"),
+    "attn.c_proj": lambda s: linear(s, "attn.c_proj", s["attn.merged"]),
     "attn.residual": lambda s: s["input"] + s["attn.c_proj"],
-    "ln_2": normalised("ln_2", "attn.residual"),
-    "mlp.c_fc": linear("mlp.c_fc", "ln_2"),  # [B, T, F]
+    "ln_2": lambda s: normalised(s, "ln_2", s["attn.residual"]),
+    "mlp.c_fc": lambda s: linear(s, "mlp.c_fc", s["ln_2"]),  # [B, T, F]
     "mlp.act": lambda s: s["activation"](s["mlp.c_fc"]),
-    "mlp.c_proj": linear("mlp.c_proj", "mlp.act"),
+    "mlp.c_proj": lambda s: linear(s, "mlp.c_proj", s["mlp.act"]),
     "": lambda s: s["attn.residual"] + s["mlp.c_proj"],  # the block's output
 }
 MODEL: dict[str, Formula] = {  # once
@@ -117,7 +117,7 @@ MODEL: dict[str, Formula] = {  # once
     "wte": lambda s: s["wte.weight"][s["token_ids"]],
     "wpe": lambda s: s["wpe.weight"][s["positions"]][None],  # [1, T, C]
     "embedding": lambda s: s["wte"] + s["wpe"],
-    "ln_f": normalised("ln_f", "last"),
+    "ln_f": lambda s: normalised(s, "ln_f", s["last"]),
     "unembedded": lambda s: s["ln_f"] @ s["lm_head.weight"].T,
     "logits": lambda s: s["unembedded"],
     "log_probabilities": lambda s: log_softmax(s["logits"]),
@@ -152,19 +152,17 @@ class Textbook:
     block: Mapping[str, Formula] = field(default_factory=lambda: BLOCK)
     flips: bool = False
 
-    def altered(self, formulas: Mapping[str, Formula], layer: int | None = None) -> Textbook:
+    def altered(self, formulas: Mapping[str, Formula], layer: int | None = None, flips: bool = False) -> Textbook:
         """The same with some formulas replaced, in all blocks and behind them, or at one depth alone.
 
         layer: a block's depth, or n_layer for what is not in a block.
         """
-        block = {name: formula for name, formula in formulas.items() if name in BLOCK}
-        model = {name: formula for name, formula in formulas.items() if name in MODEL}
-        if layer == self.config.n_layer:
-            block = {}
-        elif layer is not None:
+        n_layer = self.config.n_layer
+        block = {name: formula for name, formula in formulas.items() if name in BLOCK and layer != n_layer}
+        model = {name: formula for name, formula in formulas.items() if name in MODEL and layer in (None, n_layer)}
+        if layer is not None:
             block = {name: at_depth(layer, formula, self.block[name]) for name, formula in block.items()}
-            model = {}
-        return replace(self, model={**self.model, **model}, block={**self.block, **block})
+        return replace(self, model={**self.model, **model}, block={**self.block, **block}, flips=self.flips or flips)
 
 
 def at_depth(layer: int, formula: Formula, elsewhere: Formula) -> Formula:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from npgpt.config import Config
+from npgpt.oracle import attention_mistakes, block_mistakes, model_mistakes
 from npgpt.oracle.arithmetic import plain
 from npgpt.oracle.mistakes import catalogue
+from npgpt.oracle.rows import rows as table_of
 from npgpt.oracle.textbook import Pass, Textbook, located, stages, textbook
 from npgpt.parameters import Array
 from tests.support.models import SHAPES, random_arrays, random_ids, small
@@ -60,6 +65,7 @@ def test_every_entry_is_another_function_and_touches_only_what_it_says(shape: st
     found: dict[str, dict[str, Array]] = {}
     for entry in catalogue(config, TOKENS, CHUNKS):
         altered = entry.change(book)
+        assert entry.name not in found
         assert replaced(book, altered) == set(entry.stages) or entry.stages == ("ln_f",), entry.name
         wrong = found[entry.name] = everything(altered, config)
         differing = [stage for stage, array in right.items() if not same(wrong.get(stage), array)]
@@ -265,6 +271,27 @@ def test_an_entry_is_what_it_says(name: str) -> None:
     given = {other: array[None] for other, array in RIGHT.items() if other.startswith(("embedding", "h.", "ln_f"))}
     run = Pass(entry.change(BOOK), IDS, {} if stage == "wte" else given)
     np.testing.assert_allclose(plain(run.compute(stage))[0], expected, rtol=1e-11, atol=1e-12)
+
+
+def test_a_table_is_texts_and_formulas_by_turns() -> None:
+    one, other = {"ln_1": lambda s: s["input"]}, {"ln_2": lambda s: s["input"]}
+    assert table_of("a: b (known from: c)", one, "d: e (known from: f)", other) == {
+        "a: b (known from: c)": one,
+        "d: e (known from: f)": other,
+    }
+    with pytest.raises(ValueError, match="shorter"):
+        table_of("a: b (known from: c)", one, "d: e (known from: f)")
+
+
+@pytest.mark.parametrize("module", [attention_mistakes, block_mistakes, model_mistakes])
+def test_no_row_hides_another(module: Any) -> None:
+    """A text that stands twice in a table, or out of turn, would be lost without a word."""
+    tree = ast.parse(Path(module.__file__).read_text("utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "rows"]
+    texts = [ast.unparse(text) for call in calls for text in call.args[::2]]
+    assert len(texts) == len(set(texts)) > 10
+    for text in texts:
+        assert re.fullmatch(r"""f?['"][^:]+: .+ (\(known from: .+\)|\{own\})['"]""", text), text
 
 
 def test_masks_of_a_run_in_chunks() -> None:
