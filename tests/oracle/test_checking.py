@@ -17,8 +17,8 @@ from npgpt.cli import main
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.oracle import files
-from npgpt.oracle.arithmetic import as_computed, plain
-from npgpt.oracle.check import compare, computed_in
+from npgpt.oracle.arithmetic import as_computed, computed_in, plain
+from npgpt.oracle.comparison import compare
 from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.naming import canonical
 from npgpt.oracle.page import page
