@@ -72,7 +72,8 @@ def check(
     known_dtype(dtype or "float32")
     if isinstance(theirs, (str, os.PathLike)):
         theirs = files.read(theirs, shape, dtype)
-    notes, problems = [], list[str]()
+    notes: list[str] = []
+    problems: list[str] = []
     if isinstance(theirs, Given):
         if theirs.is_greedy:
             raise NpgptError(f"{theirs.path} holds greedy ids and no logits: npgpt.check_greedy judges them")
@@ -132,7 +133,6 @@ def without_padding(report: Callable[..., Report], taken: Taken, problems: list[
     """
     problems = problems + taken.problems
     found = report(taken.cases, problems=problems)
-    others = [case for row, case in enumerate(taken.cases) if row not in taken.doubtful]
     if not taken.doubtful or found.diagnosis.unexplained is None:
         return found
     rows, places = (", ".join(map(str, numbers)) for numbers in (taken.doubtful, taken.doubtful.values()))
@@ -140,6 +140,7 @@ def without_padding(report: Callable[..., Report], taken: Taken, problems: list[
     problem = (
         f"the output of {rows} is not that of the last token, at {places}: was it taken at -1, where it is padded?"
     )
+    others = [case for row, case in enumerate(taken.cases) if row not in taken.doubtful]
     rest = report(others, problems=[*problems, problem]) if others else found
     return rest if rest.diagnosis.unexplained is None else found
 

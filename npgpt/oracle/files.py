@@ -30,13 +30,8 @@ MASKS = ("attention_mask", "mask")
 NAMELESS = r"arr_\d+|"  # NumPy's, and that of a tensor alone
 METADATA = "metadata"  # npgpt trace's
 GREEDY = ("greedy_ids", "generated_ids", "sequences")
-INTEGERS = {
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "U8": "uint8",
-    "BOOL": "bool",
-}  # safetensors' names
+# safetensors' names of what is no float; torch.save's are NumPy's.
+INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "U8": "uint8", "BOOL": "bool"}
 
 
 @dataclass(frozen=True)

@@ -69,10 +69,9 @@ def check_part(
     if part not in PARTS:
         raise NpgptError(f"there is no part {part!r}; there are {', '.join(PARTS)}")
     given, stage, own = PARTS[part]
-    arrays = {re.sub(r"^h\.\d+\.", "", name): as_array(array) for name, array in (weights or {}).items()}
-    tensors: dict[str, Array] = {
-        name: array.astype(np.float64) for name, array in arrays.items() if name.startswith(own)
-    }  # or a model's
+    local = {re.sub(r"^h\.\d+\.", "", name): as_array(array) for name, array in (weights or {}).items()}
+    # a whole model's may be given
+    tensors: dict[str, Array] = {n: array.astype(np.float64) for n, array in local.items() if n.startswith(own)}
     is_module, has_heads = modules.is_module(theirs), part in ("attention", "block")
     if has_heads and not n_head and not is_module:
         raise NpgptError(f"{part} needs n_head=, the number of heads")
@@ -109,10 +108,9 @@ def _run(part: str, theirs: Any, x: Array, width: int, counts: Sequence[int], dt
 
     Raises NpgptError where it raises with all of them, and where what it gives has another shape.
     """
-    forward = getattr(theirs, "forward", theirs)
 
     def call(given: Any) -> NDArray[Any]:
-        output = invoke(theirs, given, forward)
+        output = invoke(theirs, given, getattr(theirs, "forward", theirs))
         return as_array(output[0] if isinstance(output, tuple) else output)
 
     calls = ways(_kinds(theirs, dtype), call)

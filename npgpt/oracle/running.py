@@ -9,7 +9,7 @@ import inspect
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,12 +27,6 @@ Ids = NDArray[np.integer[Any]]
 Run = Callable[[Ids], Mapping[str, NDArray[Any]]]  # theirs, on ids [B, T]
 
 
-def without_gradients() -> AbstractContextManager[Any]:
-    """Keep torch, where it is imported, from recording what runs within."""
-    torch = sys.modules.get("torch")
-    return nullcontext() if torch is None else torch.no_grad()
-
-
 def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that torch.compile, where it is in use, runs and does not translate."""
     if "torch._dynamo" not in sys.modules:
@@ -45,6 +39,7 @@ def invoke(function: Callable[..., Any], given: Any, signature: Callable[..., An
     """Call a function with its input, and with None for each further argument that it needs, such as targets; with the
     input for these, where it cannot do with None. signature: what tells its arguments, where that is another function.
     """
+    torch = sys.modules.get("torch")
     try:
         parameters = list(inspect.signature(signature or function).parameters.values())
     except (TypeError, ValueError):
@@ -52,7 +47,7 @@ def invoke(function: Callable[..., Any], given: Any, signature: Callable[..., An
     needed = [p for p in parameters if p.default is p.empty]
     more = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed) - 1
     names = [p.name for p in needed if p.kind is p.KEYWORD_ONLY]
-    with without_gradients():
+    with nullcontext() if torch is None else torch.no_grad():
         if more < 1 and not names:
             return function(given)
         try:
@@ -144,7 +139,7 @@ class Function:
     @property
     def notes(self) -> list[str]:
         """Which kind of ids it was called with, where that is not the usual one."""
-        if self.way in ("", USUAL.batch):
+        if self.way == USUAL.batch:
             return []
         return [f"It was called with ids as {self.way}, since {USUAL.batch} raises an error in it."]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,6 @@ from .textbook import located
 OUTPUTS = ("logits", "log_probabilities")
 SURPLUS = 1024  # columns by which a vocabulary may be padded
 SHOWN = 6  # names that are listed
-# Other orders of axes in which logits come, and what brings them to [B, T, V].
-ORDERS = {
-    "[B, V, T]": (0, 2, 1),
-    "[T, B, V]": (1, 0, 2),
-    "[V, B, T]": (1, 2, 0),
-    "[T, V, B]": (2, 0, 1),
-    "[V, T, B]": (2, 1, 0),
-}
 
 
 @dataclass(frozen=True)
@@ -68,9 +61,9 @@ class Taken:
         twice.
         """
         unknown = [name for name in arrays if not is_known(name, self.config)]
+        if len(unknown) == len(arrays):
+            canonical(unknown[0], self.config)  # raises
         if unknown:
-            if len(unknown) == len(arrays):
-                canonical(unknown[0], self.config)  # raises
             rest = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
             self.notes.append(f"Left out, since they are no stages: {', '.join(unknown[:SHOWN])}{rest}.")
         theirs: dict[str, Array] = {}
@@ -89,25 +82,25 @@ class Taken:
         stage, heads_last = canonical(name, self.config)
         if array.dtype.kind not in "fiu":
             raise NpgptError(f"{name} must be numbers, not {array.dtype}")
-        found, (layer, local) = array.astype(np.float64), located(stage)
-        forms = {described(stage).shape: stage}
-        if stage in OUTPUTS:
-            if (output := self.output(name, stage, found)) is not None:
-                return stage, output
-        elif local in SAME:
-            orders = (HOOKED, HEADS) if heads_last else (HEADS, HOOKED)
-            forms = dict.fromkeys(orders, stage) | {"B T C": f"h.{layer}.{SAME[local]}"}
+        found = array.astype(np.float64)
+        if stage in OUTPUTS and (output := self.output(name, stage, found)) is not None:
+            return stage, output
+        layer, local = located(stage)
+        usual = HOOKED if heads_last else described(stage).shape
+        forms = {usual: stage}  # in the order in which they are tried, and the stage that each is
+        if local in SAME:
+            forms |= {HEADS: stage, HOOKED: stage, "B T C": f"h.{layer}.{SAME[local]}"}
         elif local in SPLIT:
             forms |= dict.fromkeys((HEADS, HOOKED), f"h.{layer}.{SPLIT[local]}")
         elif stage == "wpe":
             forms["B T C"] = stage
-        sizes = {form: shape_of(form, self.config, self.judged.shape) for form in forms}
-        for form, meant in forms.items() if stage not in OUTPUTS else ():
-            if found.shape in (sizes[form], sizes[form][1:] if sizes[form][0] == 1 else None):
-                whole = found.reshape(sizes[form])
+        for form, meant in forms.items():
+            sizes = shape_of(form, self.config, self.judged.shape)
+            if found.shape in (sizes, sizes[1:] if sizes[0] == 1 else None):
+                whole = found.reshape(sizes)
                 return meant, whole.transpose(0, 2, 1, 3) if form == HOOKED else whole
-        expected = next(iter(sizes.values()))
-        raise NpgptError(f"{name} is {list(array.shape)}; for these ids and this model it is {list(expected)}")
+        expected = list(shape_of(usual, self.config, self.judged.shape))
+        raise NpgptError(f"{name} is {list(array.shape)}; for these ids and this model it is {expected}")
 
     def output(self, name: str, stage: str, found: Array) -> Array | None:
         """Return an output as [B, T, V] in whichever order of axes it comes, without surplus columns; None for none.
@@ -126,12 +119,13 @@ class Taken:
             return None
         surplus = found.shape[2] - V
         if found.shape[0] != B or not 0 <= surplus <= (SURPLUS if stage == "logits" else 0):
-            fitting = [order for order, axes in ORDERS.items() if found.transpose(axes).shape == (B, T, V)]
+            sizes = {"B": B, "T": T, "V": V}
+            fitting = [order for order in permutations(sizes) if found.shape == tuple(sizes[axis] for axis in order)]
             if len(fitting) != 1:
                 return None
-            order = "[V, T]" if B == 1 else fitting[0]
-            self.notes.append(f"{name} is given as {order}, and was transposed to [B, T, V].")
-            return found.transpose(ORDERS[fitting[0]])
+            order = "V, T" if B == 1 else ", ".join(fitting[0])
+            self.notes.append(f"{name} is given as [{order}], and was transposed to [B, T, V].")
+            return found.transpose([fitting[0].index(axis) for axis in sizes])
         if found.shape[1] not in (1, T - 1, T, T + 1):
             there = f"{name} has {found.shape[1]} positions, and there are {T} ids"
             raise NpgptError(f"{there}: they do not belong together")
