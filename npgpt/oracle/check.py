@@ -181,20 +181,16 @@ def judged_in(arrays: Mapping[str, NDArray[Any]], config: Config, dtype: str | N
 
 
 def compare_file(
-    path: str | os.PathLike[str],
-    prompt: Prompt | None = None,
-    weights: Weights | None = None,
-    *,
-    dtype: str | None = None,
-    n_head: int | None = None,
-    shape: Sequence[int] = (),
-    **options: Any,
+    path: str, prompt: Prompt | None, weights: str | None, shape: Sequence[int], dtype: str | None, **options: Any
 ) -> Report | GreedyReport:
-    """Compare what a file holds, as check does, or as check_greedy does where it is greedy ids alone."""
+    """Compare what a file holds as check does with these options, or as check_greedy does where it is greedy ids alone.
+
+    Raises NpgptError as these do, and for a file that cannot be read; OSError where it cannot be opened.
+    """
     given = files.read(path, shape, dtype)
     if given.is_greedy:
-        return check_greedy(given, prompt, opened(weights, n_head), dtype=dtype or "float32")
-    return check(given, prompt, weights, dtype=dtype, n_head=n_head, **options)
+        return check_greedy(given, prompt, opened(weights, options.get("n_head")), dtype=dtype or "float32")
+    return check(given, prompt, weights, dtype=dtype, **options)
 
 
 def check_greedy(

@@ -21,7 +21,6 @@ from ..checkpoints import formats, llmc, torch_zip
 from ..checkpoints.tensor import Tensor, check_file
 from ..config import Config
 from ..errors import NpgptError
-from .arithmetic import known_dtype
 from .naming import flat
 from .outputs import as_array
 
@@ -170,7 +169,6 @@ def _text(path: Path) -> Given:
 
 def _raw(path: Path, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     """Numbers without a header. Raises NpgptError where the file's size is another."""
-    known_dtype(dtype)
     stored = np.dtype("<u2" if dtype == "bfloat16" else np.dtype(dtype).newbyteorder("<"))
     size, expected = path.stat().st_size, prod(shape) * stored.itemsize
     if size != expected:
