@@ -177,14 +177,13 @@ def alike(one: NDArray[Any], other: NDArray[Any], unit: float) -> bool:
 
 def rewinder() -> Callable[[], None]:
     """Return what puts the random numbers of Python, NumPy and torch back to where they are now."""
-    own, torch = random.getstate(), sys.modules.get("torch")
-    numpys = np.random.get_state()  # noqa: NPY002 - the one that others draw from
-    torchs = None if torch is None else torch.get_rng_state()
+    kept: list[tuple[Callable[[Any], Any], Any]] = [(random.setstate, random.getstate())]
+    kept.append((np.random.set_state, np.random.get_state()))  # noqa: NPY002 - the ones that others draw from
+    if (torch := sys.modules.get("torch")) is not None:
+        kept.append((torch.set_rng_state, torch.get_rng_state()))
 
     def rewind() -> None:
-        random.setstate(own)
-        np.random.set_state(numpys)  # noqa: NPY002
-        if torch is not None:
-            torch.set_rng_state(torchs)
+        for put_back, state in kept:
+            put_back(state)
 
     return rewind
