@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import NpgptError
 from ..parameters import Array
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # largest relative rounding
+SAMPLED = 4096  # numbers that are looked at first
+FEW = 8  # different numbers, below which they tell no dtype
 
 
 def rounded(x: Array, dtype: str) -> Array:
@@ -24,6 +27,22 @@ def rounded(x: Array, dtype: str) -> Array:
         bits = single.view(np.uint32)
         up = ((bits >> 16) & 1) + 0x7FFF
         return np.where(np.isfinite(single), ((bits + up) & 0xFFFF0000).astype(np.uint32).view(np.float32), single)
+
+
+def known_dtype(dtype: str) -> None:
+    """Raise NpgptError for what is no dtype that others compute in."""
+    if dtype not in UNIT:
+        raise NpgptError(f"their dtype must be one of {', '.join(UNIT)}, not {dtype}")
+
+
+def computed_in(x: NDArray[Any]) -> str:
+    """The coarsest dtype that has all of these numbers, since float16 and bfloat16 are often widened to be stored."""
+    stored = str(x.dtype) if str(x.dtype) in UNIT else "float32"
+    parts = (x.reshape(-1)[:SAMPLED], x)  # the first numbers tell it nearly always
+    if x.dtype.kind != "f" or all(len(np.unique(part[np.isfinite(part)])) < FEW for part in parts):
+        return stored
+    coarser = (dtype for dtype in ("bfloat16", "float16", "float32") if UNIT[dtype] > UNIT[stored])
+    return next((d for d in coarser if all(np.array_equal(rounded(y, d), y, equal_nan=True) for y in parts)), stored)
 
 
 class Rounded(np.ndarray[Any, np.dtype[np.float32]]):

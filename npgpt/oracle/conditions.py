@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from .outputs import as_array
 
@@ -25,18 +24,14 @@ PERTURBED = (
 )
 
 
-def dropping(module: Any) -> str:
-    """Return the first part that drops out as the module stands; none where nothing does."""
+def evaluated(module: Any) -> list[str]:
+    """Return a note on the first part that drops out as the module stands; none where nothing does."""
     for path, part in module.named_modules():
-        rates = {
-            name: p
-            for name, p in vars(part).items()
-            if "drop" in name or (name == "p" and "Dropout" in type(part).__name__)
-        }
-        for name, p in rates.items() if getattr(part, "training", False) else ():
-            if isinstance(p, float) and 0 < p <= 1:
-                return f"{path or 'the module'} ({type(part).__name__}, {name} = {p:g})"
-    return ""
+        for name, p in vars(part).items() if getattr(part, "training", False) else ():
+            is_rate = "drop" in name or (name == "p" and "Dropout" in type(part).__name__)
+            if is_rate and isinstance(p, float) and 0 < p <= 1:
+                return [EVALUATED.format(f"{path or 'the module'} ({type(part).__name__}, {name} = {p:g})")]
+    return []
 
 
 @contextmanager
@@ -60,13 +55,8 @@ def as_judged(module: Any, changed: Sequence[tuple[Any, Any]] = ()) -> Iterator[
             part.training = flag
 
 
-def degenerate(array: NDArray[Any]) -> bool:
-    """Whether one number fills it, as a fresh model's biases and gains."""
-    return array.size > 1 and array.dtype.kind == "f" and bool((array == array.flat[0]).all())
-
-
 def perturbation(module: Any, wanted: Collection[str] | None = None) -> list[tuple[str, Any, Any]]:
-    """Return of each degenerate parameter its name, itself, and other data, drawn around its number; none of it is set.
+    """Return the name of each parameter that one number fills, itself, and other data, drawn around its number.
 
     A parameter that stands at several places is one and comes with each of its names. wanted: names, None for all.
     """
@@ -76,7 +66,7 @@ def perturbation(module: Any, wanted: Collection[str] | None = None) -> list[tup
             continue
         if id(parameter) not in drawn:
             array = as_array(parameter)
-            if not degenerate(array):
+            if array.size < 2 or array.dtype.kind != "f" or (array != array.flat[0]).any():
                 continue
             spread = SPREAD if array.ndim < 2 else SPREAD / np.sqrt(max(array.shape))
             values = array + spread * rng.standard_normal(array.shape)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,15 @@ MASKS = ("attention_mask", "mask")
 NAMELESS = r"arr_\d+|"  # NumPy's, and that of a tensor alone
 METADATA = "metadata"  # npgpt trace's
 GREEDY = ("greedy_ids", "generated_ids", "sequences")
-TEXTS = (".json", ".csv")
-INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "U8": "uint8", "BOOL": "bool"}  # safetensors' names
-INTEGERS |= {name: name for name in ("int64", "int32", "int16", "uint8", "bool")}  # torch.save's
+# safetensors' names of what is no float; torch.save's are NumPy's.
+INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "U8": "uint8", "BOOL": "bool"}
 
 
 @dataclass(frozen=True)
 class Given:
     """What a file holds: stages by the names that they have there, ids, a mask, greedy ids."""
 
+    path: Path
     arrays: Mapping[str, NDArray[Any]]
     token_ids: NDArray[Any] | None = None
     attention_mask: NDArray[Any] | None = None
@@ -44,44 +45,62 @@ class Given:
     flat: NDArray[Any] | None = None  # logits of a width that only the model tells, and more behind them
     left: tuple[str, ...] = ()  # names of what is no array
 
+    def ids(self, stated: NDArray[Any] | None) -> NDArray[Any]:
+        """The ids, or those that are stated. Raises NpgptError where there are none, or two that differ."""
+        found = stated if self.token_ids is None else self.token_ids
+        if found is None:
+            raise NpgptError(
+                f"{self.path} holds no ids: give what it was run on, --prompt TEXT or --ids 1,2,3 (check(…, prompt=))"
+            )
+        told = found.reshape(-1).tolist()
+        if stated is not None and stated.reshape(-1).tolist() != told:
+            raise NpgptError(f"{self.path} holds other ids than --prompt or --ids says: {told!r:.200}")
+        return found
+
     def stages(self, config: Config) -> Mapping[str, NDArray[Any]]:
         """The arrays, flat logits cut out for this model. Raises NpgptError where these are too few."""
         if self.flat is None or self.token_ids is None:
             return self.arrays
-        count = self.token_ids.size * config.vocab_size
-        if self.flat.size < count:
+        shape = (*self.token_ids.shape, config.vocab_size)
+        if self.flat.size < prod(shape):
             raise NpgptError(
-                f"the reference state has {self.flat.size} numbers behind its ids, too few for {count} logits"
+                f"the reference state has {self.flat.size} numbers behind its ids, too few for {prod(shape)} logits"
             )
-        return {"logits": self.flat[:count].reshape(*self.token_ids.shape, config.vocab_size)}
+        return {"logits": self.flat[: prod(shape)].reshape(shape)}
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether it holds greedy ids alone."""
+        return self.greedy_ids is not None and not self.arrays
 
 
-def read(path: Path, shape: Sequence[int] = (), dtype: str = "float32") -> Given:
+def read(path: str | os.PathLike[str], shape: Sequence[int] = (), dtype: str | None = None) -> Given:
     """Read .npz, .npy, .safetensors, .pt, .json, .csv, llm.c's debug state, or, with a shape, raw little-endian numbers
-    of dtype.
+    of dtype (float32 for None).
 
     Raises NpgptError for a file of another kind, and for one that is damaged; OSError where it cannot be opened.
     """
+    path = Path(os.path.expanduser(path))
     check_file(path)
     with path.open("rb") as file:
         head = file.read(8)
     if shape:
-        return Given({"logits": _raw(path, tuple(shape), dtype)})
-    if path.suffix in TEXTS:
+        return Given(path, {"logits": _raw(path, tuple(shape), dtype or "float32")})
+    if path.suffix in (".json", ".csv"):
         return _text(path)
     if head.startswith(llmc.STATE):
         return _debug_state(path)
     if head.startswith(b"\x93NUMPY"):
-        return Given({"logits": _load(path)})
+        return Given(path, {"logits": _load(path)})
     if head.startswith(b"PK") and _is_npz(path):
-        return _sorted(_load(path))
+        return _sorted(path, _load(path))
     if path.suffix == ".bin" and not head.startswith(b"PK"):
         raise NpgptError(
             f"{path} begins with {head!r}, no form that npgpt knows: raw numbers need --shape, such as 16,50257 "
             "(check(…, shape=(16, 50257)))"
         )
     contents = torch_zip.read_outputs(path) if head.startswith(b"PK") else formats.read(path)
-    return _sorted({name: _array(tensor) for name, tensor in contents.tensors.items()})
+    return _sorted(path, {name: _array(tensor) for name, tensor in contents.tensors.items()})
 
 
 def _is_npz(path: Path) -> bool:
@@ -104,37 +123,32 @@ def _load(path: Path) -> Any:
 
 def _array(tensor: Tensor) -> NDArray[Any]:
     """Floats as they are, bfloat16 widened; whole numbers for ids and masks."""
-    if tensor.dtype in INTEGERS:
-        dtype = np.dtype(INTEGERS[tensor.dtype]).newbyteorder(">" if tensor.big_endian else "<")
-        strides = None if tensor.strides is None else [stride * dtype.itemsize for stride in tensor.strides]
-        return np.ndarray(tensor.shape, dtype, tensor.data, tensor.begin, strides).copy()
-    return tensor.load("float32") if tensor.dtype == "bfloat16" else tensor.stored()
+    kind = INTEGERS.get(tensor.dtype, tensor.dtype)
+    if kind not in INTEGERS.values():
+        return tensor.load("float32") if kind == "bfloat16" else tensor.stored()
+    dtype = np.dtype(kind).newbyteorder(">" if tensor.big_endian else "<")
+    strides = None if tensor.strides is None else [stride * dtype.itemsize for stride in tensor.strides]
+    return np.ndarray(tensor.shape, dtype, tensor.data, tensor.begin, strides).copy()
 
 
-def _sorted(arrays: Mapping[str, NDArray[Any]]) -> Given:
-    """Ids and mask told from stages by their names."""
-
-    def take(names: tuple[str, ...]) -> NDArray[Any] | None:
-        return next((arrays[name] for name in names if name in arrays), None)
-
-    arrays = _positional(arrays)
-    rest = {name: array for name, array in arrays.items() if name not in (*IDS, *MASKS, *GREEDY, METADATA)}
-    return Given(rest, take(IDS), take(MASKS), take(GREEDY))
-
-
-def _positional(arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-    """Name what np.savez(file, logits) and torch.save(logits, file) leave without a name: floats are logits, whole
-    numbers the ids, and one number is a loss. Raises NpgptError where two could be one.
+def _sorted(path: Path, arrays: Mapping[str, NDArray[Any]], left: Sequence[str] = ()) -> Given:
+    """Ids and mask told from stages by their names. Of what np.savez(file, logits) and torch.save(logits, file) leave
+    without a name, floats are logits, whole numbers the ids, and one number is a loss. Raises NpgptError for two of one
+    meaning.
     """
     found: dict[str, NDArray[Any]] = {}
     for name, array in arrays.items():
-        if not array.ndim and re.fullmatch(NAMELESS, name):
-            continue
-        meant = name if re.fullmatch(NAMELESS, name) is None else IDS[0] if array.dtype.kind in "iu" else "logits"
+        meant = name
+        if re.fullmatch(NAMELESS, name):
+            if not array.ndim:
+                continue
+            meant = IDS[0] if array.dtype.kind in "iu" else "logits"
         if meant in found:
             raise NpgptError(f"{name} has no name that says what it is: save it as logits=…, input_ids=…")
         found[meant] = array
-    return found
+    ids, mask, greedy = (next((found[name] for name in some if name in found), None) for some in (IDS, MASKS, GREEDY))
+    rest = {name: array for name, array in found.items() if name not in (*IDS, *MASKS, *GREEDY, METADATA)}
+    return Given(path, rest, ids, mask, greedy, left=tuple(left))
 
 
 def _text(path: Path) -> Given:
@@ -145,9 +159,9 @@ def _text(path: Path) -> Given:
             found = json.loads(text)
             whole = flat(found) if isinstance(found, dict) else {"logits": found}
             lists = {name: as_array(value) for name, value in whole.items() if isinstance(value, list)}
-            return replace(_sorted(lists), left=tuple(name for name in whole if name not in lists))
+            return _sorted(path, lists, [name for name in whole if name not in lists])
         rows = [[float(number) for number in row] for row in csv.reader(text.splitlines()) if row]
-        return Given({"logits": as_array(rows)})
+        return Given(path, {"logits": as_array(rows)})
     except (ValueError, RecursionError, csv.Error) as error:
         form = "nested lists of numbers" if path.suffix == ".json" else "rows of numbers with commas and no header"
         raise NpgptError(f"{path} cannot be read as {form}: {' '.join(str(error).split()):.200}") from None
@@ -176,4 +190,4 @@ def _debug_state(path: Path) -> Given:
     if B < 1 or T < 1 or len(content) < begin:
         raise NpgptError(f"{path} is cut short: its header says [{B}, {T}]")
     ids = np.array(content[256 : 256 + B * T]).reshape(B, T)
-    return Given({}, ids, flat=content[begin:].view("<f4"))
+    return Given(path, {}, ids, flat=content[begin:].view("<f4"))

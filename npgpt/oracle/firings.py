@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .outputs import as_array, untraced
+from .outputs import as_array
+from .running import untraced
 from .textbook import located
 
 Place = tuple[str, str, bool]  # the path of a module's part, the stage that it shows, and whether as its input

@@ -26,7 +26,8 @@ from ..text.vocabularies import load_tokenizer
 from .arithmetic import UNIT
 from .conditions import PERTURBED, as_judged, perturbation
 from .firings import THIRDS, Firings, Place
-from .outputs import Ids, as_array, invoke, logits_of, raised
+from .outputs import as_array, logits_of, raised
+from .running import Ids, invoke
 from .textbook import BLOCK, located
 from .weights import HEAD, WTE, listed
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array, schema
-from . import conditions, modules, outputs
-from .check import compare
+from . import conditions, modules
+from .arithmetic import computed_in
+from .comparison import compare
 from .mistakes import Mistake, catalogue
+from .outputs import as_array
 from .report import Report
-from .running import run
+from .running import Kind, invoke, ways, working
 from .textbook import BLOCK
 from .theirs import Case
 from .weights import listed, what_cannot_show
@@ -30,6 +36,15 @@ PARTS = {
     "block": ("embedding", "h.0", ("ln_1.", "attn.", "ln_2.", "mlp.")),
 }
 TOKENS = (12, 8, 6, 5, 4, 3, 2)  # tried one after the other, since a part may have a short context
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a part gave, [B, T, C], for which input, and how it was called where that is not the usual way."""
+
+    output: NDArray[Any]
+    x: Array
+    notes: list[str]
 
 
 def check_part(
@@ -53,24 +68,90 @@ def check_part(
     """
     if part not in PARTS:
         raise NpgptError(f"there is no part {part!r}; there are {', '.join(PARTS)}")
-    given = {re.sub(r"^h\.\d+\.", "", name): outputs.as_array(array) for name, array in (weights or {}).items()}
-    own = PARTS[part][2]  # a whole model's may be given
-    tensors: dict[str, Array] = {n: array.astype(np.float64) for n, array in given.items() if n.startswith(own)}
-    has_heads = part in ("attention", "block")
-    if not modules.is_module(theirs):
-        if has_heads and not n_head:
-            raise NpgptError(f"{part} needs n_head=, the number of heads")
-        return _compared(part, theirs, tensors, x, n_head or 1, dtype, seed, [])
-    notes: list[str] = []
-    if what := conditions.dropping(theirs):
-        notes.append(conditions.EVALUATED.format(what))
-    reads = part != "gelu" and not tensors
+    given, stage, own = PARTS[part]
+    local = {re.sub(r"^h\.\d+\.", "", name): as_array(array) for name, array in (weights or {}).items()}
+    # a whole model's may be given
+    tensors: dict[str, Array] = {n: array.astype(np.float64) for n, array in local.items() if n.startswith(own)}
+    is_module, has_heads = modules.is_module(theirs), part in ("attention", "block")
+    if has_heads and not n_head and not is_module:
+        raise NpgptError(f"{part} needs n_head=, the number of heads")
+    heads = n_head or (modules.stated_n_head(theirs) if has_heads else 1)
+    reads = is_module and part != "gelu" and not tensors
+    notes = conditions.evaluated(theirs) if is_module else []
     if changed := _fresh(part, theirs) if perturb and reads else {}:
         notes.append(conditions.PERTURBED.format(listed(changed, 0)))
-    with conditions.as_judged(theirs, list(changed.values())):
+    rng = np.random.default_rng(seed)
+    with conditions.as_judged(theirs, list(changed.values())) if is_module else nullcontext():
         tensors = modules.part_tensors(part, theirs) if reads else tensors
-        heads = n_head or (modules.stated_n_head(theirs) if has_heads else 1)
-        return _compared(part, theirs, tensors, x, heads, dtype, seed, notes)
+        given_width, width, inner = _widths(part, tensors, x)
+        whole = _input(part, given_width, rng) if x is None else np.asarray(x, np.float64)
+        whole = whole.reshape(-1, *whole.shape[-2:]) if whole.ndim > 1 else whole[None, None]
+        if whole.shape[-1] != given_width:
+            raise NpgptError(f"{part} takes an input of width {given_width}, and x is {list(whole.shape)}")
+        ran = _run(part, theirs, whole, width, TOKENS if x is None else whole.shape[1:2], dtype)
+    is_typed = is_module and any(True for _ in theirs.parameters())
+    judged_in = dtype or (modules.dtype_of(theirs) if is_typed else computed_in(ran.output))
+    tokens = ran.x.shape[1]
+    config = Config(vocab_size=2, n_positions=tokens, n_embd=width, n_layer=1, n_head=heads, n_inner=inner)
+    case = Case(np.zeros(ran.x.shape[:2], int), {stage: ran.output.astype(np.float64)}, given={given: ran.x})
+    notes += ran.notes + what_cannot_show(tensors, 0)
+    entries = _entries(config, tokens, square=given_width == width)
+    judge = partial(compare, config, _complete(tensors, config, rng), [case], judged_in, notes=notes, entries=entries)
+    report = judge()
+    if dtype is None and judged_in == "float64" and report.diagnosis.unexplained is not None:
+        return judge(coarser="float32")  # float64 that is finer than it computes
+    return report
+
+
+def _run(part: str, theirs: Any, x: Array, width: int, counts: Sequence[int], dtype: str | None) -> Ran:
+    """Run theirs on so many tokens, fewer where it raises, in the first kind of input that it takes.
+
+    Raises NpgptError where it raises with all of them, and where what it gives has another shape.
+    """
+
+    def call(given: Any) -> NDArray[Any]:
+        output = invoke(theirs, given, getattr(theirs, "forward", theirs))
+        return as_array(output[0] if isinstance(output, tuple) else output)
+
+    calls = ways(_kinds(theirs, dtype), call)
+    if part == "gelu":
+        calls["one number after another"] = lambda x: np.reshape([float(theirs(float(n))) for n in x.flat], x.shape)
+    failed: dict[str, str] = {}
+    misshapen = ""
+    for count in counts:
+        some = np.ascontiguousarray(x[:, np.linspace(0, x.shape[1] - 1, count).astype(int)])
+        expected = (*some.shape[:2], width)
+        for kind, found in working(calls, some, failed):
+            if found.shape == expected:
+                fewer = f" {count} tokens in" if count < counts[0] else ""
+                said = (f"It was given{fewer} {kind}: otherwise it raises {error}." for error in failed.values())
+                return Ran(found, some, [*said][:1])
+            sizes = f"{list(found.shape)} for an input of {list(some.shape)}: it must be {list(expected)}"
+            misshapen = misshapen or f"{part} gives {sizes}"
+    raise NpgptError(misshapen or f"{part} raises {next(iter(failed.values()))}")
+
+
+def _kinds(theirs: Any, dtype: str | None) -> list[Kind]:
+    """The kinds of input that a part may take, the usual one first."""
+    exact = "float32" if dtype not in (None, "float64") else "float64"
+    found: dict[str, Callable[[Array], Any]] = {}
+    if modules.is_module(theirs):
+        like = next(iter(theirs.parameters()), None)  # a GELU has none
+        found["a tensor"] = lambda x: _tensor(x, "float32") if like is None else _tensor(x, "float64").to(like)
+    else:
+        found |= {
+            "a NumPy array": lambda x: x.astype(exact),
+            "a NumPy array of float32": lambda x: x.astype(np.float32),
+        }
+        if "torch" in sys.modules:
+            found |= {f"a torch tensor of {kind}": partial(_tensor, dtype=kind) for kind in (exact, "float32")}
+        found["lists"] = lambda x: x.astype(exact).tolist()
+    return [Kind(name, f"{name} of [T, C]", convert) for name, convert in found.items()]
+
+
+def _tensor(x: Array, dtype: str) -> Any:
+    torch = sys.modules["torch"]
+    return torch.tensor(x.tolist(), dtype=getattr(torch, dtype))
 
 
 def _fresh(part: str, module: Any) -> dict[str, tuple[Any, Any]]:
@@ -84,39 +165,6 @@ def _fresh(part: str, module: Any) -> dict[str, tuple[Any, Any]]:
     return found
 
 
-def _compared(
-    part: str,
-    theirs: Callable[..., Any],
-    tensors: dict[str, Array],
-    x: Array | None,
-    n_head: int,
-    dtype: str | None,
-    seed: int,
-    notes: list[str],
-) -> Report:
-    """Run both on the same input, and compare."""
-    given_width, width = _widths(part, tensors, x)
-    inner = tensors["mlp.c_fc.weight"].shape[1] if "mlp.c_fc.weight" in tensors else 4 * width
-    inner = given_width if part == "gelu" else inner
-    rng = np.random.default_rng(seed)
-    whole = _input(part, given_width, rng) if x is None else np.asarray(x, np.float64)
-    whole = whole.reshape(-1, *whole.shape[-2:]) if whole.ndim > 1 else whole[None, None]
-    if whole.shape[-1] != given_width:
-        raise NpgptError(f"{part} takes an input of width {given_width}, and x is {list(whole.shape)}")
-    ran = run(part, theirs, whole, width, TOKENS if x is None else whole.shape[1:2], dtype)
-    x, judged_in = ran.x, dtype or ran.dtype
-    config = Config(vocab_size=2, n_positions=x.shape[1], n_embd=width, n_layer=1, n_head=n_head, n_inner=inner)
-    given, stage, _ = PARTS[part]
-    case = Case(np.zeros(x.shape[:2], int), {stage: ran.output}, given={given: x})
-    entries = _entries(part, config, x.shape[1], square=given_width == width)
-    notes = notes + ran.notes + what_cannot_show(tensors, 0)
-    judge = partial(compare, config, _complete(tensors, config, rng), [case], judged_in, notes=notes, entries=entries)
-    report = judge()
-    if dtype is None and judged_in == "float64" and report.diagnosis.unexplained is not None:
-        return judge(coarser="float32")  # float64 that is finer than it computes
-    return report
-
-
 def _input(part: str, width: int, rng: np.random.Generator) -> Array:
     """Return uneven numbers, so that means, variances and orders show; small rows too, so that an epsilon does."""
     most = TOKENS[0]
@@ -125,27 +173,28 @@ def _input(part: str, width: int, rng: np.random.Generator) -> Array:
     return rng.standard_normal((2, most, width)) * np.geomspace(0.02, 3, most)[:, None] + 0.3
 
 
-def _entries(part: str, config: Config, tokens: int, square: bool) -> list[Mistake]:
+def _entries(config: Config, tokens: int, square: bool) -> list[Mistake]:
     """Return those that a part alone can have: they replace no stage outside the blocks but ln_f's parameters.
 
     square: whether its input is as wide as its output, without which c_attn is neither transposed nor given the input.
     """
-    known = {*BLOCK, "ln_f.weight", "ln_f.bias"}
-    if not square:
-        known -= {"attn.c_attn", "attn.c_attn.weight"}
+    known = {*BLOCK, "ln_f.weight", "ln_f.bias"} - (set() if square else {"attn.c_attn", "attn.c_attn.weight"})
     return [entry for entry in catalogue(config, tokens) if known.issuperset(entry.stages)]
 
 
-def _widths(part: str, tensors: Mapping[str, Array], x: Array | None) -> tuple[int, int]:
-    """Of input and output, by the tensors or the input; an attention alone may have two. Raises NpgptError for none."""
+def _widths(part: str, tensors: Mapping[str, Array], x: Array | None) -> tuple[int, int, int]:
+    """Of input, which an attention alone may have of its own, output and what is inside the MLP, by the tensors or the
+    input. Raises NpgptError where they cannot be told.
+    """
     if part == "gelu":
-        return (width := 64 if x is None else int(np.shape(x)[-1])), width
+        return (64 if x is None else int(np.shape(x)[-1]),) * 3
     kinds = (".weight", ".bias") if part == "layer_norm" else (".weight",)
     needed = [name for name in BLOCK if name.startswith(PARTS[part][2]) and name.endswith(kinds)]
     if missing := [name for name in needed if name not in tensors]:
         raise NpgptError(f"{part} needs its weights, and {', '.join(missing)} cannot be told: give weights={{…}}")
     first = tensors[needed[0]]
-    return len(first), first.shape[1] // 3 if part == "attention" else len(first)
+    width = first.shape[1] // 3 if part == "attention" else len(first)
+    return len(first), width, tensors["mlp.c_fc.weight"].shape[1] if "mlp.c_fc.weight" in tensors else 4 * width
 
 
 def _complete(tensors: Mapping[str, Array], config: Config, rng: np.random.Generator) -> dict[str, Array]:

@@ -1,95 +1,189 @@
-"""Running a part of somebody's GPT-2 in whichever kind of input it takes: arrays, tensors, lists, rows, numbers."""
+"""Calling what others wrote: in the kind of input that it takes, and twice, to tell whether its output is its own.
+
+No framework is imported: torch is used where it is imported already.
+"""
 
 from __future__ import annotations
 
+import inspect
+import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import NpgptError
-from ..parameters import Array
-from . import modules, outputs
-from .check import computed_in
+from .outputs import logits_of, raised
+
+DRAWN = "its outputs differ from run to run: dropout is on, or something else is drawn"
+STATE = "state is kept between calls (a cache that is not reset?)"
+ROWS = ", row by row"
+Ids = NDArray[np.integer[Any]]
+Run = Callable[[Ids], Mapping[str, NDArray[Any]]]  # theirs, on ids [B, T]
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a part gave in float64, for which input, the dtype in which it seems to compute, and how it was called."""
-
-    output: Array
-    x: Array
-    dtype: str
-    notes: list[str]
+def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that torch.compile, where it is in use, runs and does not translate."""
+    if "torch._dynamo" not in sys.modules:
+        return function
+    kept: Callable[..., Any] = sys.modules["torch"].compiler.disable(function)
+    return kept
 
 
-def run(part: str, theirs: Any, x: Array, width: int, counts: Sequence[int], dtype: str | None) -> Ran:
-    """Run theirs on so many tokens, fewer where it raises, in the first kind of input that it takes.
-
-    Raises NpgptError where it raises with all of them, and where what it gives has another shape.
+def invoke(function: Callable[..., Any], given: Any, signature: Callable[..., Any] | None = None) -> Any:
+    """Call a function with its input, and with None for each further argument that it needs, such as targets; with the
+    input for these, where it cannot do with None. signature: what tells its arguments, where that is another function.
     """
-    failed: list[str] = []
-    misshapen = ""
-    for count in counts:
-        some = np.ascontiguousarray(x[:, np.linspace(0, x.shape[1] - 1, count).astype(int)])
-        for kind, called in _ways(part, theirs, dtype).items():
-            try:
-                found = called(some)
-            except Exception as error:  # of any kind, since it is foreign
-                failed.append(outputs.raised(error))
-                continue
-            if found.shape == (*some.shape[:2], width):
-                judged = modules.dtype_of(theirs) if _parameter(theirs) is not None else computed_in(found)
-                fewer = f" {count} tokens in" if count < counts[0] else ""
-                note = f"It was given{fewer} {kind}: otherwise it raises {failed[0]}." if failed else ""
-                return Ran(found.astype(np.float64), some, judged, [note] if note else [])
-            expected = [*some.shape[:2], width]
-            misshapen = misshapen or f"{list(found.shape)} for an input of {list(some.shape)}: it must be {expected}"
-    raise NpgptError(f"{part} gives {misshapen}" if misshapen else f"{part} raises {failed[0]}")
+    torch = sys.modules.get("torch")
+    try:
+        parameters = list(inspect.signature(signature or function).parameters.values())
+    except (TypeError, ValueError):
+        parameters = []
+    needed = [p for p in parameters if p.default is p.empty]
+    more = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed) - 1
+    names = [p.name for p in needed if p.kind is p.KEYWORD_ONLY]
+    with nullcontext() if torch is None else torch.no_grad():
+        if more < 1 and not names:
+            return function(given)
+        try:
+            return function(given, *[None] * more, **dict.fromkeys(names))
+        except Exception:
+            return function(given, *[given] * more, **dict.fromkeys(names, given))
 
 
-def _ways(part: str, theirs: Any, dtype: str | None) -> dict[str, Callable[[Array], NDArray[Any]]]:
-    """How a part can be called, by the kind of its input, the usual one first: x [B, T, C] → [B, T, C]."""
-    kinds: dict[str, Callable[[Array], Any]] = {}
-    torch, exact = sys.modules.get("torch"), "float32" if dtype not in (None, "float64") else "float64"
-    if (parameter := _parameter(theirs)) is not None:
-        kinds["a tensor"] = lambda x: parameter.detach().double().new_tensor(x.tolist()).to(parameter.dtype)
-    elif modules.is_module(theirs):  # such as a GELU: no tensor to make one by
-        kinds["a tensor"] = lambda x: _tensor(x, "float32")
-    else:
-        kinds["a NumPy array"] = lambda x: x.astype(exact)
-        kinds["a NumPy array of float32"] = lambda x: x.astype(np.float32)
-        if torch is not None:
-            kinds |= {f"a torch tensor of {exact}": lambda x: _tensor(x, exact)}
-            kinds |= {"a torch tensor of float32": lambda x: _tensor(x, "float32")}
-        kinds["lists"] = lambda x: x.astype(exact).tolist()
-    forward = getattr(theirs, "forward", theirs)
+class Kind(NamedTuple):
+    """A kind of input: what it is called for a whole batch and for one row of it, and how an array becomes one."""
 
-    def call(given: Any) -> NDArray[Any]:
-        output = outputs.invoke(theirs, given, forward)
-        return outputs.as_array(output[0] if isinstance(output, tuple) else output)
-
-    def whole(convert: Callable[[Array], Any]) -> Callable[[Array], NDArray[Any]]:
-        return lambda x: call(convert(x))
-
-    def by_rows(convert: Callable[[Array], Any]) -> Callable[[Array], NDArray[Any]]:
-        return lambda x: np.stack([call(convert(row)) for row in x])
-
-    ways = {kind: whole(convert) for kind, convert in kinds.items()}
-    ways |= {f"{kind} of [T, C], row by row": by_rows(convert) for kind, convert in kinds.items()}
-    if part == "gelu":
-        ways["one number after another"] = lambda x: np.array([theirs(float(n)) for n in x.ravel()]).reshape(x.shape)
-    return ways
+    batch: str
+    row: str
+    convert: Callable[[NDArray[Any]], Any]
 
 
-def _parameter(theirs: Any) -> Any:
-    """The first parameter of a module, None where there is none."""
-    return next(iter(theirs.parameters()), None) if modules.is_module(theirs) else None
+Ways = dict[str, Callable[[NDArray[Any]], NDArray[Any]]]  # how a function can be called, by what messages say of it
 
 
-def _tensor(x: Array, dtype: str) -> Any:
-    torch = sys.modules["torch"]
-    return torch.tensor(x.tolist(), dtype=getattr(torch, dtype))
+def ways(kinds: list[Kind], call: Callable[[Any], NDArray[Any]]) -> Ways:
+    """Return calls with each kind for the whole batch, and then for one row after another."""
+
+    def whole(kind: Kind, batch: NDArray[Any]) -> NDArray[Any]:
+        return call(kind.convert(batch))
+
+    def by_rows(kind: Kind, batch: NDArray[Any]) -> NDArray[Any]:
+        rows = [call(kind.convert(row)) for row in batch]
+        return np.stack([row[0] if row.ndim == 3 and len(row) == 1 else row for row in rows])
+
+    found: Ways = {kind.batch: partial(whole, kind) for kind in kinds}
+    return found | {kind.row + ROWS: partial(by_rows, kind) for kind in kinds}
+
+
+def working(
+    calls: Ways, x: NDArray[Any], failed: dict[str, str], final: type[Exception] | tuple[()] = ()
+) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield what x gives in each way in which nothing is raised; what is raised in others is put into failed.
+
+    final: an exception after which no other way is tried.
+    """
+    for way, call in calls.items():
+        try:
+            found = call(x)
+        except final:
+            raise
+        except Exception as error:  # of any kind, since the function is foreign
+            failed.setdefault(way, raised(error))
+            continue
+        yield way, found
+
+
+def _long_tensor(ids: Ids) -> Any:
+    return sys.modules["torch"].as_tensor(np.array(ids, np.int64))
+
+
+# The kinds of ids, in the order in which they are tried.
+USUAL = Kind("NumPy's int64 [B, T]", "NumPy's int64 [T]", lambda ids: ids.astype(np.int64))
+TENSORS = Kind("a torch LongTensor [B, T]", "a torch LongTensor [T]", _long_tensor)
+LISTS = Kind("a list of rows", "a list", lambda ids: ids.tolist())
+
+
+@dataclass
+class Function:
+    """A callable from ids to logits. way: in which it is called, known once it was."""
+
+    theirs: Callable[..., Any]
+    vocab_size: int
+    way: str = ""
+
+    def run(self, token_ids: Ids) -> dict[str, NDArray[Any]]:
+        """Return its logits on ids [B, T]. Raises NpgptError where it raises with every kind of ids."""
+        kinds = [USUAL, TENSORS, LISTS] if "torch" in sys.modules else [USUAL, LISTS]
+        known = ways(kinds, lambda ids: logits_of(invoke(self.theirs, ids), self.vocab_size))
+        failed: dict[str, str] = {}
+        tried = {self.way: known[self.way]} if self.way else known
+        for self.way, logits in working(tried, token_ids, failed, final=NpgptError):
+            return {"logits": logits}
+        if len(set(failed.values())) == 1:
+            raise NpgptError(f"{self.name} raises {next(iter(failed.values()))}")
+        whole = "; with ".join(f"{way}, {error}" for way, error in failed.items() if not way.endswith(ROWS))
+        raise NpgptError(f"{self.name} raises an error for every kind of ids: with {whole}")
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages."""
+        name = str(getattr(self.theirs, "__qualname__", type(self.theirs).__name__))
+        return "the lambda" if name.endswith("<lambda>") else name.rpartition("<locals>.")[2]
+
+    @property
+    def notes(self) -> list[str]:
+        """Which kind of ids it was called with, where that is not the usual one."""
+        if self.way == USUAL.batch:
+            return []
+        return [f"It was called with ids as {self.way}, since {USUAL.batch} raises an error in it."]
+
+
+def unsteady(run: Run, token_ids: Ids, first: NDArray[Any], rewind: Callable[[], None], unit: float) -> str:
+    """Return what is wrong where a second run on the same ids gives other logits than the first, nothing where not.
+
+    rewind: puts random numbers back to where they were before the first run, which tells drawing from keeping.
+    """
+    try:
+        second = run(token_ids)["logits"]
+    except NpgptError as error:
+        return f"called a second time on the same ids, {error}: {STATE}"
+    if alike(first, second, unit):
+        return ""
+    rewind()
+    with suppress(NpgptError):
+        if alike(first, run(token_ids)["logits"], unit):
+            return DRAWN
+    if first.shape != second.shape:
+        return f"its second output on the same ids is {list(second.shape)}, the first {list(first.shape)}: {STATE}"
+    return f"its outputs differ from run to run, with the same random numbers too: {STATE}, or its own generator draws"
+
+
+def alike(one: NDArray[Any], other: NDArray[Any], unit: float) -> bool:
+    """Return whether two outputs are equal but for rounding, which threads that add up in another order may bring."""
+    if one.shape != other.shape:
+        return False
+    if one.dtype.kind not in "fiu" or np.array_equal(one, other, equal_nan=True):  # text is refused elsewhere
+        return True
+    with np.errstate(all="ignore"):
+        gap, size = (float(np.square(x.astype(np.float64)).mean()) for x in (one - other, one))
+    return gap <= (16 * unit) ** 2 * size
+
+
+def rewinder() -> Callable[[], None]:
+    """Return what puts the random numbers of Python, NumPy and torch back to where they are now."""
+    kept: list[tuple[Callable[[Any], Any], Any]] = [(random.setstate, random.getstate())]
+    kept.append((np.random.set_state, np.random.get_state()))  # noqa: NPY002 - the ones that others draw from
+    if (torch := sys.modules.get("torch")) is not None:
+        kept.append((torch.set_rng_state, torch.get_rng_state()))
+
+    def rewind() -> None:
+        for put_back, state in kept:
+            put_back(state)
+
+    return rewind

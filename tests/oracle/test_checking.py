@@ -17,8 +17,8 @@ from npgpt.cli import main
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.oracle import files
-from npgpt.oracle.arithmetic import as_computed, plain
-from npgpt.oracle.check import compare, computed_in
+from npgpt.oracle.arithmetic import as_computed, computed_in, plain
+from npgpt.oracle.comparison import compare
 from npgpt.oracle.mistakes import catalogue
 from npgpt.oracle.naming import canonical
 from npgpt.oracle.page import page
@@ -297,6 +297,8 @@ def test_greedy_ids_in_a_file(tmp_path: Path, folder: Path, capsys: pytest.Captu
         assert "there is no page" in captured.err
         assert not page_path.exists()
     assert str(npgpt.check_greedy([best], IDS, MODEL)) == "Matches: every greedy token is the reference's."
+    with pytest.raises(NpgptError, match="not float8"):
+        npgpt.check_greedy([best], IDS, MODEL, dtype="float8")
     with pytest.raises(NpgptError, match="a row at a time, and the prompt has 2"):
         npgpt.check_greedy([best], random_ids(CONFIG, (2, 8)), MODEL)
     with pytest.raises(NpgptError, match=r"no logits: npgpt\.check_greedy"):

@@ -11,7 +11,7 @@ from npgpt import parameters
 from npgpt.config import Config
 from npgpt.model import forward
 from npgpt.oracle.arithmetic import as_computed, plain
-from npgpt.oracle.check import compare
+from npgpt.oracle.comparison import compare
 from npgpt.oracle.mistakes import Mistake, catalogue
 from npgpt.oracle.report import Report
 from npgpt.oracle.rounding import CLEAR

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npgpt.oracle.arithmetic import plain
-from npgpt.oracle.check import compare
+from npgpt.oracle.comparison import compare
 from npgpt.oracle.mistakes import Mistake, catalogue
 from npgpt.oracle.report import Report
 from npgpt.oracle.rounding import CLEAR

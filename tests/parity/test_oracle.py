@@ -17,7 +17,7 @@ from npgpt.cli import main
 from npgpt.config import Config
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
-from npgpt.oracle.check import compare
+from npgpt.oracle.comparison import compare
 from npgpt.oracle.textbook import Pass, textbook
 from npgpt.oracle.theirs import cases
 from tests.support.models import no_text, random_arrays, random_ids, small

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from npgpt.config import Config
-from npgpt.oracle.check import compare
+from npgpt.oracle.comparison import compare
 from npgpt.oracle.mistakes import Mistake, catalogue
 from npgpt.oracle.report import Report
 from npgpt.oracle.rounding import CLEAR
