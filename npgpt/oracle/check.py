@@ -26,14 +26,15 @@ from ..text.vocabularies import load_tokenizer
 from . import conditions, files, lens, modules, outputs
 from .arithmetic import UNIT, rounded
 from .diagnosis import Diagnosis, diagnose
+from .difference import aligned, difference, logit_statistics
 from .firings import THIRDS
 from .judge import Judge
 from .mistakes import Mistake, catalogue
 from .modules import Module
 from .naming import flat, names
 from .outputs import Run
-from .report import GreedyReport, Report, Row, logit_statistics
-from .rounding import CLEAR, Progress, aligned, difference, run_all, tolerances
+from .report import GreedyReport, Report, Row
+from .rounding import CLEAR, Progress, run_all, tolerances
 from .textbook import Pass, located, stages, textbook
 from .theirs import Case, Taken, cases, take
 from .weights import Comparison, compare_weights, listed, what_cannot_show
