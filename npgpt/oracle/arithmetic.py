@@ -34,17 +34,16 @@ class Rounded(np.ndarray[Any, np.dtype[np.float32]]):
     kind = "float32"
 
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, out: Any = None, **options: Any) -> Any:
-        inputs, into = (
-            tuple(x.view(np.ndarray) if isinstance(x, Rounded) else x for x in arrays) for arrays in (inputs, out or ())
-        )
-        result = getattr(ufunc, method)(*inputs, **options, **({"out": into} if into else {}))
+        plain = [x.view(np.ndarray) if isinstance(x, Rounded) else x for x in inputs]
+        into = None if out is None else tuple(x.view(np.ndarray) if isinstance(x, Rounded) else x for x in out)
+        result = getattr(ufunc, method)(*plain, **options, **({} if into is None else {"out": into}))
         if isinstance(result, tuple) or np.asarray(result).dtype.kind != "f":
             return result
         exact = rounded(np.asarray(result), self.kind)
-        if not into:
-            return exact.view(type(self))
-        into[0][...] = exact
-        return out[0]
+        if into is not None:
+            into[0][...] = exact
+            return out[0]
+        return exact.view(type(self))
 
 
 class Float16(Rounded):

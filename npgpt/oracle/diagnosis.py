@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from ..parameters import Array
 from .arithmetic import UNIT, plain
 from .difference import in_tolerances, paired, rms
-from .judge import Judge, Model, Seen
+from .judge import EXPLAIN, Judge, Model, Seen
 from .mistakes import Mistake
 from .rounding import CLEAR, WIDE, run_all
 from .textbook import Textbook, stages
@@ -69,7 +69,7 @@ class Trial:
     """One mistake more than now: the stages that it explains, and how many tolerances it moves anything.
 
     effect: −1 where nothing that was given is changed. Where a stage speaks against it, it is infinite and nothing is
-    explained. change: what it adds to some numbers of the stage `at`, none where it leaves that as it is.
+    explained. change: what it adds to some numbers of the stage `at`, empty where it leaves that as it is.
     """
 
     entry: Mistake
@@ -77,7 +77,7 @@ class Trial:
     explained: tuple[str, ...]
     effect: float
     at: str
-    change: Array | None = field(repr=False, default=None)
+    change: Array
 
 
 Found = tuple[list[list[Trial]], tuple[str, ...]]  # groups, each of mistakes that fit alike, and what they explain
@@ -144,11 +144,11 @@ def evidence(model: Model, explained: Sequence[str]) -> float:
 def tried(model: Model, entries: Sequence[Mistake], faults: Sequence[str]) -> list[Trial]:
     """Every entry on top of a model, as a value and as a use."""
     found = []
+    at, uses = (faults[0], (False, True)) if faults else (model.judge.stages[0], (False,))
     for number, entry in enumerate(entries):
         if model.judge.progress is not None:
             model.judge.progress(number, len(entries))
-        for used in (False, True) if faults else (False,):
-            at = faults[0] if faults else model.judge.stages[0]
+        for used in uses:
             found.append(trial(model, model.changed(entry, used), entry, used, at))
     return found
 
@@ -156,16 +156,16 @@ def tried(model: Model, entries: Sequence[Mistake], faults: Sequence[str]) -> li
 def trial(model: Model, changed: Iterable[tuple[str, Seen]], entry: Mistake, used: bool, at: str) -> Trial:
     """Hold what a mistake would change against theirs, up to a stage from `at` on that speaks against it."""
     judge = model.judge
-    explained, against, effect, change = [], False, -1.0, None
+    explained, against, effect, change = [], False, -1.0, np.zeros(0)
     for stage, then in changed:
         now = model.seen[stage]
         effect = max(effect, in_tolerances(rms(stage, then.ours, now.ours), judge.tolerances[stage]))
         if stage == at:
             before, after = (sampled(np.concatenate([x.ravel() for x in seen.ours])) for seen in (now, then))
-            change = after - before if after.shape == before.shape else None
-        if now.ratio > 1 and judge.explains(stage, now, then) and (not used or judge.used(stage, now, then)):
+            change = after - before if after.shape == before.shape else change
+        if now.ratio > 1 and judge.explains(stage, now, then, used):
             explained.append(stage)
-        elif then.ratio > judge.most and (now.ratio <= 1 or then.gap > WORSE * now.gap):
+        elif then.ratio > EXPLAIN[judge.computed] and (now.ratio <= 1 or then.gap > WORSE * now.gap):
             against = True
             if judge.stages.index(stage) >= judge.stages.index(at):
                 break
@@ -202,23 +202,38 @@ def best(model: Model, trials: Sequence[Trial], faults: Sequence[str]) -> Found:
 
 
 def pair(model: Model, rough: Model, faults: Sequence[str], trials: Sequence[Trial]) -> Found:
-    """Two mistakes that together explain the first stage that differs, each with those that fit in its place.
-
-    Pairs are tried in the order of what their changes, added up, would leave of the difference, and those of the
-    mistake that alone would leave the least.
-    """
+    """Two mistakes that together explain the first stage that differs, each with those that fit in its place."""
     stage, judge = faults[0], model.judge
     sides = paired(stage, [case.theirs[stage] for case in judge.having(stage)], model.seen[stage].ours)
     if sides is None:
         return [], ()
-    gap, quick = sampled(sides[0] - sides[1]), replace(rough, seen={stage: rough.seen[stage]})
+    quick = replace(rough, seen={stage: rough.seen[stage]})
     trials = [t for t in trials if t.entry.layer is None]  # of one block alone there would be too many
     if trials and trials[0].at != stage:  # they were made when another stage was the first
         trials = tried(quick, list(dict.fromkeys(t.entry for t in trials)), [stage])
-    able = [t for t in trials if t.change is not None and len(t.change) == len(gap) and np.isfinite(t.change).all()]
-    able = [t for t in able if t.effect > 0]
-    if len(able) < 2 or not np.isfinite(gap).all():
+    wide = model.seen[stage].view.book.config.n_embd >= WIDE
+    count = min(MOST_PAIRS, (PAIRED_WIDE if wide else PAIRED) // len(model.seen[stage].formulas))
+    found: dict[tuple[Trial, Trial], tuple[str, ...]] = {}
+    for two in likely(trials, sampled(sides[0] - sides[1]), count):
+        if together(quick, *two, stage) and stage in (explained := together(model, *two, stage)):
+            found[two] = explained
+    if not found:
         return [], ()
+    explained = max(found.values(), key=len)
+    pairs = [two for two in found if found[two] == explained]
+    groups = [[each for two in pairs if one in two for each in two if each is not one] for one in pairs[0]]
+    return groups[::-1], explained
+
+
+def likely(trials: Sequence[Trial], gap: Array, count: int) -> list[tuple[Trial, Trial]]:
+    """So many pairs at most, in the order of what their changes, added up, would leave of the difference.
+
+    Half of them, besides, have the mistake that alone would leave the least: what a large mistake leaves can be little,
+    and look like nothing that the small one does without it.
+    """
+    able = [t for t in trials if t.effect > 0 and len(t.change) == len(gap) and np.isfinite(t.change).all()]
+    if len(able) < 2 or not np.isfinite(gap).all():
+        return []
     changes = np.array([t.change for t in able])
     gram, along = changes @ changes.T, changes @ gap
     alone = gram.diagonal() - 2 * along
@@ -228,21 +243,8 @@ def pair(model: Model, rough: Model, faults: Sequence[str], trials: Sequence[Tri
         if not set(able[i].entry.stages) & set(able[j].entry.stages)  # or the second takes the first one's place
     }
     ranked = sorted(left, key=lambda at: left[at])
-    # what a large mistake leaves can be little, and look like nothing that the small one does without it
     largest = [at for at in ranked if alone.argmin() in at]
-    wide = model.seen[stage].view.book.config.n_embd >= WIDE
-    half = min(MOST_PAIRS, (PAIRED_WIDE if wide else PAIRED) // len(model.seen[stage].formulas)) // 2
-    found: dict[tuple[Trial, Trial], tuple[str, ...]] = {}
-    for i, j in dict.fromkeys(ranked[:half] + largest[:half]):
-        two = able[i], able[j]
-        if together(quick, *two, stage) and stage in (explained := together(model, *two, stage)):
-            found[two] = explained
-    if not found:
-        return [], ()
-    explained = max(found.values(), key=len)
-    pairs = [two for two in found if found[two] == explained]
-    groups = [[each for two in pairs if one in two for each in two if each is not one] for one in pairs[0]]
-    return groups[::-1], explained
+    return [(able[i], able[j]) for i, j in dict.fromkeys(ranked[: count // 2] + largest[: count // 2])]
 
 
 def together(model: Model, one: Trial, two: Trial, stage: str) -> tuple[str, ...]:

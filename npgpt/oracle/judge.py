@@ -19,7 +19,8 @@ from .rounding import FACTOR, FLIPS, Moved, Progress, errors
 from .textbook import Pass, Textbook, located
 from .theirs import OUTPUTS, Case
 
-ROUGH = 2.0  # tolerances up to which a stage may be explained where it is computed in float32
+# Tolerances that explain a stage, by the dtype in which it is computed: float32's own rounding may be in the way.
+EXPLAIN = {"float64": 1.0, "float32": 2.0}
 NEAR = 100.0  # tolerances, within which a mistake's own rounding is looked at
 ENERGY = 0.5  # of a difference's mean square, which a mistake may leave where it is to explain the stage
 
@@ -54,8 +55,7 @@ class Seen:
 class Judge:
     """All that is held against each other; tolerances are by stage, tensors in float64.
 
-    computed: the dtype in which stages are computed. In float32, twice as fast as float64, its own rounding may be in
-    the way: there `most` tolerances explain a stage.
+    computed: the dtype in which stages are computed, float64 or float32, which is twice as fast.
     """
 
     cases: Sequence[Case]
@@ -65,11 +65,6 @@ class Judge:
     dtype: str
     computed: str = "float64"
     progress: Progress | None = None
-
-    @property
-    def most(self) -> float:
-        """Tolerances that explain a stage."""
-        return ROUGH if self.computed == "float32" else 1.0
 
     def right(self, book: Textbook) -> Model:
         """Return every stage as the right model has it."""
@@ -93,12 +88,11 @@ class Judge:
         formulas, read = {stage}, set[str]()
         if before is not None:
             formulas, read = formulas | before.formulas, read | before.read
-        same = ["embedding", *(f"h.{layer}" for layer in range(first))] if first else []
         having = self.having(stage)
-        for number, case in enumerate(having):
-            known = self.known(case, view)
-            if before is not None:
-                known |= {name: before.below[number][name] for name in same if name in before.below[number]}
+        below = before.below if before is not None and first else [{} for _ in having]
+        same = {"embedding", *(f"h.{layer}" for layer in range(first))}
+        for case, taken in zip(having, below, strict=True):
+            known = self.known(case, view) | {name: x for name, x in taken.items() if name in same}
             run = Pass(view.book, case.token_ids, dict(known), case.padding)
             try:
                 ours.append(case.seen(stage, plain(run.compute(stage))))
@@ -111,18 +105,18 @@ class Judge:
         ratio = in_tolerances(gap, self.tolerances[stage])
         return Seen(view, ours, frozenset(formulas), frozenset(read), streams, gap, ratio)
 
-    def used(self, stage: str, now: Seen, then: Seen) -> bool:
-        """Whether a mistake's use explains a stage, and not only that what was given is not what was used."""
-        return self.explains(stage, self.seen(stage, View(now.view.book, then.view.dropped), now), then)
-
-    def explains(self, stage: str, now: Seen, then: Seen) -> bool:
+    def explains(self, stage: str, now: Seen, then: Seen, used: bool = False) -> bool:
         """Whether a view explains a stage: what it leaves is rounding, and most of what was there is gone.
 
-        A view's own rounding, which may be coarser than the right model's, counts where it is needed.
+        A view's own rounding, which may be coarser than the right model's, counts where it is needed. used: whether a
+        mistake's use has to explain it, and not only that what was given is not what was used.
         """
         if not then.gap**2 <= ENERGY * now.gap**2:
             return False
-        return then.ratio <= self.most or (then.ratio < NEAR and then.gap <= self.most * self.own_rounding(stage, then))
+        most = EXPLAIN[self.computed]
+        if then.ratio > most and (then.ratio >= NEAR or then.gap > most * self.own_rounding(stage, then)):
+            return False
+        return not used or self.explains(stage, self.seen(stage, View(now.view.book, then.view.dropped), now), then)
 
     def own_rounding(self, stage: str, seen: Seen) -> float:
         """How far rounding takes a stage of a view itself; 0 where to infinity."""

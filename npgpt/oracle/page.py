@@ -40,9 +40,8 @@ def page(report: Report) -> str:
 def heat_map(rows: list[Row], first: Row | None) -> Iterator[str]:
     """A row of cells for each block; what belongs to none stands above and below."""
     by_place = {located(row.stage): row for row in rows}
-    columns = [
-        name for name in COMPARED if any((layer, name) in by_place for layer, _ in by_place if layer is not None)
-    ]
+    within = {name for layer, name in by_place if layer is not None}
+    columns = [name for name in COMPARED if name in within]
     whole = [row for row in rows if located(row.stage)[0] is None]
     yield '<div class="scroll"><table><tr>'
     yield from (f'<th scope="col">{row.stage}</th>' for row in whole)

@@ -88,7 +88,12 @@ class Report:
             for head, below in said(self)
         ]
         blocks += [list(table(self))] if self.rows else []
-        return "\n\n".join("\n".join(map(_filled, block)) for block in [*blocks, *([each] for each in remarks(self))])
+        blocks += [[remark] for remark in remarks(self)]
+
+        def filled(line: str) -> str:
+            return textwrap.fill(line, WIDTH, subsequent_indent="    " if line.startswith("  ") else "")
+
+        return "\n\n".join("\n".join(filled(line) for line in block) for block in blocks)
 
     def to_json(self) -> str:
         """Everything, for a program."""
@@ -162,10 +167,6 @@ class GreedyReport:
         return f"Matches, up to a near tie: {where}; {margin}." if self.matches else f"Differs: {where}; {margin}."
 
 
-def _filled(line: str) -> str:
-    return textwrap.fill(line, WIDTH, subsequent_indent="    " if line.startswith("  ") else "")
-
-
 def _stages(count: int) -> str:
     return f"{count} stage{'s' * (count != 1)}"
 
@@ -225,7 +226,7 @@ HEAD = f"{'stage':<20}{'tolerances':>11}{'rms':>10}{'largest':>10}{'dB':>8}{'cos
 def table(report: Report) -> Iterator[str]:
     """The stages round the first that differs."""
     rows = report.rows
-    at = next((place for place, row in enumerate(rows) if row.difference.ratio > 1), 0)
+    at = rows.index(report.first) if report.first else 0
     begin = max(0, min(at - 3, len(rows) - SHOWN))
     yield HEAD
     if begin:

@@ -19,7 +19,7 @@ from ..config import Config
 from ..parameters import Array, schema
 from .arithmetic import UNIT, as_computed, plain
 from .difference import rms, root
-from .textbook import Formula, Pass, Scope, Textbook, located, textbook
+from .textbook import Formula, Pass, Scope, Textbook, located, merge, split, textbook
 from .theirs import OUTPUTS, Case
 
 DRAWS = 24  # samples of the right model
@@ -72,18 +72,14 @@ class Redraw:
     def restored(self, stage: str, array: Array) -> Array:
         """A stage of that model in the model's own order."""
         layer, local = located(stage)
-        out, width = np.empty_like(array), array.shape[-1]
-        heads, columns = self.columns(layer, "heads"), self.columns(layer, local)
         if local in ("attn.scores", "attn.weights"):
-            out[:, heads] = array
-        elif local in SPLIT:
-            for place, head in enumerate(heads):
-                out[:, head][..., columns[place * width : (place + 1) * width] - head * width] = array[:, place]
-        elif stage in OUTPUTS or len(columns) != width:  # or the input of an attention alone
+            return array.take(self.columns(layer, "heads").argsort(), axis=1)
+        whole = merge(array) if local in SPLIT else array
+        columns = self.columns(layer, local)
+        if stage in OUTPUTS or len(columns) != whole.shape[-1]:  # or the input of an attention alone
             return array
-        else:
-            out[..., columns] = array
-        return out
+        whole = whole.take(columns.argsort(), axis=-1)
+        return split(whole, array.shape[1]) if local in SPLIT else whole
 
 
 def redraw(config: Config, generator: np.random.Generator) -> Redraw:

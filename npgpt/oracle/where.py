@@ -32,8 +32,8 @@ def where(stage: str, theirs: Sequence[Array], ours: Sequence[Array], tolerance:
         return "the shapes differ, so that nothing can be held against each other"
     if len({one.shape[1:] for one, _ in whole}) > 1:  # padded rows, each of its own length
         bad = [n for n, (one, other) in enumerate(whole) if root(one - other) > tolerance]
-        text = f"{listed('row', bad, len(whole))} {'differs' if len(bad) == 1 else 'differ'}" if bad else ""
-        return text or "no single row differs by more than a tolerance"
+        rows = listed("row", bad, len(whole)) if bad else "no single row"
+        return f"{rows} {'differ' if len(bad) > 1 else 'differs'}{'' if bad else ' by more than a tolerance'}"
     x, y = (np.concatenate([pair[side] for pair in whole]) for side in (0, 1))
     if not np.isfinite(x).all():
         return "; ".join(not_finite(x, y, tolerance))
@@ -43,7 +43,7 @@ def where(stage: str, theirs: Sequence[Array], ours: Sequence[Array], tolerance:
 def not_finite(x: Array, y: Array, tolerance: float) -> Iterator[str]:
     """How many numbers are NaN or infinite, at which positions, and whether all others agree."""
     for name, found in (("NaN", np.isnan(x)), ("-inf", np.isneginf(x)), ("inf", np.isposinf(x))):
-        at = np.flatnonzero(found.any(axis=tuple(axis for axis in range(x.ndim) if axis != x.ndim - 2)))
+        at = np.unique(found.nonzero()[-2])
         if len(at):
             share = f"{found.sum() / found.size:.1%} of all numbers" if not found.all() else "every number"
             yield f"{share} {'are' if share[0].isdigit() else 'is'} {name}, {at_positions(at, x.shape[-2])}"
