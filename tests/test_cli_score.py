@@ -375,11 +375,36 @@ def test_a_text_of_white_space_has_no_words(folder: Path) -> None:
     assert (code, "  perplexity per word      no words\n" in out) == (0, True)
 
 
-def test_a_bar_on_a_narrow_terminal_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    """A file that says that it is one."""
 
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("scale", "seconds", "done", "says"),
+    [
+        (1, 2.0, 0, " 0 of 24 steps"),
+        (1, 10.0, 4, " 4 of 24 steps, 2.5 s/step, 50 s left"),
+        (1, 4.0, 4, " 4 of 24 steps, 1 steps/s, 20 s left"),
+        (1, 0.5, 4, " 4 of 24 steps, 8 steps/s, 2 s left"),
+        (0.5, 10.0, 4, " 8 of 48 steps, 1.2 s/step, 50 s left"),
+    ],
+)
+def test_slow_steps_have_seconds_and_no_rate_of_nought(scale: float, seconds: float, done: int, says: str) -> None:
+    with (
+        mock.patch.object(sys, "stderr", Terminal()) as seen,
+        mock.patch.dict(os.environ, {"COLUMNS": "200"}),
+        mock.patch.object(time, "monotonic", side_effect=[1.0, 1.0 + seconds]),
+        bar("steps", scale) as progress,
+    ):
+        assert progress is not None
+        progress(done, 24)
+        assert seen.getvalue().endswith(f"]{says}\x1b[K")
+
+
+def test_a_bar_on_a_narrow_terminal_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     for columns in (12, 40, 60, 200):
         with (
             mock.patch.object(sys, "stderr", Terminal()) as seen,

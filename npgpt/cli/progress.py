@@ -29,10 +29,11 @@ def bar(unit: str, scale: float = 1) -> Iterator[Callable[[int, int], None] | No
         if now - drawn < INTERVAL:
             return
         drawn = now
-        rate = done / max(now - started, 1e-9)
-        left = (total - done) / rate if done else 0
-        amounts = f" {done / scale:,.0f} of {total / scale:,.0f} {unit}"
-        numbers = f"{amounts}, {rate / scale:,.0f} {unit}/s, {left:.0f} s left"
+        numbers = f" {done / scale:,.0f} of {total / scale:,.0f} {unit}"
+        if done:
+            each = max(now - started, 1e-9) * scale / done
+            rate = f"{1 / each:,.0f} {unit}/s" if each <= 1 else f"{each:,.1f} s/{unit.removesuffix('s')}"
+            numbers += f", {rate}, {(total - done) / scale * each:.0f} s left"
         columns = shutil.get_terminal_size().columns - 1  # a full line would scroll
         width = min(40, columns - len(numbers) - 2)
         filled = width * done // max(total, 1)

@@ -13,10 +13,11 @@ from ..errors import NpgptError
 from ..parameters import Array
 from .arithmetic import UNIT, known_dtype
 from .diagnosis import diagnose
+from .difference import Difference, aligned, difference, logit_statistics
 from .judge import Judge
 from .mistakes import Mistake, catalogue
-from .report import Report, Row, logit_statistics
-from .rounding import CLEAR, Difference, Progress, aligned, difference, run_all, tolerances
+from .report import Report, Row
+from .rounding import CLEAR, Progress, run_all, tolerances
 from .running import Ids, Run
 from .textbook import stages, textbook
 from .theirs import Case, cases

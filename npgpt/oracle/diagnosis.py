@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
 from ..parameters import Array
 from .arithmetic import UNIT, plain
-from .judge import Judge, Model, Seen
+from .difference import in_tolerances, paired, rms
+from .judge import EXPLAIN, Judge, Model, Seen
 from .mistakes import Mistake
-from .rounding import CLEAR, WIDE, aligned, run_all
+from .rounding import CLEAR, WIDE, run_all
 from .textbook import Textbook, stages
 
 MOST = 4  # mistakes that are looked for one after another, and stages at which two at once are
@@ -63,21 +64,20 @@ class Diagnosis:
         return self.unknown[0] if self.unknown else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
-    """One mistake more than now: the stages that it explains, what speaks against it, and how far it moves anything.
+    """One mistake more than now: the stages that it explains, and how many tolerances it moves anything.
 
-    change: what it adds to some numbers of the first stage that differs, none where it leaves that as it is; the stage
-    is `at`.
+    effect: −1 where nothing that was given is changed. Where a stage speaks against it, it is infinite and nothing is
+    explained. change: what it adds to some numbers of the stage `at`, empty where it leaves that as it is.
     """
 
     entry: Mistake
     used: bool
     explained: tuple[str, ...]
-    against: str | None
     effect: float
-    change: Array | None = field(repr=False, default=None)
-    at: str | None = None
+    at: str
+    change: Array
 
 
 Found = tuple[list[list[Trial]], tuple[str, ...]]  # groups, each of mistakes that fit alike, and what they explain
@@ -94,40 +94,36 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
     settled: set[str] = set()
     book = next(iter(right.seen.values())).view.book
     model, rest = right, list(entries)
-    rough = right if judge.dtype == "float64" else replace(judge, exact=False).right(book)
+    rough = right if judge.dtype == "float64" else replace(judge, computed="float32").right(book)
     # what could not be seen if it were there; a mistake that touches nothing of what was given is not spoken of
     trials = tried(rough, [entry for entry in rest if entry.layer is None], model.differing())
-    hidden = [t.entry for t in trials if not t.used and not t.against and 0 <= t.effect < CLEAR]
-    alone = [entry for entry in rest if entry.layer is not None]  # those not tried yet with this model
+    hidden = [t.entry for t in trials if not t.used and 0 <= t.effect < CLEAR]
     while faults := [stage for stage in model.differing() if search and stage not in settled]:
+        trials = trials or tried(rough, [entry for entry in rest if entry.layer is None], faults)
         groups, explained = best(model, trials, faults)
         # a mistake in one block alone is looked for where none of the whole model fits, or where it may be an equal
         clear = evidence(model, explained) >= CLEAR
         near = {stage for group in groups for stage in group[0].entry.stages}
-        wanted = [entry for entry in alone if not clear or near & set(entry.stages)]
-        if wanted:
-            alone = [entry for entry in alone if clear and not near & set(entry.stages)]
+        known = {trial.entry.name for trial in trials}
+        alone = [entry for entry in rest if entry.layer is not None and entry.name not in known]
+        if wanted := [entry for entry in alone if not clear or near & set(entry.stages)]:
             trials += tried(rough, wanted, faults)
             groups, explained = best(model, trials, faults)
-        strongest = evidence(model, explained) if groups else model.seen[faults[0]].ratio
-        if not groups and len(unknown) < MOST and strongest >= CLEAR:
+        clear = evidence(model, explained or faults[:1]) >= CLEAR
+        if not groups and clear and len(unknown) < MOST:
             groups, explained = pair(model, rough, faults, trials)
-        if not groups or strongest < CLEAR or len(findings) >= MOST:
+        settled.update(explained or faults[:1])
+        if not groups or not clear or len(findings) >= MOST:
             faint += [fit.entry for group in groups for fit in group]
             unknown += explained or faults[:1]
-            settled.update(unknown)
             continue
+        before = max(model.seen[stage].ratio for stage in explained)
         for group in groups:
             fits = tuple(fit.entry for fit in group)
-            before = max(model.seen[stage].ratio for stage in explained)
             findings.append(Finding(explained[0], fits, before, decide(judge, book, fits), group[0].used, explained))
             rest = [entry for entry in rest if entry.name not in [fit.name for fit in fits]]
-        for group in groups:
             model, rough = (each.with_it(group[0].entry, group[0].used) for each in (model, rough))
-        settled.update(explained)
-        if faults := [stage for stage in model.differing() if stage not in settled]:
-            trials = tried(rough, [entry for entry in rest if entry.layer is None], faults)
-            alone = [entry for entry in rest if entry.layer is not None]
+        trials = []
     for finding in findings:  # what reads its stages does not follow: perhaps they only look like it
         if all(any(stage in model.seen[other].read for other in unknown) for stage in finding.explained):
             unknown += finding.explained
@@ -148,42 +144,37 @@ def evidence(model: Model, explained: Sequence[str]) -> float:
 def tried(model: Model, entries: Sequence[Mistake], faults: Sequence[str]) -> list[Trial]:
     """Every entry on top of a model, as a value and as a use."""
     found = []
+    at, uses = (faults[0], (False, True)) if faults else (model.judge.stages[0], (False,))
     for number, entry in enumerate(entries):
         if model.judge.progress is not None:
             model.judge.progress(number, len(entries))
-        for used in (False, True) if faults else (False,):
-            found.append(trial(model, model.changed(entry, used), entry, used, *faults[:1]))
+        for used in uses:
+            found.append(trial(model, model.changed(entry, used), entry, used, at))
     return found
 
 
-def trial(
-    model: Model, changed: Iterable[tuple[str, Seen]], entry: Mistake, used: bool, first: str | None = None
-) -> Trial:
-    """Hold what a mistake would change against theirs, up to the first stage that speaks against it.
-
-    first: a stage of which the change is kept. The effect is −1 where nothing that was given is changed.
-    """
+def trial(model: Model, changed: Iterable[tuple[str, Seen]], entry: Mistake, used: bool, at: str) -> Trial:
+    """Hold what a mistake would change against theirs, up to a stage from `at` on that speaks against it."""
     judge = model.judge
-    explained, against, effect, change = [], None, -1.0, None
+    explained, against, effect, change = [], False, -1.0, np.zeros(0)
     for stage, then in changed:
         now = model.seen[stage]
-        effect = max(effect, judge.effect(stage, now, then))
-        if stage == first:
-            before, after = (numbers(judge.shown(stage, seen)) for seen in (now, then))
-            change = after - before if after.shape == before.shape else None
-        if now.ratio > 1 and judge.explains(stage, now, then) and (not used or judge.used(stage, now, then)):
+        effect = max(effect, in_tolerances(rms(stage, then.ours, now.ours), judge.tolerances[stage]))
+        if stage == at:
+            before, after = (sampled(np.concatenate([x.ravel() for x in seen.ours])) for seen in (now, then))
+            change = after - before if after.shape == before.shape else change
+        if now.ratio > 1 and judge.explains(stage, now, then, used):
             explained.append(stage)
-        elif then.ratio > judge.most and (now.ratio <= 1 or then.gap > WORSE * now.gap):
-            against = stage
-            if first is None or judge.stages.index(stage) >= judge.stages.index(first):
+        elif then.ratio > EXPLAIN[judge.computed] and (now.ratio <= 1 or then.gap > WORSE * now.gap):
+            against = True
+            if judge.stages.index(stage) >= judge.stages.index(at):
                 break
-    return Trial(entry, used, tuple(explained), against, effect, change, first)
+    return Trial(entry, used, () if against else tuple(explained), math.inf if against else effect, at, change)
 
 
-def numbers(arrays: Sequence[Array]) -> Array:
-    """Some numbers of a stage, evenly taken."""
-    whole = np.concatenate([array.ravel() for array in arrays])
-    return whole[:: max(1, len(whole) // SAMPLED)]
+def sampled(x: Array) -> Array:
+    """Some of these numbers, evenly taken."""
+    return x[:: max(1, len(x) // SAMPLED)]
 
 
 def best(model: Model, trials: Sequence[Trial], faults: Sequence[str]) -> Found:
@@ -194,45 +185,55 @@ def best(model: Model, trials: Sequence[Trial], faults: Sequence[str]) -> Found:
     """
 
     def order(trial: Trial) -> tuple[int, int]:
-        return len(trial.explained), -faults.index(next(stage for stage in trial.explained if stage in faults))
+        return len(trial.explained), -min(faults.index(stage) for stage in trial.explained if stage in faults)
 
-    able = [t for t in trials if t.against is None and any(stage in faults for stage in t.explained)]
-    while able:
-        top = max(able, key=order)
-        fits = [t for t in able if t.explained == top.explained]
-        able = [t for t in able if t.explained != top.explained]
-        tested = [trial(model, model.changed(t.entry, t.used), t.entry, t.used) for t in fits]
-        fits = [t for t in tested if t.against is None and any(stage in faults for stage in t.explained)]
-        if fits:
-            top = max(fits, key=order)
-            fits = [t for t in fits if t.explained == top.explained]
-            values = {t.entry.name for t in fits if not t.used}
-            whole = {t.entry.name for t in fits if t.entry.layer is None}
-            fits = [t for t in fits if not t.used or t.entry.name not in values]
-            return [[t for t in fits if t.entry.layer is None or t.entry.of not in whole]], top.explained
+    def top(trials: Sequence[Trial]) -> list[Trial]:
+        able = [t for t in trials if not set(faults).isdisjoint(t.explained)]
+        explained = max(able, key=order).explained if able else ()
+        return [t for t in able if t.explained == explained]
+
+    while fits := top(trials):
+        trials = [t for t in trials if t.explained != fits[0].explained]
+        if fits := top([trial(model, model.changed(t.entry, t.used), t.entry, t.used, faults[0]) for t in fits]):
+            names, values = {t.entry.name for t in fits}, {t.entry.name for t in fits if not t.used}
+            fits = [t for t in fits if t.entry.of not in names and not (t.used and t.entry.name in values)]
+            return [fits], fits[0].explained
     return [], ()
 
 
 def pair(model: Model, rough: Model, faults: Sequence[str], trials: Sequence[Trial]) -> Found:
-    """Two mistakes that together explain the first stage that differs, each with those that fit in its place.
-
-    Pairs are tried in the order of what their changes, added up, would leave of the difference, and those of the
-    mistake that alone would leave the least.
-    """
-    stage = faults[0]
-    theirs, book = [case.theirs[stage] for case in model.judge.having(stage)], model.seen[stage].view.book
-    parts = [aligned(stage, x, y) for x, y in zip(theirs, model.seen[stage].ours, strict=True)]
-    if any(part is None for part in parts):
+    """Two mistakes that together explain the first stage that differs, each with those that fit in its place."""
+    stage, judge = faults[0], model.judge
+    sides = paired(stage, [case.theirs[stage] for case in judge.having(stage)], model.seen[stage].ours)
+    if sides is None:
         return [], ()
-    one, other = (numbers([part[side] for part in parts if part is not None]) for side in (0, 1))
-    gap = one - other
+    quick = replace(rough, seen={stage: rough.seen[stage]})
     trials = [t for t in trials if t.entry.layer is None]  # of one block alone there would be too many
     if trials and trials[0].at != stage:  # they were made when another stage was the first
-        trials = tried(rough.only(stage), list(dict.fromkeys(t.entry for t in trials)), [stage])
-    able = [t for t in trials if t.change is not None and len(t.change) == len(gap) and np.isfinite(t.change).all()]
-    able = [t for t in able if t.effect > 0]
-    if len(able) < 2 or not np.isfinite(gap).all():
+        trials = tried(quick, list(dict.fromkeys(t.entry for t in trials)), [stage])
+    wide = model.seen[stage].view.book.config.n_embd >= WIDE
+    count = min(MOST_PAIRS, (PAIRED_WIDE if wide else PAIRED) // len(model.seen[stage].formulas))
+    found: dict[tuple[Trial, Trial], tuple[str, ...]] = {}
+    for two in likely(trials, sampled(sides[0] - sides[1]), count):
+        if together(quick, *two, stage) and stage in (explained := together(model, *two, stage)):
+            found[two] = explained
+    if not found:
         return [], ()
+    explained = max(found.values(), key=len)
+    pairs = [two for two in found if found[two] == explained]
+    groups = [[each for two in pairs if one in two for each in two if each is not one] for one in pairs[0]]
+    return groups[::-1], explained
+
+
+def likely(trials: Sequence[Trial], gap: Array, count: int) -> list[tuple[Trial, Trial]]:
+    """So many pairs at most, in the order of what their changes, added up, would leave of the difference.
+
+    Half of them, besides, have the mistake that alone would leave the least: what a large mistake leaves can be little,
+    and look like nothing that the small one does without it.
+    """
+    able = [t for t in trials if t.effect > 0 and len(t.change) == len(gap) and np.isfinite(t.change).all()]
+    if len(able) < 2 or not np.isfinite(gap).all():
+        return []
     changes = np.array([t.change for t in able])
     gram, along = changes @ changes.T, changes @ gap
     alone = gram.diagonal() - 2 * along
@@ -242,37 +243,17 @@ def pair(model: Model, rough: Model, faults: Sequence[str], trials: Sequence[Tri
         if not set(able[i].entry.stages) & set(able[j].entry.stages)  # or the second takes the first one's place
     }
     ranked = sorted(left, key=lambda at: left[at])
-    # what a large mistake leaves can be little, and look like nothing that the small one does without it
     largest = [at for at in ranked if alone.argmin() in at]
-    budget = (PAIRED_WIDE if book.config.n_embd >= WIDE else PAIRED) // len(model.seen[stage].formulas)
-    half = min(MOST_PAIRS, budget) // 2
-    likely = dict.fromkeys(ranked[:half] + largest[:half])
-    found: list[tuple[Trial, Trial, tuple[str, ...]]] = []
-    for i, j in likely:
-        a, b = able[i], able[j]
-        if together(rough.only(stage), a, b, stage).explained:
-            outcome = together(model, a, b, stage)
-            if stage in outcome.explained and outcome.against is None:
-                found.append((a, b, outcome.explained))
-    if not found:
-        return [], ()
-    most = max(len(explained) for _, _, explained in found)
-    explained = next(explained for _, _, explained in found if len(explained) == most)
-    (a, b), *others = [(one, two) for one, two, same in found if same == explained]
-    return [
-        [a, *(two if one is b else one for one, two in others if b in (one, two))],
-        [b, *(two if one is a else one for one, two in others if a in (one, two))],
-    ], explained
+    return [(able[i], able[j]) for i, j in dict.fromkeys(ranked[: count // 2] + largest[: count // 2])]
 
 
-def together(model: Model, one: Trial, two: Trial, stage: str) -> Trial:
-    """Try two mistakes at once; a stage counts as explained where each takes away most of what the other one leaves."""
+def together(model: Model, one: Trial, two: Trial, stage: str) -> tuple[str, ...]:
+    """What two mistakes explain at once; nothing, unless each takes away most of what the other leaves of a stage."""
     first, second = (model.with_it(each.entry, each.used) for each in (one, two))
     both = dict(first.changed(two.entry, two.used))
-    outcome = trial(model, {**first.seen, **both}.items(), one.entry, one.used)
-    if stage in both and all(model.judge.explains(stage, by.seen[stage], both[stage]) for by in (first, second)):
-        return outcome
-    return replace(outcome, explained=())
+    if stage not in both or not all(model.judge.explains(stage, m.seen[stage], both[stage]) for m in (first, second)):
+        return ()
+    return trial(model, {**first.seen, **both}.items(), one.entry, one.used, stage).explained
 
 
 def decide(judge: Judge, book: Textbook, group: Sequence[Mistake]) -> str:
@@ -283,12 +264,13 @@ def decide(judge: Judge, book: Textbook, group: Sequence[Mistake]) -> str:
         return "a prompt of several tokens"
     one, other = (run_all(entry.change(book), judge.cases)[0] for entry in group[:2])
     for stage in stages(min(len(one.book.layers), len(other.book.layers))):
-        if stage not in judge.stages:
-            x, y = plain(one[stage]), plain(other[stage])
-            if x.shape != y.shape:
-                return f"the stage {stage}"
+        if stage in judge.stages:
+            continue
+        x, y = plain(one[stage]), plain(other[stage])
+        same = x.shape == y.shape
+        if same:
             finite = np.isfinite(x) & np.isfinite(y)
             x, y = x[finite], y[finite]
-            if np.abs(x - y).max(initial=0) > 1000 * UNIT[judge.dtype] * np.abs(x).max(initial=0):
-                return f"the stage {stage}"
+        if not same or np.abs(x - y).max(initial=0) > 1000 * UNIT[judge.dtype] * np.abs(x).max(initial=0):
+            return f"the stage {stage}"
     return "another prompt, or weights further from each other"

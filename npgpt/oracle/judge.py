@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..parameters import Array
-from .arithmetic import plain
+from .arithmetic import as_computed, plain
+from .difference import in_tolerances, rms
 from .mistakes import Mistake
-from .rounding import Progress, own_rounding, rms
+from .rounding import FACTOR, FLIPS, Moved, Progress, errors
 from .textbook import Pass, Textbook, located
 from .theirs import OUTPUTS, Case
 
-ROUGH = 2.0  # tolerances up to which a stage may be explained where it is computed in float32
+# Tolerances that explain a stage, by the dtype in which it is computed: float32's own rounding may be in the way.
+EXPLAIN = {"float64": 1.0, "float32": 2.0}
 NEAR = 100.0  # tolerances, within which a mistake's own rounding is looked at
 ENERGY = 0.5  # of a difference's mean square, which a mistake may leave where it is to explain the stage
 
@@ -35,8 +37,9 @@ class View:
 class Seen:
     """One stage of theirs under a view: what it should be, how far theirs is from it, and what that rests on.
 
-    formulas: the names of all that was computed for it, read: of what theirs gave. below: the streams that enter the
-    blocks, by case. gap: the root mean square of the difference; ratio: the same in tolerances.
+    ours: by case, on the positions that theirs has. formulas: the names of all that was computed for it, read: of what
+    theirs gave. below: the streams that enter the blocks, by case. gap: the root mean square of the difference; ratio:
+    the same in tolerances.
     """
 
     view: View
@@ -52,8 +55,7 @@ class Seen:
 class Judge:
     """All that is held against each other; tolerances are by stage, tensors in float64.
 
-    exact: whether stages are computed in float64. In float32, twice as fast, its own rounding may be in the way: there
-    `most` tolerances explain a stage.
+    computed: the dtype in which stages are computed, float64 or float32, which is twice as fast.
     """
 
     cases: Sequence[Case]
@@ -61,19 +63,13 @@ class Judge:
     tolerances: Mapping[str, float]
     tensors: Mapping[str, Array]
     dtype: str
-    exact: bool = True
+    computed: str = "float64"
     progress: Progress | None = None
-
-    @property
-    def most(self) -> float:
-        """Tolerances that explain a stage."""
-        return 1.0 if self.exact else ROUGH
 
     def right(self, book: Textbook) -> Model:
         """Return every stage as the right model has it."""
-        if not self.exact:
-            book = replace(book, tensors={name: array.astype(np.float32) for name, array in book.tensors.items()})
-        view = View(book)
+        tensors = {name: array.astype(self.computed, copy=False) for name, array in book.tensors.items()}
+        view = View(replace(book, tensors=tensors))
         return Model(self, {stage: self.seen(stage, view) for stage in self.stages})
 
     def having(self, stage: str) -> list[Case]:
@@ -82,60 +78,56 @@ class Judge:
 
     def known(self, case: Case, view: View) -> dict[str, Array]:
         """What theirs gave and a stage may be computed from."""
-        given = {**case.given} | {k: v for k, v in case.theirs.items() if k not in (*OUTPUTS, "wpe", *view.dropped)}
-        return given if self.exact else {name: array.astype(np.float32) for name, array in given.items()}
+        left = {*OUTPUTS, "wpe", *view.dropped}
+        given = {**case.given, **case.theirs}
+        return {name: x.astype(self.computed, copy=False) for name, x in given.items() if name not in left}
 
     def seen(self, stage: str, view: View, before: Seen | None = None, first: int = 0) -> Seen:
         """Compute a stage from theirs below it. before: the same stage, whose blocks below `first` are taken over."""
         ours, streams = [], []
         formulas, read = {stage}, set[str]()
-        for number, case in enumerate(self.having(stage)):
-            known = self.known(case, view)
-            if before is not None and first:
-                known |= {k: v for k, v in before.below[number].items() if k == "embedding" or layer_of(k) < first}
+        if before is not None:
+            formulas, read = formulas | before.formulas, read | before.read
+        having = self.having(stage)
+        below = before.below if before is not None and first else [{} for _ in having]
+        same = {"embedding", *(f"h.{layer}" for layer in range(first))}
+        for case, taken in zip(having, below, strict=True):
+            known = self.known(case, view) | {name: x for name, x in taken.items() if name in same}
             run = Pass(view.book, case.token_ids, dict(known), case.padding)
             try:
-                ours.append(plain(run.compute(stage)))
+                ours.append(case.seen(stage, plain(run.compute(stage))))
             except (ValueError, IndexError):  # ids of another number than theirs, or a block that is not there
                 ours.append(np.zeros((0, 0, 0)))
             formulas |= run.asked - known.keys()
             read |= run.asked & known.keys()
             streams.append({k: v for k, v in run.known.items() if k == "embedding" or located(k)[1] == ""})
-        if before is not None:
-            formulas, read = formulas | before.formulas, read | before.read
-        gap = rms(stage, [case.theirs[stage] for case in self.having(stage)], ours)
-        return Seen(view, ours, frozenset(formulas), frozenset(read), streams, gap, self.ratio(stage, gap))
+        gap = rms(stage, [case.theirs[stage] for case in having], ours)
+        ratio = in_tolerances(gap, self.tolerances[stage])
+        return Seen(view, ours, frozenset(formulas), frozenset(read), streams, gap, ratio)
 
-    def ratio(self, stage: str, gap: float) -> float:
-        """A root mean square in tolerances."""
-        tolerance = self.tolerances[stage]
-        return gap / tolerance if tolerance else (0.0 if gap == 0 else math.inf)
-
-    def effect(self, stage: str, now: Seen, then: Seen) -> float:
-        """How far two views of a stage are from each other, in tolerances, on the positions that theirs has."""
-        return self.ratio(stage, rms(stage, self.shown(stage, then), now.ours))
-
-    def shown(self, stage: str, seen: Seen) -> list[Array]:
-        """What a view makes of a stage, on the positions that theirs has."""
-        return [case.seen(stage, ours) for case, ours in zip(self.having(stage), seen.ours, strict=True)]
-
-    def used(self, stage: str, now: Seen, then: Seen) -> bool:
-        """Whether a mistake's use explains a stage, and not only that what was given is not what was used."""
-        return self.explains(stage, self.seen(stage, View(now.view.book, then.view.dropped), now), then)
-
-    def explains(self, stage: str, now: Seen, then: Seen) -> bool:
+    def explains(self, stage: str, now: Seen, then: Seen, used: bool = False) -> bool:
         """Whether a view explains a stage: what it leaves is rounding, and most of what was there is gone.
 
-        A view's own rounding, which may be coarser than the right model's, counts where it is needed.
+        A view's own rounding, which may be coarser than the right model's, counts where it is needed. used: whether a
+        mistake's use has to explain it, and not only that what was given is not what was used.
         """
         if not then.gap**2 <= ENERGY * now.gap**2:
             return False
-        if then.ratio <= self.most or then.ratio >= NEAR:
-            return then.ratio <= self.most
-        having = self.having(stage)
-        known = [self.known(case, then.view) for case in having]
-        allowed = own_rounding(then.view.book, self.tensors, having, known, stage, then.ours, self.dtype)
-        return then.gap <= self.most * allowed
+        most = EXPLAIN[self.computed]
+        if then.ratio > most and (then.ratio >= NEAR or then.gap > most * self.own_rounding(stage, then)):
+            return False
+        return not used or self.explains(stage, self.seen(stage, View(now.view.book, then.view.dropped), now), then)
+
+    def own_rounding(self, stage: str, seen: Seen) -> float:
+        """How far rounding takes a stage of a view itself; 0 where to infinity."""
+        book, cases, dtype = seen.view.book, self.having(stage), self.dtype
+        known = [
+            {name: as_computed(x, dtype) for name, x in self.known(case, seen.view).items() if name != stage}
+            for case in cases
+        ]
+        books = (replace(book, tensors=Moved(self.tensors, dtype, n)) for n in range(FLIPS if book.flips else 1))
+        largest = max(errors(rough, cases, known, {stage: seen.ours})[stage] for rough in books)
+        return FACTOR * largest if math.isfinite(largest) else 0.0
 
 
 @dataclass(frozen=True)
@@ -168,16 +160,6 @@ class Model:
     def with_it(self, entry: Mistake, used: bool) -> Model:
         """The model with a mistake."""
         return replace(self, seen={**self.seen, **dict(self.changed(entry, used))})
-
-    def only(self, stage: str) -> Model:
-        """The model, of which one stage alone is looked at."""
-        return replace(self, seen={stage: self.seen[stage]})
-
-
-def layer_of(stage: str) -> int:
-    """The block of a stage, −1 for none."""
-    layer = located(stage)[0]
-    return -1 if layer is None else layer
 
 
 def touches(entry: Mistake, name: str) -> bool:

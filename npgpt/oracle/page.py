@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 
 from ..pictures import page as pages
-from .report import Report, Row, alike, beside, remarks
+from .report import Report, Row, remarks, said
 from .textbook import COMPARED, located
 
 STYLE = """
@@ -15,15 +15,20 @@ th { text-align: left; padding: .15rem .5rem; font-size: .85rem; color: var(--in
 td { min-width: 2.3rem; padding: .25rem .1rem; text-align: center; font-size: .75rem; }
 .blocks th[scope=col] { writing-mode: vertical-rl; transform: rotate(180deg); padding: .4rem .1rem; }
 td { border: 1px solid var(--paper); color: #111; } td.none { border: 0; }
-dt { font-weight: 600; margin-top: .8rem; } .legend td { min-width: 5rem; }
+dl { margin: 0; } dt { font-weight: 600; margin-top: .8rem; } .legend td { min-width: 5rem; }
 """
 
 
 def page(report: Report) -> str:
     """Return the whole page."""
-    body = [
-        f"<h1>{html.escape(report.verdict[0].upper() + report.verdict[1:])}.</h1>",
-        *findings(report),
+    body: list[str] = []
+    for head, below in said(report):
+        tag = "p" if body else "h1"
+        body += [f"<{tag}>{html.escape(head)}</{tag}>"] if head else []
+        for of, text in below:
+            term = f"<dt>{html.escape(of)}</dt>"
+            body.append(f"<dl>{term}<dd>{html.escape(text)}</dd></dl>" if of else f"<p>{html.escape(text)}</p>")
+    body += [
         "<h2>Error by block and stage, in tolerances</h2>",
         "<p>Up to 1 rounding explains it. Point at a cell for figures; framed is the first that differs.</p>",
         *heat_map(report.rows, report.first),
@@ -32,29 +37,11 @@ def page(report: Report) -> str:
     return "".join(pages.page("npgpt check", STYLE, ["\n".join(body)]))
 
 
-def findings(report: Report) -> Iterator[str]:
-    """What is wrong, and with which words it is known."""
-    where = [f"{stage}: {text}." for stage, text in report.where.items()]
-    for line in [*report.problems, *where, *report.notes]:
-        yield f"<p>{html.escape(line)}</p>"
-    for finding in report.diagnosis.findings:
-        yield from (f"<p>{html.escape(together)}:</p>" for together in alike(finding))
-        yield "<dl>"
-        for entry in finding.mistakes:
-            yield f"<dt>{html.escape(entry.name)}</dt>"
-            yield f"<dd>{html.escape(entry.explanation)} ({html.escape(entry.source)})</dd>"
-        yield "</dl>"
-        yield from (f"<p>{html.escape(remark)}</p>" for remark in beside(finding))
-    if report.diagnosis.unexplained is not None and not report.diagnosis.faint:
-        yield f"<p>{html.escape(report.diagnosis.unexplained)} is not explained by any known mistake.</p>"
-
-
 def heat_map(rows: list[Row], first: Row | None) -> Iterator[str]:
     """A row of cells for each block; what belongs to none stands above and below."""
     by_place = {located(row.stage): row for row in rows}
-    columns = [
-        name for name in COMPARED if any((layer, name) in by_place for layer, _ in by_place if layer is not None)
-    ]
+    within = {name for layer, name in by_place if layer is not None}
+    columns = [name for name in COMPARED if name in within]
     whole = [row for row in rows if located(row.stage)[0] is None]
     yield '<div class="scroll"><table><tr>'
     yield from (f'<th scope="col">{row.stage}</th>' for row in whole)

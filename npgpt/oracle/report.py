@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
-import numpy as np
-
-from ..parameters import Array
-from .diagnosis import Diagnosis, Finding
-from .rounding import CLEAR, FACTOR, Difference
-from .textbook import log_softmax
+from .diagnosis import Diagnosis
+from .difference import Difference, LogitStatistics
+from .rounding import CLEAR, FACTOR
 from .theirs import OUTPUTS
 
 SHOWN = 14  # stages in the printed table
@@ -28,18 +23,6 @@ class Row:
     stage: str
     difference: Difference
     alone: float | None = None  # in tolerances, from their own input
-
-
-@dataclass(frozen=True)
-class LogitStatistics:
-    """Theirs against the reference, over positions: KL divergence in nats, shares that agree, the shift in logits."""
-
-    kl_mean: float
-    kl_99: float
-    top_1: float
-    top_10: float
-    shift: float  # largest constant by which a position is shifted
-    shape_of_shift: bool  # whether nothing but such constants differs
 
 
 @dataclass(frozen=True)
@@ -60,11 +43,6 @@ class Report:
         return not self.problems and all(row.difference.ratio <= 1 for row in self.rows)
 
     @property
-    def whole(self) -> bool:
-        """Whether the model's output was compared, and so all that comes before it."""
-        return any(row.stage in OUTPUTS for row in self.rows)
-
-    @property
     def code(self) -> int:
         """Of the command's exit."""
         return 0 if self.matches else 1
@@ -83,32 +61,39 @@ class Report:
     def verdict(self) -> str:
         """One sentence."""
         if self.matches:
-            text = f"matches: rounding in {self.dtype} explains every difference, in {_stages(len(self.rows))}"
-            return text + ("" if self.whole else f"; nothing behind {self.rows[-1].stage} was given")
-        text = ""
-        if self.problems and not self.diagnosis.findings:
-            more = f"; and {len(self.problems) - 1} more" if len(self.problems) > 1 else ""
-            text = f"{self.problems[0]}{more}; "
+            behind = f"; nothing behind {self.rows[-1].stage} was given" if self.rows[-1].stage not in OUTPUTS else ""
+            return f"matches: rounding in {self.dtype} explains every difference, in {_stages(len(self.rows))}{behind}"
+        found, parts = self.diagnosis, list[str]()
+        if self.problems and not found.findings:
+            parts += [self.problems[0], f"and {len(self.problems) - 1} more"][: len(self.problems)]
         if self.first is None:
-            return f"differs: {text.removesuffix('; ')}"
-        text = f"differs: {text}{self.first.stage} is the first stage that rounding in {self.dtype} cannot explain"
-        if self.diagnosis.findings:
-            text += f"; it is {', and '.join(self.names)}"
-        if self.diagnosis.faint:
-            rest = "what is left is" if self.diagnosis.findings else "the difference is"
-            (at,) = (row for row in self.rows if row.stage == self.diagnosis.unexplained)
-            size = f"{at.difference.ratio:.2g} tolerances, rms {at.difference.rms:.2g}"
-            return f"{text}; {rest} too little ({size}; clear is {CLEAR:g}) to name a mistake by"
-        if self.diagnosis.unexplained is not None:
-            more = " more" if self.diagnosis.findings else ""
-            others = len(self.diagnosis.unknown) - 1
-            text += f"; no{more} known mistake explains {self.diagnosis.unexplained}"
-            text += f" and {_stages(others)} behind it" if others else ""
-        return text
+            return f"differs: {'; '.join(parts)}"
+        parts.append(f"{self.first.stage} is the first stage that rounding in {self.dtype} cannot explain")
+        if found.findings:
+            parts.append(f"it is {', and '.join(self.names)}")
+        if found.faint:
+            rest = "what is left is" if found.findings else "the difference is"
+            (at,) = (row.difference for row in self.rows if row.stage == found.unexplained)
+            size = f"{at.ratio:.2g} tolerances, rms {at.rms:.2g}"
+            parts.append(f"{rest} too little ({size}; clear is {CLEAR:g}) to name a mistake by")
+        elif found.unexplained is not None:
+            behind = f" and {_stages(len(found.unknown) - 1)} behind it" if len(found.unknown) > 1 else ""
+            known = "more known" if found.findings else "known"
+            parts.append(f"no {known} mistake explains {found.unexplained}{behind}")
+        return f"differs: {'; '.join(parts)}"
 
     def __str__(self) -> str:
-        indents = ((line, "    " if line.startswith("  ") else "") for line in lines(self))
-        return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent=indent) for line, indent in indents)
+        blocks = [
+            [*([head] if head else []), *(f"  {of}: {text}" if of else f"  {text}" for of, text in below)]
+            for head, below in said(self)
+        ]
+        blocks += [list(table(self))] if self.rows else []
+        blocks += [[remark] for remark in remarks(self)]
+
+        def filled(line: str) -> str:
+            return textwrap.fill(line, WIDTH, subsequent_indent="    " if line.startswith("  ") else "")
+
+        return "\n\n".join("\n".join(filled(line) for line in block) for block in blocks)
 
     def to_json(self) -> str:
         """Everything, for a program."""
@@ -142,7 +127,8 @@ class Report:
                 for row in self.rows
             ],
         }
-        return json.dumps(_finite(whole))
+        # JSON has no infinity: it becomes text
+        return json.dumps(json.loads(json.dumps(whole), parse_constant=lambda name: str(float(name))))
 
 
 @dataclass(frozen=True)
@@ -181,58 +167,28 @@ class GreedyReport:
         return f"Matches, up to a near tie: {where}; {margin}." if self.matches else f"Differs: {where}; {margin}."
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: it becomes text."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _stages(count: int) -> str:
     return f"{count} stage{'s' * (count != 1)}"
 
 
-def lines(report: Report) -> Iterator[str]:
-    """What is printed."""
-    yield report.verdict[0].upper() + report.verdict[1:] + "."
-    for problem in report.problems:
-        yield f"  {problem}"
-    for stage, text in report.where.items():
-        yield f"  {stage}: {text}"
-    for note in report.notes:  # under what conditions the verdict holds
-        yield f"  {note}"
+def said(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """What is said before the figures, in paragraphs: a sentence or none, and below it texts, each of what it is of."""
+    yield (
+        report.verdict[0].upper() + report.verdict[1:] + ".",
+        [*(("", text) for text in report.problems), *report.where.items(), *(("", text) for text in report.notes)],
+    )
     found = report.diagnosis
     for finding in found.findings:
-        yield ""
-        yield from (f"{together}:" for together in alike(finding))
-        for entry in finding.mistakes:
-            yield f"  {entry.name}: {entry.explanation} (known from: {entry.source})"
-        yield from (f"  {remark}" for remark in beside(finding))
+        below = [(entry.name, f"{entry.explanation} (known from: {entry.source})") for entry in finding.mistakes]
+        if finding.used:
+            text = "shows it: the stage that it is about is right, and is not what is used there."
+            below.append(("", f"{finding.stage} {text}"))
+        if finding.decide:
+            below.append(("", f"To decide: {finding.decide}."))
+        several = f"At {finding.stage}, one of these, which this data cannot tell apart:"
+        yield several if len(finding.mistakes) > 1 else "", below
     if found.unexplained is not None and not found.faint:
-        yield ""
-        yield f"{found.unexplained} is not explained by any known mistake. {sign(report)}"
-    if report.rows:
-        yield ""
-        yield from table(report)
-    for remark in remarks(report):
-        yield ""
-        yield remark
-
-
-def alike(finding: Finding) -> Iterator[str]:
-    """That several mistakes fit, where they do."""
-    if len(finding.mistakes) > 1:
-        yield f"At {finding.stage}, one of these, which this data cannot tell apart"
-
-
-def beside(finding: Finding) -> Iterator[str]:
-    """What is to be said of a finding besides its mistakes."""
-    if finding.used:
-        yield f"{finding.stage} shows it: the stage that it is about is right, and is not what is used there."
-    if finding.decide:
-        yield f"To decide: {finding.decide}."
+        yield f"{found.unexplained} is not explained by any known mistake. {sign(report)}", []
 
 
 def remarks(report: Report) -> Iterator[str]:
@@ -250,16 +206,18 @@ def remarks(report: Report) -> Iterator[str]:
 
 
 def sign(report: Report) -> str:
-    """What the first unexplained stage itself tells, or the experiments that tell most."""
+    """What the first unexplained stage itself tells, or the experiments that tell most, unless they were made."""
     stage = report.diagnosis.unexplained
     if stage in ("wte", "wpe", "embedding"):
         return "The embeddings themselves differ: are these the same weights, and the same ids?"
     if stage in OUTPUTS and any(row.stage == "ln_f" and row.difference.ratio <= 1 for row in report.rows):
         return "All that comes before it agrees: it is the output head, its weights, or what is done with its logits."
-    return (
-        "Are the weights and the ids the same? Two experiments tell most: does the first token alone (T = 1) agree? "
+    experiments = (
+        " Two experiments tell most: does the first token alone (T = 1) agree? "
         "Does a later token change an earlier position?"
     )
+    tried = any(note.startswith("Tried: ") for note in report.notes)
+    return f"Are the weights and the ids the same?{'' if tried else experiments}"
 
 
 HEAD = f"{'stage':<20}{'tolerances':>11}{'rms':>10}{'largest':>10}{'dB':>8}{'cosine':>10}{'ulps':>10}  from their input"
@@ -268,7 +226,7 @@ HEAD = f"{'stage':<20}{'tolerances':>11}{'rms':>10}{'largest':>10}{'dB':>8}{'cos
 def table(report: Report) -> Iterator[str]:
     """The stages round the first that differs."""
     rows = report.rows
-    at = next((place for place, row in enumerate(rows) if row.difference.ratio > 1), 0)
+    at = rows.index(report.first) if report.first else 0
     begin = max(0, min(at - 3, len(rows) - SHOWN))
     yield HEAD
     if begin:
@@ -290,27 +248,3 @@ def table(report: Report) -> Iterator[str]:
 def _rest(rows: Sequence[Row], where: str) -> str:
     """Rows that are not shown, in one."""
     return f"{'… ' + _stages(len(rows)) + ' ' + where:<20}{max(row.difference.ratio for row in rows):>11.3g} at most"
-
-
-def logit_statistics(pairs: Sequence[tuple[Array, Array] | None], tolerance: float) -> LogitStatistics | None:
-    """Of pairs of theirs and what is expected, each [rows, V]; None where there is a pair that cannot be compared."""
-    whole = [pair for pair in pairs if pair is not None and np.isfinite(pair[0]).all()]
-    if len(whole) < len(pairs):
-        return None
-    x, y = (np.concatenate([pair[side].reshape(-1, pair[side].shape[-1]) for pair in whole]) for side in (0, 1))
-    gap = x - y
-    shift = gap.mean(axis=-1, keepdims=True)
-    left = math.sqrt(float(np.square(gap - shift).mean()))
-    p, q = log_softmax(y), log_softmax(x)
-    kl = (np.exp(p) * (p - q)).sum(axis=-1)
-    count = min(10, x.shape[-1])
-    tops = [np.argpartition(-z, count - 1, axis=-1)[:, :count] for z in (x, y)]
-    shared = [len(set(a) & set(b)) / count for a, b in zip(*tops, strict=True)]
-    return LogitStatistics(
-        float(kl.mean()),
-        float(np.quantile(kl, 0.99)),
-        float((x.argmax(axis=-1) == y.argmax(axis=-1)).mean()),
-        float(np.mean(shared)),
-        float(np.abs(shift).max()),
-        bool(left <= tolerance < float(np.sqrt(np.square(gap).mean()))),
-    )

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..parameters import Array
-from .rounding import aligned
+from .difference import aligned, root
 from .textbook import located
 from .theirs import OUTPUTS
 
@@ -32,22 +32,18 @@ def where(stage: str, theirs: Sequence[Array], ours: Sequence[Array], tolerance:
         return "the shapes differ, so that nothing can be held against each other"
     if len({one.shape[1:] for one, _ in whole}) > 1:  # padded rows, each of its own length
         bad = [n for n, (one, other) in enumerate(whole) if root(one - other) > tolerance]
-        return f"{listed('row', bad, len(whole))} {'differs' if len(bad) == 1 else 'differ'}"
+        rows = listed("row", bad, len(whole)) if bad else "no single row"
+        return f"{rows} {'differ' if len(bad) > 1 else 'differs'}{'' if bad else ' by more than a tolerance'}"
     x, y = (np.concatenate([pair[side] for pair in whole]) for side in (0, 1))
     if not np.isfinite(x).all():
         return "; ".join(not_finite(x, y, tolerance))
     return "; ".join([*places(stage, x - y, tolerance, n_head), *relations(x, y, tolerance)])
 
 
-def root(x: Array) -> float:
-    """The root mean square."""
-    return float(np.sqrt(np.square(x).mean()))
-
-
 def not_finite(x: Array, y: Array, tolerance: float) -> Iterator[str]:
     """How many numbers are NaN or infinite, at which positions, and whether all others agree."""
     for name, found in (("NaN", np.isnan(x)), ("-inf", np.isneginf(x)), ("inf", np.isposinf(x))):
-        at = np.flatnonzero(found.any(axis=tuple(axis for axis in range(x.ndim) if axis != x.ndim - 2)))
+        at = np.unique(found.nonzero()[-2])
         if len(at):
             share = f"{found.sum() / found.size:.1%} of all numbers" if not found.all() else "every number"
             yield f"{share} {'are' if share[0].isdigit() else 'is'} {name}, {at_positions(at, x.shape[-2])}"
@@ -59,13 +55,13 @@ def not_finite(x: Array, y: Array, tolerance: float) -> Iterator[str]:
 def places(stage: str, gap: Array, tolerance: float, n_head: int) -> Iterator[str]:
     """Rows, heads, positions and channels, where not all of them differ."""
     local = located(stage)[1]
-    axes = {"row": 0, "position": 1, "id" if stage in OUTPUTS else "channel": 2}
+    axes = ("row", "position", "id" if stage in OUTPUTS else "channel")
     if local in BY_HEAD:
-        axes = {"row": 0, "head": 1, "position": 2}
+        axes = ("row", "head", "position")
     if local in IN_HEADS:
         gap = gap.reshape(*gap.shape[:2], n_head, -1)
-        axes = {"row": 0, "position": 1, "head": 2}
-    for name, axis in axes.items():
+        axes = ("row", "position", "head")
+    for axis, name in enumerate(axes):
         size = gap.shape[axis]
         squares = np.square(gap).mean(axis=tuple(a for a in range(gap.ndim) if a != axis))
         bad = np.flatnonzero(np.sqrt(squares) > tolerance)
@@ -103,20 +99,18 @@ def listed(name: str, bad: Sequence[int] | NDArray[np.intp], count: int) -> str:
 
 def relations(x: Array, y: Array, tolerance: float) -> Iterator[str]:
     """The first relation between theirs and ours that holds to rounding."""
-    every, last = tuple(range(x.ndim)), (x.ndim - 1,)
 
-    def times(axis: tuple[int, ...]) -> Array:
-        return np.asarray(
-            (x * y).sum(axis=axis, keepdims=True) / np.maximum((y * y).sum(axis=axis, keepdims=True), 1e-300)
-        )
+    def times(axis: int | None) -> Array:
+        products, squares = (np.sum(each * y, axis=axis, keepdims=True) for each in (x, y))
+        return np.asarray(products / np.maximum(squares, 1e-300))
 
-    scale = times(every)
+    gap, scale = x - y, times(None)
     ways: list[tuple[str, Callable[[], Array]]] = [
         ("theirs = 0 everywhere", lambda: x),
         (f"theirs = {scale.item():.6g} x ours, to rounding", lambda: (x - scale * y) / max(1.0, abs(scale.item()))),
-        ("theirs = ours + one constant, to rounding", lambda: x - y - (x - y).mean()),
-        ("theirs = ours + a constant for each position", lambda: x - y - (x - y).mean(axis=-1, keepdims=True)),
-        ("theirs = ours times a number for each position", lambda: x - times(last) * y),
+        ("theirs = ours + one constant, to rounding", lambda: gap - gap.mean()),
+        ("theirs = ours + a constant for each position", lambda: gap - gap.mean(axis=-1, keepdims=True)),
+        ("theirs = ours times a number for each position", lambda: x - times(-1) * y),
         ("each position has what the one before it should have", lambda: x[..., 1:, :] - y[..., :-1, :]),
         ("each position has what the one after it should have", lambda: x[..., :-1, :] - y[..., 1:, :]),
         ("rows are in another order", lambda: np.sort(x, axis=0) - np.sort(y, axis=0)),
@@ -124,6 +118,6 @@ def relations(x: Array, y: Array, tolerance: float) -> Iterator[str]:
     ]
     for text, left in ways:
         remains = left()
-        if remains.size and x.shape[-1] > 2 and root(remains) <= min(RELATED * tolerance, root(x - y) / 4):
+        if remains.size and x.shape[-1] > 2 and root(remains) <= min(RELATED * tolerance, root(gap) / 4):
             yield text
             return

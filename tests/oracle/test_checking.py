@@ -402,9 +402,13 @@ def test_what_can_be_run_is_experimented_with() -> None:
             formulas["visible"] = lambda s: np.ones((ids.shape[1], ids.shape[1]), bool)
         return single(Pass(textbook(CONFIG, ARRAYS).altered(formulas), ids)["logits"])
 
-    notes = npgpt.check(strange, IDS, MODEL).notes
-    assert "Tried: the first token alone differs as well." in notes
-    assert "Tried: another last token does not change earlier positions." in notes
+    report = npgpt.check(strange, IDS, MODEL)
+    assert "Tried: the first token alone differs as well." in report.notes
+    assert "Tried: another last token does not change earlier positions." in report.notes
+    said = " ".join(str(report).split())
+    assert "explained by any known mistake. Are the weights and the ids the same? stage" in said  # and then the table
+    said = " ".join(str(npgpt.check(strange(IDS), IDS, MODEL)).split())
+    assert "Are the weights and the ids the same? Two experiments tell most: does the first token alone" in said
     notes = npgpt.check(lambda ids: strange(ids, mask=False), IDS, MODEL).notes
     assert "Tried: another last token changes earlier positions." in notes
 

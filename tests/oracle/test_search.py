@@ -181,6 +181,14 @@ def test_heads_and_channels() -> None:
     )
 
 
+def test_padded_rows_are_told_with_nan_and_where_none_differs_by_itself() -> None:
+    ours = [np.ones((1, 5, 4)), np.ones((1, 3, 4))]
+    spoilt = [ours[0], np.full((1, 3, 4), np.nan)]
+    assert where("ln_f", spoilt, ours, 1e-6, 2) == "row 1 of 2 differs"
+    assert where("ln_f", [x + 1 for x in ours], ours, 1e-6, 2) == "rows 0 to 1 of 2 differ"
+    assert where("ln_f", ours, ours, 1e-6, 2) == "no single row differs by more than a tolerance"
+
+
 @given(st.sets(st.integers(0, 11), min_size=1), st.integers(0, 2**32 - 1))
 def test_positions_are_those_that_differ(bad: set[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
