@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import chain, repeat
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,40 +94,33 @@ class Firings:
             yield
 
     def _hooks(self, shown: list[list[Place]]) -> tuple[Callable[[Any, Any], None], Callable[[Any, Any, Any], None]]:
-        """Return what runs before and after a part. shown: its stages at each path where it stands; of several in one
-        block the nth firing in a turn is the nth.
-        """
-        layers, is_block = {group[0].layer for group in shown}, any(not group[0].local for group in shown)
-        kinds = list({tuple((place.local, place.is_input) for place in group): group for group in shown}.values())
-        coming = chain(shown, repeat(shown[0]))
-        turns: list[int | None] = []  # of each firing
-        known = {place.stage for place in self.places}
+        """Return what runs before and after a part. shown: its stages at each path where it stands, taken in turn."""
+        layers, is_block = {group[0].layer for group in shown}, not shown[0][0].local
+        coming, known = cycle(shown), {place.stage for place in self.places}
+        here, turn = shown[0], 0
 
         def before(_: Any, given: Any) -> None:
-            here = next(coming)[0]
-            self.fired[here.path] += 1
-            starts = is_block or not self.turns or (len(layers) == 1 and self.turns[-1] != here.layer)
-            if here.layer is not None and starts:
-                self.turns.append(here.layer)
-            turns.append(None if layers == {None} else len(self.turns) - 1)
+            nonlocal here, turn
+            here = next(coming)
+            path, layer = here[0].path, here[0].layer
+            self.fired[path] += 1
+            if layer is not None and (is_block or not self.turns or (len(layers) == 1 and self.turns[-1] != layer)):
+                self.turns.append(layer)
+            turn = len(self.turns) - 1
             keep(given, True)
-
-        def after(_: Any, given: Any, output: Any) -> None:
-            keep(output, False)
 
         def keep(value: Any, is_input: bool) -> None:
             """Keep the first of a stage that has all tokens."""
             value = value[0] if isinstance(value, (tuple, list)) and value else value
             sizes = tuple(getattr(value, "shape", ()))
-            for place in kinds[min(turns.count(turns[-1]), len(kinds)) - 1]:
-                stage = place._replace(layer=turns[-1]).stage
-                new = place.is_input == is_input and stage in known and stage not in self.stages
-                if new and len(sizes) in (2, 3) and sizes[-2] == self.shape[1]:
+            for place in here if len(sizes) in (2, 3) and sizes[-2] == self.shape[1] else ():
+                stage = place.stage if place.layer is None else place._replace(layer=turn).stage
+                if place.is_input == is_input and stage in known and stage not in self.stages:
                     whole = as_array(value).astype(np.float64).reshape(-1, *sizes[-2:])
                     rows = self.shape[0] if stage != "wpe" else len(whole)
                     self.stages[stage] = np.broadcast_to(whole, (rows, *whole.shape[1:]))
 
-        return before, after
+        return before, lambda part, given, output: keep(output, False)
 
     def told(self) -> tuple[list[str], list[str]]:
         """Return problems and notes: what ran wrongly, and what is only to be known, since weights of a part may be

@@ -67,8 +67,8 @@ def names(n_layer: int) -> dict[str, str]:
     """
     found = {stage: stage for stage in stages(n_layer)} | dict.fromkeys(LOG_PROBABILITIES, "log_probabilities")
     for stage in stages(n_layer):
-        layer, hook = located(stage)[0], described(stage).hook
-        if hook:
+        if hook := described(stage).hook:
+            layer = located(stage)[0]
             found[hook if layer is None else f"blocks.{layer}.{hook}"] = stage
     stream = ["embedding", *(f"h.{layer}" for layer in range(n_layer - 1))]  # as it enters each block
     for mark in "._":
@@ -99,10 +99,9 @@ def canonical(name: str, config: Config) -> tuple[str, bool]:
         return stage, is_hook(name) and described(stage).shape == HEADS
     if is_known(name, config):
         blocks = f"the model has {config.n_layer} blocks"
-        own = name.startswith("h.")
-        raise NpgptError(
-            f"there is no stage {name}: {blocks}, h.0 to h.{config.n_layer - 1}" if own else f"{name}: {blocks}"
-        )
+        if not name.startswith("h."):
+            raise NpgptError(f"{name}: {blocks}")
+        raise NpgptError(f"there is no stage {name}: {blocks}, h.0 to h.{config.n_layer - 1}")
     raise NpgptError(
         f"{name!r:.80} is no stage that npgpt knows; there are wte, wpe, embedding, h.N, "
         f"{', '.join('h.N.' + local for local in COMPARED if local)}, ln_f, logits, log_probabilities; hidden_states.N "
