@@ -237,6 +237,16 @@ def test_one_block_for_all_is_told() -> None:
     assert report.first is None
 
 
+def test_a_part_at_two_places_is_each_of_them_in_turn() -> None:
+    """Of a model that runs twice too, no block ran more often than another."""
+    module = book()
+    module.trf_blocks[2] = module.trf_blocks[0]
+    replaced(module, lambda self, ids: [type(self).forward(self, ids) for _ in range(2)][1])
+    assert npgpt.check(module, IDS).problems == [
+        "trf_blocks.0 and trf_blocks.2 are one and the same module, whose weights are used 2 times"
+    ]
+
+
 def test_parts_that_stand_or_run_in_anothers_place() -> None:
     def norm_twice(self: Any, x: Any, use_cache: bool = False) -> Any:
         x = x + self.att(self.norm1(x))
