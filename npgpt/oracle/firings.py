@@ -133,7 +133,8 @@ class Firings:
         for place in self.places:
             if place.path in self.fired and place.is_own:
                 within.setdefault(place.layer, {})[place.path] = self.fired[place.path]
-        ran = {path: self.fired.get(path, 0) or max(within[layer].values()) for layer, path in blocks.items()}
+        most = {layer: max(counts.values()) for layer, counts in within.items()}
+        ran = {path: self.fired.get(path, 0) or most.get(layer, 0) for layer, path in blocks.items()}
         order = list(dict.fromkeys(self.turns))
         problems = self._sharing(len(blocks))
         if uneven := _uneven(ran):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,8 +27,8 @@ HIDDEN = {
 class Comparison:
     """What is wrong with weights, a line each, and what is other but right."""
 
-    problems: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    problems: list[str]
+    notes: list[str]
 
 
 @np.errstate(all="ignore")  # what is infinite is told

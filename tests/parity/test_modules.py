@@ -377,6 +377,28 @@ def test_a_compiled_module_is_seen_and_perturbed(recwarn: pytest.WarningsRecorde
     assert not recwarn.list
 
 
+class Hidden(BASE):  # type: ignore[misc]
+    """A block of which nobody sees the parts, though its state has their names."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.__dict__["inner"] = inner
+
+    def forward(self, x: Any, use_cache: bool = False) -> Any:
+        return self.inner(x)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.inner.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+
+
+def test_a_block_whose_parts_are_not_seen() -> None:
+    module = book()
+    module.trf_blocks[1] = Hidden(module.trf_blocks[1])
+    report = npgpt.check(module, IDS, model())
+    assert report.matches, str(report)
+    assert len(report.rows) == 30
+
+
 def said(theirs: Any, weights: Any) -> Report:
     return npgpt.check(theirs, IDS, weights)
 
