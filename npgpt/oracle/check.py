@@ -238,12 +238,8 @@ def opened(weights: Weights | None, n_head: int | None = None) -> LanguageModel:
     """The model of that name or path, of a module or of a state dict; the embedded one for None."""
     if isinstance(weights, LanguageModel):
         return weights
-    if modules.is_module(weights):
-        module = modules.open_module(weights, n_head, None)
-        return modules.as_language_model(type(weights).__name__, module.stored)
-    if isinstance(weights, Mapping):
-        stored = modules.stored(modules.state_of(weights), "weights", lambda: n_head, None)
-        return modules.as_language_model("weights", stored)
+    if modules.is_module(weights) or isinstance(weights, Mapping):
+        return modules.as_language_model(weights, n_head)
     if weights is not None and not isinstance(weights, (str, os.PathLike)):
         raise NpgptError(f"weights must be a model, its name or path, a module or a state dict, not {weights!r:.80}")
     return load(weights, dtype="float64", n_head=n_head)

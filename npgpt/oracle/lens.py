@@ -7,7 +7,7 @@ the same. Here the reference is processed in the same way, so that stages can be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,8 +20,7 @@ from .theirs import Case, Taken
 
 # what is in the stream, or enters it
 STREAM = ("wte", "wpe", "embedding", "attn.c_proj", "attn.residual", "mlp.c_proj", "")
-WRITERS = ("wte.weight", "wpe.weight")
-BLOCK_WRITERS = ("attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")
+WRITERS = ("wte.weight", "wpe.weight", "attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")
 VALUES = ("attn.v", "attn.value", "attn.heads", "attn.merged")
 NORMS = ("ln_1", "ln_2", "ln_f")
 EQUAL = 1e-2  # of a bias' mean square, within which values differ by it
@@ -31,38 +30,40 @@ ZERO_OUTPUT = 1e-4  # and of ids, which are more
 
 def undone(config: Config, tensors: Mapping[str, Array], taken: Taken) -> tuple[Config, dict[str, Array], Taken]:
     """Return the reference with the processing that theirs has had, theirs with LayerNorms' gains, and notes on it."""
-    found, told, given = dict(tensors), [], taken.cases
+    found, told, cases = dict(tensors), [], taken.cases
     if not taken.hooks:
         return config, found, taken
-    ours = Pass(textbook(config, tensors), given[0].token_ids)
-    if bare := [stage for stage in _given(given[:1], NORMS) if _is_bare(stage, given[0].theirs[stage], ours)]:
+    theirs, ours = cases[0].theirs, Pass(textbook(config, tensors), cases[0].token_ids)
+    kinds = (NORMS, VALUES, STREAM, ("logits",))
+    norms, values, stream, logits = ([stage for stage in theirs if located(stage)[1] in kind] for kind in kinds)
+    if bare := [stage for stage in norms if _is_bare(stage, theirs[stage], ours)]:
         told.append("LayerNorms without their gain and bias, which were put in")
-        given = [_with_gains(case, bare, tensors) for case in given]
-    values = next(_given(given[:1], VALUES), None)  # the first, on which the fewest mistakes tell
-    centred = _is_processed(STREAM, given, tensors["wte.weight"], ZERO)
-    if values is not None and _has_no_bias(values, given[0].theirs[values], ours, centred):
+        cases = [
+            replace(case, theirs={**case.theirs, **{s: _with_gain(s, case.theirs[s], tensors) for s in bare}})
+            for case in cases
+        ]
+    head = tensors["wte.weight" if config.tie_word_embeddings else "lm_head.weight"]
+    centred = _is_processed(stream, cases, tensors["wte.weight"], ZERO)
+    if values and _has_no_bias(values[0], theirs[values[0]], ours, centred):  # the first, on which fewest mistakes tell
         told.append("value biases moved into attn.c_proj's")
         _fold_values(config, found)
-    head = tensors["wte.weight" if config.tie_word_embeddings else "lm_head.weight"]
     if centred:
         told.append("the stream without its mean over the channels")
+        writers = [name for name in found if located(name)[1] in WRITERS]
+        found |= {name: found[name] - found[name].mean(axis=-1, keepdims=True) for name in writers}
         found["lm_head.weight"] = head
-        writers = [f"h.{layer}.{name}" for layer in range(config.n_layer) for name in BLOCK_WRITERS]
-        found |= {name: found[name] - found[name].mean(axis=-1, keepdims=True) for name in (*WRITERS, *writers)}
-    if _is_processed(("logits",), given, head.T, ZERO_OUTPUT):
+    if _is_processed(logits, cases, head.T, ZERO_OUTPUT):
         told.append("logits without their mean over the ids")
         found["lm_head.weight"] = head - head.mean(axis=0)
     if not told:
         return config, found, taken
     note = f"Theirs is processed, as by TransformerLens ({'; '.join(told)}): the reference was processed likewise."
     untied = replace(config, tie_word_embeddings="lm_head.weight" not in found)
-    return untied, found, replace(taken, cases=given, notes=[*taken.notes, note])
+    return untied, found, replace(taken, cases=cases, notes=[*taken.notes, note])
 
 
-def _given(cases: list[Case], locals_: tuple[str, ...]) -> Iterator[str]:
-    """The stages of these names within their block that theirs has."""
-    names = dict.fromkeys(stage for case in cases for stage in case.theirs)
-    return (stage for stage in names if located(stage)[1] in locals_)
+def _size(array: Array) -> float:
+    return float(np.square(array).mean())
 
 
 def _is_zero(array: Array, limit: float) -> bool:
@@ -70,16 +71,20 @@ def _is_zero(array: Array, limit: float) -> bool:
     return _size(array.mean(axis=-1)) <= limit**2 * _size(array)
 
 
-def _is_processed(names: tuple[str, ...], cases: list[Case], weight: Array, limit: float) -> bool:
-    """Whether stages of these names are given, all with a mean of zero, and ours have another: the weight has."""
-    arrays = [case.theirs[stage] for case in cases for stage in _given([case], names)]
-    return bool(arrays) and all(_is_zero(array, limit) for array in arrays) and not _is_zero(weight, limit)
+def _is_processed(stages: Sequence[str], cases: Sequence[Case], weight: Array, limit: float) -> bool:
+    """Whether there are such stages, all with a mean of zero, and ours have another: the weight has."""
+    zero = [_is_zero(case.theirs[stage], limit) for case in cases for stage in stages]
+    return bool(zero) and all(zero) and not _is_zero(weight, limit)
+
+
+def _with_gain(stage: str, array: Array, tensors: Mapping[str, Array]) -> Array:
+    return array * tensors[f"{stage}.weight"] + tensors[f"{stage}.bias"]
 
 
 def _is_bare(stage: str, theirs: Array, ours: Pass) -> bool:
     """Whether a LayerNorm has a mean of zero, and is nearer to ours with its gain and bias put in than as it is."""
-    gain, bias = (ours.book.tensors[f"{stage}.{kind}"] for kind in ("weight", "bias"))
-    return _is_zero(theirs, ZERO) and _size(theirs * gain + bias - ours[stage]) < _size(theirs - ours[stage])
+    whole = _with_gain(stage, theirs, ours.book.tensors)
+    return _is_zero(theirs, ZERO) and _size(whole - ours[stage]) < _size(theirs - ours[stage])
 
 
 def _has_no_bias(stage: str, theirs: Array, ours: Pass, roughly: bool) -> bool:
@@ -91,24 +96,9 @@ def _has_no_bias(stage: str, theirs: Array, ours: Pass, roughly: bool) -> bool:
     return _size(gap + bias) < (_size(gap) if roughly else EQUAL * _size(bias))
 
 
-def _size(array: Array) -> float:
-    return float(np.square(array).mean())
-
-
-def _with_gains(case: Case, stages: list[str], tensors: Mapping[str, Array]) -> Case:
-    with_gains = {
-        stage: case.theirs[stage] * tensors[f"{stage}.weight"] + tensors[f"{stage}.bias"]
-        for stage in stages
-        if stage in case.theirs
-    }
-    return replace(case, theirs={**case.theirs, **with_gains})
-
-
 def _fold_values(config: Config, tensors: dict[str, Array]) -> None:
-    C = config.n_embd
     for layer in range(config.n_layer):
-        attn = f"h.{layer}.attn"
-        bias = tensors[f"{attn}.c_attn.bias"].copy()
-        moved = bias[2 * C :] @ tensors[f"{attn}.c_proj.weight"]
-        bias[2 * C :] = 0
-        tensors |= {f"{attn}.c_attn.bias": bias, f"{attn}.c_proj.bias": tensors[f"{attn}.c_proj.bias"] + moved}
+        own, out = f"h.{layer}.attn.c_attn.bias", f"h.{layer}.attn.c_proj"
+        *kept, moved = np.split(tensors[own], 3)
+        tensors[own] = np.concatenate([*kept, np.zeros_like(moved)])
+        tensors[f"{out}.bias"] = tensors[f"{out}.bias"] + moved @ tensors[f"{out}.weight"]

@@ -5,9 +5,8 @@ torch is never imported: everything goes through the module's own methods.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,13 @@ from ..text.tokenizer import Tokenizer
 from ..text.vocabularies import load_tokenizer
 from .arithmetic import UNIT
 from .conditions import PERTURBED, as_judged, perturbation
-from .firings import THIRDS, Firings, Place
+from .firings import Firings, Place, places
 from .outputs import as_array, logits_of, raised
 from .running import Ids, invoke
-from .textbook import BLOCK, located
 from .weights import HEAD, WTE, listed
 
-INPUTS = {"attn.c_proj": "attn.merged", "ln_2": "attn.residual"}  # what a part is given
-BESIDE = {"wte": (("drop", "drop_emb"), "embedding"), "mlp.c_fc": (("act", "gelu", "1"), "mlp.act")}  # without tensors
-# What a part alone lacks in front of its tensors' names, for them to be a whole model's.
-PREFIXES = {
-    "attention": ("h.0.attn.", "trf_blocks.0.att."),
-    "mlp": ("h.0.mlp.", "trf_blocks.0.ff."),
-    "layer_norm": ("trf_blocks.0.norm1.",),
-    "block": ("h.0.", "trf_blocks.0."),
-}
+# Where the names of a part's tensors begin in a block.
+PREFIXES = {"attention": "attn.", "mlp": "mlp.", "layer_norm": "ln_1.", "block": ""}
 # What people call a LayerNorm's gain and bias.
 OF_NORMS = dict.fromkeys(("gamma", "gain", "g", "a_2"), "weight") | dict.fromkeys(("beta", "b", "b_2"), "bias")
 
@@ -105,25 +96,18 @@ class Module:
 
         They are its tensors too, by which the reference is run.
         """
-        own = {part for source in self.stored.sources.values() for part in source.parts}
-        changed = perturbation(self.module, {self.stored.bare[part].name for part in own})
+        bare, sources = self.stored.bare, self.stored.sources
+        own = {bare[part].name for source in sources.values() for part in source.parts}
+        changed = perturbation(self.module, own)
         if not changed:
             return self, []
-        data = {name: value for name, _, value in changed}
-        bare = {
-            key: _tensor(tensor.path, tensor.name, as_array(data[tensor.name])) if tensor.name in data else tensor
-            for key, tensor in self.stored.bare.items()
-        }
+        data = {name: as_array(value) for name, _, value in changed}
+        bare = {key: _tensor(x.path, x.name, data[x.name]) if x.name in data else x for key, x in bare.items()}
         stored = replace(self.stored, bare=bare)
-        moved = [
-            name
-            for name, source in stored.sources.items()
-            if any(bare[part].name in data for part in source.parts) and name in self.tensors
-        ]
-        note = PERTURBED.format(listed(moved, self.config.n_layer))
+        moved = [name for name, source in sources.items() if any(bare[part].name in data for part in source.parts)]
         tensors = {**self.tensors, **{name: stored.in_float64(name) for name in moved}}
         pairs = [(parameter, value) for _, parameter, value in changed]
-        return replace(self, tensors=tensors, stored=stored, changed=pairs), [note]
+        return replace(self, tensors=tensors, changed=pairs), [PERTURBED.format(listed(moved, self.config.n_layer))]
 
 
 def is_module(theirs: object) -> bool:
@@ -150,27 +134,26 @@ def _tensor(path: Path, name: str, array: NDArray[Any]) -> Tensor:
     return Tensor(path, name, data, str(array.dtype), array.shape, 0)  # type: ignore[arg-type]
 
 
-def stored(
-    state: Mapping[str, Any], title: str, n_head: Callable[[], int | None], config: Config | None, **stated: Any
-) -> Stored:
-    """Return the tensors of a module's state or of a state dict, with the configuration that they tell.
+def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
+    """Return the tensors of a module or of a state dict, with the configuration that they tell, unless one is given.
 
-    n_head is asked for where config is None; stated is what is known besides. Raises NpgptError where the names are
-    nobody's, and where a tensor is missing or has another shape.
+    A module states its n_head, and all else is GPT-2's; a state dict is as its naming scheme assumes. Raises NpgptError
+    where the names are nobody's, where a tensor is missing or has another shape, and where nothing tells n_head.
     """
-    bare = unwrapped(stored_tensors(state, title))
+    is_whole = is_module(theirs)
+    title = type(theirs).__name__ if is_whole else "weights"
+    bare = unwrapped(stored_tensors(theirs.state_dict() if is_whole else state_of(theirs), title))
     scheme = names.choose(None, bare, title)
     sources = scheme.translate(bare)
-    head, wte = (sources.get(key) for key in (HEAD, WTE))
-    tied = head is None or (
-        wte is not None and np.array_equal(bare[head.parts[0]].stored(), bare[wte.parts[0]].stored())
-    )
+    head, wte = (bare[sources[key].parts[0]].stored() if key in sources else None for key in (HEAD, WTE))
+    tied = head is None or (wte is not None and np.array_equal(head, wte))
     if tied:
         sources.pop(HEAD, None)
     shapes = {key: source.shape(bare) for key, source in sources.items()}
     if config is None:
-        fields = {"activation_function": "gelu_new", **scheme.assumes, "tie_word_embeddings": tied, **stated}
-        config = complete(fields, {key: shape for key, shape in shapes.items() if shape is not None}, n_head(), title)
+        n_head = n_head or (stated_n_head(theirs) if is_whole else None)
+        assumed = {"activation_function": "gelu_new"} | ({} if is_whole else dict(scheme.assumes))
+        config = complete(assumed | {"tie_word_embeddings": tied}, shapes, n_head, title)
     known = schema(config)
     strange = [key for key in sources if key not in known and key != HEAD]
     if all(key in sources for key in known):  # else what is strange may be what is missing
@@ -182,21 +165,21 @@ def stored(
 
 def state_of(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the state dict in a mapping: itself, or the first within it, as training programs keep one."""
-    inner = [value for value in mapping.values() if isinstance(value, Mapping)]
-    if any(hasattr(value, "shape") for value in mapping.values()):
-        return mapping
-    return next((each for each in inner if any(hasattr(value, "shape") for value in each.values())), mapping)
+    states = (mapping, *(value for value in mapping.values() if isinstance(value, Mapping)))
+    return next((state for state in states if any(hasattr(value, "shape") for value in state.values())), mapping)
 
 
-def as_language_model(title: str, found: Stored) -> LanguageModel:
-    """Return the model in float64; text is GPT-2's where its ids are."""
+def as_language_model(theirs: Any, n_head: int | None) -> LanguageModel:
+    """Return the model of a module's or a state dict's weights in float64; text is GPT-2's where its ids are."""
+    found = stored(theirs, n_head, None)
+    title = type(theirs).__name__ if is_module(theirs) else "weights"
 
     def tokenizer() -> Tokenizer:
         if found.config.vocab_size not in GPT2_VOCAB_SIZES:
             raise NpgptError(f"{found.config.vocab_size} ids are not GPT-2's: give ids")
         return load_tokenizer("gpt2")
 
-    arrays = {name: found.in_float64(name) for name in schema(found.config)}
+    arrays = {name: found.in_float64(name) for name in found.sources}
     return LanguageModel(title, found.config, from_arrays(found.config, arrays), tokenizer)
 
 
@@ -215,38 +198,12 @@ def open_module(module: Any, n_head: int | None, config: Config | None) -> Modul
     """The module's own weights are taken as they are, its n_head as it states it; all else is GPT-2's, unless config
     says otherwise. Raises NpgptError where its names are nobody's, and where it does not say n_head.
     """
-    title = type(module).__name__
-    found = stored(
-        module.state_dict(), title, lambda: n_head or stated_n_head(module), config, activation_function="gelu_new"
-    )
+    found = stored(module, n_head, config)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     strange = [name for name in found.strange if name in parameters]  # a buffer is no weight
-    owners = {
-        key: [found.bare[part].name.rpartition(".")[0] for part in source.parts]
-        for key, source in found.sources.items()
-    }
+    owners = {key: [found.bare[part].name for part in source.parts] for key, source in found.sources.items()}
     tensors = {name: found.in_float64(name) for name in found.sources}
     return Module(module, tensors, replace(found, strange=strange), dtype_of(module), list(places(owners)))
-
-
-def places(owners: Mapping[str, Sequence[str]]) -> Iterator[Place]:
-    """Where a module shows its stages. owners: by canonical name of a tensor, the paths of the parts that hold it."""
-    for name, paths in owners.items():
-        part, _, kind = name.rpartition(".")
-        layer, local = located(part)
-        if kind != "weight" or part == "lm_head":
-            continue
-        block = "" if layer is None else f"h.{layer}."
-        parent = paths[0].rpartition(".")[0]
-        shown = [local] if len(paths) == 1 else THIRDS
-        yield from ((path, block + stage, False) for path, stage in zip(paths, shown, strict=True))
-        if local in INPUTS:
-            yield paths[0], block + INPUTS[local], True
-        if local in BESIDE:
-            beside, stage = BESIDE[local]
-            yield from ((f"{parent}.{path}".lstrip("."), block + stage, False) for path in beside)
-        if local == "ln_1":
-            yield parent, f"h.{layer}", False
 
 
 def part_tensors(part: str, module: Any) -> dict[str, Array]:
@@ -255,30 +212,35 @@ def part_tensors(part: str, module: Any) -> dict[str, Array]:
     Parts of the part may be wrapped: the end of a name is enough.
     """
     is_conv = any(type(each).__name__ == "Conv1D" for _, each in module.named_modules())
-    schemes = {"h": "huggingface" if is_conv else "nanogpt", "trf_blocks": "llms-from-scratch"}
-    whole: dict[str, dict[str, Tensor]] = {scheme: {} for scheme in schemes.values()}
-    for name, tensor in stored_tensors(module.state_dict(), type(module).__name__).items():
-        prefixes = PREFIXES[part]
-        if part == "block":
-            prefixes += PREFIXES["mlp" if "mlp" in name or "ff" in name else "attention"]
-        ends = name.split(".")
-        ends[-1] = OF_NORMS.get(ends[-1], ends[-1])
-        for prefix, start in product(prefixes, range(len(ends))):
-            scheme, key = schemes[prefix.split(".")[0]], prefix + ".".join(ends[start:])
-            sources = names.choose(scheme, {}, "").translate({key: tensor})
-            if any(source.parts and canonical.removeprefix("h.0.") in BLOCK for canonical, source in sources.items()):
-                whole[scheme].setdefault(key, tensor)
-                break
+    state = stored_tensors(module.state_dict(), type(module).__name__)
     found: dict[str, Array] = {}
-    for scheme, tensors in whole.items():
-        for canonical, source in names.choose(scheme, {}, "").translate(tensors).items():
-            local = canonical.removeprefix("h.0.")
-            if source.parts and local in BLOCK:
-                found.setdefault(local, np.ascontiguousarray(source.stored(tensors)[0], np.float64))
+    for scheme in (names.LLMS_FROM_SCRATCH, names.HUGGING_FACE if is_conv else names.NANOGPT):
+        whole: dict[str, Tensor] = {}
+        for name, tensor in state.items():
+            if key := _whole_name(scheme, part, name):
+                whole.setdefault(key, tensor)
+        for canonical, source in scheme.translate(whole).items():
+            if source.parts:
+                array = np.ascontiguousarray(source.stored(whole)[0], np.float64)
+                found.setdefault(canonical.removeprefix("h.0."), array)
     if part == "mlp" and not {"mlp.c_fc.weight", "mlp.c_proj.weight"} <= found.keys():
         found = _by_order(module) or found
     weights = {name.removesuffix("weight"): array for name, array in found.items() if name.endswith("weight")}
     return {f"{name}bias": np.zeros(array.shape[-1]) for name, array in weights.items()} | found
+
+
+def _whole_name(scheme: names.Scheme, part: str, name: str) -> str:
+    """The name that a tensor of a part would have in a whole model, as its end tells; nothing where it does not."""
+    path, _, last = name.rpartition(".")
+    name = f".{path}.{OF_NORMS.get(last, last)}"
+    ends = [(PREFIXES[part], 3)]
+    if part == "block":  # by its name within the block, else by that within the attention or the MLP
+        ends = [("", 2), ("mlp." if "mlp" in path or "ff" in path else "attn.", 3)]
+    for own, outer in ends:
+        for theirs, (ours, _) in scheme.tensors.items():
+            if ours.startswith(f"h.*.{own}") and name.endswith(f".{theirs.split('.', outer)[-1]}"):
+                return theirs.replace("*", "0")
+    return ""
 
 
 def _by_order(module: Any) -> dict[str, Array]:

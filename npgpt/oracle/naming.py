@@ -13,34 +13,28 @@ from .textbook import COMPARED, located, stages
 
 
 class Stage(NamedTuple):
-    """A stage's shape in letters, as README.md has them, its TransformerLens hook, and the hook's shape if another."""
+    """A stage's shape in letters, as README.md has them, and its TransformerLens hook."""
 
     shape: str
     hook: str = ""
-    hook_shape: str = ""
 
 
 HEADS, HOOKED = "B H T D", "B T H D"  # TransformerLens has the heads behind the tokens
-OF_MODEL = {
+STAGES = {  # those of a block with h.N. in front, and blocks.N. in front of the hook
     "wte": Stage("B T C", "hook_embed"),
     "wpe": Stage("1 T C", "hook_pos_embed"),
     "embedding": Stage("B T C"),
-    "ln_f": Stage("B T C", "ln_final.hook_normalized"),
-    "logits": Stage("B T V"),
-    "log_probabilities": Stage("B T V"),
-}
-OF_BLOCK = {  # h.N. in front, blocks.N. in front of a hook
     "ln_1": Stage("B T C", "ln1.hook_normalized"),
     "attn.c_attn": Stage("B T 3C"),
     "attn.query": Stage("B T C"),
     "attn.key": Stage("B T C"),
     "attn.value": Stage("B T C"),
-    "attn.q": Stage(HEADS, "attn.hook_q", HOOKED),
-    "attn.k": Stage(HEADS, "attn.hook_k", HOOKED),
-    "attn.v": Stage(HEADS, "attn.hook_v", HOOKED),
+    "attn.q": Stage(HEADS, "attn.hook_q"),
+    "attn.k": Stage(HEADS, "attn.hook_k"),
+    "attn.v": Stage(HEADS, "attn.hook_v"),
     "attn.scores": Stage("B H T T", "attn.hook_attn_scores"),
     "attn.weights": Stage("B H T T", "attn.hook_pattern"),
-    "attn.heads": Stage(HEADS, "attn.hook_z", HOOKED),
+    "attn.heads": Stage(HEADS, "attn.hook_z"),
     "attn.merged": Stage("B T C"),
     "attn.c_proj": Stage("B T C", "hook_attn_out"),
     "attn.residual": Stage("B T C", "hook_resid_mid"),
@@ -48,7 +42,10 @@ OF_BLOCK = {  # h.N. in front, blocks.N. in front of a hook
     "mlp.c_fc": Stage("B T F", "mlp.hook_pre"),
     "mlp.act": Stage("B T F", "mlp.hook_post"),
     "mlp.c_proj": Stage("B T C", "hook_mlp_out"),
-    "": Stage("B T C", "hook_resid_post"),
+    "": Stage("B T C", "hook_resid_post"),  # the block's output
+    "ln_f": Stage("B T C", "ln_final.hook_normalized"),
+    "logits": Stage("B T V"),
+    "log_probabilities": Stage("B T V"),
 }
 SAME = {"attn.q": "attn.query", "attn.k": "attn.key", "attn.v": "attn.value", "attn.heads": "attn.merged"}  # merged
 SPLIT = {merged: heads for heads, merged in SAME.items()}
@@ -60,8 +57,7 @@ AROUND = {"transformer", "intermediates", CALL}  # parts of flax's paths that sa
 
 def described(stage: str) -> Stage:
     """Return the row of a stage."""
-    layer, local = located(stage)
-    return (OF_MODEL if layer is None else OF_BLOCK)[local]
+    return STAGES[located(stage)[1]]
 
 
 @cache
@@ -70,17 +66,15 @@ def names(n_layer: int) -> dict[str, str]:
     ln_f) and attentions.N, TransformerLens's hooks.
     """
     found = {stage: stage for stage in stages(n_layer)} | dict.fromkeys(LOG_PROBABILITIES, "log_probabilities")
-    found |= {row.hook: stage for stage, row in OF_MODEL.items() if row.hook}
-    stream = ["embedding", *(f"h.{layer}" for layer in range(n_layer))]
+    for stage in stages(n_layer):
+        if hook := described(stage).hook:
+            layer = located(stage)[0]
+            found[hook if layer is None else f"blocks.{layer}.{hook}"] = stage
+    stream = ["embedding", *(f"h.{layer}" for layer in range(n_layer - 1))]  # as it enters each block
     for mark in "._":
-        found |= {f"hidden_states{mark}{number}": stage for number, stage in enumerate([*stream[:-1], "ln_f"])}
+        found |= {f"hidden_states{mark}{number}": stage for number, stage in enumerate([*stream, "ln_f"])}
         found |= {f"attentions{mark}{layer}": f"h.{layer}.attn.weights" for layer in range(n_layer)}
-    for layer in range(n_layer):
-        found[f"blocks.{layer}.hook_resid_pre"] = stream[layer]
-        for local, row in OF_BLOCK.items():
-            if row.hook:
-                found[f"blocks.{layer}.{row.hook}"] = f"h.{layer}.{local}".rstrip(".")
-    return found
+    return found | {f"blocks.{layer}.hook_resid_pre": stream[layer] for layer in range(n_layer)}
 
 
 def is_hook(name: str) -> bool:
@@ -102,13 +96,12 @@ def canonical(name: str, config: Config) -> tuple[str, bool]:
     known = names(config.n_layer)
     if name in known:
         stage = known[name]
-        return stage, is_hook(name) and described(stage).hook_shape == HOOKED
+        return stage, is_hook(name) and described(stage).shape == HEADS
     if is_known(name, config):
+        blocks = f"the model has {config.n_layer} blocks"
         if not name.startswith("h."):
-            raise NpgptError(f"{name}: the model has {config.n_layer} blocks")
-        raise NpgptError(
-            f"there is no stage {name}: the model has {config.n_layer} blocks, h.0 to h.{config.n_layer - 1}"
-        )
+            raise NpgptError(f"{name}: {blocks}")
+        raise NpgptError(f"there is no stage {name}: {blocks}, h.0 to h.{config.n_layer - 1}")
     raise NpgptError(
         f"{name!r:.80} is no stage that npgpt knows; there are wte, wpe, embedding, h.N, "
         f"{', '.join('h.N.' + local for local in COMPARED if local)}, ln_f, logits, log_probabilities; hidden_states.N "

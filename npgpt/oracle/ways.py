@@ -1,6 +1,7 @@
-"""In which way one tensor differs from what it should be: a function of a Pair for each, in the table WAYS.
+"""In which way one tensor differs from what it should be: the table WAYS, of which the first that fits is told.
 
-The first one that fits is told. Each is looked for in the first row before the whole, since a model is large.
+A way yields words that follow "is", and whether they fit; what it yields after words that do is not computed. Each is
+looked for in the first row before the whole, since a model is large.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ C_ATTN = ("queries", "keys", "values")  # of c_attn, side by side
 SAMPLE = 16  # rows, columns or blocks in which a grid is looked for
 KINDS = ("float16", "bfloat16", "float32")  # to which weights may have been rounded
 LEAST = 24  # numbers, below which nothing is told from their distribution
+Words = Iterator[tuple[str, bool]]
 
 
 @dataclass(frozen=True)
@@ -45,172 +47,112 @@ def same_rounded(one: Array, other: Array, dtype: str) -> bool:
 
 
 def in_which_way(pair: Pair) -> str:
-    """Return the first way that fits, or that the numbers are others, where, and by how much."""
-    told = next((found for way in WAYS if (found := way(pair))), "")
-    if told:
-        return told
-    apart = pair.found != pair.expected
-    where = "" if apart.all() else f" in {_place(apart)}"
-    return f"different{where}, by up to {np.abs(pair.found - pair.expected).max():.3g}"
+    """Return the first way that fits; the last one always does."""
+    return next(words for way in WAYS for words, fits in way(pair) if fits)
 
 
-# The ways: each returns words that follow "is", or none where it is another.
+def spoiled(pair: Pair) -> Words:
+    """What tells nothing of the reference, such as gains as they begin."""
+    x = pair.found
+    finite = np.isfinite(x)
+    yield f"not finite in {_place(~finite)}", not finite.all()
+    yield "zero: dropped, or never loaded", not x.any()
+    yield f"{x.flat[0]:g} everywhere: never loaded?", x.size > 1 and bool((x == x.flat[0]).all())
 
 
-def not_finite(pair: Pair) -> str:
-    """NaN or infinite."""
-    finite = np.isfinite(pair.found)
-    return "" if finite.all() else f"not finite in {_place(~finite) or 'all its numbers'}"
-
-
-def zero(pair: Pair) -> str:
-    """Nothing in it."""
-    return "" if pair.found.any() else "zero: dropped, or never loaded"
-
-
-def constant(pair: Pair) -> str:
-    """One number everywhere, as gains begin."""
-    first = pair.found.flat[0]
-    return f"{first:g} everywhere: never loaded?" if pair.found.size > 1 and (pair.found == first).all() else ""
-
-
-def transposed(pair: Pair) -> str:
-    """The whole matrix, or in c_attn each of the three."""
-    if same(pair.found, pair.expected.T):
-        return "transposed"
-    thirds = _thirds(pair, pair.expected)
-    turned = bool(thirds) and same(pair.found, np.concatenate([third.T for third in thirds], axis=-1))
-    return "transposed in each of q, k, v" if turned else ""
-
-
-def permuted(pair: Pair) -> str:
-    """Queries, keys and values in another order."""
-    thirds = _thirds(pair, pair.expected)
-    for order in permutations(range(3)) if thirds else ():
-        if same(pair.found, np.concatenate([thirds[place] for place in order], axis=-1)):
-            return f"permuted: {', '.join('qkv'[place] for place in order)} in place of q, k, v"
-    return ""
-
-
-def coarser(pair: Pair) -> str:
-    """Rounded to another dtype."""
-    return next((f"rounded to {dtype}" for dtype in KINDS if same_rounded(pair.found, pair.expected, dtype)), "")
-
-
-def elsewhere(pair: Pair) -> str:
-    """Another block's, or another tensor's altogether."""
-    layer, local = located(pair.name)
+def rearranged(pair: Pair) -> Words:
+    """The very numbers of the reference, or what they become in another dtype, in another place."""
+    x, y, (layer, local) = pair.found, pair.expected, located(pair.name)
+    yield "transposed", same(x, y.T)
+    if thirds := _thirds(pair, y):
+        yield "transposed in each of q, k, v", same(x, np.concatenate([third.T for third in thirds], axis=-1))
+        for order in permutations(range(3)):
+            words = f"permuted: {', '.join('qkv'[place] for place in order)} in place of q, k, v"
+            yield words, same(x, np.concatenate([thirds[place] for place in order], axis=-1))
+    for dtype in KINDS:
+        yield f"rounded to {dtype}", same_rounded(x, y, dtype)
     for other, array in pair.reference.items():
-        if other != pair.name and same(pair.found, array):
-            place, same_local = located(other)
-            if None not in (layer, place) and same_local == local:
-                return f"another block's (h.{place} for h.{layer}): the layers are in another order"
-            return f"the reference's {other}"
-    return ""
+        at, same_local = located(other)[0], located(other)[1] == local
+        elsewhere = f"another block's (h.{at} for h.{layer}): the layers are in another order"
+        yield elsewhere if same_local else f"the reference's {other}", other != pair.name and same(x, array)
+    for by in (1, -1, 2, -2) if x.ndim == 2 and len(x) > 8 else ():
+        late, early = (x, y) if by > 0 else (y, x)
+        words = f"shifted by {by:+d} rows: row {3 + by} is the reference's row 3"
+        yield words, same(late[abs(by) :], early[: -abs(by)])
 
 
-def shifted_rows(pair: Pair) -> str:
-    """Rows that stand some places further on."""
-    for by in (1, -1, 2, -2) if pair.found.ndim == 2 and len(pair.found) > 8 else ():
-        late, early = (pair.found, pair.expected) if by > 0 else (pair.expected, pair.found)
-        if same(late[abs(by) :], early[: -abs(by)]):
-            return f"shifted by {by:+d} rows: row {3 + by} is the reference's row 3"
-    return ""
+def in_part(pair: Pair) -> Words:
+    """One or two of queries, keys and values alone, or zero in a part."""
+    found, expected = _thirds(pair, pair.found), _thirds(pair, pair.expected)
+    wrong = [n for n, (x, y) in enumerate(zip(found, expected, strict=True)) if not same(x, y)]
+    if 0 < len(wrong) < 3:
+        name = pair.name.replace("c_attn", "third")
+        told, *more = {in_which_way(replace(pair, name=name, found=found[n], expected=expected[n])) for n in wrong}
+        yield f"{told}, in its {' and '.join(C_ATTN[n] for n in wrong)} alone", not more
+    apart = pair.found != pair.expected
+    zero = not apart.all() and not np.logical_and(apart, pair.found).any()
+    yield f"zero in {_place(apart)}, and right elsewhere", zero
 
 
-def reshaped(pair: Pair) -> str:
+def shuffled(pair: Pair) -> Words:
     """The same numbers in another order."""
     x, y = pair.found, pair.expected
     if (x.min(), x.max()) != (y.min(), y.max()) or abs(x.sum() - y.sum()) > 1e-9 * np.abs(x).sum():
-        return ""
-    if x.ndim == 2 and (same(x, y.reshape(y.shape[::-1]).T) or same(x, y.T.reshape(y.shape))):
-        return "reshaped where it had to be transposed"
-    for axis, word in enumerate(("rows", "columns") if x.ndim == 2 else ()):
-        drawn = np.random.default_rng(0).standard_normal(x.shape[1 - axis])
-        one, other = (np.sort(np.moveaxis(z, axis, 0) @ drawn) for z in (x, y))
-        if np.allclose(one, other, rtol=1e-9, atol=1e-9):
-            return f"the reference's with its {word} in another order"
-    moved = np.array_equal(np.sort(x.ravel()), np.sort(y.ravel()))
-    return "the reference's numbers in another order" if moved else ""
+        return
+    if x.ndim == 2:
+        reshaped = same(x, y.reshape(y.shape[::-1]).T) or same(x, y.T.reshape(y.shape))
+        yield "reshaped where it had to be transposed", reshaped
+        for axis, word in enumerate(("rows", "columns")):
+            drawn = np.random.default_rng(0).standard_normal(x.shape[1 - axis])
+            one, other = (np.sort(np.moveaxis(z, axis, 0) @ drawn) for z in (x, y))
+            words = f"the reference's with its {word} in another order"
+            yield words, np.allclose(one, other, rtol=1e-9, atol=1e-9)
+    yield "the reference's numbers in another order", np.array_equal(np.sort(x.ravel()), np.sort(y.ravel()))
 
 
-def scaled(pair: Pair) -> str:
-    """All numbers times one."""
-    x, y = pair.found, pair.expected
+def scaled(pair: Pair) -> Words:
+    """All numbers times one, or one number added to all, as where gains are stored less one."""
+    x, y, unit = pair.found, pair.expected, 4 * pair.unit
+
+    def near(room: float, factor: float = 1.0, by: float = 0.0) -> bool:
+        gaps = (np.abs(x[:rows] - factor * y[:rows] - by).max() for rows in (1, None))
+        return x.size > 2 and all(gap <= room for gap in gaps)
+
     factor = float(np.vdot(y, x) / (np.vdot(y, y) or 1.0))
-    room = 4 * pair.unit * np.abs(x).max()
-    near = all(np.abs(x[:rows] - factor * y[:rows]).max() <= room for rows in (1, None))
-    return f"{factor:.6g} times the reference's" if x.size > 2 and near and abs(factor - 1) > 4 * pair.unit else ""
+    times = abs(factor - 1) > unit and near(unit * float(np.abs(x).max()), factor)
+    yield f"{factor:.6g} times the reference's", times
+    by, room = float((x[:1] - y[:1]).mean()), unit * float(np.abs(y).max())
+    yield f"the reference's plus {by:.6g}", abs(by) > 2 * room and near(room, by=by)
 
 
-def offset(pair: Pair) -> str:
-    """One number added to all, as where gains are stored less one."""
-    by, room = float((pair.found[:1] - pair.expected[:1]).mean()), 4 * pair.unit * float(np.abs(pair.expected).max())
-    near = all(np.abs(pair.found[:rows] - pair.expected[:rows] - by).max() <= room for rows in (1, None))
-    return f"the reference's plus {by:.6g}" if pair.found.size > 2 and near and abs(by) > 2 * room else ""
-
-
-def in_part(pair: Pair) -> str:
-    """One or two of queries, keys and values alone."""
-    found, expected = _thirds(pair, pair.found), _thirds(pair, pair.expected)
-    wrong = [n for n, (x, y) in enumerate(zip(found, expected, strict=True)) if not same(x, y)]
-    if not 0 < len(wrong) < 3:
-        return ""
-    name = pair.name.replace("c_attn", "third")
-    ways = {in_which_way(replace(pair, name=name, found=found[n], expected=expected[n])) for n in wrong}
-    which = " and ".join(C_ATTN[n] for n in wrong)
-    return f"{ways.pop()}, in its {which} alone" if len(ways) == 1 else ""
-
-
-def partly_zero(pair: Pair) -> str:
-    """Zero in a part, and right elsewhere."""
-    apart = pair.found != pair.expected
-    other = apart.all() or np.logical_and(apart, pair.found).any()
-    return "" if other else f"zero in {_place(apart)}, and right elsewhere"
-
-
-def quantised(pair: Pair) -> str:
+def quantised(pair: Pair) -> Words:
     """Near the reference's numbers, on a grid for each group of them."""
     x, y = pair.found, pair.expected
     if x.size < LEAST or np.square(x - y).mean() > 0.05 * np.square(y).mean():
-        return ""
+        return
     for title, groups in _groups(x):
-        for bits in (2, 3, 4, 5, 6, 8):
-            if groups.shape[-1] > 4 and _on_a_grid(groups, bits):
-                return f"quantised: {bits} bits, one scale for {title}"
-    return ""
+        for bits in (2, 3, 4, 5, 6, 8) if groups.shape[-1] > 4 else ():
+            yield f"quantised: {bits} bits, one scale for {title}", _on_a_grid(groups, bits)
 
 
-def never_loaded(pair: Pair) -> str:
-    """Numbers that have nothing to do with the reference's."""
+def others(pair: Pair) -> Words:
+    """Numbers that have nothing to do with the reference's, or are near them: where, and by how much."""
     x, y = pair.found, pair.expected
-    if x.size < LEAST or abs(related := _correlation(x, y)) > 5 / math.sqrt(x.size):
-        return ""
-    widths = {*x.shape, *pair.reference["wte.weight"].shape[1:]}
-    begun = next((words for words, fits in _beginnings(x, widths) if fits), None)
-    if begun and not dict(_beginnings(y, widths))[begun]:
-        return f"never loaded: still as initialised ({begun})"
-    spreads = f"spread {x.std():.3g} in place of {y.std():.3g}"
-    return f"unrelated to the reference's (correlation {related:.2f}, {spreads}): another model's, or never loaded"
+    one, other = x - x.mean(), y - y.mean()
+    related = float(np.vdot(one, other) / (np.linalg.norm(one) * np.linalg.norm(other) or 1.0))
+    if x.size >= LEAST and not abs(related) > 5 / math.sqrt(x.size):
+        widths = {*x.shape, *pair.reference["wte.weight"].shape[1:]}
+        begun = next((words for words, fits in _beginnings(x, widths) if fits), "")
+        fresh = begun != "" and not dict(_beginnings(y, widths))[begun]
+        yield f"never loaded: still as initialised ({begun})", fresh
+        how = f"correlation {related:.2f}, spread {x.std():.3g} in place of {y.std():.3g}"
+        yield f"unrelated to the reference's ({how}): another model's, or never loaded", True
+    apart = x != y
+    where = "" if apart.all() else f" in {_place(apart)}"
+    yield f"different{where}, by up to {np.abs(x - y).max():.3g}", True
 
 
-WAYS: tuple[Callable[[Pair], str], ...] = (
-    not_finite,
-    zero,
-    constant,
-    transposed,
-    permuted,
-    coarser,
-    elsewhere,
-    shifted_rows,
-    in_part,
-    partly_zero,
-    reshaped,
-    scaled,
-    offset,
-    quantised,
-    never_loaded,
-)
+WAYS: tuple[Callable[[Pair], Words], ...] = (spoiled, rearranged, in_part, shuffled, scaled, quantised, others)
 
 
 def _thirds(pair: Pair, array: Array) -> list[Array]:
@@ -223,8 +165,8 @@ def _place(mask: NDArray[np.bool_]) -> str:
     for axis, word in enumerate(("row", "column") if mask.ndim == 2 else ("number",)):
         along = np.asarray(mask.any(axis=1 - axis)) if mask.ndim == 2 else mask
         places = np.flatnonzero(along)
-        if len(places) < len(along):
-            first, last = places[0], places[-1]
+        if 0 < len(places) < len(along):
+            first, last = places[[0, -1]]
             if last - first + 1 == len(places):
                 return f"{word} {first}" if first == last else f"{word}s {first} to {last}"
             return f"{len(places)} of {len(along)} {word}s"
@@ -256,19 +198,13 @@ def _on_a_grid(groups: Array, bits: int) -> bool:
     return False
 
 
-def _correlation(x: Array, y: Array) -> float:
-    one, other = x - x.mean(), y - y.mean()
-    return float((one * other).sum() / (np.linalg.norm(one) * np.linalg.norm(other) or 1.0))
-
-
-def _beginnings(x: Array, widths: Iterable[int]) -> Iterator[tuple[str, bool]]:
+def _beginnings(x: Array, widths: Iterable[int]) -> Words:
     """How programs initialise, and whether these numbers are so."""
     room, spread = 4 / math.sqrt(x.size), float(x.std())
     centred = abs(float(x.mean())) < room * spread
     peak = float(np.abs(x).max())
     for size in (0.02, 1.0):
-        normal = abs(spread / size - 1) < room and peak > 2 * spread
-        yield f"mean 0 and spread {size:g}", centred and normal
+        yield f"mean 0 and spread {size:g}", centred and abs(spread / size - 1) < room and peak > 2 * spread
     for width in sorted(widths):
         bound = 1 / math.sqrt(width)
         yield f"uniform within 1/sqrt({width})", centred and bound * (1 - 8 / x.size) < peak <= bound * (1 + 1e-6)

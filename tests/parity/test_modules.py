@@ -237,6 +237,16 @@ def test_one_block_for_all_is_told() -> None:
     assert report.first is None
 
 
+def test_a_part_at_two_places_is_each_of_them_in_turn() -> None:
+    """Of a model that runs twice too, no block ran more often than another."""
+    module = book()
+    module.trf_blocks[2] = module.trf_blocks[0]
+    replaced(module, lambda self, ids: [type(self).forward(self, ids) for _ in range(2)][1])
+    assert npgpt.check(module, IDS).problems == [
+        "trf_blocks.0 and trf_blocks.2 are one and the same module, whose weights are used 2 times"
+    ]
+
+
 def test_parts_that_stand_or_run_in_anothers_place() -> None:
     def norm_twice(self: Any, x: Any, use_cache: bool = False) -> Any:
         x = x + self.att(self.norm1(x))
@@ -365,6 +375,28 @@ def test_a_compiled_module_is_seen_and_perturbed(recwarn: pytest.WarningsRecorde
     assert report.matches, str(report)
     assert len(report.rows) > 30
     assert not recwarn.list
+
+
+class Hidden(BASE):  # type: ignore[misc]
+    """A block of which nobody sees the parts, though its state has their names."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.__dict__["inner"] = inner
+
+    def forward(self, x: Any, use_cache: bool = False) -> Any:
+        return self.inner(x)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self.inner.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+
+
+def test_a_block_whose_parts_are_not_seen() -> None:
+    module = book()
+    module.trf_blocks[1] = Hidden(module.trf_blocks[1])
+    report = npgpt.check(module, IDS, model())
+    assert report.matches, str(report)
+    assert len(report.rows) == 30
 
 
 def said(theirs: Any, weights: Any) -> Report:
