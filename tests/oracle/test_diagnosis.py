@@ -76,7 +76,7 @@ def judged(mistake: Mistake, report: Report) -> None:
         assert not report.names
 
 
-@pytest.mark.parametrize("mistake", catalogue(TWO, TOKENS)[:: examples(23, 1)], ids=lambda mistake: mistake.name)
+@pytest.mark.parametrize("mistake", catalogue(TWO, TOKENS)[:: examples(41, 1)], ids=lambda mistake: mistake.name)
 def test_named_from_logits(mistake: Mistake) -> None:
     judged(mistake, given(mistake.change(textbook(TWO, random_arrays(TWO))), TWO, logits_only=True))
 
@@ -101,7 +101,7 @@ SAME = (
 
 @pytest.mark.parametrize(
     "mistake",
-    [entry for entry in catalogue(OTHER, TOKENS) if not entry.name.startswith(SAME)][:: examples(13, 1)],
+    [entry for entry in catalogue(OTHER, TOKENS) if not entry.name.startswith(SAME)][:: examples(29, 1)],
     ids=lambda mistake: mistake.name,
 )
 def test_named_from_stages(mistake: Mistake) -> None:

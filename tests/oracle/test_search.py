@@ -52,7 +52,7 @@ RNG = np.random.default_rng(3)
 NOISE = RNG.standard_normal((2, 12, CONFIG.vocab_size))
 
 
-@pytest.mark.parametrize("size", [5e-6, 3e-5, 1e-4, 1e-5, 1e-3, 0.1][: examples(3, 6)])
+@pytest.mark.parametrize("size", [5e-6, 1e-4, 3e-5, 1e-5, 1e-3, 0.1][: examples(2, 6)])
 def test_noise_on_logits_has_no_name(size: float) -> None:
     report = judged({"logits": logits() + size * NOISE})
     assert report.code == 1
@@ -60,8 +60,10 @@ def test_noise_on_logits_has_no_name(size: float) -> None:
     assert report.diagnosis.unexplained == "logits"
 
 
-@pytest.mark.parametrize("stage", ["h.0.ln_1", "ln_f", "h.1.attn.c_proj", "h.2.mlp.act"][: examples(2, 4)])
-@pytest.mark.parametrize("size", [1e-5, 1e-3])
+@pytest.mark.parametrize(
+    ("stage", "size"),
+    [*product(["h.0.ln_1", "ln_f", "h.1.attn.c_proj", "h.2.mlp.act"], [1e-5, 1e-3])][:: examples(3, 1)],
+)
 def test_noise_is_located_and_has_no_name(stage: str, size: float) -> None:
     theirs = shown(BOOK)
     theirs[stage] = theirs[stage] + size * np.random.default_rng(4).standard_normal(theirs[stage].shape)
@@ -70,7 +72,7 @@ def test_noise_is_located_and_has_no_name(stage: str, size: float) -> None:
     assert report.diagnosis.unexplained == stage
 
 
-@pytest.mark.parametrize("factor", [1.0001, 1.25])
+@pytest.mark.parametrize("factor", [1.0001, 1.25][: examples(1, 2)])
 def test_a_scale_is_no_half_precision(factor: float) -> None:
     theirs = shown(BOOK.altered({"attn.c_proj": lambda s: s["attn.merged"] @ s["attn.c_proj.weight"] * factor}))
     assert not judged({"logits": theirs["logits"]}).names
@@ -80,7 +82,9 @@ def test_a_scale_is_no_half_precision(factor: float) -> None:
     assert "random" not in str(report)
 
 
-@pytest.mark.parametrize("name", ["softmax in float16", "LayerNorm in bfloat16", "softmax in bfloat16"])
+@pytest.mark.parametrize(
+    "name", ["softmax in float16", "LayerNorm in bfloat16", "softmax in bfloat16"][: examples(2, 3)]
+)
 def test_half_precision_itself_is_named(name: str) -> None:
     assert judged(shown(ENTRIES[name].change(BOOK))).names == [name]
     assert name in " ".join(judged({"logits": logits(ENTRIES[name])}).names)
@@ -128,7 +132,7 @@ KNOWN = ["ReLU", "causal mask missing", "attention scale missing", "MLP residual
 PAST = list(product(KNOWN, ["embedding", "h.0.attn.c_proj", "h.1", "ln_f"]))
 
 
-@pytest.mark.parametrize(("known", "unknown"), PAST[:: examples(7, 1)])
+@pytest.mark.parametrize(("known", "unknown"), PAST[:: examples(11, 1)])
 def test_what_is_known_is_named_past_what_is_not(known: str, unknown: str) -> None:
     theirs = shown(ENTRIES[known].change(BOOK))
     theirs[unknown] = theirs[unknown] + np.random.default_rng(5).standard_normal(theirs[unknown].shape)
@@ -201,13 +205,13 @@ def test_positions_are_those_that_differ(bad: set[int], seed: int) -> None:
 
 def test_float64_that_is_right_to_float32() -> None:
     """A float64 scalar in float32 code widens what was computed in float32, as NumPy 2 does by np.sqrt of an int."""
-    theirs = {"logits": logits()}
-    assert judged(theirs, "float64").code == 1
-    report = compare(CONFIG, ARRAYS, cases(theirs, CONFIG, IDS), "float64", coarser="float32")
+    theirs, few = {"logits": logits()}, [ENTRIES[name] for name in ("erf GELU", "quick GELU", "ReLU")]
+    assert judged(theirs, "float64", few).code == 1
+    report = compare(CONFIG, ARRAYS, cases(theirs, CONFIG, IDS), "float64", coarser="float32", entries=few)
     assert (report.code, report.dtype) == (0, "float32")
     assert "It is right to float32, and given in float64" in " ".join(str(report).split())
     for wrong in ({"logits": logits(ENTRIES["erf GELU"])}, shown(ENTRIES["erf GELU"].change(BOOK))):
-        report = compare(CONFIG, ARRAYS, cases(wrong, CONFIG, IDS), "float64", coarser="float32")
+        report = compare(CONFIG, ARRAYS, cases(wrong, CONFIG, IDS), "float64", coarser="float32", entries=few)
         assert (report.code, report.dtype, report.names) == (1, "float32", ["erf GELU"])
         assert "given in float64, and judged in float32" in " ".join(str(report).split())
 
