@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -13,6 +15,8 @@ from hypothesis import settings
 # One BLAS thread in this process: for models this small a second one only waits, which takes most of the tests' time.
 # OpenBLAS reads the variable as NumPy is imported; processes that tests start do not get it.
 with mock.patch.dict(os.environ, {"OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1")}):
+    from npgpt.oracle import check, diagnosis
+    from npgpt.oracle.mistakes import Mistake, catalogue
     from tests.support.models import small, store
 
 # Registered before Hypothesis's own plugin looks for --hypothesis-profile, which happens in pytest_configure.
@@ -27,6 +31,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: the garbage collector need not go through it again and again."""
+    gc.freeze()
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Comparisons that would be deselected are not imported either: torch and transformers take seconds."""
     deselected = collection_path.name == "parity" and config.option.markexpr == "not parity"
@@ -37,3 +46,28 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 40 ids that has no vocabulary."""
     return store(tmp_path_factory.mktemp("bare"), small())
+
+
+# what the tests that use few_mistakes make
+MADE = ("ReLU", "erf GELU", "attention scale missing", "n_head 2", "log-softmax given as logits")
+
+
+@pytest.fixture
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the oracle look for few pairs of mistakes, which takes most of a second where nothing explains what it sees,
+    and is not what a test is of. The profile thorough looks for all.
+    """
+    if settings.get_current_profile_name() != "thorough":
+        monkeypatch.setattr(diagnosis, "MOST_PAIRS", 20)
+
+
+@pytest.fixture
+def few_mistakes(monkeypatch: pytest.MonkeyPatch, few_pairs: None) -> None:
+    """Let it look for every tenth mistake and those above alone, where a test is of what is read and how it is told."""
+
+    def few(*arguments: Any) -> list[Mistake]:
+        entries = catalogue(*arguments)
+        return [entry for number, entry in enumerate(entries) if number % 10 == 0 or entry.name in MADE]
+
+    if settings.get_current_profile_name() != "thorough":
+        monkeypatch.setattr(check, "catalogue", few)

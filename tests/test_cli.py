@@ -319,7 +319,7 @@ def test_input_that_is_not_utf8() -> None:
 
 
 def test_a_terminal_without_the_characters() -> None:
-    code, out, _ = run("tokens", "é€", "--model", "gpt2", PYTHONIOENCODING="ascii")
+    code, out, _ = here("tokens", "é€", "--model", "gpt2", encoding="ascii")
     assert (code, out) == (0, " 2634  '\\xe9'\n26391  '\\u20ac'\n")
 
 

@@ -106,6 +106,7 @@ def header(path: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.usefixtures("few_mistakes")
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 def test_check_reads_it(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"trace{suffix}"

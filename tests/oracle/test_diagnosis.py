@@ -232,6 +232,7 @@ def test_with_one_head_scaling_by_the_width_is_no_mistake() -> None:
     assert "attention scaled by C" not in {entry.name for entry in catalogue(SHAPES["1 head"], TOKENS)}
 
 
+@pytest.mark.usefixtures("few_pairs")
 def test_what_nobody_knows_is_unexplained() -> None:
     book = textbook(TWO, random_arrays(TWO)).altered({"mlp.act": lambda s: np.sin(s["mlp.c_fc"])})
     for logits_only in (True, False):

@@ -60,6 +60,7 @@ def test_noise_on_logits_has_no_name(size: float) -> None:
     assert report.diagnosis.unexplained == "logits"
 
 
+@pytest.mark.usefixtures("few_pairs")
 @pytest.mark.parametrize(
     ("stage", "size"),
     [*product(["h.0.ln_1", "ln_f", "h.1.attn.c_proj", "h.2.mlp.act"], [1e-5, 1e-3])][:: examples(3, 1)],
@@ -72,6 +73,7 @@ def test_noise_is_located_and_has_no_name(stage: str, size: float) -> None:
     assert report.diagnosis.unexplained == stage
 
 
+@pytest.mark.usefixtures("few_pairs")
 @pytest.mark.parametrize("factor", [1.0001, 1.25][: examples(1, 2)])
 def test_a_scale_is_no_half_precision(factor: float) -> None:
     theirs = shown(BOOK.altered({"attn.c_proj": lambda s: s["attn.merged"] @ s["attn.c_proj.weight"] * factor}))
@@ -132,6 +134,7 @@ KNOWN = ["ReLU", "causal mask missing", "attention scale missing", "MLP residual
 PAST = list(product(KNOWN, ["embedding", "h.0.attn.c_proj", "h.1", "ln_f"]))
 
 
+@pytest.mark.usefixtures("few_pairs")
 @pytest.mark.parametrize(("known", "unknown"), PAST[:: examples(11, 1)])
 def test_what_is_known_is_named_past_what_is_not(known: str, unknown: str) -> None:
     theirs = shown(ENTRIES[known].change(BOOK))

@@ -23,6 +23,7 @@ from npgpt.oracle.report import Report
 from npgpt.oracle.textbook import Pass, Textbook, stages, textbook
 from npgpt.parameters import Array
 from tests.support.models import no_text, random_arrays, random_ids, small
+from tests.support.thorough import examples
 
 CONFIG = small(n_embd=24, n_head=4)
 ARRAYS = random_arrays(CONFIG)
@@ -181,7 +182,9 @@ def test_transformer_lenss_default_processing_is_recognised() -> None:
     assert "processed" not in said(report)
 
 
-@pytest.mark.parametrize("name", ["erf GELU", "attention scale missing", "MLP residual missing", "positions missing"])
+@pytest.mark.parametrize(
+    "name", ["erf GELU", "attention scale missing", "MLP residual missing", "positions missing"][:: examples(2, 1)]
+)
 def test_mistakes_are_found_through_the_processing(name: str) -> None:
     report = npgpt.check(processed(hooks(wrong(name))), IDS, MODEL)
     assert report.names == [name], said(report)
@@ -321,8 +324,9 @@ def test_half_inside_and_float32_outside(dtype: str) -> None:
         run = Pass(book, IDS)
         return npgpt.check({name: run[name].astype(np.float32) for name in wanted}, IDS, MODEL)
 
-    assert (report(autocast).matches, report(autocast).dtype) == (True, dtype)
-    assert f"All linear maps give numbers of {dtype}, as under autocast" in said(report(autocast))
+    right = report(autocast)
+    assert (right.matches, right.dtype) == (True, dtype)
+    assert f"All linear maps give numbers of {dtype}, as under autocast" in said(right)
     (entry,) = (entry for entry in catalogue(CONFIG, 8) if entry.name == "attention scale missing")
     assert report(entry.change(autocast)).names == ["attention scale missing"]
 
