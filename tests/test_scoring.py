@@ -115,8 +115,12 @@ def test_likelihood_goes_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["rolling", "huggingface", "llama.cpp"])
-@pytest.mark.parametrize(("context", "stride"), [(256, 256), (40, 40), (40, 7)])
+@pytest.mark.parametrize(
+    ("name", "context", "stride"),
+    [(name, *sizes) for sizes in [(256, 256), (40, 40), (40, 7)] for name in ["rolling", "huggingface", "llama.cpp"]][
+        :: examples(2, 1)
+    ],
+)
 def test_scores_by_definition(austen: LanguageModel, name: str, context: int, stride: int) -> None:
     if name == "llama.cpp":
         stride = context

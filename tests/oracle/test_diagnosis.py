@@ -76,7 +76,7 @@ def judged(mistake: Mistake, report: Report) -> None:
         assert not report.names
 
 
-@pytest.mark.parametrize("mistake", catalogue(TWO, TOKENS)[:: examples(41, 1)], ids=lambda mistake: mistake.name)
+@pytest.mark.parametrize("mistake", catalogue(TWO, TOKENS)[:: examples(61, 1)], ids=lambda mistake: mistake.name)
 def test_named_from_logits(mistake: Mistake) -> None:
     judged(mistake, given(mistake.change(textbook(TWO, random_arrays(TWO))), TWO, logits_only=True))
 
@@ -101,7 +101,7 @@ SAME = (
 
 @pytest.mark.parametrize(
     "mistake",
-    [entry for entry in catalogue(OTHER, TOKENS) if not entry.name.startswith(SAME)][:: examples(29, 1)],
+    [entry for entry in catalogue(OTHER, TOKENS) if not entry.name.startswith(SAME)][:: examples(43, 1)],
     ids=lambda mistake: mistake.name,
 )
 def test_named_from_stages(mistake: Mistake) -> None:
@@ -196,7 +196,7 @@ def pair(first: str, second: str, logits_only: bool, config: Config = TWO) -> Re
         ("unbiased variance", "attention scale missing"),
         ("positions off by one", "ReLU"),
         ("c_attn bias dropped", "q, k, v read as k, q, v"),
-    ][:: examples(2, 1)],
+    ][:: examples(4, 1)],
 )
 @pytest.mark.parametrize("logits_only", [True, False][: examples(1, 2)])
 def test_two_mistakes_are_both_named(first: str, second: str, logits_only: bool) -> None:

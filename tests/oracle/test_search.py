@@ -21,7 +21,7 @@ from npgpt.parameters import Array
 from tests.support.models import random_arrays, random_ids, small
 from tests.support.thorough import examples
 
-CONFIG = small(n_embd=24, n_head=4, n_layer=3)
+CONFIG = small(n_embd=24, n_head=4, n_layer=examples(2, 3))
 ARRAYS = random_arrays(CONFIG)
 SINGLE = {name: array.astype(np.float32) for name, array in ARRAYS.items()}
 IDS = random_ids(CONFIG, (2, 12))
@@ -63,7 +63,9 @@ def test_noise_on_logits_has_no_name(size: float) -> None:
 @pytest.mark.usefixtures("few_pairs")
 @pytest.mark.parametrize(
     ("stage", "size"),
-    [*product(["h.0.ln_1", "ln_f", "h.1.attn.c_proj", "h.2.mlp.act"], [1e-5, 1e-3])][:: examples(3, 1)],
+    [*product(["h.0.ln_1", "ln_f", "h.1.attn.c_proj", f"h.{CONFIG.n_layer - 1}.mlp.act"], [1e-5, 1e-3])][
+        :: examples(3, 1)
+    ],
 )
 def test_noise_is_located_and_has_no_name(stage: str, size: float) -> None:
     theirs = shown(BOOK)
