@@ -96,6 +96,7 @@ def test_the_last_positions_class() -> None:
     assert npgpt.check(single(wrong("BOS prepended")["logits"]), IDS, MODEL).names == ["BOS prepended"]
 
 
+@pytest.mark.usefixtures("few_mistakes")
 @pytest.mark.parametrize("left", [True, False])
 def test_padded_positions_are_not_judged(left: bool) -> None:
     """Two rows of 8 and 5 tokens; what stands at the padding is arbitrary."""

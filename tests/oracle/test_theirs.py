@@ -23,7 +23,7 @@ from npgpt.oracle.report import Report
 from npgpt.oracle.textbook import Pass, Textbook, stages, textbook
 from npgpt.parameters import Array
 from tests.support.models import no_text, random_arrays, random_ids, small
-from tests.support.thorough import examples
+from tests.support.thorough import THOROUGH, examples
 
 CONFIG = small(n_embd=24, n_head=4)
 ARRAYS = random_arrays(CONFIG)
@@ -53,6 +53,8 @@ def test_a_padded_positions_logits_given_as_the_answer(name: str) -> None:
     assert report.problems == [
         "the output of row 1 is not that of the last token, at 4: was it taken at -1, where it is padded?"
     ]
+    if name and not THOROUGH:
+        return
     logits[1] = 123.0
     assert npgpt.check(logits, IDS, MODEL, attention_mask=MASK).problems == report.problems
     three = np.concatenate([logits, logits[1:]]), np.concatenate([IDS, IDS[1:]])
@@ -224,7 +226,9 @@ def test_flaxs_intermediates() -> None:
 
 
 @pytest.mark.usefixtures("few_mistakes")
-@pytest.mark.parametrize(("heads", "merged"), [("q", "query"), ("k", "key"), ("v", "value"), ("heads", "merged")])
+@pytest.mark.parametrize(
+    ("heads", "merged"), [("q", "query"), ("k", "key"), ("v", "value"), ("heads", "merged")][:: examples(3, 1)]
+)
 def test_heads_are_read_in_every_shape(heads: str, merged: str) -> None:
     """In an axis of their own, before the tokens or behind them, and side by side, under either name."""
     split = RIGHT[f"h.1.attn.{heads}"]
