@@ -32,8 +32,11 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is there before the first test stays: the garbage collector need not go through it again and again."""
+    """The garbage collector took a quarter of the time: what is there before the first test stays, and it need not go
+    through that again and again; and what the oracle's tests make is many small objects, which it may count by more.
+    """
     gc.freeze()
+    gc.set_threshold(20_000)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

@@ -28,7 +28,7 @@ from tests.support.thorough import examples
 
 
 def test_generate_prints_what_the_card_says(tmp_path: Path) -> None:
-    code, out, error = run("generate", CARD_PROMPT, "--temperature", "0", "--max-tokens", "40", cwd=tmp_path)
+    code, out, error = here("generate", CARD_PROMPT, "--temperature", "0", "--max-tokens", "40", cwd=tmp_path)
     assert (code, out, error) == (0, CARD_GREEDY + "\n", "")
 
 

@@ -341,7 +341,7 @@ def bombs(scale: int) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("bomb", bombs(64))
 def test_a_bomb_takes_memory_in_proportion(bomb: str) -> None:
-    program = bombs(8_000)[bomb]
+    program = bombs(examples(4_000, 8_000))[bomb]
     tracemalloc.start()
     try:
         read(program)

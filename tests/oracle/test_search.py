@@ -52,6 +52,7 @@ RNG = np.random.default_rng(3)
 NOISE = RNG.standard_normal((2, 12, CONFIG.vocab_size))
 
 
+@pytest.mark.usefixtures("few_pairs")
 @pytest.mark.parametrize("size", [5e-6, 1e-4, 3e-5, 1e-5, 1e-3, 0.1][: examples(2, 6)])
 def test_noise_on_logits_has_no_name(size: float) -> None:
     report = judged({"logits": logits() + size * NOISE})
