@@ -26,6 +26,7 @@ from npgpt.oracle.textbook import Pass, stages, textbook
 from npgpt.oracle.theirs import cases
 from npgpt.testing import assert_greedy, assert_matches
 from tests.support.models import no_text, random_arrays, random_ids, small
+from tests.support.reports import said
 from tests.support.thorough import THOROUGH, examples
 
 CONFIG = small(n_embd=24, n_head=4)
@@ -74,7 +75,7 @@ def test_a_padded_vocabulary_and_log_probabilities() -> None:
 def test_a_constant_shift_is_seen() -> None:
     report = npgpt.check(single(USUAL["logits"] + 3), IDS, MODEL)
     assert not report.matches
-    assert "Nothing but a constant at each position differs" in " ".join(str(report).split())
+    assert "Nothing but a constant at each position differs" in said(report)
     assert report.logits is not None
     assert abs(report.logits.shift - 3) < 1e-5
     assert report.logits.top_1 == report.logits.top_10 == 1
@@ -471,7 +472,7 @@ def test_hidden_states_in_one_array(tmp_path: Path) -> None:
 def test_other_embeddings_are_told() -> None:
     other = random_arrays(CONFIG, seed=9)
     theirs = {"embedding": single(Pass(textbook(CONFIG, other), IDS)["embedding"])}
-    assert "are these the same weights, and the same ids?" in " ".join(str(npgpt.check(theirs, IDS, MODEL)).split())
+    assert "are these the same weights, and the same ids?" in said(npgpt.check(theirs, IDS, MODEL))
 
 
 @pytest.mark.usefixtures("few_mistakes")

@@ -19,6 +19,7 @@ from npgpt.oracle.theirs import cases
 from npgpt.oracle.where import where
 from npgpt.parameters import Array
 from tests.support.models import random_arrays, random_ids, small
+from tests.support.reports import said
 from tests.support.thorough import examples
 
 CONFIG = small(n_embd=24, n_head=4, n_layer=examples(2, 3))
@@ -107,7 +108,7 @@ def test_queries_and_keys_exchanged_behind_their_hooks() -> None:
     report = judged(shown(swapped, ("attn.query", "attn.key", "attn.value", "attn.merged", "")))
     assert report.names == ["q, k, v read as k, q, v"]
     assert report.diagnosis.unexplained is None
-    assert "is not what is used there" in " ".join(str(report).split())
+    assert "is not what is used there" in said(report)
 
 
 def test_an_embedding_scaled_behind_its_hook() -> None:
@@ -174,7 +175,7 @@ def test_where_and_how_logits_differ(change: object, says: str) -> None:
     if says == "3 and 9 of 12":
         says = "positions 1, 5 and 9 of 12"
     assert says in report.where["logits"], report.where
-    assert says in " ".join(str(report).split())
+    assert says in said(report)
 
 
 def test_heads_and_channels() -> None:
@@ -215,11 +216,11 @@ def test_float64_that_is_right_to_float32() -> None:
     assert judged(theirs, "float64", few).code == 1
     report = compare(CONFIG, ARRAYS, cases(theirs, CONFIG, IDS), "float64", coarser="float32", entries=few)
     assert (report.code, report.dtype) == (0, "float32")
-    assert "It is right to float32, and given in float64" in " ".join(str(report).split())
+    assert "It is right to float32, and given in float64" in said(report)
     for wrong in ({"logits": logits(ENTRIES["erf GELU"])}, shown(ENTRIES["erf GELU"].change(BOOK))):
         report = compare(CONFIG, ARRAYS, cases(wrong, CONFIG, IDS), "float64", coarser="float32", entries=few)
         assert (report.code, report.dtype, report.names) == (1, "float32", ["erf GELU"])
-        assert "given in float64, and judged in float32" in " ".join(str(report).split())
+        assert "given in float64, and judged in float32" in said(report)
 
 
 def test_it_is_said_what_was_not_compared() -> None:
@@ -231,5 +232,5 @@ def test_it_is_said_what_was_not_compared() -> None:
 
 def test_the_columns_are_explained_and_clear_is_one_number() -> None:
     assert CLEAR == 5
-    assert "1 tolerance is 6 times" in " ".join(str(judged({"logits": logits()})).split())
+    assert "1 tolerance is 6 times" in said(judged({"logits": logits()}))
     assert set(HOOKS) <= set(COMPARED)

@@ -23,6 +23,7 @@ from npgpt.oracle.report import Report
 from npgpt.oracle.textbook import Pass, Textbook, stages, textbook
 from npgpt.parameters import Array
 from tests.support.models import no_text, random_arrays, random_ids, small
+from tests.support.reports import said
 from tests.support.thorough import THOROUGH, examples
 
 CONFIG = small(n_embd=24, n_head=4)
@@ -37,10 +38,6 @@ MASK = np.array([[1] * 8, [1] * 5 + [0] * 3])
 def wrong(name: str, ids: np.typing.NDArray[Any] = IDS) -> Pass:
     (entry,) = (entry for entry in catalogue(CONFIG, ids.shape[1]) if entry.name == name)
     return Pass(entry.change(textbook(CONFIG, ARRAYS)), ids)
-
-
-def said(report: Report) -> str:
-    return " ".join(str(report).split())
 
 
 @pytest.mark.usefixtures("few_mistakes")
