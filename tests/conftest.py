@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -13,10 +15,12 @@ from hypothesis import settings
 # One BLAS thread in this process: for models this small a second one only waits, which takes most of the tests' time.
 # OpenBLAS reads the variable as NumPy is imported; processes that tests start do not get it.
 with mock.patch.dict(os.environ, {"OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1")}):
+    from npgpt.oracle import check, diagnosis
+    from npgpt.oracle.mistakes import Mistake, catalogue
     from tests.support.models import small, store
 
 # Registered before Hypothesis's own plugin looks for --hypothesis-profile, which happens in pytest_configure.
-settings.register_profile("quick", deadline=None, max_examples=40)
+settings.register_profile("quick", deadline=None, max_examples=30)
 settings.register_profile("thorough", deadline=None, max_examples=200)
 settings.load_profile("quick")
 
@@ -25,6 +29,14 @@ def pytest_configure() -> None:
     """A shell's background job ignores Ctrl-C, and the processes that tests start and interrupt would inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector took a quarter of the time: what is there before the first test stays, and it need not go
+    through that again and again; and what the oracle's tests make is many small objects, which it may count by more.
+    """
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -37,3 +49,35 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of 40 ids that has no vocabulary."""
     return store(tmp_path_factory.mktemp("bare"), small())
+
+
+# what the tests that use few_mistakes make
+MADE = (
+    "ReLU",
+    "erf GELU",
+    "attention scale missing",
+    "n_head 2",
+    "positions count the padding",
+    "log-softmax given as logits",
+)
+
+
+@pytest.fixture
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the oracle look for few pairs of mistakes, which takes most of a second where nothing explains what it sees,
+    and is not what a test is of. The profile thorough looks for all.
+    """
+    if settings.get_current_profile_name() != "thorough":
+        monkeypatch.setattr(diagnosis, "MOST_PAIRS", 20)
+
+
+@pytest.fixture
+def few_mistakes(monkeypatch: pytest.MonkeyPatch, few_pairs: None) -> None:
+    """Let it look for every tenth mistake and those above alone, where a test is of what is read and how it is told."""
+
+    def few(*arguments: Any) -> list[Mistake]:
+        entries = catalogue(*arguments)
+        return [entry for number, entry in enumerate(entries) if number % 10 == 0 or entry.name in MADE]
+
+    if settings.get_current_profile_name() != "thorough":
+        monkeypatch.setattr(check, "catalogue", few)

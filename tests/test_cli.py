@@ -28,7 +28,7 @@ from tests.support.thorough import examples
 
 
 def test_generate_prints_what_the_card_says(tmp_path: Path) -> None:
-    code, out, error = run("generate", CARD_PROMPT, "--temperature", "0", "--max-tokens", "40", cwd=tmp_path)
+    code, out, error = here("generate", CARD_PROMPT, "--temperature", "0", "--max-tokens", "40", cwd=tmp_path)
     assert (code, out, error) == (0, CARD_GREEDY + "\n", "")
 
 
@@ -319,7 +319,7 @@ def test_input_that_is_not_utf8() -> None:
 
 
 def test_a_terminal_without_the_characters() -> None:
-    code, out, _ = run("tokens", "é€", "--model", "gpt2", PYTHONIOENCODING="ascii")
+    code, out, _ = here("tokens", "é€", "--model", "gpt2", encoding="ascii")
     assert (code, out) == (0, " 2634  '\\xe9'\n26391  '\\u20ac'\n")
 
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -216,13 +217,11 @@ def test_killed_at_any_moment_nothing_is_lost_or_repeated(folder: Path) -> None:
 def workers_of(process: int) -> list[int]:
     """Its processes that compute."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rsplit(")", 1)[1].split()
-            if fields[1] == str(process) and b"spawn_main" in (path.parent / "cmdline").read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:  # it ended meanwhile
-            continue
+    with suppress(OSError):  # it, or one of them, ended meanwhile
+        for path in Path(f"/proc/{process}/task").glob("*/children"):
+            for child in path.read_text().split():
+                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    found.append(int(child))
     return found
 
 
@@ -240,7 +239,7 @@ MOMENTS: dict[str, Callable[[list[int], Path], bool]] = {
 
 def two_workers(folder: Path, moment: str) -> tuple[subprocess.Popen[bytes], list[int]]:
     """Score for a minute, with two workers, and return at a moment of it."""
-    if not Path("/proc/self/stat").exists():
+    if not any(Path("/proc/self/task").glob("*/children")):
         pytest.skip("only /proc tells a process's children")
     (folder / "long.txt").write_text(LINE * 2000)
     process = subprocess.Popen(

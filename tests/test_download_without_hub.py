@@ -5,20 +5,21 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from npgpt.checkpoints import download
 from npgpt.errors import NpgptError
+from tests.support.command import here
 
 ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
     """The command line where huggingface_hub cannot be imported."""
-    code = "import sys; sys.modules['huggingface_hub'] = None; from npgpt.__main__ import main; sys.exit(main())"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, cwd=ROOT, text=True)
-    return done.returncode, done.stdout, done.stderr
+    with mock.patch.dict(sys.modules, {"huggingface_hub": None}):
+        return here(*arguments)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "org/name"])

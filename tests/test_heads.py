@@ -13,6 +13,7 @@ from npgpt.config import PUBLISHED, Config
 from npgpt.errors import NpgptError
 from npgpt.model import merge_heads, split_heads
 from npgpt.parameters import Array
+from tests.support.thorough import examples
 
 WIDTHS = [range(first, first + 64) for first in range(1, 257, 64)]  # every width up to 256
 
@@ -41,7 +42,8 @@ def check_split(x: Array, n_head: int) -> None:
 
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 def test_every_divisor_of_every_width_up_to_256(widths: range) -> None:
-    for n_embd, n_head in ((width, n_head) for width in widths for n_head in divisors(width)):
+    """(In plain pytest of every third width.)"""
+    for n_embd, n_head in ((width, n_head) for width in widths[:: examples(3, 1)] for n_head in divisors(width)):
         check_split(numbered((2, 3, n_embd)), n_head)
         check_split(numbered((1, 1, n_embd), "float32"), n_head)
         check_split(numbered((2, 3, 3 * n_embd), "float32")[:, :, n_embd : 2 * n_embd], n_head)  # as q, k and v lie
@@ -49,7 +51,8 @@ def test_every_divisor_of_every_width_up_to_256(widths: range) -> None:
 
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 def test_every_other_number_of_heads_is_refused(widths: range) -> None:
-    for n_embd in widths:
+    """(In plain pytest of every third width.)"""
+    for n_embd in widths[:: examples(3, 1)]:
         for n_head in set(range(1, n_embd + 9)) - set(divisors(n_embd)):
             with pytest.raises(NpgptError) as error:  # a pattern for each number would be compiled
                 Config(vocab_size=9, n_positions=9, n_layer=1, n_embd=n_embd, n_head=n_head)

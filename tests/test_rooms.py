@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ def room_of(path: Path) -> str:
     return path.relative_to(HOUSE).parts[0].removesuffix(".py")
 
 
+@cache
 def statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
     """Return the imports that a file makes at run time, in functions too, but not those for type checkers alone."""
     tree = ast.parse(path.read_text("utf-8"))

@@ -115,8 +115,12 @@ def test_likelihood_goes_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("name", ["rolling", "huggingface", "llama.cpp"])
-@pytest.mark.parametrize(("context", "stride"), [(256, 256), (40, 40), (40, 7)])
+@pytest.mark.parametrize(
+    ("name", "context", "stride"),
+    [(name, *sizes) for sizes in [(256, 256), (40, 40), (40, 7)] for name in ["rolling", "huggingface", "llama.cpp"]][
+        :: examples(2, 1)
+    ],
+)
 def test_scores_by_definition(austen: LanguageModel, name: str, context: int, stride: int) -> None:
     if name == "llama.cpp":
         stride = context
@@ -258,7 +262,7 @@ def test_any_executor_gives_the_same_in_order(make: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(scoring, "AHEAD", 5)
     monkeypatch.setattr(scoring, "GROUP", 2)
     model = AUSTEN
-    texts, options = TEXTS[1:] * 4, {"context": 32, "stride": 20, "top": 2}
+    texts, options = TEXTS[1:] * 3, {"context": 32, "stride": 20, "top": 2}
     executor = make() if make else None
     same(score(texts, model, executor, **options), score(texts, model, **options))  # type: ignore[arg-type]
     if isinstance(executor, Backwards):

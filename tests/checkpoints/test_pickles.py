@@ -341,7 +341,7 @@ def bombs(scale: int) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("bomb", bombs(64))
 def test_a_bomb_takes_memory_in_proportion(bomb: str) -> None:
-    program = bombs(8_000)[bomb]
+    program = bombs(examples(4_000, 8_000))[bomb]
     tracemalloc.start()
     try:
         read(program)
@@ -376,11 +376,11 @@ for name, program in programs.items():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 def test_a_large_bomb_takes_a_second_and_little_memory() -> None:
-    """A fifth of the instructions that are followed at most (in plain pytest a twentieth), in a process that may take
+    """A fifth of the instructions that are followed at most (in plain pytest a fiftieth), in a process that may take
     64 MB more than it has.
     """
     root = Path(__file__).parents[2]
-    arguments = [sys.executable, "-c", IN_A_PROCESS, str(examples(50_000, 200_000))]
+    arguments = [sys.executable, "-c", IN_A_PROCESS, str(examples(20_000, 200_000))]
     outcome = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=root)
     assert (outcome.returncode, outcome.stderr) == (0, "")
     rows = [line.split("\t") for line in outcome.stdout.splitlines()]

@@ -18,8 +18,10 @@ from npgpt.language_model import LanguageModel
 from npgpt.oracle.outputs import as_array, logits_of
 from npgpt.oracle.textbook import Pass, textbook
 from tests.support.models import no_text, random_arrays, random_ids, small
+from tests.support.thorough import examples
 
-CONFIG = small(n_embd=24, n_head=4)
+pytestmark = pytest.mark.usefixtures("few_mistakes")
+CONFIG = small(n_embd=24, n_head=4, n_layer=examples(1, 2))
 ARRAYS = random_arrays(CONFIG)
 MODEL = LanguageModel("bare", CONFIG, parameters.from_arrays(CONFIG, ARRAYS), no_text("its ids are nobody's"))
 IDS = random_ids(CONFIG, (2, 8))

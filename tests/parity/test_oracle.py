@@ -21,6 +21,7 @@ from npgpt.oracle.comparison import compare
 from npgpt.oracle.textbook import Pass, textbook
 from npgpt.oracle.theirs import cases
 from tests.support.models import no_text, random_arrays, random_ids, small
+from tests.support.reports import said
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
@@ -241,7 +242,7 @@ def test_parts_of_the_book() -> None:
     dropping = ch03.MultiHeadAttention(24, 24, 32, 0.5, 4)
     report = npgpt.check_part("attention", dropping)
     assert report.matches
-    assert "it was run in evaluation mode, as by .eval()" in " ".join(str(report).split())
+    assert "it was run in evaluation mode, as by .eval()" in said(report)
     assert dropping.training
     norm = ch04.LayerNorm(24)
     assert npgpt.check_part("layer_norm", norm).matches
@@ -277,7 +278,7 @@ def test_layer_norms_by_other_names_are_perturbed_and_put_back(names: tuple[str,
     norm: Any = Norm(names)
     report = npgpt.check_part("layer_norm", norm)
     assert report.matches, str(report)
-    assert f"One number fills {names[0]}, {names[1]}, as in a fresh model" in " ".join(str(report).split())
+    assert f"One number fills {names[0]}, {names[1]}, as in a fresh model" in said(report)
     assert (getattr(norm, names[0]) == 1).all()
     assert (getattr(norm, names[1]) == 0).all()
     assert "fresh" not in str(npgpt.check_part("layer_norm", norm, perturb=False))
@@ -296,7 +297,7 @@ def test_what_is_no_gpt2s_parameter_stays_as_it_is() -> None:
     torch.nn.init.zeros_(layers[0].bias)
     report = npgpt.check_part("mlp", mlp)
     assert report.matches, str(report)
-    assert "One number fills 0.bias, as in a fresh model" in " ".join(str(report).split())
+    assert "One number fills 0.bias, as in a fresh model" in said(report)
 
 
 def test_an_mlp_in_sequence_and_torchs_own_functions() -> None:
