@@ -15,7 +15,7 @@ from hypothesis import settings
 # One BLAS thread in this process: for models this small a second one only waits, which takes most of the tests' time.
 # OpenBLAS reads the variable as NumPy is imported; processes that tests start do not get it.
 with mock.patch.dict(os.environ, {"OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1")}):
-    from npgpt.oracle import check, diagnosis
+    from npgpt.oracle import comparison, diagnosis
     from npgpt.oracle.mistakes import Mistake, catalogue
     from tests.support.models import small, store
 
@@ -80,4 +80,4 @@ def few_mistakes(monkeypatch: pytest.MonkeyPatch, few_pairs: None) -> None:
         return [entry for number, entry in enumerate(entries) if number % 10 == 0 or entry.name in MADE]
 
     if settings.get_current_profile_name() != "thorough":
-        monkeypatch.setattr(check, "catalogue", few)
+        monkeypatch.setattr(comparison, "catalogue", few)
