@@ -19,6 +19,8 @@ nox.options.sessions = ["lint", "types", "tests"]
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 # without their dependencies: the first declares TensorFlow and Jupyter, of the second its windows alone are compared
 ALONE = ("llms-from-scratch==1.0.19", "lm_eval==0.4.13")
+PARALLEL = ("-n", "auto")  # pytest-xdist: as many processes as cores, each with one thread of BLAS
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 MICROFORMER = "microformer-mgm==0.5.8"  # a GPT-2 that others trained, as torch.save wrote it; unpacked, never installed
 # of the extra bench, those that need no compiler
 ENGINES = ("matplotlib", "threadpoolctl", "onnx", "onnxruntime", "ctranslate2", "openvino-genai")
@@ -52,22 +54,22 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def oldest(session: nox.Session) -> None:
     """Run the tests with the oldest NumPy and tiktoken that are allowed, and with all the examples."""
-    session.install("-e", ".[test,crc32c]", "numpy==2.0.2", "tiktoken==0.13.0")
-    session.run("pytest", "-q", "--hypothesis-profile=thorough", *session.posargs)
+    session.install("-e", ".[test,crc32c]", "pytest-xdist==3.8.0", "numpy==2.0.2", "tiktoken==0.13.0")
+    session.run("pytest", "-q", "--hypothesis-profile=thorough", *PARALLEL, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
 def parity(session: nox.Session) -> None:
     """Compare with the real packages."""
-    session.install("-e", ".[test,parity,hub,cluster]", "pip")
+    session.install("-e", ".[test,parity,hub,cluster]", "pytest-xdist==3.8.0", "pip")
     session.install("--no-deps", *ALONE)
     packages = "torch, transformers, llms_from_scratch.ch04, gguf, huggingface_hub, lm_eval.utils, distributed"
     session.run("python", "-c", f"import {packages}")  # or their tests are skipped
     wheels = Path(session.create_tmp()) / "wheels"
     session.run("python", "-m", "pip", "download", "-q", "--no-deps", "-d", str(wheels), MICROFORMER)
     (wheel,) = wheels.glob("microformer_mgm-*.whl")
-    environment = {"NPGPT_MICROFORMER_WHEEL": str(wheel), "HF_HUB_OFFLINE": "1"}
-    session.run("pytest", "-q", "-m", "parity", *session.posargs, env=environment)
+    environment = {"NPGPT_MICROFORMER_WHEEL": str(wheel), "HF_HUB_OFFLINE": "1", **ONE_THREAD}
+    session.run("pytest", "-q", "-m", "parity", *PARALLEL, *session.posargs, env=environment)
 
 
 @nox.session
