@@ -20,7 +20,7 @@ with mock.patch.dict(os.environ, {"OPENBLAS_NUM_THREADS": os.environ.get("OPENBL
     from tests.support.models import small, store
 
 # Registered before Hypothesis's own plugin looks for --hypothesis-profile, which happens in pytest_configure.
-settings.register_profile("quick", deadline=None, max_examples=30)
+settings.register_profile("quick", deadline=None, max_examples=20)
 settings.register_profile("thorough", deadline=None, max_examples=200)
 settings.load_profile("quick")
 

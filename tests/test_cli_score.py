@@ -278,7 +278,7 @@ def ignores_ctrl_c(process: int) -> bool:
     return bool(int(mask, 16) >> signal.SIGINT - 1 & 1)
 
 
-@pytest.mark.parametrize("moment", [*MOMENTS][:: examples(3, 1)])
+@pytest.mark.parametrize("moment", [*MOMENTS][:: examples(4, 1)])
 def test_ctrl_c_ends_workers_quietly(folder: Path, moment: str) -> None:
     """The whole group gets it, as from a terminal."""
     process, _ = two_workers(folder, moment)

@@ -262,7 +262,7 @@ def test_any_executor_gives_the_same_in_order(make: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(scoring, "AHEAD", 5)
     monkeypatch.setattr(scoring, "GROUP", 2)
     model = AUSTEN
-    texts, options = TEXTS[1:] * 3, {"context": 32, "stride": 20, "top": 2}
+    texts, options = TEXTS[1:] * examples(3, 4), {"context": 32, "stride": 20, "top": 2}
     executor = make() if make else None
     same(score(texts, model, executor, **options), score(texts, model, **options))  # type: ignore[arg-type]
     if isinstance(executor, Backwards):

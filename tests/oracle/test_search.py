@@ -20,7 +20,7 @@ from npgpt.oracle.where import where
 from npgpt.parameters import Array
 from tests.support.models import random_arrays, random_ids, small
 from tests.support.reports import said
-from tests.support.thorough import examples
+from tests.support.thorough import THOROUGH, examples
 
 CONFIG = small(n_embd=24, n_head=4, n_layer=examples(2, 3))
 ARRAYS = random_arrays(CONFIG)
@@ -220,7 +220,7 @@ def test_positions_are_those_that_differ(bad: set[int], seed: int) -> None:
 
 def test_float64_that_is_right_to_float32() -> None:
     """A float64 scalar in float32 code widens what was computed in float32, as NumPy 2 does by np.sqrt of an int."""
-    theirs, few = {"logits": logits()}, [ENTRIES[name] for name in ("erf GELU", "quick GELU", "ReLU")]
+    theirs, few = {"logits": logits()}, None if THOROUGH else [ENTRIES[name] for name in ("erf GELU", "ReLU", "SiLU")]
     assert judged(theirs, "float64", few).code == 1
     report = compare(CONFIG, ARRAYS, cases(theirs, CONFIG, IDS), "float64", coarser="float32", entries=few)
     assert (report.code, report.dtype) == (0, "float32")
