@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from ..errors import NpgptError
+from .files import CONFIGURATION, Kind, read_bytes
+
+
+def read_file(path: Path, kind: Kind = CONFIGURATION) -> dict[str, Any]:
+    """Return the JSON object in a file of this kind. Raises NpgptError as read_object and read_bytes do."""
+    return read_object(read_bytes(path, kind), str(path))
 
 
 def read_object(content: bytes, source: str) -> dict[str, Any]:

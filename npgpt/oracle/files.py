@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints import formats, llmc, torch_zip
-from ..checkpoints.tensor import Tensor, check_file
+from ..checkpoints.files import is_input, reading
+from ..checkpoints.tensor import Tensor
 from ..config import Config
 from ..errors import NpgptError
 from .naming import flat
@@ -81,8 +82,8 @@ def read(path: str | os.PathLike[str], shape: Sequence[int] = (), dtype: str | N
     Raises NpgptError for a file of another kind, and for one that is damaged; OSError where it cannot be opened.
     """
     path = Path(os.path.expanduser(path))
-    check_file(path)
-    with path.open("rb") as file:
+    with reading(path) as file:
+        is_input(path)
         head = file.read(8)
     if shape:
         return Given(path, {"logits": _raw(path, tuple(shape), dtype or "float32")})
