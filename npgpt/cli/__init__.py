@@ -6,6 +6,7 @@ import argparse
 import difflib
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -101,9 +102,10 @@ def check_spelling(
     """
     own = [name for action in parser._actions for name in action.option_strings]
     given = [getattr(options, action.dest, None) for action in parser._actions if not action.option_strings]
-    texts = {text for value in given if value for text in (value if isinstance(value, list) else [value])}
-    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    for text in (*unknown, *(text for text in before if text in texts)):
+    texts = Counter(text for value in given if value for text in (value if isinstance(value, list) else [value]))
+    if "--" in arguments:
+        texts -= Counter(arguments[arguments.index("--") + 1 :])
+    for text in (*unknown, *texts):
         name = re.split(r"[\s=]", text)[0]
         nearest = difflib.get_close_matches(name, own, 1)
         if name in own and text in unknown:
