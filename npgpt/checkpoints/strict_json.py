@@ -22,7 +22,7 @@ def read_object(content: bytes, source: str) -> dict[str, Any]:
     silently keep the last.
     """
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise NpgptError(f"{source} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
@@ -30,7 +30,8 @@ def read_object(content: bytes, source: str) -> dict[str, Any]:
     return value
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's dict. Raises ValueError for a key that stands twice, of which json would keep the last."""
     mapping: dict[str, Any] = {}
     for key, value in pairs:
         if key in mapping:

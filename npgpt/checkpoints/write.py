@@ -206,7 +206,8 @@ def write_folder(
         for parent in made:
             with contextlib.suppress(OSError):  # of those that others use by now
                 parent.rmdir()
-        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk names nothing
+        inside = isinstance(error, OSError) and (not error.filename or str(unfinished) in str(error.filename))
+        if isinstance(error, OSError) and error.errno and inside:  # a name that nobody knows, or none
             raise OSError(error.errno, error.strerror, str(shown)) from None
         raise
     _remove(old)

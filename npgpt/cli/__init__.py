@@ -103,9 +103,8 @@ def check_spelling(
     own = [name for action in parser._actions for name in action.option_strings]
     given = [getattr(options, action.dest, None) for action in parser._actions if not action.option_strings]
     texts = Counter(text for value in given if value for text in (value if isinstance(value, list) else [value]))
-    if "--" in arguments:
-        texts -= Counter(arguments[arguments.index("--") + 1 :])
-    for text in (*unknown, *texts):
+    after = Counter(arguments[arguments.index("--") + 1 :] if "--" in arguments else ())
+    for text in (Counter(unknown) + texts) - after:
         name = re.split(r"[\s=]", text)[0]
         nearest = difflib.get_close_matches(name, own, 1)
         if name in own and text in unknown:
