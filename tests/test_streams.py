@@ -212,6 +212,15 @@ def test_a_standard_error_that_does_not_block_gets_its_line() -> None:
     assert b"".join(parts).lstrip(b"\n").startswith(b"npgpt: error: ")
 
 
+def test_after_ctrl_c_nothing_waits_for_a_reader() -> None:
+    below = mock.Mock(write=mock.Mock(side_effect=KeyboardInterrupt))
+    stream = streams.Patient(below, "it")
+    with pytest.raises(KeyboardInterrupt):
+        stream.write(b"x")
+    assert stream.write(b"yz") == 2
+    assert below.write.call_count == 1
+
+
 class Full(io.RawIOBase):
     """A file on a full disk, which takes so many bytes."""
 
@@ -293,8 +302,9 @@ def test_what_looks_like_a_mistyped_option_is_no_text(arguments: tuple[str, ...]
 
 def test_an_option_before_the_verb_and_a_text_without_quotes() -> None:
     assert refused("--json", "tokens", "a") == "npgpt: error: --json goes after the verb (see npgpt tokens --help)\n"
-    error = "npgpt: error: unrecognized arguments: is a truth (see npgpt generate --help)\n"
-    assert refused("generate", "It", "is", "a", "truth") == error
+    error = "npgpt: error: unrecognized arguments: {} (see npgpt generate --help)\n"
+    assert refused("generate", "It", "is", "a", "truth") == error.format("is a truth")
+    assert refused("generate", "--", "--json", "--x") == error.format("--x")
 
 
 @pytest.mark.parametrize("text", ["--tempature 0", "--text", "-v", "--", "--json"])

@@ -17,12 +17,13 @@ class Patient(io.RawIOBase):
     """A standard stream's bytes. It waits where the stream does not block and is not ready, so that nothing is lost.
 
     An error is an OSError that names the stream. It is kept, since argparse passes over it, and what is written after
-    it is dropped, since it would fail again as the process ends.
+    it is dropped, since it would fail again as the process ends. So it is after Ctrl-C: nobody may be reading.
     """
 
     def __init__(self, below: Any, name: str) -> None:
         self.below, self.name = below, name
         self.failure: OSError | None = None
+        self.dropping = False
 
     def readable(self) -> bool:
         """Return whether it can be read."""
@@ -48,12 +49,15 @@ class Patient(io.RawIOBase):
 
     def write(self, data: Any) -> int:
         """Write some of the data, at least a byte, and return how many."""
-        if self.failure is not None:
+        if self.dropping:
             return len(data)
         try:
             while (count := self.below.write(data)) is None:
                 select.select([], [self.fileno()], [])
-        except OSError as error:
+        except BaseException as error:
+            self.dropping = True
+            if not isinstance(error, OSError):
+                raise
             self.failure = OSError(error.errno, error.strerror, self.name)
             raise self.failure from None
         return int(count)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints import formats, llmc, torch_zip
-from ..checkpoints.files import is_input, reading
+from ..checkpoints.files import Kind, is_input, naming, read_bytes, reading
 from ..checkpoints.strict_json import no_duplicates
 from ..checkpoints.tensor import Tensor
 from ..config import Config
@@ -30,6 +30,7 @@ IDS = ("token_ids", "input_ids", "ids", "tokens")
 MASKS = ("attention_mask", "mask")
 NAMELESS = r"arr_\d+|"  # NumPy's, and that of a tensor alone
 NUMPY = "NumPy's"
+NUMBERS = Kind("list of numbers", 2**31)  # gpt2's logits of a whole context take 1 GB as text
 # What an .npz may unpack to: as much as gpt2's logits of a whole context in float64, which may be zeros and compress a
 # thousandfold, or more where the file itself is large; float32 of a model compress to a half at best, masked ones to an
 # eighth.
@@ -201,15 +202,18 @@ def _only(path: Path, arrays: Mapping[str, NDArray[Any]], meaning: Sequence[str]
 
 def _text(path: Path) -> Given:
     """Numbers as text: JSON's nested lists are logits, an object's are stages by name; rows of a CSV are logits."""
+    form = "nested lists of numbers" if path.suffix == ".json" else "rows of numbers with commas and no header"
+    content = read_bytes(path, NUMBERS)
+    with _foreign(path, form):
+        text = content.decode("utf-8-sig")
     if path.suffix == ".json":
-        with _foreign(path, "nested lists of numbers"):
-            found = json.loads(path.read_text("utf-8-sig"), object_pairs_hook=no_duplicates)
+        with _foreign(path, form):
+            found = json.loads(text, object_pairs_hook=no_duplicates)
         whole = flat(found) if isinstance(found, dict) else {"logits": found}
         lists = {name: _numbers(path, name, value) for name, value in whole.items() if isinstance(value, list)}
         return _sorted(path, lists, [name for name in whole if name not in lists])
-    with _foreign(path, "rows of numbers with commas and no header"):
-        lines = path.read_text("utf-8-sig").splitlines()
-        rows = [[float(number) for number in row] for row in csv.reader(lines) if row]
+    with _foreign(path, form):
+        rows = [[float(number) for number in row] for row in csv.reader(text.splitlines()) if row]
     return Given(path, {"logits": _numbers(path, "logits", rows)})
 
 
@@ -227,7 +231,8 @@ def _raw(path: Path, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     size, expected = path.stat().st_size, prod(shape) * stored.itemsize
     if size != expected:
         raise NpgptError(f"{path} has {size} bytes; {list(shape)} in {dtype} takes {expected}")
-    found = np.fromfile(path, stored).reshape(shape)
+    with naming(path):
+        found = np.fromfile(path, stored).reshape(shape)
     return (found.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else found
 
 
@@ -236,7 +241,8 @@ def _debug_state(path: Path) -> Given:
 
     Nothing in it states V, so that the logits are flat here, with all that follows them; Given.stages cuts them out.
     """
-    content = np.memmap(path, "<i4", "r", shape=(path.stat().st_size // 4,))
+    with naming(path):
+        content = np.memmap(path, "<i4", "r", shape=(path.stat().st_size // 4,))
     if len(content) < 256 or content[1] not in (1, 2):
         raise NpgptError(f"{path} is no reference state of llm.c's that npgpt knows, or cut short")
     B, T = int(content[2]), int(content[3])

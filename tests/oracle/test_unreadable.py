@@ -227,6 +227,10 @@ def test_what_is_no_file_is_refused(read_only: Path) -> None:
         names.append("fifo.csv")
     for name in names:
         assert outcome(name, *ONE)[0] == 2
+    for name in ("sparse.json", "sparse.csv"):
+        (read_only / name).write_bytes(b"1")
+        os.truncate(read_only / name, 10**10)
+        assert "is no list of numbers: it has 10000000000 bytes, above 2147483648" in outcome(name, *ONE)[1]
 
 
 def test_a_bomb_is_refused_and_zeros_are_not(read_only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
