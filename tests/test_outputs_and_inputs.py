@@ -57,6 +57,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.usefixtures("few_mistakes")
 @pytest.mark.parametrize("verb", WRITERS)
 def test_a_verb_does_not_write_onto_what_it_reads(tmp_path: Path, whole: Path, verb: str) -> None:
     """Every file that it reads, under its own name and by each kind of link."""
@@ -79,6 +80,7 @@ def test_a_verb_does_not_write_onto_what_it_reads(tmp_path: Path, whole: Path, v
     assert contents(folder) == before
 
 
+@pytest.mark.usefixtures("few_mistakes")
 @pytest.mark.parametrize("verb", WRITERS)
 def test_a_verb_writes_beside_what_it_reads(tmp_path: Path, whole: Path, verb: str) -> None:
     """In the model's own folder, and onto an older output."""
@@ -134,19 +136,25 @@ def test_in_python_save_takes_no_folder_that_holds_the_model(tmp_path: Path) -> 
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("stream", ["< t.txt", ">> out.html"])
-def test_an_output_is_no_standard_stream_either(tmp_path: Path, whole: Path, stream: str) -> None:
+def test_an_output_is_no_standard_stream_either(tmp_path: Path, whole: Path) -> None:
     folder = Path(shutil.copytree(whole, tmp_path / "w"))
-    file, text = ("t.txt", "-") if "<" in stream else ("out.html", "t.txt")
-    (folder / "out.html").write_text("")
-    command = f"'{COMMAND[0]}' -m npgpt score {text} --model m --html {file} {stream}"
-    done = subprocess.run(
-        ["sh", "-c", command], cwd=folder, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
-    assert done.returncode == 2
-    said = done.stderr.decode() or (folder / "out.html").read_text()
-    assert said.startswith(f"npgpt: error: --html {file} is the file of standard ")
+    command = f"'{COMMAND[0]}' -m npgpt score - --model m --html t.txt < t.txt"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, env=environment)
+    message = b"npgpt: error: --html t.txt is the file of standard input: give the output a file of its own\n"
+    assert (done.returncode, done.stderr) == (2, message)
     assert (folder / "t.txt").read_text() == "ab"
+
+
+@pytest.mark.parametrize(("number", "name"), enumerate(("input", "output", "error")))
+def test_a_standard_stream_is_told_by_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
+) -> None:
+    path, fstat = tmp_path / "x", os.fstat
+    path.write_text("")
+    monkeypatch.setattr(os, "fstat", lambda of: os.stat(path) if of == number else fstat(of))
+    with files.one_run(), pytest.raises(NpgptError, match=f"--html x is the file of standard {name}"):
+        files.is_output(path, "--html x")
 
 
 def test_two_outputs_are_two_files(tmp_path: Path) -> None:
