@@ -146,7 +146,7 @@ def test_an_output_is_no_standard_stream_either(tmp_path: Path, whole: Path) -> 
     assert (folder / "t.txt").read_text() == "ab"
 
 
-@pytest.mark.parametrize(("number", "name"), enumerate(("input", "output", "error")))
+@pytest.mark.parametrize(("number", "name"), [(0, "input"), (1, "output"), (2, "error")])
 def test_a_standard_stream_is_told_by_its_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, name: str
 ) -> None:
