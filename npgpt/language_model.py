@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from . import parameters as P
 from .cache import KVCache
+from .checkpoints.files import is_input
 from .checkpoints.find import find
 from .checkpoints.open import CONVERTED, open_checkpoint
 from .config import Config
@@ -23,7 +24,7 @@ from .parameters import Array, Parameters, Record
 from .text.generation import Step, generate, kept_prompt
 from .text.sampling import Sampling
 from .text.tokenizer import Tokenizer
-from .text.vocabularies import tokenizer_of
+from .text.vocabularies import FILES, in_folder, tokenizer_of
 
 
 def load(
@@ -63,6 +64,8 @@ def open_model(source: Source) -> LanguageModel:
     checkpoint = open_checkpoint(
         source.weights, n_head=source.n_head, config=source.config, name_scheme=source.name_scheme
     )
+    for file in in_folder(checkpoint.path.parent, FILES).values():
+        is_input(file)  # though it may never be read: an output may not replace it
     arrays = {name: checkpoint.load(name, source.dtype) for name in checkpoint.sources}
     return LanguageModel(
         source.name,

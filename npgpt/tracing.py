@@ -58,8 +58,11 @@ def metadata(model: LanguageModel, token_ids: Sequence[int], text: str | None) -
 def write(path: Path, stages: Mapping[str, Array], about: Mapping[str, Any]) -> None:
     """Write stages, ids and metadata in the form of the path's suffix, whole or not at all; see WRITERS.
 
-    Raises NpgptError for another suffix, OSError where it cannot be written.
+    Raises NpgptError for another suffix and for the file of the model's own weights, OSError where it cannot be
+    written.
     """
+    if path.is_file() and sha256(path) in about["weights"].values():
+        raise NpgptError(f"{path} holds the model's own weights: write the intermediates to another file")
     WRITERS[suffix(path)](path, {"token_ids": np.array([about["token_ids"]], np.int64), **stages}, about)
 
 

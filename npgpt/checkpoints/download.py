@@ -20,6 +20,7 @@ from ..errors import NpgptError
 from ..text.vocabularies import COMPANIONS, READABLE
 from . import atomic
 from .configs import read_fields
+from .files import CONFIGURATION, REVISION, VOCABULARY, read_bytes
 from .find import EMBEDDED, ORGANISATIONS, hub_cache
 from .inspect import sha256
 from .strict_json import read_object
@@ -105,7 +106,7 @@ def fetch(name: str, revision: str | None = None) -> Snapshot:
                 _check(path, listed[file])
             if file == CONFIG:  # another architecture is refused before its weights are fetched
                 source = f"{CONFIG} of {repository}"
-                read_fields(read_object(path.read_bytes(), source), source)
+                read_fields(read_object(read_bytes(path, CONFIGURATION), source), source)
     with contextlib.suppress(OSError, NpgptError):  # a read-only cache may hold all files already
         if revision != info.sha:
             ref.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,8 @@ def _check(path: Path, listed: Any) -> None:
     if listed.lfs is not None:
         kind, found, expected = "sha256", sha256(path), listed.lfs.sha256
     else:  # git's
-        blob = b"blob %d\0" % path.stat().st_size + path.read_bytes()
+        content = read_bytes(path, VOCABULARY)
+        blob = b"blob %d\0" % len(content) + content
         kind, found, expected = "sha1", hashlib.sha1(blob).hexdigest(), listed.blob_id
     if expected not in (None, found):
         path.resolve().unlink()
@@ -178,7 +180,7 @@ def _check(path: Path, listed: Any) -> None:
 def _held(place: Path, ref: Path, repository: str) -> Snapshot | None:
     """Return the revision that the cache holds, or None where it is not a whole model."""
     try:
-        commit = ref.read_text("utf-8").strip() if ref.is_file() else ref.relative_to(place / "refs")
+        commit = read_bytes(ref, REVISION).decode("utf-8").strip() if ref.is_file() else ref.relative_to(place / "refs")
         folder = place / "snapshots" / commit
         sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         return Snapshot(repository, folder, {name: sizes[name] for name in choose(sizes, repository)}, 0, asked=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..config import PUBLISHED
 from ..errors import NpgptError
 from . import formats
+from .files import REVISION, read_bytes
 from .formats import WEIGHTS_FILE
 
 EMBEDDED = "austen"  # the model that comes with npgpt, and the default
@@ -104,7 +105,8 @@ def _snapshot(repository: Path) -> Path:
     """Return the snapshot that refs/main names, else the newest one, of those with weights; else the repository."""
     main = repository / "refs" / "main"
     try:
-        named = main.read_text("utf-8").strip() if main.is_file() and main.stat().st_size < 1000 else ""
+        is_ref = main.is_file() and main.stat().st_size <= REVISION.most
+        named = read_bytes(main, REVISION).decode("utf-8").strip() if is_ref else ""
         snapshots = [path for path in (repository / "snapshots").glob("*") if formats.find(path) is not None]
     except (OSError, ValueError):  # also NpgptError: an unreadable cache counts as empty
         return repository

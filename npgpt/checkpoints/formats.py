@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ..errors import NpgptError
 from . import gguf, llmc, safetensors, sharded, tensorflow, torch_zip
-from .tensor import Contents, check_file
+from .files import INDEX, read_bytes, reading
+from .tensor import Contents
 
 # Whether a file's first and last bytes are of the format, and the function that reads it.
 READERS: tuple[tuple[Callable[[bytes, bytes], bool], Callable[[Path], Contents]], ...] = (
@@ -68,7 +69,8 @@ def find(folder: Path) -> Path | None:
     known = [path for path in sorted(folder.iterdir()) if path.is_file() and _reader(*_ends(path)) is not None]
     latest = folder / "checkpoint"
     if len(known) > 1 and latest.is_file():
-        stated = latest.read_text("utf-8", "replace").partition("\n")[0]  # model_checkpoint_path: "model.ckpt-1000"
+        content = read_bytes(latest, INDEX).decode("utf-8", "replace")
+        stated = content.partition("\n")[0]  # model_checkpoint_path: "model.ckpt-1000"
         name = stated.partition('"')[2].rpartition('"')[0].rpartition("/")[2]
         known = [path for path in known if path.name == f"{name}.index"] or known
     if len(known) > 1:
@@ -83,8 +85,7 @@ def _reader(head: bytes, tail: bytes) -> Callable[[Path], Contents] | None:
 
 def _ends(path: Path) -> tuple[bytes, bytes]:
     """Return a file's first and last bytes. Raises NpgptError where it is not a regular file."""
-    check_file(path)
-    with path.open("rb") as file:
+    with reading(path) as file:
         head = file.read(64)
         file.seek(-min(64, os.fstat(file.fileno()).st_size), os.SEEK_END)
         return head, file.read(64)

@@ -14,6 +14,7 @@ from .. import parameters
 from ..config import Config
 from ..errors import NpgptError
 from ..text.vocabularies import tokenizer_of
+from .files import reading
 from .find import find
 from .open import open_checkpoint
 
@@ -67,7 +68,7 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
 
 def sha256(path: Path) -> str:
     """Return a file's digest, in hexadecimal."""
-    with path.open("rb") as file:
+    with reading(path) as file:
         digest = hashlib.sha256()
         while chunk := file.read(2**20):
             digest.update(chunk)

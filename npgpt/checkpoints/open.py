@@ -132,10 +132,8 @@ def _statements(path: Path, contents: Contents) -> list[Stated]:
     statements = [] if contents.stated is None else [contents.stated]
     for name in CONFIG_FILES:
         beside = path.with_name(name)
-        if beside.exists() and not beside.is_file():  # a pipe would hang
-            raise NpgptError(f"{beside} is there but is no regular file")
-        if os.path.lexists(beside):  # a dangling link is an OSError
-            statements.append(Stated(str(beside), strict_json.read_object(beside.read_bytes(), str(beside))))
+        if os.path.lexists(beside):  # a dangling link is an error
+            statements.append(Stated(str(beside), strict_json.read_file(beside)))
     return statements
 
 

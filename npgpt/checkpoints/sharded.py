@@ -8,9 +8,8 @@ from pathlib import Path
 
 from ..errors import NpgptError
 from . import safetensors, strict_json
-from .tensor import Contents, Tensor, map_file
-
-LARGEST_INDEX = 16_000_000  # bytes
+from .files import INDEX
+from .tensor import Contents, Tensor
 
 
 def read(path: Path, read_file: Callable[[Path], Contents]) -> Contents:
@@ -19,10 +18,7 @@ def read(path: Path, read_file: Callable[[Path], Contents]) -> Contents:
     Raises NpgptError for an index of another form, for a file that is missing or in another folder, and where the index
     and the files disagree about a tensor.
     """
-    data = map_file(path)
-    if len(data) > LARGEST_INDEX:
-        raise NpgptError(f"{path} is no index of a checkpoint: it has {len(data)} bytes, above {LARGEST_INDEX}")
-    index = strict_json.read_object(data[:], str(path))
+    index = strict_json.read_file(path, INDEX)
     weight_map, metadata = index.get("weight_map"), index.get("metadata")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise NpgptError(f"{path} is JSON but no index of a checkpoint: it has no weight_map of tensors to files")

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from ..errors import NpgptError
+from .files import CONFIGURATION, Kind, read_bytes
+
+
+def read_file(path: Path, kind: Kind = CONFIGURATION) -> dict[str, Any]:
+    """Return the JSON object in a file of this kind. Raises NpgptError as read_object and read_bytes do."""
+    return read_object(read_bytes(path, kind), str(path))
 
 
 def read_object(content: bytes, source: str) -> dict[str, Any]:
@@ -15,7 +22,7 @@ def read_object(content: bytes, source: str) -> dict[str, Any]:
     silently keep the last.
     """
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise NpgptError(f"{source} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
@@ -23,7 +30,8 @@ def read_object(content: bytes, source: str) -> dict[str, Any]:
     return value
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object's dict. Raises ValueError for a key that stands twice, of which json would keep the last."""
     mapping: dict[str, Any] = {}
     for key, value in pairs:
         if key in mapping:

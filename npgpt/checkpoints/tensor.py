@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..errors import NpgptError
 from ..parameters import Array, Shape
+from .files import is_input, reading
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")  # the dtypes of weights
 LONGEST_SHAPE = 64  # dimensions of a NumPy array
@@ -213,19 +214,13 @@ def row_blocks(array: NDArray[Any], size: int = 2**24) -> Iterator[NDArray[Any]]
         yield array[start : start + step]
 
 
-def check_file(path: Path) -> None:
-    """Raise NpgptError where there is no regular file."""
-    if not path.is_file():
-        raise NpgptError(f"{path} is no regular file" if os.path.lexists(path) else f"{path} does not exist")
-
-
 def map_file(path: Path) -> mmap.mmap:
     """Map a file, whose bytes are read when they are used.
 
     Raises NpgptError where it is empty, missing or not a regular file, OSError where it cannot be opened.
     """
-    check_file(path)
-    with path.open("rb") as file:
+    with reading(path) as file:
+        is_input(path)
         if os.fstat(file.fileno()).st_size == 0:
             raise NpgptError(f"{path} is empty: 0 bytes")
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

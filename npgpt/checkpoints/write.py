@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Set
 from math import prod
 from pathlib import Path
@@ -22,10 +23,11 @@ from ..text.tokenizer import Tokenizer
 from . import configs, safetensors
 from .atomic import sync_folder, writing
 from .configs import IDS
+from .files import is_output, one_run
 from .find import GPT2_RANKS, expanded, find
 from .formats import WEIGHTS_FILE
 from .open import CONFIG_FILES, Checkpoint, open_checkpoint
-from .tensor import cast, check_file, itemsize, row_blocks
+from .tensor import cast, itemsize, row_blocks
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
@@ -35,6 +37,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 REPLACEABLE = {WEIGHTS_FILE, CONFIG_FILE, *vocabularies.FILES}  # what a folder may hold to be overwritten
 
 
+@one_run()
 def convert(
     source: str | os.PathLike[str],
     folder: str | os.PathLike[str],
@@ -49,8 +52,9 @@ def convert(
 
     The folder loads here and in transformers; it appears whole or not at all. Tensors are streamed, so a model larger
     than memory can be converted. dtype: float32, float16 or bfloat16. overwrite: replace a folder that holds a
-    converted model and nothing else. progress(bytes written, bytes in all) is called after each block. Returns the
-    checkpoint that was read. Raises NpgptError for whatever does not fit, OSError where it cannot be written.
+    converted model and nothing else; what of it cannot be deleted is named in a warning. progress(bytes written, bytes
+    in all) is called after each block. Returns the checkpoint that was read. Raises NpgptError for whatever does not
+    fit, OSError where it cannot be written.
     """
     location, folder = find(source), expanded(folder)
     replaceable = REPLACEABLE if overwrite else None
@@ -76,7 +80,7 @@ def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     folder = expanded(folder)
     check_destination(folder, None)
     own = [] if model.why_no_text else [file for file in model.tokenizer.files if file != GPT2_RANKS]
-    files = {file.name: file.read_bytes() for file in own}
+    files = {file.name: vocabularies.contents(file) for file in own}
     arrays = parameters.to_arrays(model.parameters)
     layout = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
     write_folder(folder, model.config, _ids(model.open_tokenizer), files, layout, lambda name: [arrays[name]])
@@ -87,12 +91,10 @@ def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     if checkpoint.contents.vocabulary is not None:
         return checkpoint.contents.vocabulary()
     here = vocabularies.in_folder(checkpoint.path.parent)
-    for file in here.values():
-        check_file(file)  # a file that cannot be copied is an error, not left out silently
     hugging_face, openai = vocabularies.PAIRS
     renamed = dict(zip(openai, hugging_face, strict=True)) if not here.keys() & set(hugging_face) else {}
     beside = vocabularies.in_folder(checkpoint.path.parent, vocabularies.COMPANIONS) if here else {}
-    return {renamed.get(name, name): file.read_bytes() for name, file in (here | beside).items()}
+    return {renamed.get(name, name): vocabularies.contents(file) for name, file in (here | beside).items()}
 
 
 def _ids(open_tokenizer: Callable[[], Tokenizer]) -> dict[str, int | None]:
@@ -130,7 +132,7 @@ def check_destination(folder: Path, source: Path | None, replaceable: Set[str] |
     """Raise NpgptError where a folder cannot be written.
 
     It may not be a file, the source's own folder, the current one or a mount point, nor hold anything but files that
-    may be replaced.
+    may be replaced, none of which this run may read.
     """
     real = Path(os.path.realpath(folder))
     if Path.cwd().is_relative_to(real) or os.path.ismount(real):
@@ -145,6 +147,8 @@ def check_destination(folder: Path, source: Path | None, replaceable: Set[str] |
     if source is not None and real in (source.absolute().parent.resolve(), source.resolve().parent):
         raise NpgptError(f"{folder} holds the source, {source.name}: convert into another folder")
     _check_contents(folder, folder, replaceable)
+    for path in folder.iterdir():  # a file of the source may be a link to one of these
+        is_output(path, str(path))
 
 
 def _check_contents(folder: Path, shown: Path, replaceable: Set[str] | None) -> None:
@@ -202,14 +206,17 @@ def write_folder(
         for parent in made:
             with contextlib.suppress(OSError):  # of those that others use by now
                 parent.rmdir()
-        if isinstance(error, OSError) and error.errno and not error.filename:  # a full disk names nothing
+        inside = isinstance(error, OSError) and (not error.filename or str(unfinished) in str(error.filename))
+        if isinstance(error, OSError) and error.errno and inside:  # a name that nobody knows, or none
             raise OSError(error.errno, error.strerror, str(shown)) from None
         raise
     _remove(old)
+    if old.exists():
+        warnings.warn(f"{shown} is written, but what it replaced cannot be deleted: {old} is left", stacklevel=2)
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, even if interrupted."""
+    """Remove a folder as far as possible, even if interrupted."""
     try:
         shutil.rmtree(folder, ignore_errors=True)
     except BaseException:

@@ -8,6 +8,7 @@ import sys
 
 from .html import page_writer
 from .options import add_common, add_text, coloured, importing, open_model, text_ids, tune
+from .streams import paint
 
 NARROWEST = 20  # columns
 
@@ -41,5 +42,5 @@ def run(options: argparse.Namespace) -> int:
     attention = attention_weights(model, token_ids, layer=options.layer or 0, head=options.head)
     columns = max(NARROWEST, shutil.get_terminal_size().columns)
     palette = palette_for(sys.stdout.encoding, coloured(sys.stdout))
-    print("\n".join(picture(attention, columns, palette)))
+    paint("\n".join(picture(attention, columns, palette)))
     return 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import warnings
 from typing import TYPE_CHECKING
 
 from ..errors import printable
-from .options import add_common, importing, unwinding
+from .options import add_common, importing, note, unwinding
 from .progress import bar
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
     with importing():
         from ..checkpoints.write import convert
 
-    with unwinding(), bar("MB", 1e6) as progress:
+    with warnings.catch_warnings(record=True) as left, unwinding(), bar("MB", 1e6) as progress:
+        warnings.simplefilter("always", UserWarning)
         checkpoint = convert(
             options.source,
             options.folder,
@@ -51,6 +53,8 @@ def run(options: argparse.Namespace) -> int:
             overwrite=options.overwrite,
             progress=progress,
         )
+    for warning in left:
+        note(str(warning.message))
     for line in report(checkpoint, options.folder, options.dtype):
         print(printable(line))
     return 0

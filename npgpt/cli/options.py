@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from ..checkpoints.files import is_input, is_output, naming
 from ..errors import NpgptError, printable, whole_number
 from ..process import THREAD_VARIABLES, handling, tune_process
 
@@ -121,7 +122,10 @@ def read_file(name: str) -> str:
     elif not name:
         raise NpgptError("a file's name must not be empty")
     else:
-        content = Path(os.path.expanduser(name)).read_bytes()
+        path = Path(os.path.expanduser(name))
+        is_input(path)
+        with naming(path):
+            content = path.read_bytes()
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -129,7 +133,10 @@ def read_file(name: str) -> str:
 
 
 def output_path(option: str, argument: str) -> Path:
-    """Return where an option's file will be, links resolved. Raises NpgptError, before the work, where it cannot be."""
+    """Return where an option's file will be, links resolved.
+
+    Raises NpgptError, before the work, where it cannot be, and where this run reads or writes the same file otherwise.
+    """
     named = Path(os.path.expanduser(argument))
     if not named.parent.is_dir():
         raise NpgptError(f"{option} {argument}: there is no folder {named.parent}")
@@ -140,6 +147,7 @@ def output_path(option: str, argument: str) -> Path:
         raise NpgptError(f"{option} {argument}: that is no regular file")
     if not os.access(path.parent, os.W_OK):
         raise NpgptError(f"{option} {argument}: nothing may be written into the folder {path.parent}")
+    is_output(path, f"{option} {argument}")
     return path
 
 

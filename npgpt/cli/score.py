@@ -14,6 +14,7 @@ from ..process import cores
 from .html import page_writer
 from .options import add_common, coloured, importing, into_file, note, open_model, output_path, read_file, tune
 from .progress import bar
+from .streams import paint
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -108,9 +109,9 @@ def _print(name: str, score: Score, top: int, model: LanguageModel) -> None:
 
     colours = coloured(sys.stdout)
     if top:
-        print(*report.table(score, model, colours), "", sep="\n")
+        paint("\n".join((*report.table(score, model, colours), "")))
     elif colours:
-        print("".join(report.tinted(score)), report.legend(), sep="\n\n", end="\n\n")
+        paint("\n\n".join(("".join(report.tinted(score)), report.legend(), "")))
     print(*report.summary(name, score.totals), sep="\n")
 
 

@@ -79,6 +79,8 @@ def check(
             raise NpgptError(f"{theirs.path} holds greedy ids and no logits: npgpt.check_greedy judges them")
         attention_mask = theirs.attention_mask if attention_mask is None else attention_mask
         notes += [f"Left out, since they are no arrays: {', '.join(theirs.left)}."] if theirs.left else []
+        if theirs.greedy_ids is not None:
+            notes.append("Left out are its greedy ids: they are judged where a file holds nothing else (check_greedy).")
     module = modules.open_module(theirs, n_head, config) if modules.is_module(theirs) else None
     reference: LanguageModel | None = None
     if module is None:

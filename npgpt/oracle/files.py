@@ -7,8 +7,8 @@ import json
 import os
 import re
 import zipfile
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints import formats, llmc, torch_zip
-from ..checkpoints.tensor import Tensor, check_file
+from ..checkpoints.files import Kind, is_input, naming, read_bytes, reading
+from ..checkpoints.strict_json import no_duplicates
+from ..checkpoints.tensor import Tensor
 from ..config import Config
 from ..errors import NpgptError
 from .naming import flat
@@ -27,6 +29,12 @@ from .outputs import as_array
 IDS = ("token_ids", "input_ids", "ids", "tokens")
 MASKS = ("attention_mask", "mask")
 NAMELESS = r"arr_\d+|"  # NumPy's, and that of a tensor alone
+NUMPY = "NumPy's"
+NUMBERS = Kind("list of numbers", 2**31)  # gpt2's logits of a whole context take 1 GB as text
+# What an .npz may unpack to: as much as gpt2's logits of a whole context in float64, which may be zeros and compress a
+# thousandfold, or more where the file itself is large; float32 of a model compress to a half at best, masked ones to an
+# eighth.
+UNPACKED, RATIO = 2**29, 8
 METADATA = "metadata"  # npgpt trace's
 GREEDY = ("greedy_ids", "generated_ids", "sequences")
 # safetensors' names of what is no float; torch.save's are NumPy's.
@@ -81,8 +89,8 @@ def read(path: str | os.PathLike[str], shape: Sequence[int] = (), dtype: str | N
     Raises NpgptError for a file of another kind, and for one that is damaged; OSError where it cannot be opened.
     """
     path = Path(os.path.expanduser(path))
-    check_file(path)
-    with path.open("rb") as file:
+    with reading(path) as file:
+        is_input(path)
         head = file.read(8)
     if shape:
         return Given(path, {"logits": _raw(path, tuple(shape), dtype or "float32")})
@@ -91,9 +99,10 @@ def read(path: str | os.PathLike[str], shape: Sequence[int] = (), dtype: str | N
     if head.startswith(llmc.STATE):
         return _debug_state(path)
     if head.startswith(b"\x93NUMPY"):
-        return Given(path, {"logits": _load(path)})
+        with _foreign(path, NUMPY):
+            return Given(path, {"logits": np.load(path, allow_pickle=False)})
     if head.startswith(b"PK") and _is_npz(path):
-        return _sorted(path, _load(path))
+        return _npz(path)
     if path.suffix == ".bin" and not head.startswith(b"PK"):
         raise NpgptError(
             f"{path} begins with {head!r}, no form that npgpt knows: raw numbers need --shape, such as 16,50257 "
@@ -106,19 +115,50 @@ def read(path: str | os.PathLike[str], shape: Sequence[int] = (), dtype: str | N
 def _is_npz(path: Path) -> bool:
     """Whether a ZIP holds .npy files; torch.save's holds a pickle."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _foreign(path, "a ZIP archive"), zipfile.ZipFile(path) as archive:
             return any(name.endswith(".npy") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except NpgptError:  # the reader of torch.save's says what is wrong
         return False
 
 
-def _load(path: Path) -> Any:
-    """NumPy's own reader, which runs nothing of the file."""
+@contextmanager
+def _foreign(source: object, form: str) -> Iterator[None]:
+    """Name the file where NumPy, zipfile or json fail on its content.
+
+    What they raise for damaged files is of a dozen types, tokenize.TokenError among them, so that nothing of npgpt's
+    own runs within this context: its mistakes would be taken for the file's.
+    """
     try:
-        found = np.load(path, allow_pickle=False)
-        return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise NpgptError(f"{path} cannot be read as NumPy's: {error}") from None
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, error.strerror, str(source)) from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise NpgptError(f"{source} cannot be read as {form}: {reason:.200}") from None
+
+
+def _npz(path: Path) -> Given:
+    """NumPy's own reader, which runs nothing of the file. Raises NpgptError where it would unpack to too much."""
+    with _foreign(path, NUMPY), zipfile.ZipFile(path) as archive:
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        twice = len(archive.infolist()) - len(sizes)
+    packed, unpacked = path.stat().st_size, sum(sizes.values())
+    if twice:
+        raise NpgptError(f"{path} has {twice} members that stand twice in the archive")
+    if unpacked > (most := max(UNPACKED, RATIO * packed)):
+        raise NpgptError(
+            f"{path} takes {packed} bytes and would unpack to {unpacked}, above {most}: keep only what is to be "
+            "compared, or save it without compression (numpy.savez)"
+        )
+    with _foreign(path, NUMPY):
+        archive = np.load(path, allow_pickle=False)
+    found = {}
+    with archive:
+        for name in archive.files:
+            with _foreign(f"{path}: {name}", NUMPY):
+                found[name] = archive[name]
+    arrays = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
+    return _sorted(path, arrays, [name for name in found if name not in arrays])
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
@@ -146,25 +186,43 @@ def _sorted(path: Path, arrays: Mapping[str, NDArray[Any]], left: Sequence[str] 
         if meant in found:
             raise NpgptError(f"{name} has no name that says what it is: save it as logits=…, input_ids=…")
         found[meant] = array
-    ids, mask, greedy = (next((found[name] for name in some if name in found), None) for some in (IDS, MASKS, GREEDY))
+    ids, mask, greedy = (_only(path, found, meaning) for meaning in (IDS, MASKS, GREEDY))
     rest = {name: array for name, array in found.items() if name not in (*IDS, *MASKS, *GREEDY, METADATA)}
     return Given(path, rest, ids, mask, greedy, left=tuple(left))
 
 
+def _only(path: Path, arrays: Mapping[str, NDArray[Any]], meaning: Sequence[str]) -> NDArray[Any] | None:
+    """The array that has one of these names, None for none. Raises NpgptError for two that differ."""
+    names = [name for name in meaning if name in arrays]
+    for other in names[1:]:
+        if not np.array_equal(arrays[names[0]], arrays[other]):
+            raise NpgptError(f"{path} holds {names[0]} and {other}, which mean the same and differ: keep one of them")
+    return arrays[names[0]] if names else None
+
+
 def _text(path: Path) -> Given:
     """Numbers as text: JSON's nested lists are logits, an object's are stages by name; rows of a CSV are logits."""
-    try:
-        text = path.read_text("utf-8-sig")
-        if path.suffix == ".json":
-            found = json.loads(text)
-            whole = flat(found) if isinstance(found, dict) else {"logits": found}
-            lists = {name: as_array(value) for name, value in whole.items() if isinstance(value, list)}
-            return _sorted(path, lists, [name for name in whole if name not in lists])
+    form = "nested lists of numbers" if path.suffix == ".json" else "rows of numbers with commas and no header"
+    content = read_bytes(path, NUMBERS)
+    with _foreign(path, form):
+        text = content.decode("utf-8-sig")
+    if path.suffix == ".json":
+        with _foreign(path, form):
+            found = json.loads(text, object_pairs_hook=no_duplicates)
+        whole = flat(found) if isinstance(found, dict) else {"logits": found}
+        lists = {name: _numbers(path, name, value) for name, value in whole.items() if isinstance(value, list)}
+        return _sorted(path, lists, [name for name in whole if name not in lists])
+    with _foreign(path, form):
         rows = [[float(number) for number in row] for row in csv.reader(text.splitlines()) if row]
-        return Given(path, {"logits": as_array(rows)})
-    except (ValueError, RecursionError, csv.Error) as error:
-        form = "nested lists of numbers" if path.suffix == ".json" else "rows of numbers with commas and no header"
-        raise NpgptError(f"{path} cannot be read as {form}: {' '.join(str(error).split()):.200}") from None
+    return Given(path, {"logits": _numbers(path, "logits", rows)})
+
+
+def _numbers(path: Path, name: str, rows: list[Any]) -> NDArray[Any]:
+    """Nested lists as an array. Raises NpgptError where they are ragged or hold anything but numbers."""
+    try:
+        return as_array(rows)
+    except NpgptError as error:
+        raise NpgptError(f"{path}: {name}: {error}") from None
 
 
 def _raw(path: Path, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
@@ -173,7 +231,8 @@ def _raw(path: Path, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     size, expected = path.stat().st_size, prod(shape) * stored.itemsize
     if size != expected:
         raise NpgptError(f"{path} has {size} bytes; {list(shape)} in {dtype} takes {expected}")
-    found = np.fromfile(path, stored).reshape(shape)
+    with naming(path):
+        found = np.fromfile(path, stored).reshape(shape)
     return (found.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else found
 
 
@@ -182,7 +241,8 @@ def _debug_state(path: Path) -> Given:
 
     Nothing in it states V, so that the logits are flat here, with all that follows them; Given.stages cuts them out.
     """
-    content = np.memmap(path, "<i4", "r", shape=(path.stat().st_size // 4,))
+    with naming(path):
+        content = np.memmap(path, "<i4", "r", shape=(path.stat().st_size // 4,))
     if len(content) < 256 or content[1] not in (1, 2):
         raise NpgptError(f"{path} is no reference state of llm.c's that npgpt knows, or cut short")
     B, T = int(content[2]), int(content[3])

@@ -82,7 +82,8 @@ class Taken:
         stage, heads_last = canonical(name, self.config)
         if array.dtype.kind not in "fiu":
             raise NpgptError(f"{name} must be numbers, not {array.dtype}")
-        found = array.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a signalling NaN stays a NaN
+            found = array.astype(np.float64)
         if stage in OUTPUTS and (output := self.output(name, stage, found)) is not None:
             return stage, output
         layer, local = located(stage)
@@ -199,7 +200,7 @@ def _judged(attention_mask: ArrayLike | None, ids: NDArray[np.integer[Any]]) -> 
         mask = np.atleast_2d(np.asarray(attention_mask))
     except ValueError:  # rows of different lengths
         mask = np.zeros(0)
-    if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
+    if mask.dtype.kind not in "biuf" or mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
         raise NpgptError(f"attention_mask must be 0 or 1 for each of the ids {list(ids.shape)}, not {list(mask.shape)}")
     for row, judged in enumerate(mask.astype(bool)):
         places = np.flatnonzero(judged)

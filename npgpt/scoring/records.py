@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from ..checkpoints.files import naming
 from ..errors import NpgptError
 from ..language_model import LanguageModel
 from ..text.tokenizer import shown
@@ -89,7 +90,7 @@ def appending(path: Path) -> Iterator[tuple[list[ScoredText], Callable[[str], No
     for one that another process is adding to, OSError where it cannot be opened or written.
     """
     made = not path.exists()
-    with open(path, "a+b") as file:
+    with naming(path), open(path, "a+b") as file:
         _lock(file, path)
         file.seek(0)
         end, records = 0, []  # the size of the whole lines in bytes, and their records

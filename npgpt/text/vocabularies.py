@@ -14,6 +14,7 @@ import numpy as np
 import tiktoken
 
 from ..checkpoints import strict_json
+from ..checkpoints.files import VOCABULARY, read_bytes
 from ..checkpoints.find import GPT2_RANKS, find
 from ..checkpoints.open import Checkpoint, open_vocabulary
 from ..config import GPT2_VOCAB_SIZES, PUBLISHED
@@ -93,9 +94,6 @@ def open_tokenizer(
 
 
 def _from_files(here: Mapping[str, File], folder: Path, vocab_size: int, eos_token_id: object) -> Tokenizer:
-    for file in here.values():
-        if isinstance(file, Path) and file.exists() and not file.is_file():  # a pipe would hang
-            raise NpgptError(f"{file} is no regular file")
     if "vocab.tiktoken" in here:
         tokenizer = from_ranks(here["vocab.tiktoken"], vocab_size)
         if isinstance(eos_token_id, int) and eos_token_id < vocab_size and tokenizer.end_of_text != eos_token_id:
@@ -136,6 +134,11 @@ def in_folder(folder: Path, names: Iterable[str] = (*READABLE, *FOREIGN)) -> dic
     return {name: folder / name for name in names if os.path.lexists(folder / name)}
 
 
+def contents(file: File) -> bytes:
+    """Return a vocabulary file's contents. Raises NpgptError where it is no regular file, or too large."""
+    return read_bytes(file, VOCABULARY) if isinstance(file, Path) else file.read_bytes()
+
+
 def from_ranks(path: File, vocab_size: int) -> Tokenizer:
     """Return a tokenizer from tiktoken's form, which has a line with base64 bytes and a rank for each token.
 
@@ -143,7 +146,7 @@ def from_ranks(path: File, vocab_size: int) -> Tokenizer:
     another form, a rank or token given twice, or a byte that has no token.
     """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(contents(path).splitlines(), 1):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
@@ -164,7 +167,7 @@ def from_vocabulary_and_merges(vocabulary: File, merges: File, vocab_size: int) 
     lines = _text(merges).split("\n")
     if lines[0].startswith("#version"):
         del lines[0]
-    ids = strict_json.read_object(vocabulary.read_bytes(), str(vocabulary))
+    ids = strict_json.read_object(contents(vocabulary), str(vocabulary))
     special = {token for token in ids if len(token) > 2 and token[0] + token[-1] in ("<>", "[]")}
     pairs = [line.rstrip("\r") for line in lines if line.strip()]
     return _from_merges((vocabulary, merges), ids, pairs, special, vocab_size)
@@ -175,7 +178,7 @@ def from_tokenizer_json(path: File, vocab_size: int) -> Tokenizer:
 
     Raises NpgptError for another kind.
     """
-    whole = strict_json.read_object(path.read_bytes(), str(path))
+    whole = strict_json.read_object(contents(path), str(path))
     model, splitter = whole.get("model"), whole.get("pre_tokenizer")
     if (
         not (isinstance(model, dict) and model.get("type", "BPE") == "BPE")
@@ -199,7 +202,7 @@ def from_llmc(path: File, vocab_size: int) -> Tokenizer:
     It has 256 int32, the third of which is the number of tokens, then for each token a byte with its length, and its
     bytes. A token's id is its rank in merging; <|endoftext|> is one of them. Raises NpgptError for a malformed file.
     """
-    content = path.read_bytes()
+    content = contents(path)
     count = int.from_bytes(content[8:12], "little")
     tokens: list[bytes] = []
     at = 1024
@@ -273,6 +276,6 @@ def byte_characters() -> dict[str, int]:
 
 def _text(path: File) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return contents(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise NpgptError(f"{path} is not UTF-8: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -96,3 +97,19 @@ def from_dict(mapping: Mapping[str, Any], source: str = "the configuration") -> 
     """Return the Config that a checkpoint with this mapping beside it has, whose shapes tell nothing."""
     fields, _ = configs.read_fields(mapping, source)
     return configs.complete(fields, {}, None, source)
+
+
+def speaking(folder: Path) -> Path:
+    """Write a model of 257 ids whose vocabulary is the bytes and <|endoftext|>; its weights lie in two shards."""
+    config = small(vocab_size=257, n_positions=64)
+    arrays = random_arrays(config, dtype="float32")
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = {"one.safetensors": list(arrays)[:5], "two.safetensors": list(arrays)[5:]}
+    for shard, names in shards.items():
+        safetensors.write(folder / shard, {name: arrays[name] for name in names})
+    weight_map = {name: shard for shard, names in shards.items() for name in names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(configs.to_dict(config)))
+    ranks = b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256))
+    (folder / "vocab.tiktoken").write_bytes(ranks)
+    return folder
