@@ -70,6 +70,8 @@ def open_model(source: Source) -> LanguageModel:
         P.from_arrays(checkpoint.config, arrays),
         lambda: tokenizer_of(checkpoint),
         origin="" if checkpoint.description == CONVERTED else f"{checkpoint.path}: {checkpoint.description}",
+        notes=checkpoint.notes,
+        no_logits=checkpoint.no_logits,
         files=checkpoint.contents.files,
         source=replace(source, weights=source.weights.absolute()),
     )
@@ -84,7 +86,9 @@ class LanguageModel:
     """A GPT-2 that is ready to run.
 
     open_tokenizer returns its tokenizer, or raises NpgptError with the reason why it has none. origin names the file
-    it was loaded from and its form, unless that is the converted one. files hold its weights; source opens it again.
+    it was loaded from and its form, unless that is the converted one. notes say what of it was left out. no_logits is
+    the reason why it gives no logits of ids, as a classifier; empty where it does. files hold its weights; source opens
+    it again.
     """
 
     name: str
@@ -92,6 +96,8 @@ class LanguageModel:
     parameters: Parameters = field(repr=False)
     open_tokenizer: Callable[[], Tokenizer] = field(default=_no_vocabulary, repr=False)
     origin: str = ""
+    notes: tuple[str, ...] = ()
+    no_logits: str = ""
     files: tuple[Path, ...] = ()
     source: Source | None = field(default=None, repr=False)
 
@@ -135,8 +141,18 @@ class LanguageModel:
         *,
         logits_from: int = 0,
     ) -> Array:
-        """Return the logits [B, T, V] of token_ids [T] or [B, T], in the parameters' dtype; see npgpt.forward."""
+        """Return the logits [B, T, V] of token_ids [T] or [B, T], in the parameters' dtype; see npgpt.forward.
+
+        A body without a head for ids can be recorded; its logits are of no use. Raises NpgptError where they alone are
+        wanted.
+        """
+        if record is None:
+            self._check_logits()
         return forward(self.parameters, self.config, token_ids, cache, record, logits_from=logits_from)
+
+    def _check_logits(self) -> None:
+        if self.no_logits:
+            raise NpgptError(f"{self.name} gives no logits: {self.no_logits}")
 
     def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
         """Return a prompt's ids; an empty one is <|endoftext|>, which followed every text in training.
@@ -169,6 +185,7 @@ class LanguageModel:
         and the text less likely). Raises NpgptError at once for an argument out of range, a prompt longer than the
         context, and a model without text.
         """
+        self._check_logits()
         settings, _ = Sampling(**sampling), self.tokenizer
         ids = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
         if keep_last:
@@ -193,6 +210,7 @@ class LanguageModel:
         Several samples read the prompt once; their steps alternate, and step.sample is the number of the sample.
         See npgpt.text.generation.generate.
         """
+        self._check_logits()
         return generate(
             self.parameters,
             self.config,

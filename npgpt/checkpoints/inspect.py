@@ -34,6 +34,7 @@ class Inspection:
     misaligned: list[str]  # tensors that are copied when they are loaded
     non_finite: dict[str, tuple[int, int]]  # numbers of NaN and of infinite values by tensor
     vocabulary: str  # its files, or the reason why there is none
+    notes: tuple[str, ...]  # what is left out
     unchecked: str | None  # the checksums that are not checked, see Contents
 
 
@@ -61,6 +62,7 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
         misaligned=[tensor.name for tensor in used.values() if tensor.misaligned],
         non_finite={name: counts for name, counts in non_finite.items() if any(counts)},
         vocabulary=vocabulary,
+        notes=checkpoint.notes,
         unchecked=checkpoint.contents.unchecked,
     )
 

@@ -18,10 +18,6 @@ from ..config import MOST_LAYERS
 from ..errors import NpgptError
 from .tensor import Source, Tensor, same_bits
 
-# What torch.compile, DistributedDataParallel, Lightning, Hugging Face and tf.train.Checkpoint add to a name.
-WRAPPERS = re.compile(
-    r"^(?:(?:_orig_mod|module|model|transformer)\.)+|(?<=\.)(?:_orig_mod|module)\.|/\.ATTRIBUTES/VARIABLE_VALUE\Z"
-)
 BLOCK = re.compile(r"(?<=[.h])\d+(?=[./]|\Z)")  # a block's number: h.3.ln_1, model/h3/ln_1
 THIRDS = ("query", "key", "value")  # of c_attn, side by side
 
@@ -122,7 +118,7 @@ def _in_order(theirs: str, ours: Sequence[str] = LAYERS) -> dict[str, str]:
 HUGGING_FACE = Scheme(
     "huggingface",
     "Hugging Face's names",
-    layers={layer: layer for layer in LAYERS},
+    layers={layer: layer for layer in LAYERS} | {"lm_head.decoder": "lm_head"},
     dropped=r"h\.\d+\.attn\.(?:bias|masked_bias)",
     ties=True,
 )
@@ -187,15 +183,6 @@ LLM_C = Scheme(
 )
 # in the order in which they are tried: minGPT's names are nanoGPT's too, and both are Hugging Face's
 SCHEMES = (MINGPT, NANOGPT, HUGGING_FACE, LLMS_FROM_SCRATCH, OPENAI, LLAMA_CPP, LLM_C)
-
-
-def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors without what wrappers add to their names, unless two would then have the same name."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        bare = WRAPPERS.sub("", name)
-        found[name if bare in found or (bare != name and bare in tensors) else bare] = tensor
-    return found
 
 
 def choose(name: str | None, tensors: Mapping[str, Tensor], source: str) -> Scheme:

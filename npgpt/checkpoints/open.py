@@ -19,6 +19,7 @@ from ..parameters import Array, Shape
 from . import configs, formats, names, strict_json
 from .names import HUGGING_FACE, Scheme
 from .tensor import Contents, Source, Stated, Tensor, load, same_bits
+from .wrappers import Located, located
 
 CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's and OpenAI's, beside the weights
 
@@ -38,7 +39,9 @@ class Checkpoint:
     stated: Mapping[str, Any]  # the configuration as the files state it
     shapes: dict[str, Shape]  # of the canonical tensors
     sources: dict[str, Source]
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()  # what is to be said of the checkpoint in every run
+    no_logits: str = ""  # the reason why the body has no head that gives logits of ids; empty where it has
 
     @property
     def description(self) -> str:
@@ -80,13 +83,20 @@ def open_checkpoint(
         raise NpgptError("give n_head or a whole config, not both")
     if not isinstance(config, Config | None):
         raise NpgptError(f"config must be an npgpt.Config, not {type(config).__name__}")
-    contents, scheme, tensors, sources = _named(path, name_scheme)
+    contents, scheme, found, sources = _named(path, name_scheme)
+    tensors, notes = found.tensors, [*contents.notes, *found.notes]
     shapes = {name: source.shape(tensors) for name, source in sources.items()}
+    if no_logits := _of_classes(shapes):
+        notes.append(no_logits)
+        for name in {"lm_head.weight", "lm_head.bias"} & sources.keys():
+            del sources[name], shapes[name]
     given = config is not None
     statements = [] if given else _statements(path, contents)
     source, stated, unknown = configs.agreed(statements, n_head, str(path))
     if config is None:
         config = configs.complete({**scheme.assumes, **stated}, shapes, n_head, source)
+    if no_logits:
+        config = dataclasses.replace(config, tie_word_embeddings=True)
     if shapes.get("lm_head.weight") == shapes.get("wte.weight") == (config.vocab_size, config.n_embd):
         same = same_bits(*(tensors[sources[name].parts[0]] for name in ("lm_head.weight", "wte.weight")))
         ties = given or "tie_word_embeddings" in stated or (scheme.ties and bool(statements))
@@ -101,7 +111,29 @@ def open_checkpoint(
             del sources["lm_head.weight"], shapes["lm_head.weight"]
     parameters.check_shapes(config, shapes, f"{path} ({scheme.title})", source if statements else "its own sizes")
     _check_size(path, contents, sources, tensors)
-    return Checkpoint(path, contents, scheme, config, unknown, stated, parameters.schema(config), sources, tensors)
+    return Checkpoint(
+        path=path,
+        contents=contents,
+        scheme=scheme,
+        config=config,
+        unknown_keys=unknown,
+        stated=stated,
+        shapes=parameters.schema(config),
+        sources=sources,
+        tensors=tensors,
+        notes=tuple(notes),
+        no_logits=no_logits,
+    )
+
+
+def _of_classes(shapes: Mapping[str, Shape | None]) -> str:
+    """Return why a classifier gives no logits of ids, such as LLMs-from-scratch's, whose head has a row for each class;
+    nothing for a language model.
+    """
+    (rows, *_), (vocab_size, *_) = (shapes.get(name) or (0,) for name in ("lm_head.weight", "wte.weight"))
+    if not 0 < 2 * rows <= vocab_size:
+        return ""
+    return f"its head gives {rows} classes and not its {vocab_size} ids: the body is read, and it writes no text"
 
 
 def open_vocabulary(path: Path) -> tuple[Contents, int, Mapping[str, Any]]:
@@ -109,19 +141,19 @@ def open_vocabulary(path: Path) -> tuple[Contents, int, Mapping[str, Any]]:
 
     Raises NpgptError where there is no wte.weight.
     """
-    contents, _, tensors, sources = _named(path, None)
-    shape = sources["wte.weight"].shape(tensors) if "wte.weight" in sources else None
+    contents, _, found, sources = _named(path, None)
+    shape = sources["wte.weight"].shape(found.tensors) if "wte.weight" in sources else None
     if shape is None or len(shape) != 2:
         raise NpgptError(f"{path} holds no wte.weight [vocab_size, n_embd], and so no GPT-2")
     return contents, shape[0], configs.agreed(_statements(path, contents), None, str(path))[1]
 
 
-def _named(path: Path, name_scheme: str | None) -> tuple[Contents, Scheme, dict[str, Tensor], dict[str, Source]]:
-    """Return a file's contents, naming scheme, unwrapped tensors and how canonical ones are made of them."""
+def _named(path: Path, name_scheme: str | None) -> tuple[Contents, Scheme, Located, dict[str, Source]]:
+    """Return a file's contents, naming scheme, the GPT-2 in it and how canonical tensors are made of its own."""
     contents = formats.read(path)
-    tensors = names.unwrapped(contents.tensors)
-    scheme = names.choose(name_scheme, tensors, str(path))
-    return contents, scheme, tensors, scheme.translate(tensors)
+    found = located(contents.tensors, str(path))
+    scheme = names.choose(name_scheme, found.tensors, str(path))
+    return contents, scheme, found, scheme.translate(found.tensors)
 
 
 CONVERTED = f"safetensors, {HUGGING_FACE.title}"

@@ -56,6 +56,8 @@ def convert(
     replaceable = REPLACEABLE if overwrite else None
     check_destination(folder, location.weights, replaceable)
     checkpoint = open_checkpoint(location.weights, n_head=n_head, name_scheme=name_scheme)
+    if checkpoint.no_logits:
+        raise NpgptError(f"{checkpoint.path} is no language model to write: {checkpoint.no_logits}")
     if dtype not in DTYPES:
         raise NpgptError(f"written are {', '.join(DTYPES)}, not {dtype!r:.80}")
     layout = {name: (dtype, shape) for name, shape in checkpoint.shapes.items()}
@@ -75,6 +77,8 @@ def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     """
     folder = expanded(folder)
     check_destination(folder, None)
+    if model.no_logits:
+        raise NpgptError(f"{model.name} is no language model to write: {model.no_logits}")
     own = [] if model.why_no_text else [file for file in model.tokenizer.files if file != GPT2_RANKS]
     files = {file.name: file.read_bytes() for file in own}
     arrays = parameters.to_arrays(model.parameters)

@@ -69,6 +69,7 @@ def report(checkpoint: Checkpoint, folder: str, dtype: str) -> list[str]:
         f"read     {checkpoint.path}: {checkpoint.description}, {', '.join(sorted(stored))}",
         f"model    {config.n_layer} blocks, {config.n_embd} = {config.n_head} heads × {config.head_width}, "
         f"{config.n_positions} positions, {config.vocab_size} ids, {activation}, {head}{absent}",
+        *(f"note     {line}" for line in checkpoint.notes),
         f"written  {folder}: {files}; {len(checkpoint.sources)} tensors {dtype}{rounded}",
         f"next     npgpt inspect {shlex.quote(folder)}",
     ]

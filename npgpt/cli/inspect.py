@@ -58,6 +58,7 @@ def report(found: Inspection) -> list[str]:
         ("tensors", ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items()) + _at_load(found)),
         ("values", _values(found)),
         ("checksums", found.unchecked),
+        *(("note", line) for line in found.notes),
     ]
     for path, (size, sha256) in found.files.items():
         name = path.name if len(found.files) > 1 else None

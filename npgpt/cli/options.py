@@ -35,13 +35,16 @@ def add_common(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def open_model(options: argparse.Namespace) -> LanguageModel:
-    """Load the model of --model, --n-head and --dtype; say on stderr which form it has, unless that is npgpt's own."""
+    """Load the model of --model, --n-head and --dtype; say on stderr which form it has, unless that is npgpt's own,
+    and what is left out.
+    """
     with importing():
         from ..language_model import load
 
     model = load(options.model, dtype=getattr(options, "dtype", "float32"), n_head=options.n_head)
-    if model.origin:
-        note(model.origin)
+    for line in (model.origin, *model.notes):
+        if line:
+            note(line)
     return model
 
 

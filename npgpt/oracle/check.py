@@ -94,6 +94,8 @@ def check(
             module, said = module.perturbed()
             notes += said
         tensors = dict(module.tensors)
+    if reference is not None:
+        notes += [f"The reference, {reference.name}: {line}." for line in reference.notes]
     if module is None or not perturb:
         notes += what_cannot_show(tensors, model_config.n_layer)
     ids = ids_of(prompt, reference, model_config, theirs)
@@ -242,7 +244,10 @@ def opened(weights: Weights | None, n_head: int | None = None) -> LanguageModel:
         return modules.as_language_model(weights, n_head)
     if weights is not None and not isinstance(weights, (str, os.PathLike)):
         raise NpgptError(f"weights must be a model, its name or path, a module or a state dict, not {weights!r:.80}")
-    return load(weights, dtype="float64", n_head=n_head)
+    model = load(weights, dtype="float64", n_head=n_head)
+    if model.no_logits:
+        raise NpgptError(f"{model.name} is no reference: {model.no_logits}")
+    return model
 
 
 def in_float64(model: LanguageModel) -> dict[str, Array]:

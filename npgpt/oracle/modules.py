@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ..checkpoints import names
 from ..checkpoints.configs import complete
 from ..checkpoints.tensor import Source, Tensor
+from ..checkpoints.wrappers import located
 from ..config import GPT2_VOCAB_SIZES, Config
 from ..errors import NpgptError
 from ..language_model import LanguageModel
@@ -142,7 +143,8 @@ def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
     """
     is_whole = is_module(theirs)
     title = type(theirs).__name__ if is_whole else "weights"
-    bare = unwrapped(stored_tensors(theirs.state_dict() if is_whole else state_of(theirs), title))
+    found = located(stored_tensors(theirs.state_dict() if is_whole else state_of(theirs), title), title)
+    bare = found.tensors
     scheme = names.choose(None, bare, title)
     sources = scheme.translate(bare)
     head, wte = (bare[sources[key].parts[0]].stored() if key in sources else None for key in (HEAD, WTE))
@@ -160,6 +162,7 @@ def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
         shapes = {key: shape for key, shape in shapes.items() if key not in strange}
     check_shapes(config, shapes, f"{title} ({scheme.title})", "its own sizes")
     left = [bare[part].name for key in strange for part in sources[key].parts]
+    left += [tensor.name for tensor in (*found.heads, *found.beside)]
     return Stored(bare, {key: source for key, source in sources.items() if key in known}, config, left)
 
 
@@ -181,17 +184,6 @@ def as_language_model(theirs: Any, n_head: int | None) -> LanguageModel:
 
     arrays = {name: found.in_float64(name) for name in found.sources}
     return LanguageModel(title, found.config, from_arrays(found.config, arrays), tokenizer)
-
-
-def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors without what wraps the model: the wrappers that are known, and an attribute that holds it."""
-    bare = names.unwrapped(tensors)
-    for attribute in ("", *dict.fromkeys(name.partition(".")[0] + "." for name in bare)):
-        inner = {name.removeprefix(attribute): tensor for name, tensor in bare.items() if name.startswith(attribute)}
-        inner = names.unwrapped(inner)
-        if any(scheme.recognises(inner) for scheme in names.SCHEMES):
-            return {name: tensor for name, tensor in bare.items() if not name.startswith(attribute)} | inner
-    return bare
 
 
 def open_module(module: Any, n_head: int | None, config: Config | None) -> Module:

@@ -23,6 +23,8 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
 transformers = pytest.importorskip("transformers", reason="extra parity is not installed")
 nanogpt = pytest.importorskip("tests.support.nanogpt", reason="extra parity is not installed")
+peers = pytest.importorskip("tests.support.peers", reason="llms-from-scratch 1.0.19 is not installed")
+ch04 = pytest.importorskip("llms_from_scratch.ch04", reason="llms-from-scratch 1.0.19 is not installed")
 
 CONFIG = small(n_embd=12, n_head=2)
 ERF = small(n_embd=12, n_head=2, activation_function="gelu")
@@ -164,3 +166,96 @@ def test_a_tensor_that_needs_another_name_is_refused(tmp_path: pathlib.Path) -> 
         torch.save(state | {"transformer.ln_f.bias": tensor}, tmp_path / "x.pt")
         with pytest.raises(NpgptError, match=rf"transformer\.ln_f\.bias asks for {name}, which npgpt does not run"):
             npgpt.load(tmp_path / "x.pt", n_head=2)
+
+
+HEADS = {
+    "GPT2DoubleHeadsModel": "multiple_choice_head.summary.weight [1, 12]",
+    "GPT2ForSequenceClassification": "score.weight [2, 12]",
+    "GPT2ForTokenClassification": "classifier.weight [2, 12]",
+    "GPT2ForQuestionAnswering": "qa_outputs.weight [2, 12]",
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_other_heads_of_transformers(tmp_path: pathlib.Path, kind: str) -> None:
+    """A language model of transformers' reads the same tensors of the same folder."""
+    config = transformers.GPT2Config(vocab_size=40, n_positions=24, n_embd=12, n_layer=2, n_head=2, num_labels=2)
+    getattr(transformers, kind)(config).save_pretrained(tmp_path)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    model = npgpt.load(tmp_path)
+    (note,) = model.notes
+    assert note.startswith("left out, as no language model's head: ")
+    assert HEADS[kind] in note
+    same(model, {name: tensor.numpy() for name, tensor in theirs.transformer.state_dict().items()})
+    with torch.no_grad():
+        expected = theirs(torch.tensor([[1, 2, 3]])).logits.numpy()
+    np.testing.assert_allclose(model([1, 2, 3]), expected, rtol=0, atol=1e-5)
+
+
+class Held(torch.nn.Module):  # type: ignore[misc]
+    """A model kept in an attribute, and what a caller may keep beside it."""
+
+    def __init__(self, name: str, held: Any, beside: Any = None) -> None:
+        super().__init__()
+        self.held = name
+        setattr(self, name, held)
+        if beside is not None:
+            self.beside = beside
+
+    def forward(self, ids: Any) -> Any:
+        """Run the model."""
+        return getattr(self, self.held)(ids)
+
+
+def wrapped(kind: str, model: Any) -> Any:
+    """The model in a real wrapper, or in attributes."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    if kind == "checkpointed blocks":
+        model.transformer.h = torch.nn.ModuleList([checkpoint_wrapper(block) for block in model.transformer.h])
+        return model
+    return {
+        "an attribute": lambda: Held("gpt", model),
+        "attributes": lambda: Held("trunk", Held("net", model)),
+        "compiled in an attribute": lambda: Held("model", torch.compile(model, backend="eager")),
+        "parallel": lambda: Held("policy", torch.nn.DataParallel(model)),
+        "averaged": lambda: torch.optim.swa_utils.AveragedModel(model),
+        "sequential": lambda: torch.nn.Sequential(model),
+        "beside another": lambda: Held("gpt", model, torch.nn.Linear(2, 3)),
+    }[kind]()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "kind",
+    ["an attribute", "attributes", "compiled in an attribute", "parallel", "averaged", "sequential", "beside another",
+     "checkpointed blocks"],
+)  # fmt: skip
+def test_real_wrappers_in_files_and_in_check(tmp_path: pathlib.Path, kind: str) -> None:
+    arrays = random_arrays(CONFIG, dtype="float32")
+    module = wrapped(kind, peers.transformers_model(CONFIG, arrays)).eval()
+    torch.save(module.state_dict(), tmp_path / "x.pt")
+    model = npgpt.load(tmp_path / "x.pt", n_head=2)
+    same(model, arrays)
+    beside = {"beside another": "beside.weight [3, 2], beside.bias [3]", "averaged": "n_averaged []"}.get(kind)
+    assert model.notes == ((f"left out, as it lies beside the GPT-2: {beside}",) if beside else ())
+    if "compiled" not in kind:  # which takes long, as it is compiled for every way to observe it
+        report = npgpt.check(module, [1, 2, 3], n_head=2)
+        assert report.matches, str(report)
+        assert any("beside.bias" in note for note in report.notes) == (kind == "beside another")
+
+
+def test_the_books_classifier(tmp_path: pathlib.Path) -> None:
+    """Chapter 6 puts a head of two classes in the place of the language model's."""
+    book = {"vocab_size": 40, "context_length": 24, "emb_dim": 12, "n_heads": 2, "n_layers": 2}
+    model = ch04.GPTModel(book | {"drop_rate": 0.0, "qkv_bias": True})
+    model.out_head = torch.nn.Linear(12, 2)
+    torch.save(model.state_dict(), tmp_path / "review_classifier.pth")
+    mine = npgpt.load(tmp_path / "review_classifier.pth", n_head=2)
+    assert mine.no_logits == "its head gives 2 classes and not its 40 ids: the body is read, and it writes no text"
+    stages: dict[str, Array] = {}
+    mine([1, 2, 3], record=stages.__setitem__)
+    model.out_head = torch.nn.Identity()
+    with torch.no_grad():
+        expected = model.eval()(torch.tensor([[1, 2, 3]])).numpy()
+    np.testing.assert_allclose(stages["ln_f"], expected, rtol=0, atol=1e-5)
