@@ -31,19 +31,21 @@ def load(
     *,
     dtype: DTypeLike = "float32",
     n_head: int | None = None,
+    activation: str | None = None,
     config: Config | None = None,
     name_scheme: str | None = None,
 ) -> LanguageModel:
     """Load a model by name or path, in any form that npgpt reads; without one, load the embedded model.
 
     dtype: float32, or float64 as the ground truth that others are measured against. n_head: states what a checkpoint
-    leaves open, or overrides it. config: replaces the checkpoint's whole configuration. name_scheme: whose names the
-    tensors have, where the names do not tell. float32 weights are used in place in the mapped file, others are
-    converted. Raises NpgptError for whatever does not fit.
+    leaves open, or overrides it. activation: the same for the GELU, "gelu" (erf form) or "gelu_new" (tanh form).
+    config: replaces the checkpoint's whole configuration. name_scheme: whose names the tensors have, where the names do
+    not tell. float32 weights are used in place in the mapped file, others are converted. Raises NpgptError for whatever
+    does not fit. What is guessed or left out is in the model's notes.
     """
     dtype = float_dtype("a model's dtype", dtype)
     location = find(model)
-    return open_model(Source(location.name, location.weights, dtype, n_head, config, name_scheme))
+    return open_model(Source(location.name, location.weights, dtype, n_head, config, name_scheme, activation))
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,17 @@ class Source:
     n_head: int | None
     config: Config | None
     name_scheme: str | None
+    activation: str | None = None
 
 
 def open_model(source: Source) -> LanguageModel:
     """Open a model's file. Raises NpgptError for whatever does not fit."""
     checkpoint = open_checkpoint(
-        source.weights, n_head=source.n_head, config=source.config, name_scheme=source.name_scheme
+        source.weights,
+        n_head=source.n_head,
+        activation=source.activation,
+        config=source.config,
+        name_scheme=source.name_scheme,
     )
     arrays = {name: checkpoint.load(name, source.dtype) for name in checkpoint.sources}
     return LanguageModel(
@@ -86,9 +93,9 @@ class LanguageModel:
     """A GPT-2 that is ready to run.
 
     open_tokenizer returns its tokenizer, or raises NpgptError with the reason why it has none. origin names the file
-    it was loaded from and its form, unless that is the converted one. notes say what of it was left out. no_logits is
-    the reason why it gives no logits of ids, as a classifier; empty where it does. files hold its weights; source opens
-    it again.
+    it was loaded from and its form, unless that is the converted one. notes say what of it is left out or guessed.
+    no_logits is the reason why it gives no logits of ids, as a classifier; empty where it does. files hold its weights;
+    source opens it again.
     """
 
     name: str

@@ -37,6 +37,7 @@ class Scheme:
     known_by: str = "h.*.attn.c_attn.weight"  # the tensor of ours that tells the scheme, together with condition
     condition: Callable[[Mapping[str, Tensor]], bool] = lambda tensors: True
     assumes: Mapping[str, Any] = field(default_factory=dict)  # true of the program's models where nothing is stated
+    guesses_gelu: bool = False  # another program's models have the same names and another activation
     ties: bool = False  # a configuration that says nothing of the output head means that it is wte
 
     @cached_property
@@ -123,6 +124,7 @@ HUGGING_FACE = Scheme(
     ties=True,
 )
 # karpathy/nanoGPT, model.py: the exact (erf) GELU, no biases by default, an output head that shares wte's storage.
+# karpathy/build-nanogpt has the same names, biases and the tanh form.
 NANOGPT = replace(
     HUGGING_FACE,
     name="nanogpt",
@@ -131,10 +133,13 @@ NANOGPT = replace(
     may_lack_biases=r"h\..*|ln_f",
     condition=_linear_is_out_in,
     assumes={"activation_function": "gelu"},
+    guesses_gelu=True,
     ties=False,
 )
 # karpathy/minGPT, mingpt/model.py: the tanh form, biases, an output head of its own.
-MINGPT = replace(NANOGPT, name="mingpt", title="minGPT's names", condition=_is_mingpt, assumes={})
+MINGPT = replace(
+    NANOGPT, name="mingpt", title="minGPT's names", condition=_is_mingpt, assumes={"activation_function": "gelu_new"}
+)
 # rasbt/LLMs-from-scratch, ch04: GPTModel, its variant with a KV cache, and GPTModelFast (qkv, proj, PyTorch's own
 # LayerNorm). Biases of queries, keys and values only with qkv_bias; an output head of its own.
 LLMS_FROM_SCRATCH = Scheme(

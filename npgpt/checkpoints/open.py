@@ -42,6 +42,7 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
     notes: tuple[str, ...] = ()  # what is to be said of the checkpoint in every run
     no_logits: str = ""  # the reason why the body has no head that gives logits of ids; empty where it has
+    guesses_gelu: bool = False  # whether nothing tells the activation
 
     @property
     def description(self) -> str:
@@ -73,14 +74,19 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: Path, *, n_head: int | None = None, config: Config | None = None, name_scheme: str | None = None
+    path: Path,
+    *,
+    n_head: int | None = None,
+    activation: str | None = None,
+    config: Config | None = None,
+    name_scheme: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint's file and check that names, shapes, heads and a tied head agree with its configuration.
 
-    n_head and config override what the files state. Raises NpgptError with all that is wrong.
+    n_head, activation and config override what the files state. Raises NpgptError with all that is wrong.
     """
-    if config is not None and n_head is not None:
-        raise NpgptError("give n_head or a whole config, not both")
+    if config is not None and (n_head is not None or activation is not None):
+        raise NpgptError(f"give {'activation' if n_head is None else 'n_head'} or a whole config, not both")
     if not isinstance(config, Config | None):
         raise NpgptError(f"config must be an npgpt.Config, not {type(config).__name__}")
     contents, scheme, found, sources = _named(path, name_scheme)
@@ -92,9 +98,15 @@ def open_checkpoint(
             del sources[name], shapes[name]
     given = config is not None
     statements = [] if given else _statements(path, contents)
-    source, stated, unknown = configs.agreed(statements, n_head, str(path))
+    source, stated, unknown = configs.agreed(statements, n_head, str(path), activation)
+    told = given or activation is not None or any(configs.tells_gelu(fields) for _, fields in statements)
     if config is None:
-        config = configs.complete({**scheme.assumes, **stated}, shapes, n_head, source)
+        config = configs.complete({**scheme.assumes, **stated}, shapes, n_head, source, activation)
+    if "n_ctx" in stated:
+        said = f"{source} says n_ctx {stated['n_ctx']!r:.80} and n_positions {stated['n_positions']!r:.80}"
+        notes.append(f"{said}: its wpe has {config.n_positions}")
+    if guesses := scheme.guesses_gelu and not told:
+        notes.append(configs.guess(config.activation_function))
     if no_logits:
         config = dataclasses.replace(config, tie_word_embeddings=True)
     if shapes.get("lm_head.weight") == shapes.get("wte.weight") == (config.vocab_size, config.n_embd):
@@ -123,6 +135,7 @@ def open_checkpoint(
         tensors=tensors,
         notes=tuple(notes),
         no_logits=no_logits,
+        guesses_gelu=guesses,
     )
 
 

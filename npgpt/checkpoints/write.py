@@ -41,6 +41,7 @@ def convert(
     *,
     dtype: str = "float32",
     n_head: int | None = None,
+    activation: str | None = None,
     name_scheme: str | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -55,7 +56,7 @@ def convert(
     location, folder = find(source), expanded(folder)
     replaceable = REPLACEABLE if overwrite else None
     check_destination(folder, location.weights, replaceable)
-    checkpoint = open_checkpoint(location.weights, n_head=n_head, name_scheme=name_scheme)
+    checkpoint = open_checkpoint(location.weights, n_head=n_head, activation=activation, name_scheme=name_scheme)
     if checkpoint.no_logits:
         raise NpgptError(f"{checkpoint.path} is no language model to write: {checkpoint.no_logits}")
     if dtype not in DTYPES:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints import names
-from ..checkpoints.configs import complete
+from ..checkpoints.configs import complete, guess
 from ..checkpoints.tensor import Source, Tensor
 from ..checkpoints.wrappers import located
 from ..config import GPT2_VOCAB_SIZES, Config
@@ -46,6 +46,7 @@ class Stored:
     sources: Mapping[str, Source]
     config: Config
     strange: Sequence[str]
+    note: str = ""  # about what is guessed
 
     def in_float64(self, name: str) -> Array:
         """Return a canonical tensor, zeros where it is a bias that the program leaves out."""
@@ -152,6 +153,7 @@ def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
     if tied:
         sources.pop(HEAD, None)
     shapes = {key: source.shape(bare) for key, source in sources.items()}
+    guesses = config is None and not is_whole and scheme.guesses_gelu
     if config is None:
         n_head = n_head or (stated_n_head(theirs) if is_whole else None)
         assumed = {"activation_function": "gelu_new"} | ({} if is_whole else dict(scheme.assumes))
@@ -163,7 +165,8 @@ def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
     check_shapes(config, shapes, f"{title} ({scheme.title})", "its own sizes")
     left = [bare[part].name for key in strange for part in sources[key].parts]
     left += [tensor.name for tensor in (*found.heads, *found.beside)]
-    return Stored(bare, {key: source for key, source in sources.items() if key in known}, config, left)
+    known_sources = {key: source for key, source in sources.items() if key in known}
+    return Stored(bare, known_sources, config, left, guess(config.activation_function) if guesses else "")
 
 
 def state_of(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -183,7 +186,8 @@ def as_language_model(theirs: Any, n_head: int | None) -> LanguageModel:
         return load_tokenizer("gpt2")
 
     arrays = {name: found.in_float64(name) for name in found.sources}
-    return LanguageModel(title, found.config, from_arrays(found.config, arrays), tokenizer)
+    parameters, notes = from_arrays(found.config, arrays), (found.note,) if found.note else ()
+    return LanguageModel(title, found.config, parameters, tokenizer, notes=notes)
 
 
 def open_module(module: Any, n_head: int | None, config: Config | None) -> Module:

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import datetime
 import enum
+import json
 import pathlib
 import types
 from typing import Any
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 
 import npgpt
+from npgpt.checkpoints import configs
 from npgpt.errors import NpgptError
 from npgpt.parameters import Array, to_arrays
-from tests.support.models import random_arrays, small
+from tests.support.models import random_arrays, random_ids, small
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
@@ -259,3 +261,58 @@ def test_the_books_classifier(tmp_path: pathlib.Path) -> None:
     with torch.no_grad():
         expected = model.eval()(torch.tensor([[1, 2, 3]])).numpy()
     np.testing.assert_allclose(stages["ln_f"], expected, rtol=0, atol=1e-5)
+
+
+def test_the_names_of_the_two_gelus_are_transformers() -> None:
+    """Every name that is known is the form it is taken for, and no other activation of transformers' is either form."""
+    from transformers.activations import ACT2FN
+
+    x = torch.linspace(-20, 20, 20001, dtype=torch.float64)
+    forms = {"gelu": torch.nn.functional.gelu(x), "gelu_new": torch.nn.functional.gelu(x, approximate="tanh")}
+    same_as: dict[str, str] = {}
+    for name in ACT2FN:
+        if name not in ("prelu", "xielu"):  # which have parameters
+            distances = {form: (ACT2FN[name](x) - expected).abs().max() for form, expected in forms.items()}
+            nearest = min(distances, key=distances.__getitem__)
+            if distances[nearest] < 1e-11:
+                same_as[name] = nearest
+    known = {"gelu": "gelu", "gelu_new": "gelu_new", "gelu_pytorch_tanh": "gelu_new"}
+    assert same_as == known | configs.GELUS
+
+
+@pytest.mark.parametrize("activation", ["gelu_fast", "gelu_python", "gelu_accurate", "gelu_python_tanh"])
+def test_a_configuration_as_transformers_reads_it(tmp_path: pathlib.Path, activation: str) -> None:
+    """Another name of the GELU, and an n_ctx that differs from n_positions."""
+    config = transformers.GPT2Config(
+        vocab_size=40, n_positions=24, n_ctx=12, n_embd=12, n_layer=2, n_head=2, activation_function=activation
+    )
+    theirs = transformers.GPT2LMHeadModel(config).eval()
+    theirs.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["n_ctx"] == 12
+    model = npgpt.load(tmp_path)
+    assert model.notes == (f"{tmp_path / 'config.json'} says n_ctx 12 and n_positions 24: its wpe has 24",)
+    ids = random_ids(CONFIG, (2, 24))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_allclose(model(ids), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+def test_build_nanogpts_checkpoint(tmp_path: pathlib.Path, activation: str) -> None:
+    """Its configuration does not say which GELU it has; stated, it travels with the converted model."""
+    config = small(n_embd=12, n_head=2, activation_function=activation)
+    arrays = random_arrays(config, dtype="float32")
+    theirs = nanogpt.filled(config, arrays).eval()
+    torch.save({"model": theirs.state_dict(), "config": GPTConfig(), "step": 3}, tmp_path / "x.pt")
+    (note,) = npgpt.load(tmp_path / "x.pt").notes
+    assert "the tanh form (build-nanogpt's, minGPT's) is a guess" in note
+    npgpt.convert(tmp_path / "x.pt", tmp_path / "out", activation=activation)
+    ids = random_ids(config, (2, 24))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(ids))
+        expected = (expected[0] if isinstance(expected, tuple) else expected).numpy()
+    for model in (npgpt.load(tmp_path / "x.pt", activation=activation), npgpt.load(tmp_path / "out")):
+        assert (model.notes, model.config) == ((), config)
+        np.testing.assert_allclose(model(ids), expected, rtol=0, atol=1e-5)
+    report = npgpt.check(theirs, [1, 2, 3], theirs.state_dict(), n_head=2, config=config)
+    assert any("which GELU it has" in note for note in report.notes)  # as a state dict does not tell it
