@@ -27,6 +27,8 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+REBUILD = "torch._utils._rebuild_tensor_v2"
+TENSOR_TYPES = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.parameter.Buffer")
 DTYPES = ("float16", "bfloat16", "float32", "float64", "int64", "int32", "bool")
 NAMES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()} | {f"torch.{name}": name for name in DTYPES}
 
@@ -113,6 +115,14 @@ def _parameter(view: object, *_: object) -> View | Unread:
     return view
 
 
+def _of_type(function: object, kind: object, arguments: object, state: object = None) -> View | Unread | Record:
+    """torch._tensor._rebuild_from_type_v2(function, type, its arguments, attributes): a tensor that has attributes."""
+    plain = isinstance(kind, Global) and kind.name in TENSOR_TYPES
+    if plain and function == Global(REBUILD) and isinstance(arguments, tuple) and 4 <= len(arguments) <= 7:
+        return _tensor(*arguments)
+    return _needed(*(kind, function)[plain:]) or Record(REBUILD, (function, kind))
+
+
 def _ordered_dict() -> dict[Any, Any]:
     """Take no arguments, as pickle gives none: dict itself could be made to copy a large one over and over."""
     return {}
@@ -141,7 +151,8 @@ def _scalar(dtype: object = None, content: object = None) -> object:
 
 CALLS: Mapping[str, Callable[..., object]] = {
     "collections.OrderedDict": _ordered_dict,
-    "torch._utils._rebuild_tensor_v2": _tensor,
+    REBUILD: _tensor,
+    "torch._tensor._rebuild_from_type_v2": _of_type,
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.Size": lambda sizes: sizes,

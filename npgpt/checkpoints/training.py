@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ def weights_and_configuration(path: Path, value: object) -> Chosen:
         raise NpgptError(f"{path} holds a {kind}, not a state dict or a dictionary with one")
     dictionaries = {key: items for key, item in held.items() if (items := _items(item)) is not None}
     distinct = {id(item): item for item in dictionaries.values()}  # one that stands under many keys is read once
-    states_by_id = {key: found for key, item in distinct.items() if (found := _views(item)) and len(found) == len(item)}
+    states_by_id = {key: found for key, item in distinct.items() if 2 * len(found := _views(item)) > len(item)}
     states = {key: states_by_id[id(item)] for key, item in dictionaries.items() if id(item) in states_by_id}
     views = _views(held)  # the weights themselves, or no more than a loss
     taken: object = None
@@ -50,12 +50,15 @@ def weights_and_configuration(path: Path, value: object) -> Chosen:
             )
         ((taken, views),) = states.items()
     if not views:
-        if inert := [held[key] for key in WEIGHTS_KEYS if isinstance(held.get(key), Record | Global)]:
-            raise refusal(f"{path}: its pickle", inert[0].name)
+        weights = [held[key] for key in WEIGHTS_KEYS if key in held]
+        if inert := _first_inert([*weights, *(item for each in weights for item in (_items(each) or {}).values())]):
+            raise refusal(f"{path}: its pickle", inert.name)
         raise NpgptError(f"{path} has no state dict; its keys are {', '.join(map(repr, list(held)[:20])):.300}")
     others = [repr(key) for key, state in states.items() if key != taken and len(state) >= len(views)]
-    notes = (f"the weights are those of {taken!r:.80}, not of {', '.join(others):.200}",) if others else ()
-    return Chosen(views, _statement(path, held), notes)
+    notes = [f"the weights are those of {taken!r:.80}, not of {', '.join(others):.200}"] if others else []
+    if left := [repr(key) for key in dictionaries.get(taken, ()) if key not in views]:
+        notes.append(f"left out, as no tensor: {', '.join(left):.200}")
+    return Chosen(views, _statement(path, held), tuple(notes))
 
 
 def outputs(path: Path, value: object) -> Chosen:
@@ -77,6 +80,11 @@ def _items(value: object) -> dict[Any, Any] | None:
     """Return a dictionary, or the items of an object whose class is a dictionary's subclass; None for anything else."""
     items = value.contents if isinstance(value, Record) else value
     return items if isinstance(items, dict) else None
+
+
+def _first_inert(values: Sequence[object]) -> Record | Global | None:
+    """Return the first object that npgpt does not run, if any."""
+    return next((value for value in values if isinstance(value, Record | Global)), None)
 
 
 def _views(mapping: Mapping[Any, Any]) -> dict[str, View | Unread]:

@@ -327,6 +327,31 @@ def test_an_object_that_states_nothing(tmp_path: Path, value: object) -> None:
     assert npgpt.load(path, n_head=3).config == small()
 
 
+def of_type(kind: Global, function: Global = Global("torch._utils", "_rebuild_tensor_v2")) -> Call:  # noqa: B008
+    """A tensor of a type, or with attributes."""
+    hooks = Call(Global("collections", "OrderedDict"))
+    return Call(
+        Global("torch._tensor", "_rebuild_from_type_v2"),
+        (function, kind, (FLOAT6, 0, (2, 3), (3, 1), False, hooks), {"name": Call(CONFIG)}),
+    )
+
+
+def test_a_tensor_with_attributes(tmp_path: Path) -> None:
+    for module, name in (("torch", "Tensor"), ("torch.nn.parameter", "Parameter"), ("torch.nn.parameter", "Buffer")):
+        path = put(tmp_path / "x", {"a": of_type(Global(module, name))})
+        np.testing.assert_array_equal(torch_zip.read(path).tensors["a"].load(), SIX.reshape(2, 3))
+
+
+def test_a_state_dict_with_something_else_in_it(tmp_path: Path) -> None:
+    """What most of a dictionary is counts: a few values that are no tensors are left out, and that is said."""
+    arrays = random_arrays(small(), dtype="float32")
+    views, storages = writers.in_storages(arrays)
+    path = put(tmp_path / "m.pth", {"model": views | {"_extra_state": Call(CONFIG), "version": 3}}, storages)
+    model = npgpt.load(path, n_head=3)
+    same(to_arrays(model.parameters), arrays)
+    assert model.notes == ("left out, as no tensor: '_extra_state', 'version'",)
+
+
 UNREAD: dict[str, tuple[object, str]] = {
     "a type of storage": (
         WHOLE._replace(storage=FLOAT6._replace(kind="ComplexFloatStorage")),
@@ -336,7 +361,8 @@ UNREAD: dict[str, tuple[object, str]] = {
         Call(Global("torch._utils", "_rebuild_sparse_tensor"), (1,)),
         "torch._utils._rebuild_sparse_ten",
     ),
-    "a subclass": (Call(Global("torch._tensor", "_rebuild_from_type_v2"), (1,)), "torch._tensor._rebuild_from_type_v2"),
+    "a subclass": (of_type(Global("my.types", "Quantized")), "my.types.Quantized"),
+    "another way to build": (of_type(Global("torch", "Tensor"), Global("my.types", "build")), "my.types.build"),
     "a storage": (WHOLE._replace(storage=Call(Global("os", "system"), ("a",))), "os.system"),
     "an offset": (WHOLE._replace(offset=Call(Global("os", "system"))), "os.system"),
     "a shape": (WHOLE._replace(shape=(2, Call(Global("os", "system")))), "os.system"),
@@ -366,7 +392,7 @@ def test_only_a_tensor_that_needs_a_name_is_refused(tmp_path: Path, kind: str) -
 
 def test_a_whole_module_is_named(tmp_path: Path) -> None:
     module = Call(Global("model", "GPT"), (), {"_modules": {"wte": Call(Global("torch.nn", "Embedding"))}})
-    for value in (module, {"model": module}, {"epoch": 3, "net": module}):
+    for value in (module, {"model": module}, {"epoch": 3, "net": module}, {"state_dict": {"a": module}}):
         with pytest.raises(NpgptError, match=r"asks for model\.GPT, which npgpt does not run: .*model\.state_dict\(\)"):
             torch_zip.read(put(tmp_path / "x", value))
 
