@@ -29,7 +29,7 @@ BLOCKS = tuple({re.split(r"(?<=[./])", n)[0] for scheme in SCHEMES for n in sche
 OUTPUT_HEADS = ("lm_head.weight", "lm_head.decoder.weight", "out_head.weight")  # which may lie above their GPT-2
 # What else transformers, TRL and their like put on a GPT-2's last hidden state.
 OTHER_HEADS = re.compile(r"(?:v_head|value_head|score|classifier|multiple_choice_head|qa_outputs|summary)\..+")
-MOST_TABLES = 16  # each is looked at with all names
+MOST_TABLES = 8  # each is looked at with all names
 MOST_PARTS = 64  # of a name; a path is looked for in all that lies above it
 
 
