@@ -56,7 +56,7 @@ def weights_and_configuration(path: Path, value: object) -> Chosen:
         raise NpgptError(f"{path} has no state dict; its keys are {', '.join(map(repr, list(held)[:20])):.300}")
     others = [repr(key) for key, state in states.items() if key != taken and len(state) >= len(views)]
     notes = [f"the weights are those of {taken!r:.80}, not of {', '.join(others):.200}"] if others else []
-    if left := [repr(key) for key in dictionaries.get(taken, ()) if key not in views]:
+    if left := [f"{key!r:.80}" for key in dictionaries.get(taken, ()) if key not in views]:
         notes.append(f"left out, as no tensor: {', '.join(left):.200}")
     return Chosen(views, _statement(path, held), tuple(notes))
 
@@ -98,34 +98,35 @@ def _views(mapping: Mapping[Any, Any]) -> dict[str, View | Unread]:
 
 
 def _statement(path: Path, held: Mapping[Any, Any]) -> Stated | None:
-    """Return what first states sizes of the model: what a usual key has, what lies within it, or any other key has.
+    """Return what states the model's sizes: what lies under a usual key or within that, else under any other key.
 
-    One size is enough under a usual key, elsewhere it takes three.
+    Three sizes are enough anywhere; under a usual key one is, where nothing states more.
     """
     usual = {key: _attributes(held[key]) for key in CONFIG_KEYS if key in held}
     within = {
-        f"{key}.{inner}": _attributes(item[inner])
-        for key, item in usual.items()
-        for inner in CONFIG_KEYS
-        if inner in item
+        f"{key}.{inner}": _attributes(item)
+        for key, place in usual.items()
+        for inner, item in place.items()
+        if isinstance(inner, str)
     }
     others = {key: _attributes(item) for key, item in held.items() if isinstance(key, str) and key not in usual}
-    places = [(name, place, 1) for name, place in (usual | within).items()] + [
-        (name, place, 3) for name, place in others.items()
-    ]
-    for name, place, enough in places:
-        if len({SPELLINGS.get(key, key) for key in SIZES if _plain(place.get(key)) is not None}) >= enough:
-            texts = {key: _plain(item) for key, item in place.items() if type(key) is str}
-            return Stated(f"{name} in {path}", {key: item for key, item in texts.items() if type(item) in PLAIN})
+    for places, enough in ((usual | within, 3), (usual | within, 1), (others, 3)):
+        for name, place in places.items():
+            known = enough > 1 or name.rpartition(".")[-1] in CONFIG_KEYS
+            if (
+                known
+                and len({SPELLINGS.get(key, key) for key in SIZES if _plain(place.get(key)) is not None}) >= enough
+            ):
+                texts = {key: _plain(item) for key, item in place.items() if type(key) is str}
+                return Stated(f"{name} in {path}", {key: item for key, item in texts.items() if type(item) in PLAIN})
     return None
 
 
 def _attributes(value: object) -> Mapping[Any, Any]:
     """Return what a dictionary or an object holds by name; nothing for anything else."""
     if isinstance(value, Record):
-        state = (
-            value.state[1] if isinstance(value.state, tuple) and len(value.state) == 2 else value.state
-        )  # of __slots__
+        has_slots = isinstance(value.state, tuple) and len(value.state) == 2
+        state = value.state[1] if has_slots else value.state  # type: ignore[index]
         value = state if isinstance(state, dict) and state else value.contents
         if isinstance(value, dict):
             value = next((value[key] for key in CONTAINERS if isinstance(value.get(key), dict)), value)

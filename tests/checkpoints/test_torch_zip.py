@@ -273,8 +273,9 @@ CONFIG = Global("train_gpt2", "GPTConfig")
 
 def omegaconf(fields: dict[str, Any]) -> Call:
     """A DictConfig, whose nodes hold the values."""
+    node, about = Global("omegaconf.nodes", "AnyNode"), {"_metadata": None, "_parent": None}
     nodes = {
-        key: Call(Global("omegaconf.nodes", "AnyNode"), (), {"_metadata": None, "_parent": None, "_val": value})
+        key: value if isinstance(value, Call) else Call(node, (), about | {"_val": value})
         for key, value in fields.items()
     }
     return Call(Global("omegaconf.dictconfig", "DictConfig"), (), {"_metadata": None, "_content": nodes})
@@ -299,6 +300,9 @@ STATED: dict[str, dict[str, Any]] = {
     "a dataclass among hyperparameters": {"hyper_parameters": Items(lr=0.1, config=Call(CONFIG, (), SIZES))},
     "omegaconf": {"cfg": omegaconf(SIZES)},
     "omegaconf in omegaconf": {"cfg": Call(CONFIG, (), {"_content": {"config": omegaconf(SIZES)}})},
+    "under a model's name, as Hydra has it": {"cfg": omegaconf({"data": "a", "model": omegaconf(SIZES)})},
+    "within what states a size itself": {"args": Call(CONFIG, (), {"n_embd": 21, "model": Call(CONFIG, (), SIZES)})},
+    "more under a usual key than under another": {"config": Call(CONFIG, (), SIZES), "conf": SIZES | {"n_head": 7}},
     "NumPy's numbers": {"config": {"n_layer": of_numpy(2), "n_head": of_numpy(3), "n_embd": of_numpy(21)}},
     "an enum": {"config": SIZES | {"activation_function": Call(Global("train", "Act"), ("gelu_new",))}},
     "another key": {"conf": Call(CONFIG, (), SIZES)},

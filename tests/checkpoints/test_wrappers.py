@@ -17,7 +17,7 @@ from npgpt.checkpoints import configs, wrappers
 from npgpt.checkpoints.inspect import inspect
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
-from npgpt.parameters import Array, to_arrays
+from npgpt.parameters import Array, from_arrays, to_arrays
 from tests.support.models import random_arrays, small, stored
 from tests.support.namings import llms_from_scratch, transposed
 from tests.support.thorough import examples
@@ -274,3 +274,15 @@ def test_a_name_of_very_many_parts_takes_no_time(tmp_path: Path, part: str) -> N
     same(npgpt.load(stored(tmp_path / "a", under("gpt.", ARRAYS, score__weight=OTHER) | {f"{path}x": OTHER}), n_head=3))
     with pytest.raises(NpgptError, match="does not fit its own sizes"):
         npgpt.load(stored(tmp_path / "a", ARRAYS | {f"{path}wte.weight": OTHER}), n_head=3)
+
+
+def test_a_state_dict_given_to_check() -> None:
+    """It is found within other things as in a file, and what is guessed of it is said."""
+    nano = transposed(ARRAYS)
+    model = LanguageModel("it", small(activation_function="gelu"), from_arrays(small(), ARRAYS))
+    logits = model([1, 2, 3])
+    report = npgpt.check(logits, [1, 2, 3], under("policy.", nano, value__weight=OTHER), n_head=3)
+    assert report.matches
+    assert any(note.startswith("The reference, weights: nothing tells which GELU it has") for note in report.notes)
+    with pytest.raises(NpgptError, match=r"weights holds several GPT-2s, policy\.\*, teacher\.\*"):
+        npgpt.check(logits, [1, 2, 3], under("policy.", nano) | under("teacher.", nano), n_head=3)
