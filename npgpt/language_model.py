@@ -32,19 +32,21 @@ def load(
     *,
     dtype: DTypeLike = "float32",
     n_head: int | None = None,
+    activation: str | None = None,
     config: Config | None = None,
     name_scheme: str | None = None,
 ) -> LanguageModel:
     """Load a model by name or path, in any form that npgpt reads; without one, load the embedded model.
 
     dtype: float32, or float64 as the ground truth that others are measured against. n_head: states what a checkpoint
-    leaves open, or overrides it. config: replaces the checkpoint's whole configuration. name_scheme: whose names the
-    tensors have, where the names do not tell. float32 weights are used in place in the mapped file, others are
-    converted. Raises NpgptError for whatever does not fit.
+    leaves open, or overrides it. activation: the same for the GELU, "gelu" (erf form) or "gelu_new" (tanh form).
+    config: replaces the checkpoint's whole configuration. name_scheme: whose names the tensors have, where the names do
+    not tell. float32 weights are used in place in the mapped file, others are converted. Raises NpgptError for whatever
+    does not fit. What is guessed or left out is in the model's notes.
     """
     dtype = float_dtype("a model's dtype", dtype)
     location = find(model)
-    return open_model(Source(location.name, location.weights, dtype, n_head, config, name_scheme))
+    return open_model(Source(location.name, location.weights, dtype, n_head, config, name_scheme, activation))
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,17 @@ class Source:
     n_head: int | None
     config: Config | None
     name_scheme: str | None
+    activation: str | None = None
 
 
 def open_model(source: Source) -> LanguageModel:
     """Open a model's file. Raises NpgptError for whatever does not fit."""
     checkpoint = open_checkpoint(
-        source.weights, n_head=source.n_head, config=source.config, name_scheme=source.name_scheme
+        source.weights,
+        n_head=source.n_head,
+        activation=source.activation,
+        config=source.config,
+        name_scheme=source.name_scheme,
     )
     for file in in_folder(checkpoint.path.parent, FILES).values():
         is_input(file)  # though it may never be read: an output may not replace it
@@ -73,6 +80,8 @@ def open_model(source: Source) -> LanguageModel:
         P.from_arrays(checkpoint.config, arrays),
         lambda: tokenizer_of(checkpoint),
         origin="" if checkpoint.description == CONVERTED else f"{checkpoint.path}: {checkpoint.description}",
+        notes=checkpoint.notes,
+        no_logits=checkpoint.no_logits,
         files=checkpoint.contents.files,
         source=replace(source, weights=source.weights.absolute()),
     )
@@ -87,7 +96,9 @@ class LanguageModel:
     """A GPT-2 that is ready to run.
 
     open_tokenizer returns its tokenizer, or raises NpgptError with the reason why it has none. origin names the file
-    it was loaded from and its form, unless that is the converted one. files hold its weights; source opens it again.
+    it was loaded from and its form, unless that is the converted one. notes say what of it is left out or guessed.
+    no_logits is the reason why it gives no logits of ids, as a classifier; empty where it does. files hold its weights;
+    source opens it again.
     """
 
     name: str
@@ -95,6 +106,8 @@ class LanguageModel:
     parameters: Parameters = field(repr=False)
     open_tokenizer: Callable[[], Tokenizer] = field(default=_no_vocabulary, repr=False)
     origin: str = ""
+    notes: tuple[str, ...] = ()
+    no_logits: str = ""
     files: tuple[Path, ...] = ()
     source: Source | None = field(default=None, repr=False)
 
@@ -138,8 +151,18 @@ class LanguageModel:
         *,
         logits_from: int = 0,
     ) -> Array:
-        """Return the logits [B, T, V] of token_ids [T] or [B, T], in the parameters' dtype; see npgpt.forward."""
+        """Return the logits [B, T, V] of token_ids [T] or [B, T], in the parameters' dtype; see npgpt.forward.
+
+        A body without a head for ids can be recorded; its logits are of no use. Raises NpgptError where they alone are
+        wanted.
+        """
+        if record is None:
+            self._check_logits()
         return forward(self.parameters, self.config, token_ids, cache, record, logits_from=logits_from)
+
+    def _check_logits(self) -> None:
+        if self.no_logits:
+            raise NpgptError(f"{self.name} gives no logits: {self.no_logits}")
 
     def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
         """Return a prompt's ids; an empty one is <|endoftext|>, which followed every text in training.
@@ -172,6 +195,7 @@ class LanguageModel:
         and the text less likely). Raises NpgptError at once for an argument out of range, a prompt longer than the
         context, and a model without text.
         """
+        self._check_logits()
         settings, _ = Sampling(**sampling), self.tokenizer
         ids = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
         if keep_last:
@@ -196,6 +220,7 @@ class LanguageModel:
         Several samples read the prompt once; their steps alternate, and step.sample is the number of the sample.
         See npgpt.text.generation.generate.
         """
+        self._check_logits()
         return generate(
             self.parameters,
             self.config,

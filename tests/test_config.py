@@ -137,6 +137,81 @@ def test_mingpt_keys_keep_the_tanh_form() -> None:
     assert (config.n_positions, config.activation_function) == (6, "gelu_new")
 
 
+def test_build_nanogpts_keys_keep_the_tanh_form() -> None:
+    """Its GPTConfig has five fields; nanoGPT's has had a bias since its GELU is the erf form."""
+    config = from_dict({"block_size": 1024, "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768})
+    assert config == PUBLISHED["gpt2"]
+
+
+@pytest.mark.parametrize(
+    ("mapping", "tells"),
+    [
+        ({}, False),
+        ({"n_head": 3, "bias": True}, False),
+        ({"block_size": 8}, False),
+        ({"block_size": 8, "dropout": 0.0}, False),
+        ({"block_size": 8, "bias": False}, True),
+        ({"block_size": 8, "embd_pdrop": 0.1}, True),
+        ({"activation_function": "gelu_fast"}, True),
+    ],
+)
+def test_which_configurations_tell_the_gelu(mapping: dict[str, Any], tells: bool) -> None:
+    assert configs.tells_gelu(mapping) == tells
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("gelu_fast", "gelu_new"),
+        ("gelu_accurate", "gelu_new"),
+        ("gelu_python_tanh", "gelu_new"),
+        ("gelu_python", "gelu"),
+        ("gelu_new", "gelu_new"),
+        ("gelu_pytorch_tanh", "gelu_pytorch_tanh"),
+        ("gelu", "gelu"),
+    ],
+)
+def test_transformers_names_of_the_two_forms(theirs: str, ours: str) -> None:
+    assert from_dict(HUB_GPT2 | {"activation_function": theirs}).activation_function == ours
+
+
+@pytest.mark.parametrize("other", ["gelu_10", "quick_gelu", "GELU", "", None, 3, ["gelu"], {}])
+def test_other_activations_are_refused(other: Any) -> None:
+    with pytest.raises(NpgptError, match="is not one that GPT-2 uses"):
+        from_dict(HUB_GPT2 | {"activation_function": other})
+
+
+@pytest.mark.parametrize("key", ["n_positions", "max_position_embeddings"])
+def test_an_n_ctx_beside_the_context_does_not_count(key: str) -> None:
+    """As in transformers; alone, as OpenAI has it, it is the context."""
+    sizes = {"vocab_size": 9, "n_embd": 8, "n_head": 2, "n_layer": 3}
+    for n_ctx in (512, None, "long"):
+        mapping = sizes | {"n_ctx": n_ctx, key: 1024}
+        assert from_dict(mapping).n_positions == from_dict(dict(reversed(mapping.items()))).n_positions == 1024
+    assert from_dict(sizes | {"n_ctx": 512}).n_positions == 512
+    assert "n_ctx" not in configs.read_fields(sizes | {"n_ctx": 512, key: 512}, "it")[0]
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"vocab_size": 50261}, {"n_positions": 256}, {"vocab_size": 7, "n_positions": 9}]
+)
+def test_a_swapped_n_head_is_known_by_width_and_depth(changes: dict[str, int]) -> None:
+    for name, size in PUBLISHED.items():
+        fields = configs.to_dict(size) | changes
+        assert from_dict(fields).n_head == size.n_head
+        known = "shapes" if not changes else "width and depth"
+        for n_head in {size.n_layer, size.n_head * 2} - {size.n_head}:
+            if size.n_embd % n_head == 0:
+                with pytest.raises(
+                    NpgptError, match=rf"says n_head = {n_head}, but the weights have the {known} of {name}"
+                ):
+                    from_dict(fields | {"n_head": n_head})
+                assert configs.complete(fields, {}, n_head, "it").n_head == n_head
+    others = configs.to_dict(PUBLISHED["gpt2"]) | {"n_head": 6}
+    for other in ({"n_layer": 11}, {"n_embd": 780}, {"n_inner": 2048}):
+        assert from_dict(others | other).n_head == 6
+
+
 def test_openai_hparams() -> None:
     hparams = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12}
     assert from_dict(hparams) == PUBLISHED["gpt2"]
@@ -198,7 +273,7 @@ def test_unknown_keys_are_reported() -> None:
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"activation_function": "relu"}, "relu"),
-        ({"n_ctx": 512}, "n_ctx"),
+        ({"max_position_embeddings": 512}, "max_position_embeddings"),
         ({"hidden_size": 1024}, "hidden_size"),
     ],
 )

@@ -132,12 +132,16 @@ def test_transformers_prefix_and_mask_buffers(tmp_path: Path) -> None:
 def test_all_faults_of_the_names_and_shapes_come_in_one_message(tmp_path: Path) -> None:
     arrays = random_arrays(small(), dtype="float32")
     arrays["h.1.attn.c_attn.weight"] = arrays["h.1.attn.c_attn.weight"].T
-    arrays["score.weight"] = arrays.pop("ln_f.bias")
+    arrays["scores.weight"] = arrays.pop("ln_f.bias")
     with pytest.raises(NpgptError) as error:
         npgpt.load(put(tmp_path / "m", arrays, configs.to_dict(small())))
     with pytest.raises(NpgptError, match=r"ln_f\.bias is missing"):
         inspect(tmp_path / "m")
-    for part in ("ln_f.bias is missing", "score.weight is left over", "c_attn.weight is [63, 21] and must be [21, 63]"):
+    for part in (
+        "ln_f.bias is missing",
+        "scores.weight is left over",
+        "c_attn.weight is [63, 21] and must be [21, 63]",
+    ):
         assert part in str(error.value)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from operator import attrgetter
 from typing import Any
 
 from .. import parameters
@@ -18,12 +19,14 @@ from .tensor import Stated
 FIELDS = {field.name for field in fields(Config)}
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
+CONTEXT = "max_position_embeddings"
+
 # Other spellings of the same keys: Hugging Face's attribute map, OpenAI's hparams.json, LLMs-from-scratch, nanoGPT.
 SPELLINGS = {
     "hidden_size": "n_embd",
     "num_attention_heads": "n_head",
     "num_hidden_layers": "n_layer",
-    "max_position_embeddings": "n_positions",
+    CONTEXT: "n_positions",
     "n_ctx": "n_positions",
     "n_vocab": "vocab_size",
     "emb_dim": "n_embd",
@@ -32,6 +35,9 @@ SPELLINGS = {
     "context_length": "n_positions",
     "block_size": "n_positions",
 }
+
+# transformers' other names of the same formulas; gelu_fast writes √(2/π) with ten digits.
+GELUS = {"gelu_fast": "gelu_new", "gelu_python_tanh": "gelu_new", "gelu_accurate": "gelu_new", "gelu_python": "gelu"}
 
 # Keys without effect here: training, text generation, other heads' classes, half precision.
 UNUSED = frozenset(
@@ -57,8 +63,8 @@ def read_fields(mapping: Mapping[str, Any], source: str) -> tuple[dict[str, Any]
     """Read Config's fields from a config.json, an LLMs-from-scratch dictionary or nanoGPT's model_args.
 
     Returns (fields, unknown): the fields found, which may not be all of Config's, and the keys that npgpt does not
-    know. source names the mapping in errors. Raises NpgptError for another architecture and for a field that is given
-    twice with different values.
+    know. n_ctx is a field of its own where it differs from n_positions. source names the mapping in errors. Raises
+    NpgptError for another architecture and for a field that is given twice with different values.
     """
     model_type = mapping.get("model_type", "gpt2")
     # minGPT, which has a block_size, names one of its sizes there, or none
@@ -72,15 +78,41 @@ def read_fields(mapping: Mapping[str, Any], source: str) -> tuple[dict[str, Any]
     spelt: dict[str, str] = {}
     for key, value in mapping.items():
         name = SPELLINGS.get(key, key)
+        value = _formula(value) if name == "activation_function" else value
+        if key == "n_ctx" and any(mapping.get(other, value) != value for other in ("n_positions", CONTEXT)):
+            fields[key] = value  # transformers has no use for it
+            continue
         if name in fields and fields[name] != value:
             raise NpgptError(f"{source} contradicts itself: {spelt[name]} is {fields[name]!r} and {key} is {value!r}")
         if name in FIELDS:
             fields[name], spelt[name] = value, key
-    if "block_size" in mapping and "embd_pdrop" not in mapping:  # nanoGPT's; minGPT's has embd_pdrop and the tanh form
-        fields.setdefault("activation_function", "gelu")
+    if "block_size" in mapping:  # nanoGPT's has a bias, and the erf form; minGPT's and build-nanogpt's the tanh form
+        is_nanogpt = "bias" in mapping and "embd_pdrop" not in mapping
+        fields.setdefault("activation_function", "gelu" if is_nanogpt else "gelu_new")
     if "emb_dim" in mapping:
         fields.setdefault("tie_word_embeddings", False)  # LLMs-from-scratch's out_head is a parameter of its own
     return fields, [key for key in mapping if key not in FIELDS and key not in SPELLINGS and key not in UNUSED]
+
+
+def _formula(activation: Any) -> Any:
+    """Return the name that Config has for an activation's formula, and anything else as it is."""
+    return GELUS.get(activation, activation) if isinstance(activation, str) else activation
+
+
+def tells_gelu(mapping: Mapping[str, Any]) -> bool:
+    """Return whether a configuration says which GELU it is for, or has the keys of nanoGPT or minGPT, which tell it."""
+    return "activation_function" in mapping or (
+        "block_size" in mapping and bool({"bias", "embd_pdrop"} & mapping.keys())
+    )
+
+
+def guess(activation: str) -> str:
+    """Return what is to be said where names are nanoGPT's and nothing tells the GELU."""
+    form = "the erf form (nanoGPT's)" if activation == "gelu" else "the tanh form (build-nanogpt's, minGPT's)"
+    return (
+        f"nothing tells which GELU it has, and {form} is a guess: "
+        "state it with --activation gelu (erf) or gelu_new (tanh), load(…, activation=…)"
+    )
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -88,12 +120,15 @@ def to_dict(config: Config) -> dict[str, Any]:
     return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]} | asdict(config)
 
 
-def agreed(statements: Sequence[Stated], n_head: int | None, path: str) -> tuple[str, dict[str, Any], list[str]]:
+def agreed(
+    statements: Sequence[Stated], n_head: int | None, path: str, activation: str | None = None
+) -> tuple[str, dict[str, Any], list[str]]:
     """Join statements: return their sources in words, their fields, and the keys that npgpt does not know.
 
     A field that a statement only implies, as nanoGPT's keys imply its activation, gives way to one that is stated.
-    Raises NpgptError where two contradict each other; a given n_head overrides theirs.
+    Raises NpgptError where two contradict each other; a given n_head or activation overrides theirs.
     """
+    given = {"n_head": n_head, "activation_function": activation}
     agreed: dict[str, Any] = {}
     implied: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -113,25 +148,37 @@ def agreed(statements: Sequence[Stated], n_head: int | None, path: str) -> tuple
                     f"{origin[key]} says that {key} is {agreed[key]!r:.80}, and {source} that it is {value!r:.80}: "
                     "correct or remove the wrong one"
                 )
-            elif key != "n_head" or n_head is None:
+            elif given.get(key) is None:
                 agreed[key], origin[key] = value, source
     return " and ".join(source for source, _ in statements) or path, implied | agreed, unknown
 
 
-def complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape | None], n_head: int | None, source: str) -> Config:
+def complete(
+    stated: Mapping[str, Any],
+    shapes: Mapping[str, Shape | None],
+    n_head: int | None,
+    source: str,
+    activation: str | None = None,
+) -> Config:
     """Return a Config from what is stated and what the shapes tell; a shape of None tells nothing.
 
     No shape depends on n_head, so it comes from the argument, from what is stated, or from the published model of this
-    shape, in this order. A stated n_head that contradicts a published shape is refused: that mistake would load without
-    complaint and write nonsense. The argument may contradict it, since somebody may have trained such a model.
+    shape, in this order. A stated n_head that contradicts a published width and depth is refused: that mistake would
+    load without complaint and write nonsense. The argument may contradict it, since somebody may have trained such a
+    model. Of an n_ctx and an n_positions that differ, the one that wpe has counts.
     """
     sizes = _sizes(shapes)
     fields = sizes | {key: value for key, value in stated.items() if key in FIELDS}
+    if "n_positions" in sizes and stated.get("n_ctx") == sizes["n_positions"]:
+        fields["n_positions"] = sizes["n_positions"]
+    if activation is not None:
+        fields["activation_function"] = _formula(activation)
     missing = [key for key in REQUIRED if key not in fields and key != "n_head"]
     if missing:
         raise NpgptError(f"{source} lacks {', '.join(missing)}, and the weights' names and shapes do not tell")
-    published = _config(fields | sizes | {"n_head": 1}, source).published_name()
-    size = PUBLISHED[published] if published else None
+    found = _config(fields | sizes | {"n_head": 1}, source)
+    exact, alike = found.published_name(), _published_of_width_and_depth(found)
+    size = PUBLISHED[exact] if exact else None
     if n_head is not None:
         fields["n_head"] = n_head
     elif "n_head" not in fields:
@@ -142,14 +189,22 @@ def complete(stated: Mapping[str, Any], shapes: Mapping[str, Shape | None], n_he
             )
         fields["n_head"] = size.n_head
     config = _config(fields, source if n_head is None else f"{source}, with n_head = {n_head} as given")
-    if size is not None and n_head is None and config.n_head != size.n_head:
-        swapped = f" ({config.n_head} is its n_layer)" if config.n_head == size.n_layer else ""
+    theirs = PUBLISHED[alike] if alike else config
+    if n_head is None and config.n_head != theirs.n_head:
+        swapped = f" ({config.n_head} is its n_layer)" if config.n_head == theirs.n_layer else ""
         raise NpgptError(
-            f"{source} says n_head = {config.n_head}, but the weights have the shapes of {published}, whose n_head is "
-            f"{size.n_head}{swapped}: {size.n_embd} = {size.n_head} × {size.head_width}; "
+            f"{source} says n_head = {config.n_head}, but the weights have the "
+            f"{'shapes' if exact else 'width and depth'} of {alike}, whose n_head is "
+            f"{theirs.n_head}{swapped}: {theirs.n_embd} = {theirs.n_head} × {theirs.head_width}; "
             f"correct it, or insist with --n-head {config.n_head} (load(…, n_head={config.n_head}))"
         )
     return config
+
+
+def _published_of_width_and_depth(config: Config) -> str | None:
+    """Return the published model that a config has the width and depth of, whatever its vocabulary and context."""
+    shape = attrgetter("n_layer", "n_embd", "inner_width")
+    return next((name for name, size in PUBLISHED.items() if shape(size) == shape(config)), None)
 
 
 def _config(fields: Mapping[str, Any], source: str) -> Config:

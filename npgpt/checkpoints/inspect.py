@@ -35,13 +35,17 @@ class Inspection:
     misaligned: list[str]  # tensors that are copied when they are loaded
     non_finite: dict[str, tuple[int, int]]  # numbers of NaN and of infinite values by tensor
     vocabulary: str  # its files, or the reason why there is none
+    notes: tuple[str, ...]  # what is left out or guessed
+    guesses_gelu: bool
     unchecked: str | None  # the checksums that are not checked, see Contents
 
 
-def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None = None) -> Inspection:
+def inspect(
+    model: str | os.PathLike[str] | None = None, *, n_head: int | None = None, activation: str | None = None
+) -> Inspection:
     """Read a whole checkpoint, tensor by tensor, and report on it. Raises NpgptError as loading does."""
     location = find(model)
-    checkpoint = open_checkpoint(location.weights, n_head=n_head)
+    checkpoint = open_checkpoint(location.weights, n_head=n_head, activation=activation)
     config = checkpoint.config
     try:
         vocabulary = tokenizer_of(checkpoint).source
@@ -62,6 +66,8 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
         misaligned=[tensor.name for tensor in used.values() if tensor.misaligned],
         non_finite={name: counts for name, counts in non_finite.items() if any(counts)},
         vocabulary=vocabulary,
+        notes=checkpoint.notes,
+        guesses_gelu=checkpoint.guesses_gelu,
         unchecked=checkpoint.contents.unchecked,
     )
 

@@ -18,10 +18,6 @@ from ..config import MOST_LAYERS
 from ..errors import NpgptError
 from .tensor import Source, Tensor, same_bits
 
-# What torch.compile, DistributedDataParallel, Lightning, Hugging Face and tf.train.Checkpoint add to a name.
-WRAPPERS = re.compile(
-    r"^(?:(?:_orig_mod|module|model|transformer)\.)+|(?<=\.)(?:_orig_mod|module)\.|/\.ATTRIBUTES/VARIABLE_VALUE\Z"
-)
 BLOCK = re.compile(r"(?<=[.h])\d+(?=[./]|\Z)")  # a block's number: h.3.ln_1, model/h3/ln_1
 THIRDS = ("query", "key", "value")  # of c_attn, side by side
 
@@ -41,6 +37,7 @@ class Scheme:
     known_by: str = "h.*.attn.c_attn.weight"  # the tensor of ours that tells the scheme, together with condition
     condition: Callable[[Mapping[str, Tensor]], bool] = lambda tensors: True
     assumes: Mapping[str, Any] = field(default_factory=dict)  # true of the program's models where nothing is stated
+    guesses_gelu: bool = False  # another program's models have the same names and another activation
     ties: bool = False  # a configuration that says nothing of the output head means that it is wte
 
     @cached_property
@@ -122,11 +119,12 @@ def _in_order(theirs: str, ours: Sequence[str] = LAYERS) -> dict[str, str]:
 HUGGING_FACE = Scheme(
     "huggingface",
     "Hugging Face's names",
-    layers={layer: layer for layer in LAYERS},
+    layers={layer: layer for layer in LAYERS} | {"lm_head.decoder": "lm_head"},
     dropped=r"h\.\d+\.attn\.(?:bias|masked_bias)",
     ties=True,
 )
 # karpathy/nanoGPT, model.py: the exact (erf) GELU, no biases by default, an output head that shares wte's storage.
+# karpathy/build-nanogpt has the same names, biases and the tanh form.
 NANOGPT = replace(
     HUGGING_FACE,
     name="nanogpt",
@@ -135,10 +133,13 @@ NANOGPT = replace(
     may_lack_biases=r"h\..*|ln_f",
     condition=_linear_is_out_in,
     assumes={"activation_function": "gelu"},
+    guesses_gelu=True,
     ties=False,
 )
 # karpathy/minGPT, mingpt/model.py: the tanh form, biases, an output head of its own.
-MINGPT = replace(NANOGPT, name="mingpt", title="minGPT's names", condition=_is_mingpt, assumes={})
+MINGPT = replace(
+    NANOGPT, name="mingpt", title="minGPT's names", condition=_is_mingpt, assumes={"activation_function": "gelu_new"}
+)
 # rasbt/LLMs-from-scratch, ch04: GPTModel, its variant with a KV cache, and GPTModelFast (qkv, proj, PyTorch's own
 # LayerNorm). Biases of queries, keys and values only with qkv_bias; an output head of its own.
 LLMS_FROM_SCRATCH = Scheme(
@@ -187,15 +188,6 @@ LLM_C = Scheme(
 )
 # in the order in which they are tried: minGPT's names are nanoGPT's too, and both are Hugging Face's
 SCHEMES = (MINGPT, NANOGPT, HUGGING_FACE, LLMS_FROM_SCRATCH, OPENAI, LLAMA_CPP, LLM_C)
-
-
-def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors without what wrappers add to their names, unless two would then have the same name."""
-    found: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        bare = WRAPPERS.sub("", name)
-        found[name if bare in found or (bare != name and bare in tensors) else bare] = tensor
-    return found
 
 
 def choose(name: str | None, tensors: Mapping[str, Tensor], source: str) -> Scheme:

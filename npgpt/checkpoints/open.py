@@ -19,6 +19,7 @@ from ..parameters import Array, Shape
 from . import configs, formats, names, strict_json
 from .names import HUGGING_FACE, Scheme
 from .tensor import Contents, Source, Stated, Tensor, load, same_bits
+from .wrappers import Located, located
 
 CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's and OpenAI's, beside the weights
 
@@ -38,7 +39,10 @@ class Checkpoint:
     stated: Mapping[str, Any]  # the configuration as the files state it
     shapes: dict[str, Shape]  # of the canonical tensors
     sources: dict[str, Source]
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
+    notes: tuple[str, ...] = ()  # what is to be said of the checkpoint in every run
+    no_logits: str = ""  # the reason why the body has no head that gives logits of ids; empty where it has
+    guesses_gelu: bool = False  # whether nothing tells the activation
 
     @property
     def description(self) -> str:
@@ -70,23 +74,41 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    path: Path, *, n_head: int | None = None, config: Config | None = None, name_scheme: str | None = None
+    path: Path,
+    *,
+    n_head: int | None = None,
+    activation: str | None = None,
+    config: Config | None = None,
+    name_scheme: str | None = None,
 ) -> Checkpoint:
     """Open a checkpoint's file and check that names, shapes, heads and a tied head agree with its configuration.
 
-    n_head and config override what the files state. Raises NpgptError with all that is wrong.
+    n_head, activation and config override what the files state. Raises NpgptError with all that is wrong.
     """
-    if config is not None and n_head is not None:
-        raise NpgptError("give n_head or a whole config, not both")
+    if config is not None and (n_head is not None or activation is not None):
+        raise NpgptError(f"give {'activation' if n_head is None else 'n_head'} or a whole config, not both")
     if not isinstance(config, Config | None):
         raise NpgptError(f"config must be an npgpt.Config, not {type(config).__name__}")
-    contents, scheme, tensors, sources = _named(path, name_scheme)
+    contents, scheme, found, sources = _named(path, name_scheme)
+    tensors, notes = found.tensors, [*contents.notes, *found.notes]
     shapes = {name: source.shape(tensors) for name, source in sources.items()}
+    if no_logits := _of_classes(shapes):
+        notes.append(no_logits)
+        for name in {"lm_head.weight", "lm_head.bias"} & sources.keys():
+            del sources[name], shapes[name]
     given = config is not None
     statements = [] if given else _statements(path, contents)
-    source, stated, unknown = configs.agreed(statements, n_head, str(path))
+    source, stated, unknown = configs.agreed(statements, n_head, str(path), activation)
+    told = given or activation is not None or any(configs.tells_gelu(fields) for _, fields in statements)
     if config is None:
-        config = configs.complete({**scheme.assumes, **stated}, shapes, n_head, source)
+        config = configs.complete({**scheme.assumes, **stated}, shapes, n_head, source, activation)
+    if "n_ctx" in stated:
+        said = f"{source} says n_ctx {stated['n_ctx']!r:.80} and n_positions {stated['n_positions']!r:.80}"
+        notes.append(f"{said}: its wpe has {config.n_positions}")
+    if guesses := scheme.guesses_gelu and not told:
+        notes.append(configs.guess(config.activation_function))
+    if no_logits:
+        config = dataclasses.replace(config, tie_word_embeddings=True)
     if shapes.get("lm_head.weight") == shapes.get("wte.weight") == (config.vocab_size, config.n_embd):
         same = same_bits(*(tensors[sources[name].parts[0]] for name in ("lm_head.weight", "wte.weight")))
         ties = given or "tie_word_embeddings" in stated or (scheme.ties and bool(statements))
@@ -101,7 +123,30 @@ def open_checkpoint(
             del sources["lm_head.weight"], shapes["lm_head.weight"]
     parameters.check_shapes(config, shapes, f"{path} ({scheme.title})", source if statements else "its own sizes")
     _check_size(path, contents, sources, tensors)
-    return Checkpoint(path, contents, scheme, config, unknown, stated, parameters.schema(config), sources, tensors)
+    return Checkpoint(
+        path=path,
+        contents=contents,
+        scheme=scheme,
+        config=config,
+        unknown_keys=unknown,
+        stated=stated,
+        shapes=parameters.schema(config),
+        sources=sources,
+        tensors=tensors,
+        notes=tuple(notes),
+        no_logits=no_logits,
+        guesses_gelu=guesses,
+    )
+
+
+def _of_classes(shapes: Mapping[str, Shape | None]) -> str:
+    """Return why a classifier gives no logits of ids, such as LLMs-from-scratch's, whose head has a row for each class;
+    nothing for a language model.
+    """
+    (rows, *_), (vocab_size, *_) = (shapes.get(name) or (0,) for name in ("lm_head.weight", "wte.weight"))
+    if not 0 < 2 * rows <= vocab_size:
+        return ""
+    return f"its head gives {rows} classes and not its {vocab_size} ids: the body is read, and it writes no text"
 
 
 def open_vocabulary(path: Path) -> tuple[Contents, int, Mapping[str, Any]]:
@@ -109,19 +154,19 @@ def open_vocabulary(path: Path) -> tuple[Contents, int, Mapping[str, Any]]:
 
     Raises NpgptError where there is no wte.weight.
     """
-    contents, _, tensors, sources = _named(path, None)
-    shape = sources["wte.weight"].shape(tensors) if "wte.weight" in sources else None
+    contents, _, found, sources = _named(path, None)
+    shape = sources["wte.weight"].shape(found.tensors) if "wte.weight" in sources else None
     if shape is None or len(shape) != 2:
         raise NpgptError(f"{path} holds no wte.weight [vocab_size, n_embd], and so no GPT-2")
     return contents, shape[0], configs.agreed(_statements(path, contents), None, str(path))[1]
 
 
-def _named(path: Path, name_scheme: str | None) -> tuple[Contents, Scheme, dict[str, Tensor], dict[str, Source]]:
-    """Return a file's contents, naming scheme, unwrapped tensors and how canonical ones are made of them."""
+def _named(path: Path, name_scheme: str | None) -> tuple[Contents, Scheme, Located, dict[str, Source]]:
+    """Return a file's contents, naming scheme, the GPT-2 in it and how canonical tensors are made of its own."""
     contents = formats.read(path)
-    tensors = names.unwrapped(contents.tensors)
-    scheme = names.choose(name_scheme, tensors, str(path))
-    return contents, scheme, tensors, scheme.translate(tensors)
+    found = located(contents.tensors, str(path))
+    scheme = names.choose(name_scheme, found.tensors, str(path))
+    return contents, scheme, found, scheme.translate(found.tensors)
 
 
 CONVERTED = f"safetensors, {HUGGING_FACE.title}"

@@ -123,7 +123,7 @@ class Contents:
 
     stated is what the files themselves state of the configuration. vocabulary returns the vocabulary in them, as
     Hugging Face's files by name; None where there is none. unchecked says which checksums are not checked, and how to
-    check them; None where all are checked or the format has none.
+    check them; None where all are checked or the format has none. notes are what is to be said of what is left out.
     """
 
     format: str
@@ -132,6 +132,7 @@ class Contents:
     stated: Stated | None = None
     vocabulary: Callable[[], dict[str, bytes]] | None = field(default=None, repr=False)
     unchecked: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Cursor:

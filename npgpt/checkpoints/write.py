@@ -44,6 +44,7 @@ def convert(
     *,
     dtype: str = "float32",
     n_head: int | None = None,
+    activation: str | None = None,
     name_scheme: str | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -59,7 +60,9 @@ def convert(
     location, folder = find(source), expanded(folder)
     replaceable = REPLACEABLE if overwrite else None
     check_destination(folder, location.weights, replaceable)
-    checkpoint = open_checkpoint(location.weights, n_head=n_head, name_scheme=name_scheme)
+    checkpoint = open_checkpoint(location.weights, n_head=n_head, activation=activation, name_scheme=name_scheme)
+    if checkpoint.no_logits:
+        raise NpgptError(f"{checkpoint.path} is no language model to write: {checkpoint.no_logits}")
     if dtype not in DTYPES:
         raise NpgptError(f"written are {', '.join(DTYPES)}, not {dtype!r:.80}")
     layout = {name: (dtype, shape) for name, shape in checkpoint.shapes.items()}
@@ -79,6 +82,8 @@ def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     """
     folder = expanded(folder)
     check_destination(folder, None)
+    if model.no_logits:
+        raise NpgptError(f"{model.name} is no language model to write: {model.no_logits}")
     own = [] if model.why_no_text else [file for file in model.tokenizer.files if file != GPT2_RANKS]
     files = {file.name: vocabularies.contents(file) for file in own}
     arrays = parameters.to_arrays(model.parameters)

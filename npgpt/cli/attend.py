@@ -22,7 +22,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     argument("--layer", type=int, metavar="L", help="from 0 (default: 0; with --html: all)")
     argument("--head", type=int, metavar="H", help="from 0 (default: all)")
     argument("--html", metavar="FILE", help="write a page to look through instead")
-    add_common(parser, "--model", "--n-head")
+    add_common(parser, "--model", "--n-head", "--activation")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     argument(
         "theirs", metavar="THEIRS", help=".npz, .npy, .safetensors, .pt, .json, .csv, raw .bin, llm.c's debug state"
     )
-    add_common(parser, "--model", "--n-head")
+    add_common(parser, "--model", "--n-head", "--activation")
     argument("--prompt", metavar="TEXT", help="what it was run on; - reads standard input")
     argument("--ids", metavar="1,2,3", help="the same as ids; of several rows 1,2,3;4,5,6")
     argument(
@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     """Check; see the help."""
     tune()
     with importing():
+        from ..language_model import load
         from ..oracle.check import compare_file
         from ..oracle.page import page
         from ..oracle.report import Report
@@ -47,11 +48,14 @@ def run(options: argparse.Namespace) -> int:
     if options.prompt is not None and options.ids is not None:
         raise NpgptError("--prompt and --ids say the same: give one of them")
     prompt = _rows(options.ids) if options.prompt is None else read_text(options.prompt)
+    weights = options.model
+    if options.activation is not None:
+        weights = load(weights, dtype="float64", n_head=options.n_head, activation=options.activation)
     with bar("steps") as progress:
         report = compare_file(
             options.theirs,
             prompt,
-            options.model,
+            weights,
             dtype=options.their_dtype,
             n_head=options.n_head,
             shape=_numbers("--shape", options.shape),

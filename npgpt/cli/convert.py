@@ -32,7 +32,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help="whose names the tensors have, where npgpt takes them for another's: huggingface, openai, nanogpt, "
         "mingpt, llms-from-scratch, llm.c, llama.cpp",
     )
-    add_common(parser, "--n-head")
+    add_common(parser, "--n-head", "--activation")
     argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="default: float32")
     argument("--overwrite", action="store_true", help="replace a converted model that is there")
 
@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
             options.folder,
             dtype=options.dtype,
             n_head=options.n_head,
+            activation=options.activation,
             name_scheme=options.name_scheme,
             overwrite=options.overwrite,
             progress=progress,
@@ -66,6 +67,7 @@ def report(checkpoint: Checkpoint, folder: str, dtype: str) -> list[str]:
     rounded = "" if stored <= {dtype} or (dtype == "float32" and "float64" not in stored) else ", rounded"
     files = ", ".join(sorted(os.listdir(os.path.expanduser(folder))))
     activation = "erf GELU" if config.activation_function == "gelu" else "tanh GELU"
+    activation += " (a guess, written down)" if checkpoint.guesses_gelu else ""
     head = "tied head" if config.tie_word_embeddings else "a head of its own"
     zeros = sum(not source.parts for source in checkpoint.sources.values())
     absent = f", {zeros} absent biases are zeros" if zeros else ""
@@ -73,6 +75,7 @@ def report(checkpoint: Checkpoint, folder: str, dtype: str) -> list[str]:
         f"read     {checkpoint.path}: {checkpoint.description}, {', '.join(sorted(stored))}",
         f"model    {config.n_layer} blocks, {config.n_embd} = {config.n_head} heads × {config.head_width}, "
         f"{config.n_positions} positions, {config.vocab_size} ids, {activation}, {head}{absent}",
+        *(f"note     {line}" for line in checkpoint.notes),
         f"written  {folder}: {files}; {len(checkpoint.sources)} tensors {dtype}{rounded}",
         f"next     npgpt inspect {shlex.quote(folder)}",
     ]

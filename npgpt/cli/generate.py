@@ -26,7 +26,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     argument = parser.add_argument
     argument("prompt", nargs="?", help="the text, or - for all of standard input; none: <|endoftext|>")
     argument("--ids", metavar="1,2,3", help="the prompt as token ids")
-    add_common(parser, "--model", "--n-head")
+    add_common(parser, "--model", "--n-head", "--activation")
     argument("--max-tokens", type=int, default=100, metavar="N", help="stop after N tokens (default: 100)")
     argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default: 0.8)")
     argument("--top-k", type=int, metavar="K", help="draw from the K likeliest")

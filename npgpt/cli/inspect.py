@@ -18,7 +18,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.description = "Print a model's configuration with its head split, its parameters by part, and its file."
     parser.epilog = "example: npgpt inspect weights/gpt2"
     parser.add_argument("model", nargs="?", help="folder, file, or name such as gpt2 (default: the embedded austen)")
-    add_common(parser, "--n-head")
+    add_common(parser, "--n-head", "--activation")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     with importing():
         from ..checkpoints.inspect import inspect
 
-    for line in report(inspect(options.model, n_head=options.n_head)):
+    for line in report(inspect(options.model, n_head=options.n_head, activation=options.activation)):
         print(printable(line))
     return 0
 
@@ -40,13 +40,14 @@ def report(found: Inspection) -> list[str]:
         f"scale_attn_weights {config.scale_attn_weights}, "
         f"scale_attn_by_inverse_layer_idx {config.scale_attn_by_inverse_layer_idx}"
     )
+    activation = f"{config.activation_function}{' (a guess)' if found.guesses_gelu else ''}"
     usual = config.scale_attn_weights and not config.scale_attn_by_inverse_layer_idx
     configuration = [
         ("n_layer", f"{config.n_layer} blocks"),
         ("n_head", f"{config.n_embd} = {config.n_head} heads × {config.head_width}"),
         ("n_positions", f"{config.n_positions} tokens of context"),
         ("vocab_size", f"{config.vocab_size} ids; text: {found.vocabulary}"),
-        ("mlp", f"{config.n_embd} → {config.inner_width} → {config.n_embd}{inner}, {config.activation_function}"),
+        ("mlp", f"{config.n_embd} → {config.inner_width} → {config.n_embd}{inner}, {activation}"),
         ("layer norm", f"epsilon {config.layer_norm_epsilon:g}"),
         ("output head", "wte itself (tied)" if config.tie_word_embeddings else "lm_head, its own (untied)"),
         ("attention", None if usual else scaling),
@@ -58,6 +59,7 @@ def report(found: Inspection) -> list[str]:
         ("tensors", ", ".join(f"{count} {dtype}" for dtype, count in found.dtypes.items()) + _at_load(found)),
         ("values", _values(found)),
         ("checksums", found.unchecked),
+        *(("note", line) for line in found.notes),
     ]
     for path, (size, sha256) in found.files.items():
         name = path.name if len(found.files) > 1 else None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 COMMON: dict[str, dict[str, Any]] = {
     "--model": {"metavar": "M", "help": "folder, file, or name such as gpt2 (default: the embedded model)"},
     "--n-head": {"type": int, "metavar": "N", "help": "number of heads, where the model states none or a wrong one"},
+    "--activation": {"choices": ("gelu", "gelu_new"), "metavar": "A", "help": "GELU: gelu (erf) or gelu_new (tanh)"},
     "--dtype": {"choices": ("float32", "float64"), "default": "float32", "help": "default: float32"},
     "--threads": {"type": int, "metavar": "N", "help": "threads of each process (default: all cores)"},
     "--special": {"action": "store_true", "help": "read special tokens such as <|endoftext|> as such"},
@@ -36,13 +37,17 @@ def add_common(parser: argparse.ArgumentParser, *names: str) -> None:
 
 
 def open_model(options: argparse.Namespace) -> LanguageModel:
-    """Load the model of --model, --n-head and --dtype; say on stderr which form it has, unless that is npgpt's own."""
+    """Load the model of --model, --n-head, --activation and --dtype; say on stderr which form it has, unless that is
+    npgpt's own, and what is left out or guessed.
+    """
     with importing():
         from ..language_model import load
 
-    model = load(options.model, dtype=getattr(options, "dtype", "float32"), n_head=options.n_head)
-    if model.origin:
-        note(model.origin)
+    dtype = getattr(options, "dtype", "float32")
+    model = load(options.model, dtype=dtype, n_head=options.n_head, activation=options.activation)
+    for line in (model.origin, *model.notes):
+        if line:
+            note(line)
     return model
 
 

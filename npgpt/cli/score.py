@@ -32,7 +32,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: npgpt score chapter.txt --model gpt2 --stride 512 --top 3"
     argument = parser.add_argument
     argument("files", nargs="*", metavar="FILE", help="texts; - or none: standard input")
-    add_common(parser, "--model", "--n-head")
+    add_common(parser, "--model", "--n-head", "--activation")
     argument(
         "--convention",
         default="rolling",

@@ -20,7 +20,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     argument(
         "--only", action="append", default=[], metavar="PATTERN", help="names that fit, such as 'h.*.attn.weights'"
     )
-    add_common(parser, "--dtype", "--model", "--n-head")
+    add_common(parser, "--dtype", "--model", "--n-head", "--activation")
 
 
 def run(options: argparse.Namespace) -> int:

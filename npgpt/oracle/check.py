@@ -96,6 +96,8 @@ def check(
             module, said = module.perturbed()
             notes += said
         tensors = dict(module.tensors)
+    if reference is not None:
+        notes += [f"The reference, {reference.name}: {line}." for line in reference.notes]
     if module is None or not perturb:
         notes += what_cannot_show(tensors, model_config.n_layer)
     ids = ids_of(prompt, reference, model_config, theirs)
@@ -183,7 +185,7 @@ def judged_in(arrays: Mapping[str, NDArray[Any]], config: Config, dtype: str | N
 
 
 def compare_file(
-    path: str, prompt: Prompt | None, weights: str | None, shape: Sequence[int], dtype: str | None, **options: Any
+    path: str, prompt: Prompt | None, weights: Weights | None, shape: Sequence[int], dtype: str | None, **options: Any
 ) -> Report | GreedyReport:
     """Compare what a file holds as check does with these options, or as check_greedy does where it is greedy ids alone.
 
@@ -238,13 +240,14 @@ def check_greedy(
 
 def opened(weights: Weights | None, n_head: int | None = None) -> LanguageModel:
     """The model of that name or path, of a module or of a state dict; the embedded one for None."""
-    if isinstance(weights, LanguageModel):
-        return weights
     if modules.is_module(weights) or isinstance(weights, Mapping):
         return modules.as_language_model(weights, n_head)
-    if weights is not None and not isinstance(weights, (str, os.PathLike)):
+    if weights is not None and not isinstance(weights, (str, os.PathLike, LanguageModel)):
         raise NpgptError(f"weights must be a model, its name or path, a module or a state dict, not {weights!r:.80}")
-    return load(weights, dtype="float64", n_head=n_head)
+    model = weights if isinstance(weights, LanguageModel) else load(weights, dtype="float64", n_head=n_head)
+    if model.no_logits:
+        raise NpgptError(f"{model.name} is no reference: {model.no_logits}")
+    return model
 
 
 def in_float64(model: LanguageModel) -> dict[str, Array]:

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints import names
-from ..checkpoints.configs import complete
+from ..checkpoints.configs import complete, guess
 from ..checkpoints.tensor import Source, Tensor
+from ..checkpoints.wrappers import located
 from ..config import GPT2_VOCAB_SIZES, Config
 from ..errors import NpgptError
 from ..language_model import LanguageModel
@@ -45,6 +46,7 @@ class Stored:
     sources: Mapping[str, Source]
     config: Config
     strange: Sequence[str]
+    note: str = ""  # about what is guessed
 
     def in_float64(self, name: str) -> Array:
         """Return a canonical tensor, zeros where it is a bias that the program leaves out."""
@@ -142,7 +144,8 @@ def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
     """
     is_whole = is_module(theirs)
     title = type(theirs).__name__ if is_whole else "weights"
-    bare = unwrapped(stored_tensors(theirs.state_dict() if is_whole else state_of(theirs), title))
+    found = located(stored_tensors(theirs.state_dict() if is_whole else state_of(theirs), title), title)
+    bare = found.tensors
     scheme = names.choose(None, bare, title)
     sources = scheme.translate(bare)
     head, wte = (bare[sources[key].parts[0]].stored() if key in sources else None for key in (HEAD, WTE))
@@ -150,6 +153,7 @@ def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
     if tied:
         sources.pop(HEAD, None)
     shapes = {key: source.shape(bare) for key, source in sources.items()}
+    guesses = config is None and not is_whole and scheme.guesses_gelu
     if config is None:
         n_head = n_head or (stated_n_head(theirs) if is_whole else None)
         assumed = {"activation_function": "gelu_new"} | ({} if is_whole else dict(scheme.assumes))
@@ -160,7 +164,9 @@ def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
         shapes = {key: shape for key, shape in shapes.items() if key not in strange}
     check_shapes(config, shapes, f"{title} ({scheme.title})", "its own sizes")
     left = [bare[part].name for key in strange for part in sources[key].parts]
-    return Stored(bare, {key: source for key, source in sources.items() if key in known}, config, left)
+    left += [tensor.name for tensor in (*found.heads, *found.beside)]
+    known_sources = {key: source for key, source in sources.items() if key in known}
+    return Stored(bare, known_sources, config, left, guess(config.activation_function) if guesses else "")
 
 
 def state_of(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -180,18 +186,8 @@ def as_language_model(theirs: Any, n_head: int | None) -> LanguageModel:
         return load_tokenizer("gpt2")
 
     arrays = {name: found.in_float64(name) for name in found.sources}
-    return LanguageModel(title, found.config, from_arrays(found.config, arrays), tokenizer)
-
-
-def unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors without what wraps the model: the wrappers that are known, and an attribute that holds it."""
-    bare = names.unwrapped(tensors)
-    for attribute in ("", *dict.fromkeys(name.partition(".")[0] + "." for name in bare)):
-        inner = {name.removeprefix(attribute): tensor for name, tensor in bare.items() if name.startswith(attribute)}
-        inner = names.unwrapped(inner)
-        if any(scheme.recognises(inner) for scheme in names.SCHEMES):
-            return {name: tensor for name, tensor in bare.items() if not name.startswith(attribute)} | inner
-    return bare
+    parameters, notes = from_arrays(found.config, arrays), (found.note,) if found.note else ()
+    return LanguageModel(title, found.config, parameters, tokenizer, notes=notes)
 
 
 def open_module(module: Any, n_head: int | None, config: Config | None) -> Module:

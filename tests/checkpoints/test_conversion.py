@@ -300,18 +300,36 @@ def test_memory_stays_far_below_the_models(tmp_path: Path) -> None:
 # --- the command ---
 
 
+GUESS = (
+    "nothing tells which GELU it has, and the erf form (nanoGPT's) is a guess: "
+    "state it with --activation gelu (erf) or gelu_new (tanh), load(…, activation=…)"
+)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
+def test_a_stated_activation_is_written_down(tmp_path: Path, activation: str) -> None:
+    put(tmp_path / "source")
+    code, out, _ = here("convert", "source", "out", "--n-head", "3", "--activation", activation, cwd=tmp_path)
+    assert code == 0
+    assert "guess" not in out
+    assert f"{'erf' if activation == 'gelu' else 'tanh'} GELU, tied head" in out
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["activation_function"] == activation
+    assert npgpt.load(tmp_path / "out").notes == ()
+
+
 def test_the_command_says_what_it_found_and_what_comes_next(tmp_path: Path) -> None:
     put(tmp_path / "source")
     code, out, error = run("convert", "source", "out", "--n-head", "3", cwd=tmp_path)
     assert (code, error) == (0, "")
     assert out.splitlines() == [
         "read     source/model.safetensors: safetensors, nanoGPT's names, float32",
-        "model    2 blocks, 21 = 3 heads × 7, 24 positions, 40 ids, erf GELU, tied head",
+        "model    2 blocks, 21 = 3 heads × 7, 24 positions, 40 ids, erf GELU (a guess, written down), tied head",
+        f"note     {GUESS}",
         "written  out: config.json, model.safetensors; 28 tensors float32",
         "next     npgpt inspect out",
     ]
     code, out, _ = here("convert", "source", "out", "--n-head", "3", "--dtype", "float16", "--overwrite", cwd=tmp_path)
-    assert (code, out.splitlines()[2][-17:]) == (0, " float16, rounded")
+    assert (code, out.splitlines()[3][-17:]) == (0, " float16, rounded")
 
 
 def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
@@ -340,7 +358,7 @@ def test_a_source_that_was_not_converted_is_said_so_on_stderr(tmp_path: Path) ->
     code, out, error = here(
         "generate", "--model", "source", "--ids", "1,2", "--max-tokens", "1", "--temperature", "0", cwd=tmp_path
     )
-    assert (code, error) == (0, "npgpt: source/model.safetensors: safetensors, nanoGPT's names\n")
+    assert (code, error) == (0, f"npgpt: source/model.safetensors: safetensors, nanoGPT's names\nnpgpt: {GUESS}\n")
     code, out, _ = here("inspect", "source", cwd=tmp_path)
     assert "  format          safetensors, nanoGPT's names\n" in out
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import npgpt
 from npgpt import parameters
-from npgpt.checkpoints import pickles, tensorflow, torch_zip
+from npgpt.checkpoints import pickles, tensorflow, torch_objects
 from npgpt.checkpoints.crc32c import crc32c
 from npgpt.checkpoints.inspect import inspect
 from npgpt.errors import NpgptError
@@ -522,7 +522,7 @@ def counted(kind: str) -> st.SearchStrategy[bytes]:
 
 
 LINES = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=8).map(str.encode)
-MODULES = st.sampled_from(sorted({*torch_zip.CALLS, *torch_zip.NAMES, "os.system", "builtins.eval", "a.b"}))
+MODULES = st.sampled_from(sorted({*torch_objects.CALLS, *torch_objects.NAMES, "os.system", "builtins.eval", "a.b"}))
 ARGUMENTS: dict[str, st.SearchStrategy[bytes]] = {
     "uint1": st.integers(0, 3).map(lambda n: bytes([n])) | st.binary(min_size=1, max_size=1),
     "uint2": st.binary(min_size=2, max_size=2),
@@ -568,7 +568,8 @@ ANY_STEP = st.sampled_from([WELL, WELL, WELL, OPCODES]).flatmap(lambda steps: st
 def test_every_instruction_is_tried() -> None:
     assert {opcode.arg.name for opcode in pickletools.opcodes if opcode.arg is not None} <= ARGUMENTS.keys()
     assert isinstance(
-        pickles.read(TENSOR + b".", "t", torch_zip.CALLS, torch_zip.NAMES, torch_zip._storage), torch_zip.View
+        pickles.read(TENSOR + b".", "t", torch_objects.CALLS, torch_objects.NAMES, torch_objects.storage_of),
+        torch_objects.View,
     )
 
 
@@ -577,7 +578,7 @@ def test_every_instruction_is_tried() -> None:
 def test_any_instructions(program: bytes) -> None:
     with small_and_quick(len(program)):
         try:
-            pickles.read(program + b".", "t", torch_zip.CALLS, torch_zip.NAMES, torch_zip._storage)
+            pickles.read(program + b".", "t", torch_objects.CALLS, torch_objects.NAMES, torch_objects.storage_of)
         except NpgptError as error:
             refusal(error)
 

@@ -11,7 +11,7 @@ import pytest
 
 import npgpt
 from npgpt import config
-from npgpt.checkpoints import formats, safetensors
+from npgpt.checkpoints import formats, safetensors, wrappers
 from npgpt.checkpoints import names as naming
 from npgpt.checkpoints.llmc import shapes
 from npgpt.checkpoints.names import Scheme
@@ -28,7 +28,7 @@ CONFIG = small()
 def test_every_scheme_is_recognised_in_safetensors_and_gives_the_same_model(tmp_path: Path, scheme: str) -> None:
     arrays = random_arrays(CONFIG, dtype="float32")
     path = stored(tmp_path / "m.safetensors", NAMINGS[scheme](arrays))
-    tensors = naming.unwrapped(formats.read(path).tensors)
+    tensors = wrappers.unwrapped(formats.read(path).tensors)
     assert naming.choose(None, tensors, "it").name == scheme
     for name_scheme in (None, scheme):
         found = to_arrays(npgpt.load(path, n_head=3, name_scheme=name_scheme).parameters)
@@ -122,7 +122,7 @@ def test_wrappers_go_where_names_stay_apart() -> None:
     tensors: dict[str, Any] = dict.fromkeys(
         ("module._orig_mod.a", "h._orig_mod.b", "my_module.c", "d", "module.d", "module"), None
     )
-    assert list(naming.unwrapped(tensors)) == ["a", "h.b", "my_module.c", "d", "module.d", "module"]
+    assert list(wrappers.unwrapped(tensors)) == ["a", "h.b", "my_module.c", "d", "module.d", "module"]
 
 
 # not: cache_v taken out of the rule that drops buffers
@@ -137,14 +137,14 @@ def test_llms_from_scratchs_buffers_are_dropped(tmp_path: Path) -> None:
 # not: WRAPPERS without the + after its first group
 def test_wrappers_within_wrappers() -> None:
     names = ("module.model.a", "_orig_mod.model.b", "model._orig_mod.module.c", "model.module.d")
-    assert list(naming.unwrapped(dict.fromkeys(names))) == ["a", "b", "c", "d"]  # type: ignore[arg-type]
+    assert list(wrappers.unwrapped(dict.fromkeys(names))) == ["a", "b", "c", "d"]  # type: ignore[arg-type]
 
 
 # not: the second condition of unwrapped left out: one of two tensors is lost without a word
 @pytest.mark.parametrize("names", [("module.a", "a"), ("a", "module.a"), ("module.a", "_orig_mod.a", "a")])
 def test_no_tensor_is_lost_where_names_do_not_stay_apart(names: tuple[str, ...]) -> None:
     tensors: dict[str, Any] = {name: object() for name in names}
-    found = naming.unwrapped(tensors)
+    found = wrappers.unwrapped(tensors)
     assert len(found) == len(names)
     assert found["a"] is tensors["a"]
     assert set(map(id, found.values())) == set(map(id, tensors.values()))

@@ -113,6 +113,75 @@ def test_an_older_nanogpt_says_beside_it_that_its_activation_is_the_tanh_form(tm
     assert checkpoint.config == CONFIG
 
 
+GUESS = (
+    "nothing tells which GELU it has, and the {} is a guess: state it with --activation gelu (erf) or gelu_new (tanh)"
+)
+ERF, TANH = GUESS.format("erf form (nanoGPT's)"), GUESS.format("tanh form (build-nanogpt's, minGPT's)")
+BUILD_NANOGPT = {key: value for key, value in NANOGPT_ARGS.items() if key not in ("bias", "dropout")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "activation", "note"),
+    [
+        ({"n_head": 3}, "gelu", ERF),
+        (BUILD_NANOGPT, "gelu_new", TANH),
+        (NANOGPT_ARGS, "gelu", ""),
+        ({"n_head": 3, "activation_function": "gelu_new"}, "gelu_new", ""),
+        (NANOGPT_ARGS | {"activation_function": "gelu_fast"}, "gelu_new", ""),
+        (BUILD_NANOGPT | {"activation_function": "gelu_python"}, "gelu", ""),
+    ],
+)
+def test_a_guessed_gelu_is_said_until_it_is_stated(
+    tmp_path: Path, within: Any, fields: dict[str, Any], activation: str, note: str
+) -> None:
+    within(fields)
+    path = put(tmp_path / "m", "nanogpt")
+    model = npgpt.load(path)
+    assert model.config.activation_function == activation
+    assert [line.startswith(note) for line in model.notes] == [True] * bool(note)
+    assert note in repr(model)
+    assert open_checkpoint(path).guesses_gelu == inspect(path).guesses_gelu == bool(note)
+    for stated in ("gelu", "gelu_new"):  # the argument settles it, and overrides what is stated
+        model = npgpt.load(path, activation=stated)
+        assert (model.config.activation_function, model.notes) == (stated, ())
+        assert inspect(path, activation=stated).config.activation_function == stated
+        opened = npgpt.load(path, config=small(activation_function=stated))
+        assert (opened.config.activation_function, opened.notes) == (stated, ())
+
+
+@pytest.mark.parametrize("scheme", [name for name in NAMINGS if name != "nanogpt"])
+def test_only_nanogpts_names_leave_the_gelu_open(tmp_path: Path, scheme: str) -> None:
+    path = put(tmp_path / "m", scheme)
+    assert npgpt.load(path, n_head=3).notes == ()
+    assert npgpt.load(path, n_head=3, activation="gelu").config.activation_function == "gelu"
+
+
+def test_an_activation_that_is_none(tmp_path: Path) -> None:
+    path = put(tmp_path / "m", "nanogpt", config={"n_head": 3})
+    assert npgpt.load(path, activation="gelu_python").config.activation_function == "gelu"
+    for other in ("relu", "", 3, ["gelu"]):
+        with pytest.raises(NpgptError, match=r"activation_function .* is not one that GPT-2 uses"):
+            npgpt.load(path, activation=other)  # type: ignore[arg-type]
+    with pytest.raises(NpgptError, match="give activation or a whole config, not both"):
+        npgpt.load(path, activation="gelu", config=CONFIG)
+    with pytest.raises(NpgptError, match="give n_head or a whole config, not both"):
+        npgpt.load(path, n_head=3, activation="gelu", config=CONFIG)
+
+
+@pytest.mark.parametrize(("n_ctx", "n_positions"), [(12, 24), (24, 12), (1024, 24)])
+def test_wpe_decides_between_two_contexts(tmp_path: Path, n_ctx: int, n_positions: int) -> None:
+    path = put(tmp_path / "m", config={"n_head": 3, "n_ctx": n_ctx, "n_positions": n_positions})
+    model = npgpt.load(path)
+    assert model.config == CONFIG
+    config = path.parent / "config.json"
+    assert model.notes == (f"{config} says n_ctx {n_ctx} and n_positions {n_positions}: its wpe has 24",)
+    put(tmp_path / "m", config={"n_head": 3, "n_ctx": 24, "n_positions": 24})
+    assert npgpt.load(path).notes == ()
+    put(tmp_path / "m", config={"n_head": 3, "n_ctx": 12, "n_positions": 13})
+    with pytest.raises(NpgptError, match=r"wpe\.weight is \[24, 21\] and must be \[13, 21\]"):
+        npgpt.load(path)
+
+
 def test_mingpts_arguments_mean_the_tanh_form(tmp_path: Path, within: Any) -> None:
     within(NANOGPT_ARGS | {"embd_pdrop": 0.1, "model_type": None})
     arrays = random_arrays(small(tie_word_embeddings=False), dtype="float32")

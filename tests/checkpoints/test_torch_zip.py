@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 import npgpt
 from npgpt import cli
-from npgpt.checkpoints import torch_zip
+from npgpt.checkpoints import torch_zip, training
 from npgpt.checkpoints.inspect import inspect
 from npgpt.checkpoints.open import open_checkpoint
 from npgpt.checkpoints.tensor import Contents, same_bits
@@ -216,7 +216,7 @@ def test_two_views_from_one_place_need_not_be_the_same(tmp_path: Path) -> None:
 
 WRAPPED: dict[str, Callable[[StateDict], object]] = {
     "bare": lambda state: state,
-    **{key: (lambda state, key=key: {key: state}) for key in torch_zip.WEIGHTS_KEYS},  # type: ignore[misc]
+    **{key: (lambda state, key=key: {key: state}) for key in training.WEIGHTS_KEYS},  # type: ignore[misc]
     "an unknown key": lambda state: {"ema": state},
     "beside a loss of no dimensions": lambda state: {"model": state, "best_val_loss": View(FLOAT6, 0, (), ())},
     "an unknown key beside a loss": lambda state: {"ema": state, "best_val_loss": View(FLOAT6, 0, (), ())},
@@ -248,7 +248,7 @@ def test_where_the_weights_lie(tmp_path: Path, form: str) -> None:
     same(to_arrays(npgpt.load(path, n_head=3).parameters), arrays)
 
 
-@pytest.mark.parametrize("key", torch_zip.CONFIG_KEYS)
+@pytest.mark.parametrize("key", training.CONFIG_KEYS)
 def test_the_configuration_beside_the_weights(tmp_path: Path, key: str) -> None:
     arrays = random_arrays(small(), dtype="float32")
     views, storages = writers.in_storages(arrays)
@@ -265,6 +265,156 @@ def test_the_configuration_beside_the_weights(tmp_path: Path, key: str) -> None:
     put(path, {"model": StateDict(views), key: stated}, storages)
     with pytest.raises(NpgptError, match=rf"does not fit {key} in .*m\.pth: it holds 2 blocks and n_layer is 3"):
         npgpt.load(path)
+
+
+SIZES = {"n_layer": 2, "n_head": 3, "n_embd": 21}
+CONFIG = Global("train_gpt2", "GPTConfig")
+
+
+def omegaconf(fields: dict[str, Any]) -> Call:
+    """A DictConfig, whose nodes hold the values."""
+    node, about = Global("omegaconf.nodes", "AnyNode"), {"_metadata": None, "_parent": None}
+    nodes = {
+        key: value if isinstance(value, Call) else Call(node, (), about | {"_val": value})
+        for key, value in fields.items()
+    }
+    return Call(Global("omegaconf.dictconfig", "DictConfig"), (), {"_metadata": None, "_content": nodes})
+
+
+def of_numpy(value: int) -> Call:
+    """An int64, with its bytes as protocol 2 has them."""
+    dtype = Call(Global("numpy", "dtype"), ("i8", False, True), (3, "<", None, None, None, -1, -1, 0))
+    content = Call(Global("_codecs", "encode"), (value.to_bytes(8, "little").decode("latin1"), "latin1"))
+    return Call(Global("numpy._core.multiarray", "scalar"), (dtype, content))
+
+
+class Items(dict[str, Any]):
+    """A dictionary's subclass, as Lightning's AttributeDict is."""
+
+
+STATED: dict[str, dict[str, Any]] = {
+    "a dataclass": {"config": Call(CONFIG, (), SIZES)},
+    "a dataclass with slots": {"config": Call(CONFIG, (), (None, SIZES))},
+    "a namespace": {"args": Call(Global("argparse", "Namespace"), (), SIZES | {"lr": 1e-3, "out": Call(CONFIG)})},
+    "a dictionary's subclass": {"hyper_parameters": Items(SIZES)},
+    "a dataclass among hyperparameters": {"hyper_parameters": Items(lr=0.1, config=Call(CONFIG, (), SIZES))},
+    "omegaconf": {"cfg": omegaconf(SIZES)},
+    "omegaconf in omegaconf": {"cfg": Call(CONFIG, (), {"_content": {"config": omegaconf(SIZES)}})},
+    "under a model's name, as Hydra has it": {"cfg": omegaconf({"data": "a", "model": omegaconf(SIZES)})},
+    "within what states a size itself": {"args": Call(CONFIG, (), {"n_embd": 21, "model": Call(CONFIG, (), SIZES)})},
+    "more under a usual key than under another": {"config": Call(CONFIG, (), SIZES), "conf": SIZES | {"n_head": 7}},
+    "NumPy's numbers": {"config": {"n_layer": of_numpy(2), "n_head": of_numpy(3), "n_embd": of_numpy(21)}},
+    "an enum": {"config": SIZES | {"activation_function": Call(Global("train", "Act"), ("gelu_new",))}},
+    "another key": {"conf": Call(CONFIG, (), SIZES)},
+    "after one that states nothing": {"args": Call(CONFIG, (), {"n_head_dim": 3}), "config": Call(CONFIG, (), SIZES)},
+}
+
+
+@pytest.mark.parametrize("form", STATED)
+def test_an_object_states_the_configuration(tmp_path: Path, form: str) -> None:
+    views, storages = writers.in_storages(random_arrays(small(), dtype="float32"))
+    path = put(tmp_path / "m.pth", {"model": StateDict(views)} | STATED[form], storages)
+    assert npgpt.load(path).config == small()  # n_head is in no shape
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.stated["n_embd"] == 21
+    assert type(checkpoint.stated["n_embd"]) is int
+
+
+@pytest.mark.parametrize(
+    "value", [3, [1], Call(CONFIG), Call(CONFIG, (), 3), Call(CONFIG, (1, 2)), Call(CONFIG, (), {})]
+)
+def test_an_object_that_states_nothing(tmp_path: Path, value: object) -> None:
+    views, storages = writers.in_storages(random_arrays(small(), dtype="float32"))
+    path = put(tmp_path / "m.pth", {"model": StateDict(views), "config": value, "conf": {"n_head": 7}}, storages)
+    with pytest.raises(NpgptError, match="states no n_head, and no shape tells it"):
+        npgpt.load(path)
+    assert npgpt.load(path, n_head=3).config == small()
+
+
+def of_type(kind: Global, function: Global = Global("torch._utils", "_rebuild_tensor_v2")) -> Call:  # noqa: B008
+    """A tensor of a type, or with attributes."""
+    hooks = Call(Global("collections", "OrderedDict"))
+    return Call(
+        Global("torch._tensor", "_rebuild_from_type_v2"),
+        (function, kind, (FLOAT6, 0, (2, 3), (3, 1), False, hooks), {"name": Call(CONFIG)}),
+    )
+
+
+def test_a_tensor_with_attributes(tmp_path: Path) -> None:
+    for module, name in (("torch", "Tensor"), ("torch.nn.parameter", "Parameter"), ("torch.nn.parameter", "Buffer")):
+        path = put(tmp_path / "x", {"a": of_type(Global(module, name))})
+        np.testing.assert_array_equal(torch_zip.read(path).tensors["a"].load(), SIX.reshape(2, 3))
+
+
+def test_a_state_dict_with_something_else_in_it(tmp_path: Path) -> None:
+    """What most of a dictionary is counts: a few values that are no tensors are left out, and that is said."""
+    arrays = random_arrays(small(), dtype="float32")
+    views, storages = writers.in_storages(arrays)
+    path = put(tmp_path / "m.pth", {"model": views | {"_extra_state": Call(CONFIG), "version": 3}}, storages)
+    model = npgpt.load(path, n_head=3)
+    same(to_arrays(model.parameters), arrays)
+    assert model.notes == ("left out, as no tensor: '_extra_state', 'version'",)
+
+
+UNREAD: dict[str, tuple[object, str]] = {
+    "a type of storage": (
+        WHOLE._replace(storage=FLOAT6._replace(kind="ComplexFloatStorage")),
+        "torch.ComplexFloatStor",
+    ),
+    "a way to build": (
+        Call(Global("torch._utils", "_rebuild_sparse_tensor"), (1,)),
+        "torch._utils._rebuild_sparse_ten",
+    ),
+    "a subclass": (of_type(Global("my.types", "Quantized")), "my.types.Quantized"),
+    "another way to build": (of_type(Global("torch", "Tensor"), Global("my.types", "build")), "my.types.build"),
+    "a storage": (WHOLE._replace(storage=Call(Global("os", "system"), ("a",))), "os.system"),
+    "an offset": (WHOLE._replace(offset=Call(Global("os", "system"))), "os.system"),
+    "a shape": (WHOLE._replace(shape=(2, Call(Global("os", "system")))), "os.system"),
+    "a stride": (WHOLE._replace(strides=(Global("os", "system"), 1)), "os.system"),
+    "a parameter": (
+        Call(Global("torch._utils", "_rebuild_parameter"), (Call(Global("torch._utils", "_rebuild_x")),)),
+        "_rebuild_x",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_only_a_tensor_that_needs_a_name_is_refused(tmp_path: Path, kind: str) -> None:
+    """Beside the weights it costs nothing; among them it is named."""
+    arrays = random_arrays(small(), dtype="float32")
+    views, storages = writers.in_storages(arrays)
+    tensor, name = UNREAD[kind]
+    state = {"exp_avg": tensor, "step": 3}
+    path = put(tmp_path / "m.pth", {"model": StateDict(views), "optimizer": {"state": {0: state}}}, storages)
+    same(to_arrays(npgpt.load(path, n_head=3).parameters), arrays)
+    for value in (views | {"h.0.ln_1.bias": tensor}, {"model": views | {"h.0.ln_1.bias": tensor}, "epoch": 3}):
+        with pytest.raises(
+            NpgptError, match=rf"m\.pth: h\.0\.ln_1\.bias asks for \S*{re.escape(name)}\S*, which npgpt does"
+        ):
+            npgpt.load(put(path, value, storages), n_head=3)
+
+
+def test_a_whole_module_is_named(tmp_path: Path) -> None:
+    module = Call(Global("model", "GPT"), (), {"_modules": {"wte": Call(Global("torch.nn", "Embedding"))}})
+    for value in (module, {"model": module}, {"epoch": 3, "net": module}, {"state_dict": {"a": module}}):
+        with pytest.raises(NpgptError, match=r"asks for model\.GPT, which npgpt does not run: .*model\.state_dict\(\)"):
+            torch_zip.read(put(tmp_path / "x", value))
+
+
+def test_weights_in_a_subclass_of_dict(tmp_path: Path) -> None:
+    arrays = random_arrays(small(), dtype="float32")
+    views, storages = writers.in_storages(arrays)
+    for value in (Items(views), Items(model=Items(views))):
+        same(to_arrays(npgpt.load(put(tmp_path / "m.pth", value, storages), n_head=3).parameters), arrays)
+
+
+def test_a_second_state_dict_of_the_same_size_is_said(tmp_path: Path) -> None:
+    views, storages = writers.in_storages(random_arrays(small(), dtype="float32"))
+    states = {"ema": StateDict(views), "model": StateDict(views), "smaller": {"a": views["wte.weight"]}}
+    assert torch_zip.read(put(tmp_path / "m.pth", states, storages)).notes == (
+        "the weights are those of 'model', not of 'ema'",
+    )
+    assert torch_zip.read(put(tmp_path / "m.pth", {"model": states["model"]}, storages)).notes == ()
 
 
 def test_several_state_dicts_of_unknown_keys(tmp_path: Path) -> None:

@@ -1,0 +1,140 @@
+"""Where a training script keeps the weights and the configuration in the dictionary that it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..config import REQUIRED
+from ..errors import NpgptError
+from .configs import SPELLINGS
+from .pickles import PLAIN, Global, Record, refusal
+from .tensor import Stated
+from .torch_objects import Unread, View, is_unread
+
+WEIGHTS_KEYS = ("model_state_dict", "model", "state_dict", "module", "weights", "net")
+CONFIG_KEYS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "gpt_config", "args")
+SIZES = (*REQUIRED, *(theirs for theirs, ours in SPELLINGS.items() if ours in REQUIRED))
+CONTAINERS = ("_content", "_fields")  # attributes in which omegaconf and ml_collections keep all that they hold
+
+
+class Chosen(NamedTuple):
+    """The tensors that are the weights, what is stated of the configuration, and what is to be said of the rest."""
+
+    views: dict[str, View | Unread]
+    stated: Stated | None = None
+    notes: tuple[str, ...] = ()
+
+
+def weights_and_configuration(path: Path, value: object) -> Chosen:
+    """Return a bare state dict, or a training checkpoint's with the configuration beside it."""
+    if isinstance(value, Unread) or (isinstance(value, Record | Global) and _items(value) is None):
+        raise refusal(f"{path}: its pickle", value.needs if isinstance(value, Unread) else value.name)
+    held = _items(value)
+    if held is None:
+        kind = "tensor" if isinstance(value, View) else type(value).__name__
+        raise NpgptError(f"{path} holds a {kind}, not a state dict or a dictionary with one")
+    dictionaries = {key: items for key, item in held.items() if (items := _items(item)) is not None}
+    distinct = {id(item): item for item in dictionaries.values()}  # one that stands under many keys is read once
+    states_by_id = {key: found for key, item in distinct.items() if 2 * len(found := _views(item)) > len(item)}
+    states = {key: states_by_id[id(item)] for key, item in dictionaries.items() if id(item) in states_by_id}
+    views = _views(held)  # the weights themselves, or no more than a loss
+    taken: object = None
+    if known := [key for key in WEIGHTS_KEYS if key in states]:
+        taken, views = known[0], states[known[0]]
+    elif max(map(len, states.values()), default=0) > len(views):
+        if len(states) > 1:
+            raise NpgptError(
+                f"{path} has several state dicts, {', '.join(map(repr, states)):.300}: save the one to use"
+            )
+        ((taken, views),) = states.items()
+    if not views:
+        weights = [held[key] for key in WEIGHTS_KEYS if key in held]
+        if inert := _first_inert([*weights, *(item for each in weights for item in (_items(each) or {}).values())]):
+            raise refusal(f"{path}: its pickle", inert.name)
+        raise NpgptError(f"{path} has no state dict; its keys are {', '.join(map(repr, list(held)[:20])):.300}")
+    others = [repr(key) for key, state in states.items() if key != taken and len(state) >= len(views)]
+    notes = [f"the weights are those of {taken!r:.80}, not of {', '.join(others):.200}"] if others else []
+    if left := [f"{key!r:.80}" for key in dictionaries.get(taken, ()) if key not in views]:
+        notes.append(f"left out, as no tensor: {', '.join(left):.200}")
+    return Chosen(views, _statement(path, held), tuple(notes))
+
+
+def outputs(path: Path, value: object) -> Chosen:
+    """Return a tensor alone, those of a tuple, or a dictionary's tensors with those in its tuples."""
+    if isinstance(value, View):
+        return Chosen({"": value})
+    if isinstance(value, (tuple, list)):
+        value = {f"arr_{place}": item for place, item in enumerate(value)}
+    chosen = weights_and_configuration(path, value)
+    if not isinstance(value, dict) or not chosen.views.items() <= _views(value).items():
+        return chosen
+    for name, items in value.items():
+        if isinstance(items, (tuple, list)):
+            chosen.views.update({f"{name}.{place}": item for place, item in enumerate(items) if isinstance(item, View)})
+    return chosen
+
+
+def _items(value: object) -> dict[Any, Any] | None:
+    """Return a dictionary, or the items of an object whose class is a dictionary's subclass; None for anything else."""
+    items = value.contents if isinstance(value, Record) else value
+    return items if isinstance(items, dict) else None
+
+
+def _first_inert(values: Sequence[object]) -> Record | Global | None:
+    """Return the first object that npgpt does not run, if any."""
+    return next((value for value in values if isinstance(value, Record | Global)), None)
+
+
+def _views(mapping: Mapping[Any, Any]) -> dict[str, View | Unread]:
+    """Return the tensors in a dictionary whose keys are text."""
+    texts = {key: item for key, item in mapping.items() if isinstance(key, str)}
+    return {
+        key: Unread(item.name) if isinstance(item, Record) else item
+        for key, item in texts.items()
+        if isinstance(item, View | Unread) or is_unread(item)
+    }
+
+
+def _statement(path: Path, held: Mapping[Any, Any]) -> Stated | None:
+    """Return what states the model's sizes: what lies under a usual key or within that, else under any other key.
+
+    Three sizes are enough anywhere; under a usual key one is, where nothing states more.
+    """
+    usual = {key: _attributes(held[key]) for key in CONFIG_KEYS if key in held}
+    within = {
+        f"{key}.{inner}": _attributes(item)
+        for key, place in usual.items()
+        for inner, item in place.items()
+        if isinstance(inner, str)
+    }
+    others = {key: _attributes(item) for key, item in held.items() if isinstance(key, str) and key not in usual}
+    for places, enough in ((usual | within, 3), (usual | within, 1), (others, 3)):
+        for name, place in places.items():
+            known = enough > 1 or name.rpartition(".")[-1] in CONFIG_KEYS
+            if (
+                known
+                and len({SPELLINGS.get(key, key) for key in SIZES if _plain(place.get(key)) is not None}) >= enough
+            ):
+                texts = {key: _plain(item) for key, item in place.items() if type(key) is str}
+                return Stated(f"{name} in {path}", {key: item for key, item in texts.items() if type(item) in PLAIN})
+    return None
+
+
+def _attributes(value: object) -> Mapping[Any, Any]:
+    """Return what a dictionary or an object holds by name; nothing for anything else."""
+    if isinstance(value, Record):
+        has_slots = isinstance(value.state, tuple) and len(value.state) == 2
+        state = value.state[1] if has_slots else value.state  # type: ignore[index]
+        value = state if isinstance(state, dict) and state else value.contents
+        if isinstance(value, dict):
+            value = next((value[key] for key in CONTAINERS if isinstance(value.get(key), dict)), value)
+    return value if isinstance(value, dict) else {}
+
+
+def _plain(value: object) -> object:
+    """Return a plain value as it is, that of an enum's member or of omegaconf's node, and any other object as it is."""
+    if isinstance(value, Record) and isinstance(value.state, dict):
+        return value.state.get("_val", value)
+    return value.arguments[0] if isinstance(value, Record) and len(value.arguments) == 1 else value
