@@ -31,9 +31,10 @@ class Stated(NamedTuple):
 class Tensor:
     """The place and layout of an array in a mapped file.
 
-    dtype is a NumPy dtype's name, bfloat16, or the format's own name of a type that no weight can have. begin is in
-    bytes of the file, strides are in elements (None: C order). verify raises NpgptError where the bytes contradict the
-    format's checksum of them.
+    dtype is a NumPy dtype's name, bfloat16, or the format's own name of any other type. begin is in bytes of the file,
+    strides are in elements (None: C order). verify raises NpgptError where the bytes contradict the format's checksum
+    of them. widen returns the float32 values of a type that NumPy does not have, a quantised one; None where dtype is
+    NumPy's, and for a type that no weight can have.
     """
 
     path: Path
@@ -45,6 +46,12 @@ class Tensor:
     strides: tuple[int, ...] | None = None
     big_endian: bool = False
     verify: Callable[[], None] | None = field(default=None, repr=False)
+    widen: Callable[[], NDArray[np.float32]] | None = field(default=None, repr=False)
+
+    @property
+    def stored_dtype(self) -> str:
+        """Return the dtype of what stored() returns."""
+        return self.dtype if self.widen is None else "float32"
 
     @property
     def nbytes(self) -> int:
@@ -59,8 +66,11 @@ class Tensor:
     def stored(self) -> NDArray[Any]:
         """Return the array as it lies in the file, read-only and not copied; bfloat16 as its uint16 bits.
 
-        Raises NpgptError where it is no float, and where its checksum is wrong.
+        A quantised array is widened to float32. Raises NpgptError where it is no float, and where its checksum is
+        wrong.
         """
+        if self.widen is not None:
+            return self.widen()
         if self.dtype not in FLOATS:
             raise NpgptError(f"{self.path}: {self.name} is {self.dtype}; a weight is one of {', '.join(FLOATS)}")
         if self.verify is not None:
@@ -74,7 +84,7 @@ class Tensor:
 
     def load(self, dtype: str = "float32") -> Array:
         """Return the array as float32 or float64; see cast. Raises NpgptError as `stored` and cast do."""
-        return load(self.stored(), self.dtype, dtype, f"{self.path}: {self.name}")
+        return load(self.stored(), self.stored_dtype, dtype, f"{self.path}: {self.name}")
 
 
 class Source(NamedTuple):
@@ -113,7 +123,7 @@ class Source(NamedTuple):
         arrays = [tensor.stored() for tensor in (first, *others)]
         arrays = [array if self.entry is None else array[self.entry] for array in arrays]
         arrays = [array.T if self.transposed else array for array in arrays]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1), first.dtype
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1), first.stored_dtype
 
 
 @dataclass(frozen=True)
