@@ -27,6 +27,8 @@ PREFERRED = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # peft's
+ADAPTER_CONFIG = "adapter_config.json"
 # The first bytes of files that are often taken for a checkpoint, and what they are.
 OTHERS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch it with git lfs pull"),
@@ -59,12 +61,17 @@ def read(path: Path, *, may_be_index: bool = True) -> Contents:
 def find(folder: Path) -> Path | None:
     """Return the checkpoint in a folder: the one with a usual name, else the only one of a known format, else None.
 
-    Of several TensorFlow checkpoints it is the one that the file `checkpoint` names. Raises NpgptError if there are
-    several others, OSError where the folder cannot be read.
+    An adapter has a usual name too. Of several TensorFlow checkpoints it is the one that the file `checkpoint` names.
+    Raises NpgptError if there are several others, OSError where the folder cannot be read.
     """
-    for name in PREFERRED:
-        if (folder / name).is_file():
-            return folder / name
+    usual = [folder / name for name in PREFERRED if (folder / name).is_file()][:1]
+    usual += [folder / name for name in ADAPTERS if (folder / name).is_file()][:1]
+    if len(usual) == 1:
+        return usual[0]
+    if usual:
+        raise NpgptError(
+            f"the folder {folder} has a model, {usual[0].name}, and an adapter, {usual[1].name}; say which"
+        )
     known = [path for path in sorted(folder.iterdir()) if path.is_file() and _reader(*_ends(path)) is not None]
     latest = folder / "checkpoint"
     if len(known) > 1 and latest.is_file():

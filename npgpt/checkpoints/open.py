@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .. import parameters
 from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array, Shape
-from . import configs, formats, names, strict_json
+from . import configs, formats, lora, names, strict_json
 from .names import HUGGING_FACE, Scheme
 from .tensor import Contents, Source, Stated, Tensor, load, same_bits
 
@@ -27,7 +27,8 @@ CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's and OpenAI's, b
 class Checkpoint:
     """A model's files, opened and checked; almost no weights have been read yet.
 
-    sources says how each canonical tensor is made of the stored ones in tensors.
+    sources says how each canonical tensor is made of the stored ones in tensors; updates are an adapter's, added to
+    them.
     """
 
     path: Path
@@ -39,6 +40,7 @@ class Checkpoint:
     shapes: dict[str, Shape]  # of the canonical tensors
     sources: dict[str, Source]
     tensors: dict[str, Tensor]
+    updates: lora.Updates = field(default_factory=dict)
 
     @property
     def description(self) -> str:
@@ -50,7 +52,9 @@ class Checkpoint:
         source = self.sources[name]
         if not source.parts:
             return np.zeros(self.shapes[name], np.float32), "float32"
-        return source.stored(self.tensors)
+        stored, dtype = source.stored(self.tensors)
+        updates = self.updates.get(name)
+        return (stored, dtype) if updates is None else lora.updated(stored, dtype, name, updates)
 
     def load(self, name: str, dtype: str = "float32") -> Array:
         """Return a canonical tensor as float32 or float64, as a view into the mapped file if possible.
@@ -80,7 +84,7 @@ def open_checkpoint(
         raise NpgptError("give n_head or a whole config, not both")
     if not isinstance(config, Config | None):
         raise NpgptError(f"config must be an npgpt.Config, not {type(config).__name__}")
-    contents, scheme, tensors, sources = _named(path, name_scheme)
+    path, contents, scheme, tensors, sources, updates = _named(path, name_scheme)
     shapes = {name: source.shape(tensors) for name, source in sources.items()}
     given = config is not None
     statements = [] if given else _statements(path, contents)
@@ -101,7 +105,8 @@ def open_checkpoint(
             del sources["lm_head.weight"], shapes["lm_head.weight"]
     parameters.check_shapes(config, shapes, f"{path} ({scheme.title})", source if statements else "its own sizes")
     _check_size(path, contents, sources, tensors)
-    return Checkpoint(path, contents, scheme, config, unknown, stated, parameters.schema(config), sources, tensors)
+    home, schema = contents.home or path, parameters.schema(config)
+    return Checkpoint(home, contents, scheme, config, unknown, stated, schema, sources, tensors, updates)
 
 
 def open_vocabulary(path: Path) -> tuple[Contents, int, Mapping[str, Any]]:
@@ -109,19 +114,27 @@ def open_vocabulary(path: Path) -> tuple[Contents, int, Mapping[str, Any]]:
 
     Raises NpgptError where there is no wte.weight.
     """
-    contents, _, tensors, sources = _named(path, None)
+    path, contents, _, tensors, sources, _ = _named(path, None)
     shape = sources["wte.weight"].shape(tensors) if "wte.weight" in sources else None
     if shape is None or len(shape) != 2:
         raise NpgptError(f"{path} holds no wte.weight [vocab_size, n_embd], and so no GPT-2")
     return contents, shape[0], configs.agreed(_statements(path, contents), None, str(path))[1]
 
 
-def _named(path: Path, name_scheme: str | None) -> tuple[Contents, Scheme, dict[str, Tensor], dict[str, Source]]:
-    """Return a file's contents, naming scheme, unwrapped tensors and how canonical ones are made of them."""
-    contents = formats.read(path)
+def _named(
+    path: Path, name_scheme: str | None
+) -> tuple[Path, Contents, Scheme, dict[str, Tensor], dict[str, Source], lora.Updates]:
+    """Return a file's contents, naming scheme, unwrapped tensors and how canonical ones are made of them.
+
+    Of an adapter they are its base's, with what it adds; the first is the file beside which the configuration lies.
+    """
+    path, contents, adapter = lora.opened(path, formats.read(path))
     tensors = names.unwrapped(contents.tensors)
     scheme = names.choose(name_scheme, tensors, str(path))
-    return contents, scheme, tensors, scheme.translate(tensors)
+    sources = scheme.translate(tensors)
+    if adapter is None:
+        return path, contents, scheme, tensors, sources, {}
+    return path, contents, scheme, *adapter.merged(tensors, sources)
 
 
 CONVERTED = f"safetensors, {HUGGING_FACE.title}"

@@ -132,7 +132,8 @@ class Contents:
 
     stated is what the files themselves state of the configuration. vocabulary returns the vocabulary in them, as
     Hugging Face's files by name; None where there is none. unchecked says which checksums are not checked, and how to
-    check them; None where all are checked or the format has none.
+    check them; None where all are checked or the format has none. home is the file beside which the vocabulary lies,
+    where that is not this one: an adapter's base.
     """
 
     format: str
@@ -141,6 +142,7 @@ class Contents:
     stated: Stated | None = None
     vocabulary: Callable[[], dict[str, bytes]] | None = field(default=None, repr=False)
     unchecked: str | None = None
+    home: Path | None = None
 
 
 class Cursor:

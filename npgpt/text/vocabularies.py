@@ -55,7 +55,9 @@ def load_tokenizer(model: str | os.PathLike[str] | None = None) -> Tokenizer:
         return from_ranks(GPT2_RANKS, PUBLISHED[str(model)].vocab_size)
     contents, vocab_size, stated = open_vocabulary(location.weights)
     try:
-        return open_tokenizer(location.weights, vocab_size, stated.get("eos_token_id"), contents.vocabulary)
+        return open_tokenizer(
+            contents.home or location.weights, vocab_size, stated.get("eos_token_id"), contents.vocabulary
+        )
     except NpgptError as error:
         raise NpgptError(f"{location.name} has no text: {error}") from None
 
