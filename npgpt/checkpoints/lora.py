@@ -178,6 +178,12 @@ def opened(path: Path, contents: Contents) -> tuple[Path, Contents, Adapter | No
 VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.tiktoken")  # an adapter's own, which then wins
 
 
+def check_merged(tensors: Iterable[str], title: str) -> None:
+    """Raise NpgptError where a module has layers that an adapter wraps."""
+    if (example := next(filter(FOREIGN.search, tensors), None)) is not None:
+        raise NpgptError(f"{title} has an adapter that is not merged ({example:.200}): give model.merge_and_unload()")
+
+
 def updated(stored: NDArray[Any], dtype: str, name: str, updates: Iterable[LowRank]) -> tuple[NDArray[Any], str]:
     """Return a canonical tensor with updates added, in float64, and that dtype."""
     matrix = cast(stored, dtype, "float64", name)

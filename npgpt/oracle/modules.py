@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoints import names
+from ..checkpoints import lora, names
 from ..checkpoints.configs import complete
 from ..checkpoints.tensor import Source, Tensor
 from ..config import GPT2_VOCAB_SIZES, Config
@@ -143,6 +143,7 @@ def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
     is_whole = is_module(theirs)
     title = type(theirs).__name__ if is_whole else "weights"
     bare = unwrapped(stored_tensors(theirs.state_dict() if is_whole else state_of(theirs), title))
+    lora.check_merged(bare, title)
     scheme = names.choose(None, bare, title)
     sources = scheme.translate(bare)
     head, wte = (bare[sources[key].parts[0]].stored() if key in sources else None for key in (HEAD, WTE))

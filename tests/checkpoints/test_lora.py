@@ -281,3 +281,8 @@ def test_an_adapter_without_its_settings_and_one_without_lora() -> None:
         NpgptError, match=r"holds base_model\.model\.transformer\.h\.0\.attn\.c_attn\.ia3_l, with which"
     ):
         npgpt.load("mine")
+
+
+def test_a_module_that_was_not_merged_is_named_for_what_it_is() -> None:
+    with pytest.raises(NpgptError, match=r"weights has an adapter that is not merged \(.*give model\.merge_and_unload"):
+        npgpt.check(np.zeros((1, 3, 5)), [0, 1, 2], weights=unmerged())
