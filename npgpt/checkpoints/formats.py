@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import NpgptError
-from . import gguf, llmc, safetensors, sharded, tensorflow, torch_zip
+from . import gguf, llmc, safetensors, sharded, stand_ins, tensorflow, torch_zip
 from .tensor import Contents, check_file
 
 # Whether a file's first and last bytes are of the format, and the function that reads it.
@@ -29,18 +28,6 @@ PREFERRED = (
 )
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # peft's
 ADAPTER_CONFIG = "adapter_config.json"
-# The first bytes of files that are often taken for a checkpoint, and what they are.
-OTHERS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch it with git lfs pull"),
-    (b"\x89HDF", "HDF5 (Keras), which npgpt does not read: take the model's safetensors or pytorch_model.bin"),
-    (b"\x80\x02\x8a\nl\xfc\x9cF", "torch.save's form from before 1.6: load it in PyTorch and torch.save it anew"),
-    (b"\x80", "a bare pickle, which npgpt does not read: torch.save(model.state_dict(), …) writes what it does"),
-    (llmc.STATE, "llm.c's reference state (logits and gradients), not a model"),
-    (llmc.TOKENIZER, "llm.c's tokenizer, not a model"),
-    (b"\x1f\x8b", "compressed with gzip: unpack it"),
-    (b"<!DOCTYPE html", "a web page: the download went wrong"),
-    (b"<html", "a web page: the download went wrong"),
-)
 
 
 def read(path: Path, *, may_be_index: bool = True) -> Contents:
@@ -49,13 +36,19 @@ def read(path: Path, *, may_be_index: bool = True) -> Contents:
     Raises NpgptError for an unknown format and as the readers do, OSError where the file cannot be opened.
     """
     head, tail = _ends(path)
+    if may_be_index and (part := stand_ins.part(path)) is not None:
+        raise NpgptError(f"{path} is {part}")
     if (reader := _reader(head, tail)) is not None:
-        return reader(path)
+        contents = reader(path)
+        tensors = contents.tensors.items()
+        if stub := [name for name, tensor in tensors if tensor.shape == (0,) and name.endswith(".weight")]:
+            raise NpgptError(
+                f"{path}: {stub[0]:.80} is empty, as a stub's tensors are that is left of {stand_ins.ZERO}"
+            )
+        return contents
     if may_be_index and head.lstrip().startswith(b"{"):
         return sharded.read(path, lambda file: read(file, may_be_index=False))
-    if re.search(r"\.data-\d+-of-\d+$", path.name) or path.name.endswith(".ckpt.meta"):
-        raise NpgptError(f"{path} is a part of a TensorFlow checkpoint: give its .index file, or the folder")
-    raise NpgptError(f"{path} is {_described(head)}")
+    raise NpgptError(f"{path} is {stand_ins.described(path) or _unknown(head)}")
 
 
 def find(folder: Path) -> Path | None:
@@ -72,7 +65,8 @@ def find(folder: Path) -> Path | None:
         raise NpgptError(
             f"the folder {folder} has a model, {usual[0].name}, and an adapter, {usual[1].name}; say which"
         )
-    known = [path for path in sorted(folder.iterdir()) if path.is_file() and _reader(*_ends(path)) is not None]
+    known = [path for path in sorted(folder.iterdir()) if path.is_file() and stand_ins.part(path) is None]
+    known = [path for path in known if _reader(*_ends(path)) is not None]
     latest = folder / "checkpoint"
     if len(known) > 1 and latest.is_file():
         stated = latest.read_text("utf-8", "replace").partition("\n")[0]  # model_checkpoint_path: "model.ckpt-1000"
@@ -97,9 +91,6 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
         return head, file.read(64)
 
 
-def _described(head: bytes) -> str:
-    for magic, description in OTHERS:
-        if head.startswith(magic):
-            return description
+def _unknown(head: bytes) -> str:
     known = "safetensors, torch.save's ZIP, a TensorFlow .index, llm.c's .bin, GGUF"
     return f"no checkpoint that npgpt reads ({known}): it begins with {head[:8]!r}" if head else "empty: 0 bytes"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoints import formats, llmc, torch_zip
+from ..checkpoints import formats, llmc, stand_ins, torch_zip
 from ..checkpoints.tensor import Tensor, check_file
 from ..config import Config
 from ..errors import NpgptError
@@ -83,20 +83,22 @@ def read(path: str | os.PathLike[str], shape: Sequence[int] = (), dtype: str | N
     path = Path(os.path.expanduser(path))
     check_file(path)
     with path.open("rb") as file:
-        head = file.read(8)
+        head = file.read(stand_ins.HEAD)
     if shape:
         return Given(path, {"logits": _raw(path, tuple(shape), dtype or "float32")})
-    if path.suffix in (".json", ".csv"):
-        return _text(path)
     if head.startswith(llmc.STATE):
         return _debug_state(path)
+    if path.suffix in (".json", ".csv"):
+        stand_ins.refuse(head, str(path))
+        return _text(path)
     if head.startswith(b"\x93NUMPY"):
         return Given(path, {"logits": _load(path)})
     if head.startswith(b"PK") and _is_npz(path):
         return _sorted(path, _load(path))
     if path.suffix == ".bin" and not head.startswith(b"PK"):
+        stand_ins.refuse(head, str(path))
         raise NpgptError(
-            f"{path} begins with {head!r}, no form that npgpt knows: raw numbers need --shape, such as 16,50257 "
+            f"{path} begins with {head[:8]!r}, no form that npgpt knows: raw numbers need --shape, such as 16,50257 "
             "(check(…, shape=(16, 50257)))"
         )
     contents = torch_zip.read_outputs(path) if head.startswith(b"PK") else formats.read(path)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tiktoken
 
-from ..checkpoints import strict_json
+from ..checkpoints import stand_ins, strict_json
 from ..checkpoints.find import GPT2_RANKS, find
 from ..checkpoints.open import Checkpoint, open_vocabulary
 from ..config import GPT2_VOCAB_SIZES, PUBLISHED
@@ -274,7 +274,9 @@ def byte_characters() -> dict[str, int]:
 
 
 def _text(path: File) -> str:
+    content = path.read_bytes()
+    stand_ins.refuse(content, str(path))
     try:
-        return path.read_bytes().decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise NpgptError(f"{path} is not UTF-8: {error}") from None
