@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from .outputs import as_array
 IDS = ("token_ids", "input_ids", "ids", "tokens")
 MASKS = ("attention_mask", "mask")
 NAMELESS = r"arr_\d+|"  # NumPy's, and that of a tensor alone
+MOST_UNPACKED, HIGHEST_RATIO = 2**26, 100  # bytes that any .npz may unpack to, and how many more for one of the file
 METADATA = "metadata"  # npgpt trace's
 GREEDY = ("greedy_ids", "generated_ids", "sequences")
 # safetensors' names of what is no float; torch.save's are NumPy's.
@@ -115,12 +116,43 @@ def _is_npz(path: Path) -> bool:
 
 
 def _load(path: Path) -> Any:
-    """NumPy's own reader, which runs nothing of the file."""
+    """NumPy's own reader, which runs nothing of the file, after what its headers say has been checked."""
     try:
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                _check_archive(path, zipfile.ZipFile(file))
+            else:
+                file.seek(0)
+                _check_header(path, file, path.stat().st_size)
         found = np.load(path, allow_pickle=False)
         return found if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+    except NpgptError:
+        raise
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise NpgptError(f"{path} cannot be read as NumPy's: {error}") from None
+
+
+def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raise NpgptError where an .npz would unpack to far more than numbers of a model can."""
+    members = archive.infolist()
+    unpacked, size = sum(member.file_size for member in members), path.stat().st_size
+    if unpacked > MOST_UNPACKED + HIGHEST_RATIO * size:
+        raise NpgptError(
+            f"{path} has {size} bytes and would unpack to {unpacked}, as no numbers of a model do: use np.savez"
+        )
+    for member in members:
+        if member.filename.endswith(".npy"):
+            with archive.open(member) as file:
+                _check_header(path, file, member.file_size)
+
+
+def _check_header(path: Path, file: IO[bytes], size: int) -> None:
+    """Raise NpgptError where an array's header states more numbers than size bytes can hold."""
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version[0] == 1 else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if prod(shape) * dtype.itemsize > size:
+        raise NpgptError(f"{path} is cut short: {size} bytes cannot hold {list(shape)!r:.80} in {dtype}")
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

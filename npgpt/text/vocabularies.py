@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import tiktoken
+from numpy.typing import NDArray
 
 from ..checkpoints import stand_ins, strict_json
 from ..checkpoints.find import GPT2_RANKS, find
@@ -130,6 +131,7 @@ LLMC = "gpt2_tokenizer.bin"
 READABLE = ("vocab.tiktoken", *PAIRS[0], *PAIRS[1], "tokenizer.json", LLMC)
 FOREIGN = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt")  # other kinds, which are not read
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # transformers' own
+MOST_HOLES = 2**20  # ids without a token
 FILES = (*READABLE, *FOREIGN, *COMPANIONS)
 
 
@@ -258,8 +260,15 @@ def _build(files: tuple[File, ...], ranks: dict[bytes, int], special: dict[str, 
         encoding = tiktoken.Encoding(path.name, pat_str=PIECES, mergeable_ranks=ranks, special_tokens=special)
     except ValueError as error:  # its special tokens become one pattern, which has a limit
         raise NpgptError(f"{path}: tiktoken does not take its tokens: {error}") from None
-    holes = np.array(sorted(set(range(max(used))) - used), dtype=np.intp)
-    return Tokenizer(encoding, ranks, special, holes, files)
+    return Tokenizer(encoding, ranks, special, _holes(used, path), files)
+
+
+def _holes(used: Set[int], path: File) -> NDArray[np.intp]:
+    """Return the ids below the highest that no token has. Raises NpgptError where they are more than MOST_HOLES."""
+    number = max(used) + 1 - len(used)
+    if number > MOST_HOLES:
+        raise NpgptError(f"{path} has {len(used)} tokens with ids up to {max(used)}: {number} ids below have none")
+    return np.setdiff1d(np.arange(max(used)), list(used), assume_unique=True)
 
 
 def byte_characters() -> dict[str, int]:
