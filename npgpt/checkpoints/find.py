@@ -60,7 +60,7 @@ def find(model: str | os.PathLike[str] | None = None) -> Location:
         raise NpgptError(
             f"{name} is a page of the hub: npgpt download {repository} fetches the model, --model {repository} uses it"
         )
-    if "://" in name:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):  # a Path has one slash of two
         raise NpgptError(f"{name} is an address, and npgpt opens files of this machine: download it first")
     if os.path.lexists(path) and (what := stand_ins.described(path)):
         raise NpgptError(f"the model {path} is {what}")
@@ -78,7 +78,7 @@ def find(model: str | os.PathLike[str] | None = None) -> Location:
 
 def hub_page(name: str) -> str | None:
     """Return the model's name where an address of the Hugging Face hub is given, of its page or of a file there."""
-    match = re.match(r"(?i:https?://)?(?i:(?:www\.)?huggingface\.co|hf\.co)/+(?!datasets/|spaces/)(.+)|hf://(.+)", name)
+    match = re.match(r"(?i:https?:/+)?(?i:(?:www\.)?huggingface\.co|hf\.co)/+(?!datasets/|spaces/)(.+)|hf:/+(.+)", name)
     words = re.split(r"/+", re.split(r"[?#]", match[1] or match[2])[0]) if match else []
     end = next((n for n, word in enumerate(words) if word in ("", "tree", "blob", "resolve", "raw", "commits")), None)
     return "/".join(words[:end][:2]) or None

@@ -25,7 +25,7 @@ from . import formats, strict_json
 from .find import find
 from .formats import ADAPTER_CONFIG, ADAPTERS
 from .names import BLOCK, SCHEMES, THIRDS
-from .tensor import Contents, Source, Tensor, cast, map_file, same_bits
+from .tensor import Contents, Source, Tensor, cast, same_bits
 
 # Settings that npgpt honours, and those that only say how the adapter was made: its numbers are in its tensors.
 HONOURED = frozenset("peft_type base_model_name_or_path r lora_alpha use_rslora rank_pattern alpha_pattern".split())
@@ -38,10 +38,12 @@ WITHOUT_EFFECT = frozenset(
 )
 # of init_lora_weights: those that leave the base's weights as they were
 INNOCENT = (True, False, None, "gaussian", "eva", "orthogonal")
+LARGEST_SETTINGS = 1_000_000  # bytes; a pattern for each layer takes some thousands
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 FOREIGN = re.compile(r"(?:^|\.)(?:lora_|lora\.|token_adapter\.|ia3_|original_module\.|prompt_)")
 WHOLE = {"wte.weight", "wpe.weight", "ln_f.weight"}  # what a model has, and its adapter, as a rule, has not
+ENLARGED = ("wte.weight", "lm_head.weight")  # which may have got rows for new tokens
 MERGE = "merge it in peft (model.merge_and_unload()) and save the whole model"
 
 
@@ -92,7 +94,9 @@ class Adapter:
             theirs = sources.get("wte.weight" if ours == "lm_head.weight" else ours)
             if theirs is None or third is not None or (".c_" in ours and end == "weight"):
                 raise NpgptError(f"{self.path} holds {tensor.name:.200}, which npgpt does not merge: {MERGE}")
-            _check(self.path, tensor, tensor.shape, theirs.shape(tensors) or tensor.shape)
+            expected = theirs.shape(tensors) or tensor.shape
+            rows = tensor.shape[:1] if ours in ENLARGED else expected[:1]
+            _check(self.path, tensor, tensor.shape, (*rows, *expected[1:]))
             tensors[tensor.name], sources[ours] = tensor, Source((tensor.name,))
         for layer, found in self.factors.items():
             ours, third = _canonical(layer)
@@ -154,7 +158,9 @@ def opened(path: Path, contents: Contents) -> tuple[Path, Contents, Adapter | No
             f"{path} is an adapter that is not merged ({example:.200}), and {ADAPTER_CONFIG}, which states alpha and "
             f"the base, is not beside it: put it there, or {MERGE}"
         )
-    settings = strict_json.read_object(map_file(source)[:], str(source))
+    if source.stat().st_size > LARGEST_SETTINGS:
+        raise NpgptError(f"{source} has {source.stat().st_size} bytes, above {LARGEST_SETTINGS}: it is none of peft's")
+    settings = strict_json.read_object(source.read_bytes(), str(source))
     _check_settings(source, settings)
     factors, rest = _sorted(path, contents.tensors)
     names = {f"{_canonical(name.rpartition('.')[0])[0]}.{name.rpartition('.')[2]}" for name in rest}
@@ -170,6 +176,7 @@ def opened(path: Path, contents: Contents) -> tuple[Path, Contents, Adapter | No
         found,
         format=f"{found.format} with the LoRA adapter {path}",
         files=(*found.files, *contents.files, source),
+        outdated=frozenset({"vocab_size"} if "wte.weight" in names else ()),
         home=path if any((path.parent / name).exists() for name in VOCABULARIES) else base,
     )
     return base, whole, Adapter(path, settings, factors, rest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,11 @@ def _statements(path: Path, contents: Contents) -> list[Stated]:
             raise NpgptError(f"{beside} is there but is no regular file")
         if os.path.lexists(beside):  # a dangling link is an OSError
             statements.append(Stated(str(beside), strict_json.read_object(beside.read_bytes(), str(beside))))
-    return statements
+    return [Stated(source, _without(fields, contents.outdated)) for source, fields in statements]
+
+
+def _without(fields: Mapping[str, Any], outdated: Set[str]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if configs.SPELLINGS.get(key, key) not in outdated}
 
 
 def _check_size(path: Path, contents: Contents, sources: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def part(path: Path) -> str | None:
 def described(path: Path) -> str | None:
     """Return what a file or folder is that is no checkpoint, with the way out; None where there is nothing to say."""
     if not path.exists():
-        return f"a link to a file that is not there: {AGAIN}" if path.is_symlink() else None
+        return f"a link to {os.readlink(path)}, which is not there: {AGAIN}" if path.is_symlink() else None
     what = part(path)
     if what is None and path.is_file():
         with path.open("rb") as file:

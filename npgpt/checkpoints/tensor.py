@@ -133,7 +133,8 @@ class Contents:
     stated is what the files themselves state of the configuration. vocabulary returns the vocabulary in them, as
     Hugging Face's files by name; None where there is none. unchecked says which checksums are not checked, and how to
     check them; None where all are checked or the format has none. home is the file beside which the vocabulary lies,
-    where that is not this one: an adapter's base.
+    where that is not this one: an adapter's base. outdated are the fields of the configuration that are no longer as
+    stated, since an adapter has other tensors.
     """
 
     format: str
@@ -143,6 +144,7 @@ class Contents:
     vocabulary: Callable[[], dict[str, bytes]] | None = field(default=None, repr=False)
     unchecked: str | None = None
     home: Path | None = None
+    outdated: frozenset[str] = frozenset()
 
 
 class Cursor:

@@ -56,6 +56,8 @@ def convert(
     replaceable = REPLACEABLE if overwrite else None
     check_destination(folder, location.weights, replaceable)
     checkpoint = open_checkpoint(location.weights, n_head=n_head, name_scheme=name_scheme)
+    for file in checkpoint.contents.files:  # an adapter's base among them
+        check_destination(folder, file, replaceable)
     if dtype not in DTYPES:
         raise NpgptError(f"written are {', '.join(DTYPES)}, not {dtype!r:.80}")
     layout = {name: (dtype, shape) for name, shape in checkpoint.shapes.items()}

@@ -139,6 +139,37 @@ def test_biases_and_layer_norms_are_replaced() -> None:
     assert found["ln_f.weight"].tolist() == [7, 8]
 
 
+# not: base's vocab_size, which its config.json states, taken for the adapted model's
+def test_new_tokens_enlarge_embeddings_and_head_together() -> None:
+    put_base("base", vocab_size=5)
+    wte = np.arange(14.0).reshape(7, 2)
+    put(FACTORS | {f"{PREFIX}wte.weight": wte, "base_model.model.lm_head.weight": wte})
+    model = npgpt.load("mine")
+    assert model.config.vocab_size == 7
+    assert model.config.tie_word_embeddings
+    assert loaded("mine")["wte.weight"].tolist() == wte.tolist()
+    put(FACTORS | {f"{PREFIX}wte.weight": wte, "base_model.model.lm_head.weight": wte + 1})
+    with pytest.raises(NpgptError, match=r"lm_head\.weight differs from wte\.weight, but .* ties them"):
+        npgpt.load("mine")
+
+
+# not: the base replaced by what was made of it
+def test_the_base_is_not_converted_into() -> None:
+    put_base("base")
+    put()
+    for folder in ("base", "mine"):
+        with pytest.raises(NpgptError, match=rf"{folder} holds the source, .*: convert into another folder"):
+            npgpt.convert("mine", folder, overwrite=True)
+
+
+def test_settings_that_are_too_long(tmp_path: Path) -> None:
+    put_base("base")
+    with (put() / "adapter_config.json").open("r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(NpgptError, match=r"adapter_config\.json has 1099511627776 bytes, above 1000000"):
+        npgpt.load("mine")
+
+
 def unmerged(**changes: Any) -> dict[str, Any]:
     """A whole state dict whose c_attn is adapted."""
     factors = {name.replace(".weight", ".default.weight"): factor for name, factor in FACTORS.items()}
@@ -235,7 +266,8 @@ LAYER = f"{PREFIX}h.0.attn.c_attn"
         ({"base_model.model.score.weight": A}, {}, "holds base_model.model.score.weight, which npgpt does not merge"),
         ({f"{PREFIX}h.0.attn.c_proj.weight": np.eye(2)}, {}, "h.0.attn.c_proj.weight, which npgpt does not merge"),
         ({f"{PREFIX}wte.weight": ARRAYS["wte.weight"] + 1}, {}, "changes wte, and GPT-2's head is tied to wte"),
-        ({f"{PREFIX}wte.weight": np.ones((6, 2))}, {}, "wte.weight is [6, 2], and [5, 2] fits"),
+        ({f"{PREFIX}wte.weight": np.ones((6, 3))}, {}, "wte.weight is [6, 3], and [6, 2] fits"),
+        ({f"{PREFIX}wte.weight": np.ones((6, 2))}, {}, "changes wte, and GPT-2's head is tied to wte"),
         ({f"{LAYER}.lora_A.weight": np.ones((2, 2))}, {}, "lora_A.weight is [2, 2], and [1, 2] fits its base"),
         ({f"{LAYER}.lora_B.weight": np.ones((5, 1))}, {}, "lora_B.weight is [5, 1], and [6, 1] fits its base"),
     ],

@@ -188,7 +188,7 @@ def test_a_link_to_nothing_in_the_cache() -> None:
     folder = cached()
     link = folder / "snapshots" / "abc" / "model.safetensors"
     link.symlink_to("../../blobs/4b5f")
-    message = "is a link to a file that is not there: npgpt download NAME, or the command that fetched it"
+    message = "is a link to ../../blobs/4b5f, which is not there: npgpt download NAME, or the command that fetched it"
     assert f"models--org--name: model.safetensors {message}" in refused("org/name")
     assert f"model.safetensors {message}" in refused(folder)
     assert f"model.safetensors {message}" in refused(link.parent)
@@ -229,7 +229,7 @@ def test_a_folder_of_the_cache_is_its_snapshot() -> None:
     ],
 )
 def test_an_address_tells_the_name(address: str, name: str | None) -> None:
-    assert find.hub_page(address) == name
+    assert find.hub_page(address) == find.hub_page(str(Path(address))) == name
     if name is None:
         assert "is an address, and npgpt opens files of this machine: download it first" in refused(address)
         return

@@ -111,6 +111,19 @@ def test_a_head_of_its_own_is_adapted(tmp_path: Path) -> None:
     assert largest_difference(logits(model), mine(IDS)) < 1e-14
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_enlarged_vocabulary(tmp_path: Path) -> None:
+    trained(tmp_path)  # its base
+    base = peers.transformers_model(CONFIG, random_arrays(CONFIG))
+    base.resize_token_embeddings(42)
+    base.name_or_path = str(tmp_path / "base")
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM")).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    mine = npgpt.load(tmp_path / "adapter", dtype="float64")
+    assert mine.config.vocab_size == 42
+    assert largest_difference(logits(model), mine(IDS)) < 1e-14
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "DoRA": ({"use_dora": True}, "use_dora is True"),
     "biases of LoRA's own": ({"lora_bias": True}, "lora_bias is True"),
