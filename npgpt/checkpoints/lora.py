@@ -43,6 +43,7 @@ PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 FOREIGN = re.compile(r"(?:^|\.)(?:lora_|lora\.|token_adapter\.|ia3_|original_module\.|prompt_)")
 WHOLE = {"wte.weight", "wpe.weight", "ln_f.weight"}  # what a model has, and its adapter, as a rule, has not
+VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.tiktoken")  # an adapter's own, which then wins
 ENLARGED = ("wte.weight", "lm_head.weight")  # which may have got rows for new tokens
 MERGE = "merge it in peft (model.merge_and_unload()) and save the whole model"
 
@@ -182,9 +183,6 @@ def opened(path: Path, contents: Contents) -> tuple[Path, Contents, Adapter | No
     return base, whole, Adapter(path, settings, factors, rest)
 
 
-VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.tiktoken")  # an adapter's own, which then wins
-
-
 def check_merged(tensors: Iterable[str], title: str) -> None:
     """Raise NpgptError where a module has layers that an adapter wraps."""
     if (example := next(filter(FOREIGN.search, tensors), None)) is not None:
@@ -194,8 +192,9 @@ def check_merged(tensors: Iterable[str], title: str) -> None:
 def updated(stored: NDArray[Any], dtype: str, name: str, updates: Iterable[LowRank]) -> tuple[NDArray[Any], str]:
     """Return a canonical tensor with updates added, in float64, and that dtype."""
     matrix = cast(stored, dtype, "float64", name)
-    for update in updates:
-        matrix = update.added(matrix, in_out=".c_" in name)
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged factor: inspect tells what is not finite
+        for update in updates:
+            matrix = update.added(matrix, in_out=".c_" in name)
     return matrix, "float64"
 
 
@@ -205,8 +204,9 @@ def _check_settings(source: Path, settings: Mapping[str, Any]) -> None:
         raise _refusal(source, "peft_type", settings.get("peft_type"))
     if (init := settings.get("init_lora_weights")) not in INNOCENT:  # PiSSA and OLoRA change the base too
         raise _refusal(source, "init_lora_weights", init)
+    known = HONOURED | WITHOUT_EFFECT | {"init_lora_weights"}
     for key, value in settings.items():
-        if value and key not in HONOURED | WITHOUT_EFFECT | {"init_lora_weights"}:
+        if value and key not in known and (key, value) != ("revision", "main"):
             raise _refusal(source, key, value)
 
 
