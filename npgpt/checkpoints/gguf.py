@@ -12,7 +12,6 @@ import json
 import mmap
 import struct
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,34 +25,34 @@ VERSIONS = (2, 3)
 NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "b1", 10: "u8", 11: "i8", 12: "f8"}
 STRING, ARRAY = 8, 9
 TYPES = {0: "float32", 1: "float16", 24: "int8", 25: "int16", 26: "int32", 27: "int64", 28: "float64", 30: "bfloat16"}
-# ggml's quantised types: name, values in a block of a row, bytes that a block takes (ggml/src/ggml-common.h)
+# ggml's quantised types: name, (values in a block of a row, bytes that a block takes) (ggml/src/ggml-common.h)
 QUANTISED = {
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
-    8: ("Q8_0", 32, 34),
-    9: ("Q8_1", 32, 40),
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
-    15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66),
-    17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18),
-    21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136),
-    29: ("IQ1_M", 256, 56),
-    34: ("TQ1_0", 256, 54),
-    35: ("TQ2_0", 256, 66),
-    39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36),
-    41: ("Q1_0", 128, 18),
+    2: ("Q4_0", (32, 18)),
+    3: ("Q4_1", (32, 20)),
+    6: ("Q5_0", (32, 22)),
+    7: ("Q5_1", (32, 24)),
+    8: ("Q8_0", (32, 34)),
+    9: ("Q8_1", (32, 40)),
+    10: ("Q2_K", (256, 84)),
+    11: ("Q3_K", (256, 110)),
+    12: ("Q4_K", (256, 144)),
+    13: ("Q5_K", (256, 176)),
+    14: ("Q6_K", (256, 210)),
+    15: ("Q8_K", (256, 292)),
+    16: ("IQ2_XXS", (256, 66)),
+    17: ("IQ2_XS", (256, 74)),
+    18: ("IQ3_XXS", (256, 98)),
+    19: ("IQ1_S", (256, 50)),
+    20: ("IQ4_NL", (32, 18)),
+    21: ("IQ3_S", (256, 110)),
+    22: ("IQ2_S", (256, 82)),
+    23: ("IQ4_XS", (256, 136)),
+    29: ("IQ1_M", (256, 56)),
+    34: ("TQ1_0", (256, 54)),
+    35: ("TQ2_0", (256, 66)),
+    39: ("MXFP4", (32, 17)),
+    40: ("NVFP4", (64, 36)),
+    41: ("Q1_0", (128, 18)),
 }
 MOST_ENTRIES = 2**16  # tensors, and keys; gpt2-xl has 580 tensors
 MOST_ITEMS = 2**20  # of all the lists in a file's keys; GPT-2's vocabulary has 100,258
@@ -180,30 +179,20 @@ def _tensors(path: Path, data: mmap.mmap, cursor: Values, count: int, alignment:
             raise NpgptError(
                 f"{path}: {name:.80} begins at {offset} of the data, within {last:.80}, which ends at {end}"
             )
-        tensor = Tensor(path, name, data, _dtype(kind), shape, start + offset, big_endian=cursor.order == ">")
-        end, last = offset + _size(tensor, kind), name
+        dtype, block = QUANTISED.get(kind, (TYPES.get(kind, f"of the unknown type {kind}"), None))
+        if block and (not shape or shape[-1] % block[0]):
+            raise NpgptError(
+                f"{path}: {name:.80} is {dtype}, in blocks of {block[0]} values, which do not divide the rows of "
+                f"{list(shape)}"
+            )
+        big_endian = cursor.order == ">"
+        tensor = Tensor(path, name, data, dtype, shape, start + offset, big_endian=big_endian, block=block)
+        end, last = offset + (tensor.nbytes if block or dtype in FLOATS else 1), name
         if start + end > len(data):
             raise NpgptError(f"{path} is cut short: {name:.80} ends at byte {start + end}, the file at {len(data)}")
-        widen = functools.partial(_widened, tensor, kind) if kind in QUANTISED else None
+        widen = functools.partial(_widened, tensor, kind) if block else None
         tensors[name] = dataclasses.replace(tensor, widen=widen)
     return tensors
-
-
-def _dtype(kind: int) -> str:
-    return QUANTISED[kind][0] if kind in QUANTISED else TYPES.get(kind, f"of the unknown type {kind}")
-
-
-def _size(tensor: Tensor, kind: int) -> int:
-    """Return how many bytes a tensor takes; 1 for a type that no weight has. Raises NpgptError for a broken block."""
-    if kind not in QUANTISED:
-        return tensor.nbytes if tensor.dtype in FLOATS else 1
-    _, values, size = QUANTISED[kind]
-    if not tensor.shape or tensor.shape[-1] % values:
-        raise NpgptError(
-            f"{tensor.path}: {tensor.name:.80} is {tensor.dtype}, in blocks of {values} values, which do not divide "
-            f"the rows of its shape {list(tensor.shape)}"
-        )
-    return prod(tensor.shape) // values * size
 
 
 def _widened(tensor: Tensor, kind: int) -> NDArray[np.float32]:
@@ -220,7 +209,7 @@ def _widened(tensor: Tensor, kind: int) -> NDArray[np.float32]:
             f'{tensor.path}: {tensor.name:.80} is quantised ({tensor.dtype}): pip install "npgpt[gguf]" widens it to '
             "float32; or take an F16 file"
         ) from None
-    _, values, size = QUANTISED[kind]
+    values, size = QUANTISED[kind][1]
     rows = (*tensor.shape[:-1], tensor.shape[-1] // values * size)
     stored = np.ndarray(rows, np.uint8, tensor.data, tensor.begin)
     try:

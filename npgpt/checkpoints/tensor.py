@@ -33,8 +33,7 @@ class Tensor:
 
     dtype is a NumPy dtype's name, bfloat16, or the format's own name of any other type. begin is in bytes of the file,
     strides are in elements (None: C order). verify raises NpgptError where the bytes contradict the format's checksum
-    of them. widen returns the float32 values of a type that NumPy does not have, a quantised one; None where dtype is
-    NumPy's, and for a type that no weight can have.
+    of them. A quantised type has blocks of so many values in so many bytes, and widen, which returns them in float32.
     """
 
     path: Path
@@ -46,6 +45,7 @@ class Tensor:
     strides: tuple[int, ...] | None = None
     big_endian: bool = False
     verify: Callable[[], None] | None = field(default=None, repr=False)
+    block: tuple[int, int] | None = None
     widen: Callable[[], NDArray[np.float32]] | None = field(default=None, repr=False)
 
     @property
@@ -55,8 +55,9 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Return the size of its elements in bytes, 0 where they are not floats."""
-        return prod(self.shape) * itemsize(self.dtype) if self.dtype in FLOATS else 0
+        """Return the size of its elements in bytes, 0 where no weight has its type."""
+        values, size = self.block or (1, itemsize(self.dtype) if self.dtype in FLOATS else 0)
+        return prod(self.shape) // values * size
 
     @property
     def misaligned(self) -> bool:
@@ -210,6 +211,9 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors are equal bit for bit. Raises NpgptError as Tensor.stored does."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
+    if one.block is not None:  # the same values, whatever they are
+        end, other_end = one.begin + one.nbytes, other.begin + one.nbytes
+        return one.data[one.begin : end] == other.data[other.begin : other_end]
     first, second = (tensor.stored() for tensor in (one, other))
     bits = f"u{first.dtype.itemsize}"
     return (one.data is other.data and (one.begin, one.strides) == (other.begin, other.strides)) or np.array_equal(

@@ -250,6 +250,19 @@ def test_a_quantised_model_is_widened_tensor_by_tensor(tmp_path: Path, widened: 
     assert all(np.array_equal(converted[name], array) for name, array in expected.items())
 
 
+# not: a head and embeddings widened, both at once, to see that they are the same
+@pytest.mark.parametrize("same", [True, False])
+def test_a_quantised_head_that_equals_wte_is_tied(tmp_path: Path, widened: list[tuple[int, ...]], same: bool) -> None:
+    config = small(n_embd=32, n_head=4)
+    arrays = llamacpp(random_arrays(config, dtype="float32"))
+    wte = np.random.default_rng(0).integers(-127, 127, (40, 32))
+    for name, values in (("token_embd.weight", wte), ("output.weight", wte if same else -wte)):
+        arrays[name] = (8, (32, 40), None, blocks(values))
+    checkpoint = open_checkpoint(put_quantised(tmp_path / "m.gguf", config, arrays))
+    assert checkpoint.config.tie_word_embeddings == same
+    assert widened == []
+
+
 def put_quantised(path: Path, config: npgpt.Config, tensors: dict[str, Any]) -> Path:
     sizes = ("n_layer", "n_head", "n_embd", "n_positions")
     stated = [(key, getattr(config, name)) for key, name in gguf.CONFIG.items() if name in sizes]
@@ -267,8 +280,8 @@ def test_without_the_package_the_message_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    name, _, size = gguf.QUANTISED[kind]
-    rows = bytes(256 // gguf.QUANTISED[kind][1] * size * 8)
+    name, (values, size) = gguf.QUANTISED[kind]
+    rows = bytes(256 // values * size * 8)
     path = put(tmp_path / "m", [ARCHITECTURE], {"blk.0.ffn_up.weight": (kind, (256, 8), 0, rows)})
     tensor = formats.read(path).tensors["blk.0.ffn_up.weight"]
     message = rf'blk\.0\.ffn_up\.weight is quantised \({name}\): pip install "npgpt\[gguf\]" widens it'

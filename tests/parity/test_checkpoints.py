@@ -612,9 +612,9 @@ def dequantised_types() -> list[str]:
 
 def test_blocks_have_the_packages_sizes_and_every_type_that_it_widens_is_known() -> None:
     package = gguf_package()
-    for number, (name, *sizes) in npgpt_gguf.QUANTISED.items():
+    for number, (name, sizes) in npgpt_gguf.QUANTISED.items():
         assert package.GGMLQuantizationType(number).name == name
-        assert tuple(sizes) == package.GGML_QUANT_SIZES[package.GGMLQuantizationType(number)]
+        assert sizes == package.GGML_QUANT_SIZES[package.GGMLQuantizationType(number)]
     assert {name for name, *_ in npgpt_gguf.QUANTISED.values()} >= set(dequantised_types())
 
 
