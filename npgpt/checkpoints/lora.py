@@ -45,6 +45,11 @@ FOREIGN = re.compile(r"(?:^|\.)(?:lora_|lora\.|token_adapter\.|ia3_|original_mod
 WHOLE = {"wte.weight", "wpe.weight", "ln_f.weight"}  # what a model has, and its adapter, as a rule, has not
 VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.tiktoken")  # an adapter's own, which then wins
 ENLARGED = ("wte.weight", "lm_head.weight")  # which may have got rows for new tokens
+BOOK = re.compile(r"(.+\.)?lora\.[AB]")  # LLMs-from-scratch's, appendix E, whose A is [in, r] and B [r, out]
+BY_HAND = (
+    "alpha is in no file: add alpha * (lora.A @ lora.B).T to each linear.weight, put the linear layers back in their "
+    "places, and save that model"
+)
 MERGE = "merge it in peft (model.merge_and_unload()) and save the whole model"
 
 
@@ -152,9 +157,10 @@ def opened(path: Path, contents: Contents) -> tuple[Path, Contents, Adapter | No
     """
     if path.name not in ADAPTERS and not any(map(FOREIGN.search, contents.tensors)):
         return path, contents, None
-    source = path.with_name(ADAPTER_CONFIG)
+    source, example = path.with_name(ADAPTER_CONFIG), next(filter(FOREIGN.search, contents.tensors), "its name")
+    if BOOK.fullmatch(example):
+        raise NpgptError(f"{path} has LoRA layers that are not merged ({example:.200}), and {BY_HAND}")
     if not source.is_file():
-        example = next(filter(FOREIGN.search, contents.tensors), "its name")
         raise NpgptError(
             f"{path} is an adapter that is not merged ({example:.200}), and {ADAPTER_CONFIG}, which states alpha and "
             f"the base, is not beside it: put it there, or {MERGE}"
@@ -186,7 +192,8 @@ def opened(path: Path, contents: Contents) -> tuple[Path, Contents, Adapter | No
 def check_merged(tensors: Iterable[str], title: str) -> None:
     """Raise NpgptError where a module has layers that an adapter wraps."""
     if (example := next(filter(FOREIGN.search, tensors), None)) is not None:
-        raise NpgptError(f"{title} has an adapter that is not merged ({example:.200}): give model.merge_and_unload()")
+        out = f", and {BY_HAND}" if BOOK.fullmatch(example) else ": give model.merge_and_unload()"
+        raise NpgptError(f"{title} has an adapter that is not merged ({example:.200}){out}")
 
 
 def updated(stored: NDArray[Any], dtype: str, name: str, updates: Iterable[LowRank]) -> tuple[NDArray[Any], str]:

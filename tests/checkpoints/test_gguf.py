@@ -254,7 +254,7 @@ def test_a_quantised_model_is_widened_tensor_by_tensor(tmp_path: Path, widened: 
 @pytest.mark.parametrize("same", [True, False])
 def test_a_quantised_head_that_equals_wte_is_tied(tmp_path: Path, widened: list[tuple[int, ...]], same: bool) -> None:
     config = small(n_embd=32, n_head=4)
-    arrays = llamacpp(random_arrays(config, dtype="float32"))
+    arrays: dict[str, Any] = {**llamacpp(random_arrays(config, dtype="float32"))}
     wte = np.random.default_rng(0).integers(-127, 127, (40, 32))
     for name, values in (("token_embd.weight", wte), ("output.weight", wte if same else -wte)):
         arrays[name] = (8, (32, 40), None, blocks(values))

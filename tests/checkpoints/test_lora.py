@@ -315,6 +315,17 @@ def test_an_adapter_without_its_settings_and_one_without_lora() -> None:
         npgpt.load("mine")
 
 
+def test_the_books_own_lora_is_named() -> None:
+    arrays = {name.replace("W_query.", "W_query.linear."): a for name, a in llms_from_scratch(ARRAYS).items()}
+    arrays |= {"trf_blocks.0.att.W_query.lora.A": A.T, "trf_blocks.0.att.W_query.lora.B": B[:2].T}
+    path = writers.write(Path("m"), {"model.pth": writers.torch_zip(arrays)})
+    message = r"not merged \(trf_blocks\.0\.att\.W_query\.lora\.A\), and alpha is in no file: add alpha \* \(lora\.A @"
+    with pytest.raises(NpgptError, match=message):
+        npgpt.load(path, n_head=1)
+    with pytest.raises(NpgptError, match=message):
+        npgpt.check(np.zeros((1, 3, 5)), [0, 1, 2], weights=arrays)
+
+
 def test_a_module_that_was_not_merged_is_named_for_what_it_is() -> None:
     with pytest.raises(NpgptError, match=r"weights has an adapter that is not merged \(.*give model\.merge_and_unload"):
         npgpt.check(np.zeros((1, 3, 5)), [0, 1, 2], weights=unmerged())

@@ -124,6 +124,31 @@ def test_an_enlarged_vocabulary(tmp_path: Path) -> None:
     assert largest_difference(logits(model), mine(IDS)) < 1e-14
 
 
+def test_the_books_own_lora_and_the_way_out(tmp_path: Path) -> None:
+    book = pytest.importorskip("llms_from_scratch.appendix_e", reason="llms-from-scratch is not installed")
+    model = peers.llms_from_scratch_model(UNTIED, random_arrays(UNTIED))
+    book.replace_linear_with_lora(model, rank=2, alpha=3)
+    layers = [module for module in model.modules() if isinstance(module, book.LinearWithLoRA)]
+    for layer in layers:
+        torch.nn.init.normal_(layer.lora.B)
+    model = model.double().eval()
+    expected = peers.llms_from_scratch_logits(model, IDS)
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    with pytest.raises(
+        NpgptError, match=r"lora\.A\), and alpha is in no file: add alpha \* \(lora\.A @ lora\.B\)\.T to"
+    ):
+        npgpt.load(tmp_path / "model.pth", n_head=UNTIED.n_head)
+    with pytest.raises(NpgptError, match="alpha is in no file"):
+        npgpt.check(model, IDS)
+    for name, layer in [*model.named_modules()]:
+        if isinstance(layer, book.LinearWithLoRA):
+            layer.linear.weight.data += 3 * (layer.lora.A @ layer.lora.B).T
+            model.set_submodule(name, layer.linear)
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    mine = npgpt.load(tmp_path / "model.pth", n_head=UNTIED.n_head, dtype="float64")
+    assert largest_difference(expected, mine(IDS)) < 1e-7  # its GELU holds a float32 constant
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "DoRA": ({"use_dora": True}, "use_dora is True"),
     "biases of LoRA's own": ({"lora_bias": True}, "lora_bias is True"),
