@@ -48,7 +48,7 @@ def read(path: Path, *, may_be_index: bool = True) -> Contents:
         return contents
     if may_be_index and head.lstrip().startswith(b"{"):
         return sharded.read(path, lambda file: read(file, may_be_index=False))
-    raise NpgptError(f"{path} is {stand_ins.described(path) or _unknown(head)}")
+    raise NpgptError(f"{path} is {stand_ins.whole(path) or _unknown(head)}")
 
 
 def find(folder: Path) -> Path | None:

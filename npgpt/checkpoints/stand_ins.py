@@ -63,21 +63,29 @@ def part(path: Path) -> str | None:
     return next((what for pattern, what in PARTS if re.fullmatch(pattern, path.name)), None)
 
 
-def described(path: Path) -> str | None:
-    """Return what a file or folder is that is no checkpoint, with the way out; None where there is nothing to say."""
-    if not path.exists():
-        return f"a link to {os.readlink(path)}, which is not there: {AGAIN}" if path.is_symlink() else None
-    what = part(path)
-    if what is None and path.is_file():
+def whole(path: Path) -> str | None:
+    """Return what a file or folder is by its content, else by its name; None where there is nothing to say."""
+    what = None
+    if path.is_file():
         with path.open("rb") as file:
             what = by_content(file.read(HEAD))
     return what or next((what for pattern, what in NAMES if re.fullmatch(pattern, path.name)), None)
 
 
+def described(path: Path) -> str | None:
+    """Return what a path is that leads to no checkpoint, with the way out; None where there is nothing to say."""
+    if path.exists():
+        return part(path) or whole(path)
+    return f"a link to {os.readlink(path)}, which is not there: {AGAIN}" if path.is_symlink() else None
+
+
 def in_folder(folder: Path) -> str | None:
     """Return the first of what a folder holds that is no checkpoint, and what it is; None where there is no such."""
-    paths = [*sorted(folder.iterdir())[:100], *unfinished(folder)]
-    return next((f"{path.name} is {what}" for path in paths if (what := described(path)) is not None), None)
+    try:
+        paths = [*sorted(folder.iterdir())[:100], *unfinished(folder)]
+        return next((f"{path.name} is {what}" for path in paths if (what := described(path)) is not None), None)
+    except OSError:  # it only explains: what cannot be read has nothing to say
+        return None
 
 
 def unfinished(folder: Path) -> list[Path]:

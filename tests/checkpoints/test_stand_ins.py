@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import npgpt
-from npgpt.checkpoints import find
+from npgpt.checkpoints import find, stand_ins
 from npgpt.checkpoints.download import repository_name
 from npgpt.errors import NpgptError
 from npgpt.oracle import files
@@ -111,6 +111,28 @@ def test_shards_without_their_index_and_one_of_them_alone() -> None:
     assert shard.endswith("is one of 2 shards: give their index, model.safetensors.index.json, or the folder")
     writers.write(Path("one"), {"model-00001-of-00001.safetensors": next(iter(shards().values()))})
     assert "one/model-00001-of-00001.safetensors" in refused("one")  # lacks tensors, but is no part
+
+
+@pytest.mark.parametrize("kind", ["pointer", "page"])
+def test_in_place_of_a_shard(kind: str) -> None:
+    content, message = CONTENTS[kind]
+    files = shards()
+    index = {"weight_map": dict.fromkeys(random_arrays(small()), "model-00002-of-00002.safetensors")}
+    writers.write(Path("m"), files | {"model-00002-of-00002.safetensors": content})
+    Path("m/model.safetensors.index.json").write_text(json.dumps(index))
+    assert refused("m").startswith(f"m/model-00002-of-00002.safetensors is {message}")
+
+
+# not: what cannot be read ends the search for a name
+def test_what_cannot_be_read_explains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cached()
+
+    def denied(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(stand_ins, "unfinished", denied)
+    assert refused("org/name").startswith("no model 'org/name' here; looked for")
+    assert refused(folder).endswith("it holds blobs, snapshots")
 
 
 # not: what torch.save wrote of a model whose tensors DeepSpeed keeps elsewhere taken for a model of no width
