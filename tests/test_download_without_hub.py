@@ -89,3 +89,8 @@ def test_the_help_imports_neither_numpy_nor_the_hub() -> None:
         "assert not {'numpy', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=ROOT)
+
+
+def test_an_adapter_is_fetched_with_its_settings() -> None:
+    files = ["README.md", "adapter_config.json", "adapter_model.bin", "adapter_model.safetensors", "training_args.bin"]
+    assert download.choose(files, "org/x") == ["adapter_config.json", "adapter_model.safetensors"]

@@ -38,7 +38,7 @@ EXCEPTIONS = {
     ("checkpoints/inspect.py", "text"),
     ("checkpoints/write.py", "text"),
 }
-EXTRAS = {"huggingface_hub", "google_crc32c"}  # imported by checkpoints/ alone, inside functions
+EXTRAS = {"huggingface_hub", "google_crc32c", "gguf"}  # imported by checkpoints/ alone, inside functions
 
 
 def room_of(path: Path) -> str:

@@ -21,12 +21,18 @@ from ..text.vocabularies import COMPANIONS, READABLE
 from . import atomic
 from .configs import read_fields
 from .files import CONFIGURATION, REVISION, VOCABULARY, read_bytes
-from .find import EMBEDDED, ORGANISATIONS, hub_cache
+from .find import EMBEDDED, ORGANISATIONS, hub_cache, suggestion
+from .formats import ADAPTER_CONFIG
 from .inspect import sha256
 from .strict_json import read_object
 
 CONFIG = "config.json"
-WEIGHTS = (("model", "safetensors"), ("pytorch_model", "bin"))  # in the order of preference
+WEIGHTS = (  # in the order of preference; the last two are an adapter's
+    ("model", "safetensors"),
+    ("pytorch_model", "bin"),
+    ("adapter_model", "safetensors"),
+    ("adapter_model", "bin"),
+)
 WEIGHTS_LIKE = (".safetensors", ".bin", ".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".pt", ".pth", ".ckpt", ".tflite")
 
 IN_CACHE = "a model that is in the cache is used without downloading"
@@ -123,7 +129,8 @@ def repository_name(name: str) -> str:
         raise NpgptError(f"{name} comes with npgpt, there is nothing to download")
     part = r"\w(?:[\w.-]{0,94}\w)?"  # the hub's rules, here and below
     if not re.fullmatch(f"{part}/{part}", name, re.ASCII) or re.search(r"--|\.\.|\.git$", name):
-        raise NpgptError(f"{name!r:.200} is no model to download: names are {', '.join(ORGANISATIONS)}, or org/name")
+        meant = f"{name!r:.200}{suggestion(name)}"
+        raise NpgptError(f"{meant} is no model to download: names are {', '.join(ORGANISATIONS)}, or org/name")
     return name
 
 
@@ -132,7 +139,7 @@ def choose(names: Collection[str], repository: str) -> list[str]:
 
     Raises NpgptError where there are no weights that npgpt reads.
     """
-    wanted = [name for name in (CONFIG, *READABLE, *COMPANIONS) if name in names]
+    wanted = [name for name in (CONFIG, ADAPTER_CONFIG, *READABLE, *COMPANIONS) if name in names]
     for stem, suffix in WEIGHTS:
         whole, index = f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"
         shards = sorted(name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name, re.ASCII))

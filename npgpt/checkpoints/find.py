@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import PUBLISHED
 from ..errors import NpgptError
-from . import formats
+from . import formats, stand_ins
 from .files import REVISION, read_bytes
 from .formats import WEIGHTS_FILE
 
@@ -20,6 +22,9 @@ EMBEDDED_WEIGHTS = HERE / "weights" if (HERE / "weights").is_dir() else HERE.par
 GPT2_RANKS = EMBEDDED_WEIGHTS / "gpt2.tiktoken"
 
 ORGANISATIONS = {name: f"openai-community/{name}" for name in PUBLISHED} | {"distilgpt2": "distilbert/distilgpt2"}
+
+
+CACHED = "models--"  # how the folders of models in the cache begin
 
 
 @dataclass(frozen=True)
@@ -47,27 +52,58 @@ def find(model: str | os.PathLike[str] | None = None) -> Location:
         if os.path.isfile(file):
             return Location(name, file)
     places = _places(name) if _is_name(name) else []
-    for place in (path, *places):
+    for place in (_snapshot(path) if path.name.startswith(CACHED) else path, *places):
         if os.path.isdir(place) and (weights := formats.find(place)) is not None:
             return Location(name, weights)
     if os.path.isdir(path):
         raise NpgptError(f"the folder {path} has no checkpoint that npgpt reads; {_held(path)}")
+    if repository := hub_page(name):
+        raise NpgptError(
+            f"{name} is a page of the hub: npgpt download {repository} fetches the model, --model {repository} uses it"
+        )
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):  # a Path has one slash of two
+        raise NpgptError(f"{name} is an address, and npgpt opens files of this machine: download it first")
+    if os.path.lexists(path) and (what := stand_ins.described(path)):
+        raise NpgptError(f"the model {path} is {what}")
     if not places or os.path.exists(path):
         kind = "is neither a folder nor a regular file" if os.path.exists(path) else "does not exist"
         raise NpgptError(f"the model {path} {kind}")
     looked = ", ".join(dict.fromkeys(str(place.absolute()) for place in places))
     download = f"npgpt download {name} fetches it, or " if name in PUBLISHED or "/" in name else ""
+    begun = [f"{place}: {what}; " for place in places if os.path.isdir(place) and (what := stand_ins.in_folder(place))]
     raise NpgptError(
-        f"no model {name!r} here; looked for {WEIGHTS_FILE} or another checkpoint in {looked}; "
-        f"{download}put {WEIGHTS_FILE} and config.json into {Path('weights') / name}{os.sep}"
+        f"no model {name!r} here{suggestion(name)}; {''.join(begun[:1])}looked for {WEIGHTS_FILE} or another "
+        f"checkpoint in {looked}; {download}put {WEIGHTS_FILE} and config.json into {Path('weights') / name}{os.sep}"
     )
+
+
+def hub_page(name: str) -> str | None:
+    """Return the model's name where an address of the Hugging Face hub is given, of its page or of a file there."""
+    match = re.match(r"(?i:https?:/+)?(?i:(?:www\.)?huggingface\.co|hf\.co)/+(?!datasets/|spaces/)(.+)|hf:/+(.+)", name)
+    words = re.split(r"/+", re.split(r"[?#]", match[1] or match[2])[0]) if match else []
+    end = next((n for n, word in enumerate(words) if word in ("", "tree", "blob", "resolve", "raw", "commits")), None)
+    return "/".join(words[:end][:2]) or None
+
+
+def suggestion(name: str) -> str:
+    """Return in brackets the name that is meant: a page's, or a known one that is nearly the same. Else nothing."""
+    page, known = hub_page(name), {_squeezed(known): known for known in (*ORGANISATIONS, EMBEDDED)}
+    near = difflib.get_close_matches(_squeezed(name.rpartition("/")[2]), known, 1, 0.85)
+    meant = page or (known[near[0]] if near else name)
+    return "" if name in (meant, ORGANISATIONS.get(meant)) else f" (did you mean {meant}?)"
+
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.lower())
 
 
 def _held(folder: Path) -> str:
     """Return a summary of what is in a folder, for a message."""
     names = sorted(path.name for path in folder.iterdir())
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return f"it holds {', '.join(names[:6])}{more}" if names else "it is empty"
+    what = stand_ins.in_folder(folder)
+    what = "" if what is None else f"; {what}"
+    return f"it holds {', '.join(names[:6])}{more}{what}" if names else "it is empty"
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -91,7 +127,7 @@ def _places(name: str) -> list[Path]:
     repositories = {name, ORGANISATIONS.get(name, name)} | {old for old, new in ORGANISATIONS.items() if new == name}
     spellings = sorted(repositories, key=lambda repository: (repository != name, repository))
     folders = [root / spelling for root in roots for spelling in spellings]
-    return folders + [_snapshot(hub_cache() / f"models--{spelling.replace('/', '--')}") for spelling in spellings]
+    return folders + [_snapshot(hub_cache() / f"{CACHED}{spelling.replace('/', '--')}") for spelling in spellings]
 
 
 def hub_cache() -> Path:

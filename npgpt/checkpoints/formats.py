@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import NpgptError
-from . import gguf, llmc, safetensors, sharded, tensorflow, torch_zip
+from . import gguf, llmc, safetensors, sharded, stand_ins, tensorflow, torch_zip
 from .files import INDEX, read_bytes, reading
 from .tensor import Contents
 
@@ -28,18 +27,8 @@ PREFERRED = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# The first bytes of files that are often taken for a checkpoint, and what they are.
-OTHERS = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself: fetch it with git lfs pull"),
-    (b"\x89HDF", "HDF5 (Keras), which npgpt does not read: take the model's safetensors or pytorch_model.bin"),
-    (b"\x80\x02\x8a\nl\xfc\x9cF", "torch.save's form from before 1.6: load it in PyTorch and torch.save it anew"),
-    (b"\x80", "a bare pickle, which npgpt does not read: torch.save(model.state_dict(), …) writes what it does"),
-    (llmc.STATE, "llm.c's reference state (logits and gradients), not a model"),
-    (llmc.TOKENIZER, "llm.c's tokenizer, not a model"),
-    (b"\x1f\x8b", "compressed with gzip: unpack it"),
-    (b"<!DOCTYPE html", "a web page: the download went wrong"),
-    (b"<html", "a web page: the download went wrong"),
-)
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")  # peft's
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def read(path: Path, *, may_be_index: bool = True) -> Contents:
@@ -48,25 +37,37 @@ def read(path: Path, *, may_be_index: bool = True) -> Contents:
     Raises NpgptError for an unknown format and as the readers do, OSError where the file cannot be opened.
     """
     head, tail = _ends(path)
+    if may_be_index and (part := stand_ins.part(path)) is not None:
+        raise NpgptError(f"{path} is {part}")
     if (reader := _reader(head, tail)) is not None:
-        return reader(path)
+        contents = reader(path)
+        tensors = contents.tensors.items()
+        if stub := [name for name, tensor in tensors if tensor.shape == (0,) and name.endswith(".weight")]:
+            raise NpgptError(
+                f"{path}: {stub[0]:.80} is empty, as a stub's tensors are that is left of {stand_ins.ZERO}"
+            )
+        return contents
     if may_be_index and head.lstrip().startswith(b"{"):
         return sharded.read(path, lambda file: read(file, may_be_index=False))
-    if re.search(r"\.data-\d+-of-\d+$", path.name) or path.name.endswith(".ckpt.meta"):
-        raise NpgptError(f"{path} is a part of a TensorFlow checkpoint: give its .index file, or the folder")
-    raise NpgptError(f"{path} is {_described(head)}")
+    raise NpgptError(f"{path} is {stand_ins.whole(path) or _unknown(head)}")
 
 
 def find(folder: Path) -> Path | None:
     """Return the checkpoint in a folder: the one with a usual name, else the only one of a known format, else None.
 
-    Of several TensorFlow checkpoints it is the one that the file `checkpoint` names. Raises NpgptError if there are
-    several others, OSError where the folder cannot be read.
+    An adapter has a usual name too. Of several TensorFlow checkpoints it is the one that the file `checkpoint` names.
+    Raises NpgptError if there are several others, OSError where the folder cannot be read.
     """
-    for name in PREFERRED:
-        if (folder / name).is_file():
-            return folder / name
-    known = [path for path in sorted(folder.iterdir()) if path.is_file() and _reader(*_ends(path)) is not None]
+    usual = [folder / name for name in PREFERRED if (folder / name).is_file()][:1]
+    usual += [folder / name for name in ADAPTERS if (folder / name).is_file()][:1]
+    if len(usual) == 1:
+        return usual[0]
+    if usual:
+        raise NpgptError(
+            f"the folder {folder} has a model, {usual[0].name}, and an adapter, {usual[1].name}; say which"
+        )
+    known = [path for path in sorted(folder.iterdir()) if path.is_file() and stand_ins.part(path) is None]
+    known = [path for path in known if _reader(*_ends(path)) is not None]
     latest = folder / "checkpoint"
     if len(known) > 1 and latest.is_file():
         content = read_bytes(latest, INDEX).decode("utf-8", "replace")
@@ -91,9 +92,6 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
         return head, file.read(64)
 
 
-def _described(head: bytes) -> str:
-    for magic, description in OTHERS:
-        if head.startswith(magic):
-            return description
+def _unknown(head: bytes) -> str:
     known = "safetensors, torch.save's ZIP, a TensorFlow .index, llm.c's .bin, GGUF"
     return f"no checkpoint that npgpt reads ({known}): it begins with {head[:8]!r}" if head else "empty: 0 bytes"

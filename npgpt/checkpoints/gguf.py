@@ -6,28 +6,56 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import mmap
 import struct
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import NpgptError
-from .tensor import FLOATS, Contents, Cursor, Stated, Tensor, check_shape, itemsize, map_file
+from .tensor import FLOATS, Contents, Cursor, Stated, Tensor, check_shape, map_file
 
 VERSIONS = (2, 3)
 NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "b1", 10: "u8", 11: "i8", 12: "f8"}
 STRING, ARRAY = 8, 9
-# ggml's types; the quantised ones only by name
-TYPES = {0: "float32", 1: "float16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K"}
-TYPES |= {11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS"}
-TYPES |= {19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 24: "int8", 25: "int16", 26: "int32"}
-TYPES |= {27: "int64", 28: "float64", 29: "IQ1_M", 30: "bfloat16", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4"}
+TYPES = {0: "float32", 1: "float16", 24: "int8", 25: "int16", 26: "int32", 27: "int64", 28: "float64", 30: "bfloat16"}
+# ggml's quantised types: name, (values in a block of a row, bytes that a block takes) (ggml/src/ggml-common.h)
+QUANTISED = {
+    2: ("Q4_0", (32, 18)),
+    3: ("Q4_1", (32, 20)),
+    6: ("Q5_0", (32, 22)),
+    7: ("Q5_1", (32, 24)),
+    8: ("Q8_0", (32, 34)),
+    9: ("Q8_1", (32, 40)),
+    10: ("Q2_K", (256, 84)),
+    11: ("Q3_K", (256, 110)),
+    12: ("Q4_K", (256, 144)),
+    13: ("Q5_K", (256, 176)),
+    14: ("Q6_K", (256, 210)),
+    15: ("Q8_K", (256, 292)),
+    16: ("IQ2_XXS", (256, 66)),
+    17: ("IQ2_XS", (256, 74)),
+    18: ("IQ3_XXS", (256, 98)),
+    19: ("IQ1_S", (256, 50)),
+    20: ("IQ4_NL", (32, 18)),
+    21: ("IQ3_S", (256, 110)),
+    22: ("IQ2_S", (256, 82)),
+    23: ("IQ4_XS", (256, 136)),
+    29: ("IQ1_M", (256, 56)),
+    34: ("TQ1_0", (256, 54)),
+    35: ("TQ2_0", (256, 66)),
+    39: ("MXFP4", (32, 17)),
+    40: ("NVFP4", (64, 36)),
+    41: ("Q1_0", (128, 18)),
+}
+MOST_ENTRIES = 2**16  # tensors, and keys; gpt2-xl has 580 tensors
+MOST_ITEMS = 2**20  # of all the lists in a file's keys; GPT-2's vocabulary has 100,258
 CONFIG = {
     "gpt2.block_count": "n_layer",
     "gpt2.attention.head_count": "n_head",
@@ -50,6 +78,8 @@ def recognises(head: bytes, tail: bytes) -> bool:
 
 class Values(Cursor):
     """The values of a GGUF file behind its magic."""
+
+    items = 0  # texts and lists within lists, each an object of Python's, so far
 
     @functools.cached_property
     def order(self) -> Literal["<", ">"]:
@@ -77,6 +107,11 @@ class Values(Cursor):
             if inner in NUMBERS:
                 dtype = np.dtype(NUMBERS[inner]).newbyteorder(self.order)
                 return np.frombuffer(self.take(length * dtype.itemsize), dtype)
+            self.items += length
+            if length > len(self.data) // 8:  # the length of a text alone takes 8 bytes
+                raise NpgptError(f"{self.source} is cut short: a list at byte {self.at} has {length} items")
+            if self.items > MOST_ITEMS:
+                raise NpgptError(f"{self.source}: its lists have more than {MOST_ITEMS} items, as no GPT-2's have")
             return [self.value(inner, depth + 1) for _ in range(length)]
         if kind not in NUMBERS:
             raise NpgptError(f"{self.source}: a value of the unknown type {kind} ends at byte {self.at}")
@@ -90,13 +125,15 @@ def read(path: Path) -> Contents:
     """Map a GGUF file with its configuration, and its vocabulary if that is byte-level BPE.
 
     Raises NpgptError, naming the tensor or key, for whatever is malformed, for another architecture than gpt2, and for
-    tensors that overlap or leave the file. A quantised tensor is refused when it is used.
+    tensors that overlap or leave the file. A quantised tensor is widened when it is used.
     """
     data = map_file(path)
     cursor = Values(str(path), data, at=4)
     version, n_tensors, n_keys = cursor.number("I"), cursor.number("Q"), cursor.number("Q")
     if version not in VERSIONS:
         raise NpgptError(f"{path} is GGUF of version {version}; read are {' and '.join(map(str, VERSIONS))}")
+    if max(n_tensors, n_keys) > MOST_ENTRIES:
+        raise NpgptError(f"{path} states {n_tensors} tensors and {n_keys} keys; read are {MOST_ENTRIES} at most")
     keys: dict[str, Any] = {}
     for _ in range(n_keys):
         key = cursor.text()
@@ -122,7 +159,7 @@ def _tensors(path: Path, data: mmap.mmap, cursor: Values, count: int, alignment:
     """Read the directory and check that each tensor behind it is aligned, within the file and apart from the others."""
     if type(alignment) is not int or alignment < 1:
         raise NpgptError(f"{path}: general.alignment must be a whole number from 1, not {alignment!r:.40}")
-    entries: dict[str, tuple[str, tuple[int, ...], int]] = {}
+    entries: dict[str, tuple[int, tuple[int, ...], int]] = {}
     for _ in range(count):
         name, n_dims = cursor.text(), cursor.number("I")
         if name in entries:
@@ -130,27 +167,60 @@ def _tensors(path: Path, data: mmap.mmap, cursor: Values, count: int, alignment:
         if n_dims > 8:
             raise NpgptError(f"{path}: {name:.80} has {n_dims} dimensions; ggml has 4 at most")
         shape = tuple(cursor.number("Q") for _ in range(n_dims))[::-1]
-        kind = cursor.number("I")
         check_shape(path, name, shape)
-        dtype = TYPES.get(kind, f"of the unknown type {kind}")
-        if dtype not in FLOATS and not dtype.startswith("int"):
-            dtype += " (quantised: take an F16 file, or make one with llama-quantize --allow-requantize)"
-        entries[name] = dtype, shape, cursor.number("Q")
+        entries[name] = cursor.number("I"), shape, cursor.number("Q")
     start = -(-cursor.at // alignment) * alignment
     tensors: dict[str, Tensor] = {}
     end, last = 0, ""
-    for name, (dtype, shape, offset) in sorted(entries.items(), key=lambda item: item[1][2]):
+    for name, (kind, shape, offset) in sorted(entries.items(), key=lambda item: item[1][2]):
         if offset % alignment:
             raise NpgptError(f"{path}: {name:.80} begins at {offset} of the data, no multiple of {alignment}")
         if offset < end:
             raise NpgptError(
                 f"{path}: {name:.80} begins at {offset} of the data, within {last:.80}, which ends at {end}"
             )
-        end, last = offset + (prod(shape) * itemsize(dtype) if dtype in FLOATS else 1), name
+        dtype, block = QUANTISED.get(kind, (TYPES.get(kind, f"of the unknown type {kind}"), None))
+        if block and (not shape or shape[-1] % block[0]):
+            raise NpgptError(
+                f"{path}: {name:.80} is {dtype}, in blocks of {block[0]} values, which do not divide the rows of "
+                f"{list(shape)}"
+            )
+        big_endian = cursor.order == ">"
+        tensor = Tensor(path, name, data, dtype, shape, start + offset, big_endian=big_endian, block=block)
+        end, last = offset + (tensor.nbytes if block or dtype in FLOATS else 1), name
         if start + end > len(data):
             raise NpgptError(f"{path} is cut short: {name:.80} ends at byte {start + end}, the file at {len(data)}")
-        tensors[name] = Tensor(path, name, data, dtype, shape, start + offset, big_endian=cursor.order == ">")
+        widen = functools.partial(_widened, tensor, kind) if block else None
+        tensors[name] = dataclasses.replace(tensor, widen=widen)
     return tensors
+
+
+def _widened(tensor: Tensor, kind: int) -> NDArray[np.float32]:
+    """Return a quantised tensor in float32, as the package gguf makes it. Raises NpgptError where it cannot."""
+    if tensor.big_endian:
+        raise NpgptError(
+            f"{tensor.path}: {tensor.name:.80} is {tensor.dtype} in a big-endian file, and quantised tensors are read "
+            "from little-endian ones: gguf-convert-endian of the package gguf makes one"
+        )
+    try:
+        from gguf import GGMLQuantizationType, quants
+    except ImportError:
+        raise NpgptError(
+            f'{tensor.path}: {tensor.name:.80} is quantised ({tensor.dtype}): pip install "npgpt[gguf]" widens it to '
+            "float32; or take an F16 file"
+        ) from None
+    values, size = QUANTISED[kind][1]
+    rows = (*tensor.shape[:-1], tensor.shape[-1] // values * size)
+    stored = np.ndarray(rows, np.uint8, tensor.data, tensor.begin)
+    try:
+        with np.errstate(all="ignore"):  # a damaged scale may be infinite: inspect says so
+            wide: NDArray[np.float32] = quants.dequantize(stored, GGMLQuantizationType(kind))
+    except (NotImplementedError, ValueError):
+        raise NpgptError(
+            f"{tensor.path}: {tensor.name:.80} is {tensor.dtype}, which the package gguf that is installed does not "
+            "widen: upgrade it (pip install -U gguf), or take an F16 file"
+        ) from None
+    return wide
 
 
 def _vocabulary(path: Path, keys: Mapping[str, Any]) -> dict[str, bytes]:

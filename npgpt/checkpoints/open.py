@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from .. import parameters
 from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array, Shape
-from . import configs, formats, names, strict_json
+from . import configs, formats, lora, names, strict_json
 from .names import HUGGING_FACE, Scheme
 from .tensor import Contents, Source, Stated, Tensor, load, same_bits
-from .wrappers import Located, located
+from .wrappers import located
 
 CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's and OpenAI's, beside the weights
 
@@ -28,7 +28,8 @@ CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's and OpenAI's, b
 class Checkpoint:
     """A model's files, opened and checked; almost no weights have been read yet.
 
-    sources says how each canonical tensor is made of the stored ones in tensors.
+    sources says how each canonical tensor is made of the stored ones in tensors; updates are an adapter's, added to
+    them.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Checkpoint:
     shapes: dict[str, Shape]  # of the canonical tensors
     sources: dict[str, Source]
     tensors: Mapping[str, Tensor]
+    updates: lora.Updates
     notes: tuple[str, ...] = ()  # what is to be said of the checkpoint in every run
     no_logits: str = ""  # the reason why the body has no head that gives logits of ids; empty where it has
     guesses_gelu: bool = False  # whether nothing tells the activation
@@ -54,7 +56,9 @@ class Checkpoint:
         source = self.sources[name]
         if not source.parts:
             return np.zeros(self.shapes[name], np.float32), "float32"
-        return source.stored(self.tensors)
+        stored, dtype = source.stored(self.tensors)
+        updates = self.updates.get(name)
+        return (stored, dtype) if updates is None else lora.updated(stored, dtype, name, updates)
 
     def load(self, name: str, dtype: str = "float32") -> Array:
         """Return a canonical tensor as float32 or float64, as a view into the mapped file if possible.
@@ -89,8 +93,9 @@ def open_checkpoint(
         raise NpgptError(f"give {'activation' if n_head is None else 'n_head'} or a whole config, not both")
     if not isinstance(config, Config | None):
         raise NpgptError(f"config must be an npgpt.Config, not {type(config).__name__}")
-    contents, scheme, found, sources = _named(path, name_scheme)
-    tensors, notes = found.tensors, [*contents.notes, *found.notes]
+    named = _named(path, name_scheme)
+    path, contents, scheme, tensors, sources = named.path, named.contents, named.scheme, named.tensors, named.sources
+    notes = [*contents.notes, *named.notes]
     shapes = {name: source.shape(tensors) for name, source in sources.items()}
     if no_logits := _of_classes(shapes):
         notes.append(no_logits)
@@ -124,7 +129,7 @@ def open_checkpoint(
     parameters.check_shapes(config, shapes, f"{path} ({scheme.title})", source if statements else "its own sizes")
     _check_size(path, contents, sources, tensors)
     return Checkpoint(
-        path=path,
+        path=contents.home or path,
         contents=contents,
         scheme=scheme,
         config=config,
@@ -133,6 +138,7 @@ def open_checkpoint(
         shapes=parameters.schema(config),
         sources=sources,
         tensors=tensors,
+        updates=named.updates,
         notes=tuple(notes),
         no_logits=no_logits,
         guesses_gelu=guesses,
@@ -154,19 +160,38 @@ def open_vocabulary(path: Path) -> tuple[Contents, int, Mapping[str, Any]]:
 
     Raises NpgptError where there is no wte.weight.
     """
-    contents, _, found, sources = _named(path, None)
-    shape = sources["wte.weight"].shape(found.tensors) if "wte.weight" in sources else None
+    named = _named(path, None)
+    shape = named.sources["wte.weight"].shape(named.tensors) if "wte.weight" in named.sources else None
     if shape is None or len(shape) != 2:
         raise NpgptError(f"{path} holds no wte.weight [vocab_size, n_embd], and so no GPT-2")
-    return contents, shape[0], configs.agreed(_statements(path, contents), None, str(path))[1]
+    statements = _statements(named.path, named.contents)
+    return named.contents, shape[0], configs.agreed(statements, None, str(named.path))[1]
 
 
-def _named(path: Path, name_scheme: str | None) -> tuple[Contents, Scheme, Located, dict[str, Source]]:
-    """Return a file's contents, naming scheme, the GPT-2 in it and how canonical tensors are made of its own."""
-    contents = formats.read(path)
+@dataclass(frozen=True)
+class Named:
+    """The GPT-2 in a file: its tensors, and how canonical ones are made of them.
+
+    Of an adapter they are its base's, with what it adds; path is the file beside which the configuration lies.
+    """
+
+    path: Path
+    contents: Contents
+    scheme: Scheme
+    tensors: Mapping[str, Tensor]
+    sources: dict[str, Source]
+    updates: lora.Updates
+    notes: Sequence[str]
+
+
+def _named(path: Path, name_scheme: str | None) -> Named:
+    path, contents, adapter = lora.opened(path, formats.read(path))
     found = located(contents.tensors, str(path))
     scheme = names.choose(name_scheme, found.tensors, str(path))
-    return contents, scheme, found, scheme.translate(found.tensors)
+    sources = scheme.translate(found.tensors)
+    if adapter is None:
+        return Named(path, contents, scheme, found.tensors, sources, {}, found.notes)
+    return Named(path, contents, scheme, *adapter.merged(found.tensors, sources), found.notes)
 
 
 CONVERTED = f"safetensors, {HUGGING_FACE.title}"
@@ -179,7 +204,11 @@ def _statements(path: Path, contents: Contents) -> list[Stated]:
         beside = path.with_name(name)
         if os.path.lexists(beside):  # a dangling link is an error
             statements.append(Stated(str(beside), strict_json.read_file(beside)))
-    return statements
+    return [Stated(source, _without(fields, contents.outdated)) for source, fields in statements]
+
+
+def _without(fields: Mapping[str, Any], outdated: Set[str]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if configs.SPELLINGS.get(key, key) not in outdated}
 
 
 def _check_size(path: Path, contents: Contents, sources: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import NpgptError
-from . import safetensors, strict_json
+from . import safetensors, stand_ins, strict_json
 from .files import INDEX
 from .tensor import Contents, Tensor
 
@@ -20,6 +20,8 @@ def read(path: Path, read_file: Callable[[Path], Contents]) -> Contents:
     """
     index = strict_json.read_file(path, INDEX)
     weight_map, metadata = index.get("weight_map"), index.get("metadata")
+    if isinstance(answer := index.get("error"), str):
+        raise NpgptError(f"{path} is an answer of the hub's, {answer!r:.200}, and no file: the download went wrong")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise NpgptError(f"{path} is JSON but no index of a checkpoint: it has no weight_map of tensors to files")
     files: dict[str, Contents] = {}
@@ -27,7 +29,8 @@ def read(path: Path, read_file: Callable[[Path], Contents]) -> Contents:
         file = path.with_name(name) if name and Path(name).name == name else None
         if file is None or not os.path.isfile(file):  # is_file raises OSError for a name that is too long
             first = next(tensor for tensor, place in weight_map.items() if place == name)
-            raise NpgptError(f"{path} says that {first} lies in {name!r:.200}, which is not beside it")
+            begun = "; a download was interrupted" if file and stand_ins.unfinished(path.parent) else ""
+            raise NpgptError(f"{path} says that {first} lies in {name!r:.200}, which is not beside it{begun}")
         files[name] = read_file(file)
     tensors: dict[str, Tensor] = {}
     for name, contents in files.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NpgptError
+from . import stand_ins
 from .files import CONFIGURATION, Kind, read_bytes
 
 
@@ -18,9 +19,10 @@ def read_file(path: Path, kind: Kind = CONFIGURATION) -> dict[str, Any]:
 def read_object(content: bytes, source: str) -> dict[str, Any]:
     """Return a JSON object from UTF-8 bytes; source names it in errors.
 
-    Raises NpgptError, in one line, for anything but a JSON object, and for a duplicate key, of which json would
-    silently keep the last.
+    Raises NpgptError, in one line, for anything but a JSON object, which a Git LFS pointer and a web page are not, and
+    for a duplicate key, of which json would silently keep the last.
     """
+    stand_ins.refuse(content, source)
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors

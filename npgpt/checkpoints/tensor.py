@@ -32,9 +32,9 @@ class Stated(NamedTuple):
 class Tensor:
     """The place and layout of an array in a mapped file.
 
-    dtype is a NumPy dtype's name, bfloat16, or the format's own name of a type that no weight can have. begin is in
-    bytes of the file, strides are in elements (None: C order). verify raises NpgptError where the bytes contradict the
-    format's checksum of them.
+    dtype is a NumPy dtype's name, bfloat16, or the format's own name of any other type. begin is in bytes of the file,
+    strides are in elements (None: C order). verify raises NpgptError where the bytes contradict the format's checksum
+    of them. A quantised type has blocks of so many values in so many bytes, and widen, which returns them in float32.
     """
 
     path: Path
@@ -46,11 +46,19 @@ class Tensor:
     strides: tuple[int, ...] | None = None
     big_endian: bool = False
     verify: Callable[[], None] | None = field(default=None, repr=False)
+    block: tuple[int, int] | None = None
+    widen: Callable[[], NDArray[np.float32]] | None = field(default=None, repr=False)
+
+    @property
+    def stored_dtype(self) -> str:
+        """Return the dtype of what stored() returns."""
+        return self.dtype if self.widen is None else "float32"
 
     @property
     def nbytes(self) -> int:
-        """Return the size of its elements in bytes, 0 where they are not floats."""
-        return prod(self.shape) * itemsize(self.dtype) if self.dtype in FLOATS else 0
+        """Return the size of its elements in bytes, 0 where no weight has its type."""
+        values, size = self.block or (1, itemsize(self.dtype) if self.dtype in FLOATS else 0)
+        return prod(self.shape) // values * size
 
     @property
     def misaligned(self) -> bool:
@@ -60,8 +68,11 @@ class Tensor:
     def stored(self) -> NDArray[Any]:
         """Return the array as it lies in the file, read-only and not copied; bfloat16 as its uint16 bits.
 
-        Raises NpgptError where it is no float, and where its checksum is wrong.
+        A quantised array is widened to float32. Raises NpgptError where it is no float, and where its checksum is
+        wrong.
         """
+        if self.widen is not None:
+            return self.widen()
         if self.dtype not in FLOATS:
             raise NpgptError(f"{self.path}: {self.name} is {self.dtype}; a weight is one of {', '.join(FLOATS)}")
         if self.verify is not None:
@@ -75,7 +86,7 @@ class Tensor:
 
     def load(self, dtype: str = "float32") -> Array:
         """Return the array as float32 or float64; see cast. Raises NpgptError as `stored` and cast do."""
-        return load(self.stored(), self.dtype, dtype, f"{self.path}: {self.name}")
+        return load(self.stored(), self.stored_dtype, dtype, f"{self.path}: {self.name}")
 
 
 class Source(NamedTuple):
@@ -114,7 +125,7 @@ class Source(NamedTuple):
         arrays = [tensor.stored() for tensor in (first, *others)]
         arrays = [array if self.entry is None else array[self.entry] for array in arrays]
         arrays = [array.T if self.transposed else array for array in arrays]
-        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1), first.dtype
+        return arrays[0] if len(arrays) == 1 else np.concatenate(arrays, axis=-1), first.stored_dtype
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,8 @@ class Contents:
     stated is what the files themselves state of the configuration. vocabulary returns the vocabulary in them, as
     Hugging Face's files by name; None where there is none. unchecked says which checksums are not checked, and how to
     check them; None where all are checked or the format has none. notes are what is to be said of what is left out.
+    home is the file beside which the vocabulary lies, where that is not this one: an adapter's base. outdated are the
+    fields of the configuration that are no longer as stated, since an adapter has other tensors.
     """
 
     format: str
@@ -133,6 +146,8 @@ class Contents:
     vocabulary: Callable[[], dict[str, bytes]] | None = field(default=None, repr=False)
     unchecked: str | None = None
     notes: tuple[str, ...] = ()
+    home: Path | None = None
+    outdated: frozenset[str] = frozenset()
 
 
 class Cursor:
@@ -198,6 +213,9 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     """Return whether two tensors are equal bit for bit. Raises NpgptError as Tensor.stored does."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
+    if one.block is not None:  # the same values, whatever they are
+        end, other_end = one.begin + one.nbytes, other.begin + one.nbytes
+        return one.data[one.begin : end] == other.data[other.begin : other_end]
     first, second = (tensor.stored() for tensor in (one, other))
     bits = f"u{first.dtype.itemsize}"
     return (one.data is other.data and (one.begin, one.strides) == (other.begin, other.strides)) or np.array_equal(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoints import formats, llmc, torch_zip
+from ..checkpoints import formats, llmc, stand_ins, torch_zip
 from ..checkpoints.files import Kind, is_input, naming, read_bytes, reading
 from ..checkpoints.strict_json import no_duplicates
 from ..checkpoints.tensor import Tensor
@@ -91,21 +91,23 @@ def read(path: str | os.PathLike[str], shape: Sequence[int] = (), dtype: str | N
     path = Path(os.path.expanduser(path))
     with reading(path) as file:
         is_input(path)
-        head = file.read(8)
+        head = file.read(stand_ins.HEAD)
     if shape:
         return Given(path, {"logits": _raw(path, tuple(shape), dtype or "float32")})
-    if path.suffix in (".json", ".csv"):
-        return _text(path)
     if head.startswith(llmc.STATE):
         return _debug_state(path)
+    if path.suffix in (".json", ".csv"):
+        stand_ins.refuse(head, str(path))
+        return _text(path)
     if head.startswith(b"\x93NUMPY"):
         with _foreign(path, NUMPY):
             return Given(path, {"logits": np.load(path, allow_pickle=False)})
     if head.startswith(b"PK") and _is_npz(path):
         return _npz(path)
     if path.suffix == ".bin" and not head.startswith(b"PK"):
+        stand_ins.refuse(head, str(path))
         raise NpgptError(
-            f"{path} begins with {head!r}, no form that npgpt knows: raw numbers need --shape, such as 16,50257 "
+            f"{path} begins with {head[:8]!r}, no form that npgpt knows: raw numbers need --shape, such as 16,50257 "
             "(check(…, shape=(16, 50257)))"
         )
     contents = torch_zip.read_outputs(path) if head.startswith(b"PK") else formats.read(path)

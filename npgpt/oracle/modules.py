@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoints import names
+from ..checkpoints import lora, names
 from ..checkpoints.configs import complete, guess
 from ..checkpoints.tensor import Source, Tensor
 from ..checkpoints.wrappers import located
@@ -144,7 +144,9 @@ def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
     """
     is_whole = is_module(theirs)
     title = type(theirs).__name__ if is_whole else "weights"
-    found = located(stored_tensors(theirs.state_dict() if is_whole else state_of(theirs), title), title)
+    held = stored_tensors(theirs.state_dict() if is_whole else state_of(theirs), title)
+    lora.check_merged(held, title)
+    found = located(held, title)
     bare = found.tensors
     scheme = names.choose(None, bare, title)
     sources = scheme.translate(bare)

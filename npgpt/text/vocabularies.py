@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import tiktoken
+from numpy.typing import NDArray
 
-from ..checkpoints import strict_json
+from ..checkpoints import stand_ins, strict_json
 from ..checkpoints.files import VOCABULARY, read_bytes
 from ..checkpoints.find import GPT2_RANKS, find
 from ..checkpoints.open import Checkpoint, open_vocabulary
@@ -56,7 +57,9 @@ def load_tokenizer(model: str | os.PathLike[str] | None = None) -> Tokenizer:
         return from_ranks(GPT2_RANKS, PUBLISHED[str(model)].vocab_size)
     contents, vocab_size, stated = open_vocabulary(location.weights)
     try:
-        return open_tokenizer(location.weights, vocab_size, stated.get("eos_token_id"), contents.vocabulary)
+        return open_tokenizer(
+            contents.home or location.weights, vocab_size, stated.get("eos_token_id"), contents.vocabulary
+        )
     except NpgptError as error:
         raise NpgptError(f"{location.name} has no text: {error}") from None
 
@@ -126,6 +129,7 @@ LLMC = "gpt2_tokenizer.bin"
 READABLE = ("vocab.tiktoken", *PAIRS[0], *PAIRS[1], "tokenizer.json", LLMC)
 FOREIGN = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt")  # other kinds, which are not read
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # transformers' own
+MOST_HOLES = 2**20  # ids without a token
 FILES = (*READABLE, *FOREIGN, *COMPANIONS)
 
 
@@ -259,8 +263,15 @@ def _build(files: tuple[File, ...], ranks: dict[bytes, int], special: dict[str, 
         encoding = tiktoken.Encoding(path.name, pat_str=PIECES, mergeable_ranks=ranks, special_tokens=special)
     except ValueError as error:  # its special tokens become one pattern, which has a limit
         raise NpgptError(f"{path}: tiktoken does not take its tokens: {error}") from None
-    holes = np.array(sorted(set(range(max(used))) - used), dtype=np.intp)
-    return Tokenizer(encoding, ranks, special, holes, files)
+    return Tokenizer(encoding, ranks, special, _holes(used, path), files)
+
+
+def _holes(used: Set[int], path: File) -> NDArray[np.intp]:
+    """Return the ids below the highest that no token has. Raises NpgptError where they are more than MOST_HOLES."""
+    number = max(used) + 1 - len(used)
+    if number > MOST_HOLES:
+        raise NpgptError(f"{path} has {len(used)} tokens with ids up to {max(used)}: {number} ids below have none")
+    return np.setdiff1d(np.arange(max(used)), list(used), assume_unique=True)
 
 
 def byte_characters() -> dict[str, int]:
@@ -275,7 +286,9 @@ def byte_characters() -> dict[str, int]:
 
 
 def _text(path: File) -> str:
+    content = contents(path)
+    stand_ins.refuse(content, str(path))
     try:
-        return contents(path).decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise NpgptError(f"{path} is not UTF-8: {error}") from None

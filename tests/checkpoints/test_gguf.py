@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ import pytest
 
 import npgpt
 from npgpt.checkpoints import formats, gguf
+from npgpt.checkpoints.inspect import inspect
+from npgpt.checkpoints.open import open_checkpoint
 from npgpt.errors import NpgptError
 from npgpt.parameters import to_arrays
 from tests.support import writers
@@ -183,13 +187,160 @@ def test_other_versions(tmp_path: Path, version: int) -> None:
         formats.read(put(tmp_path / "m", [ARCHITECTURE], {}, version))
 
 
-def test_quantised_tensors_are_refused_by_name_when_they_are_wanted(tmp_path: Path) -> None:
-    path = put(tmp_path / "m", [ARCHITECTURE], {"blk.0.ffn_up.weight": (12, (256, 8), 0, bytes(1152))})
+Q8_0 = np.dtype([("scale", "<f2"), ("values", "i1", 32)])
+
+
+def widened_by_hand(stored: Any, kind: int) -> Any:
+    """Stand in for gguf.quants.dequantize, for the one type whose formula is a line: a scale and 32 whole numbers."""
+    if kind != 8:
+        raise NotImplementedError
+    blocks = stored.reshape(-1, 34).view(Q8_0)[:, 0]
+    wide = blocks["scale"].astype(np.float32)[:, None] * blocks["values"].astype(np.float32)
+    return wide.reshape(*stored.shape[:-1], -1)
+
+
+@pytest.fixture(name="widened")
+def _widened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shapes that a stand-in for the package gguf was handed."""
+    shapes: list[tuple[int, ...]] = []
+    package = ModuleType("gguf")
+
+    def dequantize(stored: Any, kind: int) -> Any:
+        shapes.append(stored.shape)
+        return widened_by_hand(stored, kind)
+
+    vars(package).update(quants=SimpleNamespace(dequantize=dequantize), GGMLQuantizationType=int)
+    monkeypatch.setitem(sys.modules, "gguf", package)
+    return shapes
+
+
+def blocks(array: Any) -> bytes:
+    """Q8_0 of an array that holds whole numbers from -127 to 127."""
+    found = np.zeros(array.size // 32, Q8_0)
+    found["scale"], found["values"] = 0.5, array.reshape(-1, 32)
+    return found.tobytes()
+
+
+def test_a_quantised_model_is_widened_tensor_by_tensor(tmp_path: Path, widened: list[tuple[int, ...]]) -> None:
+    """Loaded, converted and inspected: the float32 values that the blocks stand for, and the stored types by name."""
+    config = small(n_embd=32, n_head=4)
+    drawn = np.random.default_rng(0)
+    arrays = {
+        name: drawn.integers(-127, 127, array.shape).astype("float32") if ".c_" in name and array.ndim == 2 else array
+        for name, array in random_arrays(config, dtype="float32").items()
+    }
+    tensors = {
+        name: (8, array.shape[::-1], None, blocks(array)) if array.ndim == 2 and "blk" in name else array
+        for name, array in llamacpp(arrays).items()
+    }
+    put_quantised(tmp_path / "m.gguf", config, tensors)
+    expected = {name: array * 0.5 if ".c_" in name and array.ndim == 2 else array for name, array in arrays.items()}
+    model = npgpt.load(tmp_path / "m.gguf")
+    for name, array in to_arrays(model.parameters).items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+    found = inspect(tmp_path / "m.gguf")
+    assert found.dtypes == {"float32": len(arrays) - 4 * config.n_layer, "Q8_0": 4 * config.n_layer}
+    widened.clear()
+    checkpoint = open_checkpoint(tmp_path / "m.gguf")
+    assert widened == []  # nothing before it is asked for
+    checkpoint.stored("h.1.mlp.c_fc.weight")
+    assert widened == [(128, 34)]  # [out, in / 32 × 34]
+    npgpt.convert(tmp_path / "m.gguf", tmp_path / "out")
+    converted = to_arrays(npgpt.load(tmp_path / "out").parameters)
+    assert all(np.array_equal(converted[name], array) for name, array in expected.items())
+
+
+# not: a head and embeddings widened, both at once, to see that they are the same
+@pytest.mark.parametrize("same", [True, False])
+def test_a_quantised_head_that_equals_wte_is_tied(tmp_path: Path, widened: list[tuple[int, ...]], same: bool) -> None:
+    config = small(n_embd=32, n_head=4)
+    arrays: dict[str, Any] = {**llamacpp(random_arrays(config, dtype="float32"))}
+    wte = np.random.default_rng(0).integers(-127, 127, (40, 32))
+    for name, values in (("token_embd.weight", wte), ("output.weight", wte if same else -wte)):
+        arrays[name] = (8, (32, 40), None, blocks(values))
+    checkpoint = open_checkpoint(put_quantised(tmp_path / "m.gguf", config, arrays))
+    assert checkpoint.config.tie_word_embeddings == same
+    assert widened == []
+
+
+def put_quantised(path: Path, config: npgpt.Config, tensors: dict[str, Any]) -> Path:
+    sizes = ("n_layer", "n_head", "n_embd", "n_positions")
+    stated = [(key, getattr(config, name)) for key, name in gguf.CONFIG.items() if name in sizes]
+    placed: dict[str, Any] = {}
+    at = 0
+    for name, tensor in tensors.items():
+        size = tensor.nbytes if isinstance(tensor, np.ndarray) else len(tensor[3])
+        placed[name] = tensor if isinstance(tensor, np.ndarray) else (*tensor[:2], at, tensor[3])
+        at += size + -size % 32
+    return put(path, [ARCHITECTURE, *[(key, 4, struct.pack("<I", value)) for key, value in stated]], placed)
+
+
+@pytest.mark.parametrize("kind", sorted(gguf.QUANTISED))
+def test_without_the_package_the_message_says_how_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    name, (values, size) = gguf.QUANTISED[kind]
+    rows = bytes(256 // values * size * 8)
+    path = put(tmp_path / "m", [ARCHITECTURE], {"blk.0.ffn_up.weight": (kind, (256, 8), 0, rows)})
     tensor = formats.read(path).tensors["blk.0.ffn_up.weight"]
-    with pytest.raises(
-        NpgptError, match=r"blk\.0\.ffn_up\.weight is Q4_K \(quantised: take an F16 file.*\); a weight is"
-    ):
+    message = rf'blk\.0\.ffn_up\.weight is quantised \({name}\): pip install "npgpt\[gguf\]" widens it'
+    with pytest.raises(NpgptError, match=message):
         tensor.load()
+
+
+@pytest.mark.usefixtures("widened")
+def test_a_type_that_the_package_does_not_widen(tmp_path: Path) -> None:
+    path = put(tmp_path / "m", [ARCHITECTURE], {"w": (15, (256, 1), 0, bytes(292))})
+    with pytest.raises(NpgptError, match=r"w is Q8_K, which the package gguf that is installed does not widen"):
+        formats.read(path).tensors["w"].load()
+
+
+@pytest.mark.usefixtures("widened")
+def test_quantised_and_big_endian_is_refused(tmp_path: Path) -> None:
+    content = writers.gguf({"w": np.zeros(32, "float32")}, {"general.architecture": "gpt2"}, order=">", types={"w": 8})
+    path = writers.write(tmp_path, {"m.gguf": content})
+    with pytest.raises(NpgptError, match="w is Q8_0 in a big-endian file"):
+        formats.read(path).tensors["w"].load()
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        ((12, (128, 8), 0, bytes(1152)), r"w is Q4_K, in blocks of 256 values, which do not divide .* \[8, 128\]"),
+        ((8, (), 0, bytes(34)), r"w is Q8_0, in blocks of 32 values, which do not divide .* \[\]"),
+        ((8, (32, 2), 0, bytes(67)), "is cut short: w ends at byte"),
+        ((14, (256, 2**50), 0, bytes(420)), "is cut short: w ends at byte"),
+        ((99, (32, 2), 0, bytes(64)), None),  # a type that npgpt does not know is refused when it is used
+    ],
+)
+def test_sizes_in_blocks_are_checked_before_anything_is_read(tmp_path: Path, tensor: Any, message: str | None) -> None:
+    path = put(tmp_path / "bad.gguf", [ARCHITECTURE], {"w": tensor})
+    with pytest.raises(NpgptError, match=message or "w is of the unknown type 99; a weight is one of"):
+        formats.read(path).tensors["w"].load()
+
+
+# not: a million of Python's objects made of a list that no model has
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (struct.pack("<IQ", 8, 2**20 + 1) + bytes(8 * (2**20 + 1)), "its lists have more than 1048576 items"),
+        (struct.pack("<IQ", 9, 2) + (struct.pack("<IQ", 8, 2**19) + bytes(2**22)) * 2, "more than 1048576 items"),
+        (struct.pack("<IQ", 8, 2**20), "is cut short: a list at byte .* has 1048576 items"),
+        (struct.pack("<IQ", 9, 2**20), "is cut short: a list at byte .* has 1048576 items"),
+    ],
+)
+def test_lists_are_bounded_by_what_the_file_can_hold(tmp_path: Path, value: bytes, message: str) -> None:
+    path = put(tmp_path / "bad.gguf", [("x", 9, value)], {})
+    with pytest.raises(NpgptError, match=message):
+        formats.read(path)
+
+
+def test_the_numbers_of_keys_and_tensors_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2**16 + 1))
+    with pytest.raises(NpgptError, match="states 0 tensors and 65537 keys; read are 65536 at most"):
+        formats.read(path)
 
 
 # not: split.count not looked at

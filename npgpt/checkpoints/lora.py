@@ -1,0 +1,291 @@
+"""LoRA adapters of the package peft, merged into their base on load: W + alpha / r · B A.
+
+    adapter_config.json, and adapter_model.safetensors or .bin, or a whole state dict that was saved without merging
+
+A layer's two factors are A [r, in] and B [out, r]. Merging is done on canonical names, in which a matrix is [in, out],
+so that an adapter of Hugging Face's model also fits that model in any other form that npgpt reads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import NpgptError
+from ..parameters import Shape
+from . import formats, strict_json
+from .find import find
+from .formats import ADAPTER_CONFIG, ADAPTERS
+from .names import BLOCK, SCHEMES, THIRDS
+from .tensor import Contents, Source, Tensor, cast, same_bits
+
+# Settings that npgpt honours, and those that only say how the adapter was made: its numbers are in its tensors.
+HONOURED = frozenset("peft_type base_model_name_or_path r lora_alpha use_rslora rank_pattern alpha_pattern".split())
+WITHOUT_EFFECT = frozenset(
+    """
+    auto_mapping bias ensure_weight_tying eva_config exclude_modules fan_in_fan_out inference_mode layers_pattern
+    layers_to_transform loftq_config lora_dropout megatron_config megatron_core modules_to_save peft_version
+    qalora_group_size runtime_config target_modules task_type
+    """.split()
+)
+# of init_lora_weights: those that leave the base's weights as they were
+INNOCENT = (True, False, None, "gaussian", "eva", "orthogonal")
+LARGEST_SETTINGS = 1_000_000  # bytes; a pattern for each layer takes some thousands
+PREFIX = "base_model.model."
+FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
+FOREIGN = re.compile(r"(?:^|\.)(?:lora_|lora\.|token_adapter\.|ia3_|original_module\.|prompt_)")
+WHOLE = {"wte.weight", "wpe.weight", "ln_f.weight"}  # what a model has, and its adapter, as a rule, has not
+VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.tiktoken")  # an adapter's own, which then wins
+ENLARGED = ("wte.weight", "lm_head.weight")  # which may have got rows for new tokens
+BOOK = re.compile(r"(.+\.)?lora\.[AB]")  # LLMs-from-scratch's, appendix E, whose A is [in, r] and B [r, out]
+BY_HAND = (
+    "alpha is in no file: add alpha * (lora.A @ lora.B).T to each linear.weight, put the linear layers back in their "
+    "places, and save that model"
+)
+MERGE = "merge it in peft (model.merge_and_unload()) and save the whole model"
+
+
+class LowRank(NamedTuple):
+    """What an adapter adds to a matrix: scale · B A, or to one third of it, that of queries, keys or values."""
+
+    a: Tensor  # [r, in]
+    b: Tensor  # [out, r]
+    scale: float
+    third: int | None
+
+    def added(self, matrix: NDArray[np.float64], in_out: bool) -> NDArray[np.float64]:
+        """Return the matrix [in, out], or [out, in], with the product added in float64."""
+        product = self.scale * (self.b.load("float64") @ self.a.load("float64"))
+        product = product.T if in_out else product
+        if self.third is None:
+            return matrix + product
+        thirds = np.split(matrix, 3, axis=-1)
+        thirds[self.third] = thirds[self.third] + product
+        return np.concatenate(thirds, axis=-1)
+
+
+Updates = Mapping[str, tuple[LowRank, ...]]  # by canonical name
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter's tensors: factors by layer and letter, and those that stand in place of the base's own."""
+
+    path: Path
+    settings: Mapping[str, Any]
+    factors: Mapping[str, Mapping[str, Tensor]]
+    replaced: Mapping[str, Tensor]
+
+    def merged(
+        self, tensors: Mapping[str, Tensor], sources: Mapping[str, Source]
+    ) -> tuple[dict[str, Tensor], dict[str, Source], Updates]:
+        """Return the base's tensors and sources with the adapter's own, and what is added to them.
+
+        Raises NpgptError for what the base does not have, has in another shape, or ties to something else.
+        """
+        tensors, sources = dict(tensors), dict(sources)
+        updates: dict[str, tuple[LowRank, ...]] = {}
+        for name, tensor in self.replaced.items():
+            layer, _, end = name.rpartition(".")
+            ours, third = _canonical(layer)
+            ours += f".{end}"
+            theirs = sources.get("wte.weight" if ours == "lm_head.weight" else ours)
+            if theirs is None or third is not None or (".c_" in ours and end == "weight"):
+                raise NpgptError(f"{self.path} holds {tensor.name:.200}, which npgpt does not merge: {MERGE}")
+            expected = theirs.shape(tensors) or tensor.shape
+            rows = tensor.shape[:1] if ours in ENLARGED else expected[:1]
+            _check(self.path, tensor, tensor.shape, (*rows, *expected[1:]))
+            tensors[tensor.name], sources[ours] = tensor, Source((tensor.name,))
+        for layer, found in self.factors.items():
+            ours, third = _canonical(layer)
+            ours += ".weight"
+            if not (".c_" in ours or ours == "lm_head.weight") or (shape := _shape(sources, tensors, ours)) is None:
+                raise NpgptError(f"{self.path} adapts {layer:.200}, which its base does not have as a matrix: {MERGE}")
+            if found.keys() != {"A", "B"}:
+                raise NpgptError(f"{self.path} has only factor {''.join(found)} of {layer:.200}: it is incomplete")
+            n_in, n_out = shape if ".c_" in ours else shape[::-1]
+            rank = self._stated("rank_pattern", layer, "r")
+            _check(self.path, found["A"], found["A"].shape, (rank, n_in))
+            _check(self.path, found["B"], found["B"].shape, (n_out if third is None else n_out // 3, rank))
+            scale = self._scale(layer, found["A"].shape[0])
+            updates[ours] = (*updates.get(ours, ()), LowRank(found["A"], found["B"], scale, third))
+        self._check_ties(tensors, sources, updates)
+        return tensors, sources, updates
+
+    def _scale(self, layer: str, rank: int) -> float:
+        """Return alpha / r, or alpha / √r where rslora is set."""
+        alpha = self._stated("alpha_pattern", layer, "lora_alpha")
+        if type(alpha) not in (int, float) or not math.isfinite(alpha) or rank < 1:
+            raise NpgptError(f"{self.path}: alpha of {layer:.200} is {alpha!r:.40} and its r {rank}, no scale")
+        return float(alpha / math.sqrt(rank) if self.settings.get("use_rslora") else alpha / rank)
+
+    def _stated(self, pattern: str, layer: str, default: str) -> Any:
+        """Return what the settings state for a layer: the first pattern that its name ends in, else the default."""
+        patterns = self.settings.get(pattern) or {}
+        if not isinstance(patterns, dict) or not all(re.fullmatch(r"\^?[\w.]+", key) for key in patterns):
+            raise _refusal(self.path, pattern, patterns)
+        name = layer.removeprefix(PREFIX)
+        found = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), None)
+        return self.settings.get(default) if found is None else patterns[found]
+
+    def _check_ties(self, tensors: Mapping[str, Tensor], sources: Mapping[str, Source], updates: Updates) -> None:
+        """Raise NpgptError where one of a head and embeddings that are tied in the base would change alone."""
+        own = {tensor.name for tensor in self.replaced.values()}
+        head, wte = (sources.get(name) for name in ("lm_head.weight", "wte.weight"))
+        changed = [name for name, source in (("lm_head", head), ("wte", wte)) if source and source.parts[0] in own]
+        changed += ["lm_head"] if "lm_head.weight" in updates else []
+        if not changed or wte is None:
+            return
+        tied = head is None or same_bits(tensors[head.parts[0]], tensors[wte.parts[0]])
+        if tied and len(set(changed)) == 1:
+            raise NpgptError(f"{self.path} changes {changed[0]}, and GPT-2's head is tied to wte: {MERGE}")
+
+
+def opened(path: Path, contents: Contents) -> tuple[Path, Contents, Adapter | None]:
+    """Return a checkpoint as it is, or an adapter's base and the adapter; first the file that has the configuration.
+
+    Raises NpgptError for an adapter of another kind than LoRA, for settings that npgpt does not honour, where there is
+    no adapter_config.json, and where the base is not here.
+    """
+    if path.name not in ADAPTERS and not any(map(FOREIGN.search, contents.tensors)):
+        return path, contents, None
+    source, example = path.with_name(ADAPTER_CONFIG), next(filter(FOREIGN.search, contents.tensors), "its name")
+    if BOOK.fullmatch(example):
+        raise NpgptError(f"{path} has LoRA layers that are not merged ({example:.200}), and {BY_HAND}")
+    if not source.is_file():
+        raise NpgptError(
+            f"{path} is an adapter that is not merged ({example:.200}), and {ADAPTER_CONFIG}, which states alpha and "
+            f"the base, is not beside it: put it there, or {MERGE}"
+        )
+    if source.stat().st_size > LARGEST_SETTINGS:
+        raise NpgptError(f"{source} has {source.stat().st_size} bytes, above {LARGEST_SETTINGS}: it is none of peft's")
+    settings = strict_json.read_object(source.read_bytes(), str(source))
+    _check_settings(source, settings)
+    factors, rest = _sorted(path, contents.tensors)
+    names = {f"{_canonical(name.rpartition('.')[0])[0]}.{name.rpartition('.')[2]}" for name in rest}
+    if names >= WHOLE and all(f"{layer}.weight" in rest for layer in factors):
+        tensors = {name.removeprefix(PREFIX): tensor for name, tensor in rest.items()}
+        whole = dataclasses.replace(contents, format=f"{contents.format}, its LoRA adapter merged", tensors=tensors)
+        return path, whole, Adapter(path, settings, factors, {})
+    base = _base(path, source, settings)
+    found = formats.read(base)
+    if base.name in ADAPTERS or any(map(FOREIGN.search, found.tensors)):
+        raise NpgptError(f"{path}: its base {base} is an adapter too; npgpt merges one: {MERGE}")
+    whole = dataclasses.replace(
+        found,
+        format=f"{found.format} with the LoRA adapter {path}",
+        files=(*found.files, *contents.files, source),
+        outdated=frozenset({"vocab_size"} if "wte.weight" in names else ()),
+        home=path if any((path.parent / name).exists() for name in VOCABULARIES) else base,
+    )
+    return base, whole, Adapter(path, settings, factors, rest)
+
+
+def check_merged(tensors: Iterable[str], title: str) -> None:
+    """Raise NpgptError where a module has layers that an adapter wraps."""
+    if (example := next(filter(FOREIGN.search, tensors), None)) is not None:
+        out = f", and {BY_HAND}" if BOOK.fullmatch(example) else ": give model.merge_and_unload()"
+        raise NpgptError(f"{title} has an adapter that is not merged ({example:.200}){out}")
+
+
+def updated(stored: NDArray[Any], dtype: str, name: str, updates: Iterable[LowRank]) -> tuple[NDArray[Any], str]:
+    """Return a canonical tensor with updates added, in float64, and that dtype."""
+    matrix = cast(stored, dtype, "float64", name)
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged factor: inspect tells what is not finite
+        for update in updates:
+            matrix = update.added(matrix, in_out=".c_" in name)
+    return matrix, "float64"
+
+
+def _check_settings(source: Path, settings: Mapping[str, Any]) -> None:
+    """Raise NpgptError for a setting that would change numbers and is not honoured."""
+    if settings.get("peft_type") != "LORA":
+        raise _refusal(source, "peft_type", settings.get("peft_type"))
+    if (init := settings.get("init_lora_weights")) not in INNOCENT:  # PiSSA and OLoRA change the base too
+        raise _refusal(source, "init_lora_weights", init)
+    known = HONOURED | WITHOUT_EFFECT | {"init_lora_weights"}
+    for key, value in settings.items():
+        if value and key not in known and (key, value) != ("revision", "main"):
+            raise _refusal(source, key, value)
+
+
+def _refusal(source: Path, key: str, value: object) -> NpgptError:
+    return NpgptError(f"{source}: {key:.80} is {value!r:.80}, with which npgpt merges no adapter: {MERGE}")
+
+
+def _sorted(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """Return factors by layer, and all other tensors by the names that they have in the base.
+
+    Raises NpgptError for what is neither, and for several adapters.
+    """
+    factors: dict[str, dict[str, Tensor]] = {}
+    rest: dict[str, Tensor] = {}
+    adapters: set[str] = set()
+    for name, tensor in tensors.items():
+        if match := FACTOR.fullmatch(name):
+            factors.setdefault(match["module"], {})[match["factor"]] = tensor
+            adapters.add(match["adapter"] or "default")
+            continue
+        bare = re.sub(r"\.modules_to_save(?:\.default)?(?=\.)", "", name.replace(".base_layer.", "."))
+        if ".original_module." in name and name.replace("original_module", "modules_to_save.default") in tensors:
+            continue  # its copy in modules_to_save is the one in use
+        if FOREIGN.search(bare) or bare in rest:
+            raise NpgptError(f"{path} holds {name:.200}, with which npgpt merges no adapter: {MERGE}")
+        rest[bare] = tensor
+    if not factors or len(adapters) > 1:
+        what = f"several LoRA adapters, {', '.join(sorted(adapters)):.200}" if factors else "no LoRA adapter"
+        raise NpgptError(f"{path} holds {what}, and one is merged: {MERGE}")
+    return factors, rest
+
+
+def _canonical(layer: str) -> tuple[str, int | None]:
+    """Return our name of a layer, whatever is before it, and its third of c_attn; an unknown name as it is."""
+    words = layer.split(".")
+    for start in range(len(words)):
+        theirs = ".".join(words[start:])
+        match = BLOCK.search(theirs)
+        starred = f"{theirs[: match.start()]}*{theirs[match.end() :]}" if match else theirs
+        if ours := next((scheme.layers[starred] for scheme in SCHEMES if starred in scheme.layers), None):
+            module, _, last = ours.replace("*", match[0] if match else "*").rpartition(".")
+            return (
+                (f"{module}.c_attn", THIRDS.index(last)) if last in THIRDS else (f"{module}.{last}".lstrip("."), None)
+            )
+    return layer, None
+
+
+def _shape(sources: Mapping[str, Source], tensors: Mapping[str, Tensor], name: str) -> Shape | None:
+    """Return the shape of a canonical matrix, None where there is none."""
+    shape = sources[name].shape(tensors) if name in sources else None
+    return shape if shape is not None and len(shape) == 2 else None
+
+
+def _check(path: Path, tensor: Tensor, shape: Shape, expected: tuple[Any, ...]) -> None:
+    if shape != expected:
+        raise NpgptError(
+            f"{path}: {tensor.name:.200} is {list(shape)}, and {list(expected)} fits its base and settings: {MERGE}"
+        )
+
+
+def _base(path: Path, source: Path, settings: Mapping[str, Any]) -> Path:
+    """Return the weights of an adapter's base: found by its name, or in a folder of that name beside the adapter."""
+    name = settings.get("base_model_name_or_path")
+    if not isinstance(name, str) or not name.strip("/."):
+        raise NpgptError(
+            f"{source}: base_model_name_or_path is {name!r:.80}: write there a folder, or a name such as gpt2"
+        )
+    beside = path.parent / PurePath(name).name
+    missing: NpgptError | None = None
+    for place in (name, beside):
+        try:
+            return find(place).weights
+        except NpgptError as error:
+            missing = missing or error
+    raise NpgptError(f"{path} is a LoRA adapter whose base is not here: {missing}; or put the base into {beside}/")
