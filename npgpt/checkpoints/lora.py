@@ -38,7 +38,6 @@ WITHOUT_EFFECT = frozenset(
 )
 # of init_lora_weights: those that leave the base's weights as they were
 INNOCENT = (True, False, None, "gaussian", "eva", "orthogonal")
-LARGEST_SETTINGS = 1_000_000  # bytes; a pattern for each layer takes some thousands
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 FOREIGN = re.compile(r"(?:^|\.)(?:lora_|lora\.|token_adapter\.|ia3_|original_module\.|prompt_)")
@@ -165,9 +164,7 @@ def opened(path: Path, contents: Contents) -> tuple[Path, Contents, Adapter | No
             f"{path} is an adapter that is not merged ({example:.200}), and {ADAPTER_CONFIG}, which states alpha and "
             f"the base, is not beside it: put it there, or {MERGE}"
         )
-    if source.stat().st_size > LARGEST_SETTINGS:
-        raise NpgptError(f"{source} has {source.stat().st_size} bytes, above {LARGEST_SETTINGS}: it is none of peft's")
-    settings = strict_json.read_object(source.read_bytes(), str(source))
+    settings = strict_json.read_file(source)
     _check_settings(source, settings)
     factors, rest = _sorted(path, contents.tensors)
     names = {f"{_canonical(name.rpartition('.')[0])[0]}.{name.rpartition('.')[2]}" for name in rest}

@@ -61,8 +61,6 @@ def convert(
     replaceable = REPLACEABLE if overwrite else None
     check_destination(folder, location.weights, replaceable)
     checkpoint = open_checkpoint(location.weights, n_head=n_head, activation=activation, name_scheme=name_scheme)
-    for file in checkpoint.contents.files:  # an adapter's base among them
-        check_destination(folder, file, replaceable)
     if checkpoint.no_logits:
         raise NpgptError(f"{checkpoint.path} is no language model to write: {checkpoint.no_logits}")
     if dtype not in DTYPES:

@@ -158,7 +158,7 @@ def test_the_base_is_not_converted_into() -> None:
     put_base("base")
     put()
     for folder in ("base", "mine"):
-        with pytest.raises(NpgptError, match=rf"{folder} holds the source, .*: convert into another folder"):
+        with pytest.raises(NpgptError, match=rf"^{folder}.* (holds the source|would replace)"):
             npgpt.convert("mine", folder, overwrite=True)
 
 
@@ -166,7 +166,7 @@ def test_settings_that_are_too_long(tmp_path: Path) -> None:
     put_base("base")
     with (put() / "adapter_config.json").open("r+b") as file:
         file.truncate(2**40)
-    with pytest.raises(NpgptError, match=r"adapter_config\.json has 1099511627776 bytes, above 1000000"):
+    with pytest.raises(NpgptError, match=r"adapter_config\.json has 1099511627776 bytes, above 16000000"):
         npgpt.load("mine")
 
 

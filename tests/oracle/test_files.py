@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -22,22 +21,6 @@ def npy(shape: tuple[int, ...], content: bytes, version: tuple[int, int] = (1, 0
     write = np.lib.format.write_array_header_1_0 if version == (1, 0) else np.lib.format.write_array_header_2_0
     write(file, header)
     return file.getvalue() + content
-
-
-# not: a few MB that unpack to gigabytes
-def test_an_npz_that_unpacks_to_far_more_than_it_holds_is_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive:
-        for n in range(3):
-            archive.writestr(f"logits{n}.npy", npy((1, 2**23), bytes(2**25)))
-    tracemalloc.start()
-    try:
-        with pytest.raises(
-            NpgptError, match=r"bomb\.npz has \d+ bytes and would unpack to 100663680, as no numbers of a"
-        ):
-            files.read(tmp_path / "bomb.npz")
-        assert tracemalloc.get_traced_memory()[1] < 2**20
-    finally:
-        tracemalloc.stop()
 
 
 def test_compressed_numbers_are_read(tmp_path: Path) -> None:
@@ -64,7 +47,5 @@ def test_a_header_that_states_more_than_the_file_holds(
         if np.prod(shape, dtype=object) <= 1:
             assert files.read(tmp_path / name).arrays["logits"].shape == shape
             continue
-        with pytest.raises(
-            NpgptError, match=rf"{name} (is cut short: \d+ bytes cannot hold|cannot be read as NumPy's)"
-        ):
+        with pytest.raises(NpgptError, match=rf"{name}.* cannot be read as NumPy's"):
             files.read(tmp_path / name)
