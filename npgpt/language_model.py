@@ -14,15 +14,16 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from . import parameters as P
 from .cache import KVCache
+from .checkpoints.ends import Ends
 from .checkpoints.find import find
 from .checkpoints.open import CONVERTED, open_checkpoint
 from .config import Config
-from .errors import NpgptError, float_dtype
+from .errors import NpgptError, float_dtype, printable
 from .model import forward
 from .parameters import Array, Parameters, Record
 from .text.generation import Step, generate, kept_prompt
 from .text.sampling import Sampling
-from .text.tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer, shown
 from .text.vocabularies import tokenizer_of
 
 
@@ -37,7 +38,8 @@ def load(
     """Load a model by name or path, in any form that npgpt reads; without one, load the embedded model.
 
     dtype: float32, or float64 as the ground truth that others are measured against. n_head: states what a checkpoint
-    leaves open, or overrides it. config: replaces the checkpoint's whole configuration. name_scheme: whose names the
+    leaves open, or overrides it. config: replaces the checkpoint's whole configuration, its eos_token_id included
+    (generation_config.json counts all the same). name_scheme: whose names the
     tensors have, where the names do not tell. float32 weights are used in place in the mapped file, others are
     converted. Raises NpgptError for whatever does not fit.
     """
@@ -72,6 +74,7 @@ def open_model(source: Source) -> LanguageModel:
         origin="" if checkpoint.description == CONVERTED else f"{checkpoint.path}: {checkpoint.description}",
         files=checkpoint.contents.files,
         source=replace(source, weights=source.weights.absolute()),
+        ends=checkpoint.ends,
     )
 
 
@@ -85,6 +88,7 @@ class LanguageModel:
 
     open_tokenizer returns its tokenizer, or raises NpgptError with the reason why it has none. origin names the file
     it was loaded from and its form, unless that is the converted one. files hold its weights; source opens it again.
+    ends are the ids that its files state for a text's beginning and end; see begin_id and end_ids.
     """
 
     name: str
@@ -94,6 +98,7 @@ class LanguageModel:
     origin: str = ""
     files: tuple[Path, ...] = ()
     source: Source | None = field(default=None, repr=False)
+    ends: Ends = field(default=Ends(), repr=False)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -127,6 +132,28 @@ class LanguageModel:
             raise NpgptError(f"{self.name} has no text: {reason}")
         return found
 
+    @cached_property
+    def _ends(self) -> Ends:
+        return self.ends.completed(None if self.why_no_text else self.tokenizer.end_of_text)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end a text: eos_token_id of the model's files, or else <|endoftext|> of its vocabulary."""
+        return self._ends.eos
+
+    @property
+    def begin_id(self) -> int | None:
+        """The id before a text: bos_token_id of the model's files, or else <|endoftext|> of its vocabulary."""
+        return self._ends.bos
+
+    @property
+    def begins_with(self) -> str:
+        """The token of begin_id in words, empty where there is none."""
+        if self.begin_id is None:
+            return ""
+        has_text = not self.why_no_text and self.tokenizer.has_text(self.begin_id)
+        return printable(shown(self.tokenizer.piece(self.begin_id))) if has_text else f"id {self.begin_id}"
+
     def __call__(
         self,
         token_ids: ArrayLike,
@@ -139,16 +166,15 @@ class LanguageModel:
         return forward(self.parameters, self.config, token_ids, cache, record, logits_from=logits_from)
 
     def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
-        """Return a prompt's ids; an empty one is <|endoftext|>, which followed every text in training.
+        """Return a prompt's ids; an empty one is begin_id.
 
-        Raises NpgptError where the model has no text, or no <|endoftext|> to start from.
+        Raises NpgptError where the model has no text, or no id to start from.
         """
-        ids = self.tokenizer.encode(text, special=special)
-        if not ids:
-            if self.tokenizer.end_of_text is None:
-                raise NpgptError(f"the prompt is empty, and {self.name} has no <|endoftext|> to start from")
-            ids = [self.tokenizer.end_of_text]
-        return ids
+        if text == "" and self.begin_id is not None:
+            return [self.begin_id]
+        if ids := self.tokenizer.encode(text, special=special):
+            return ids
+        raise NpgptError(f"the prompt is empty, and {self.name} has no <|endoftext|> to start from, or bos_token_id")
 
     def generate(
         self,
@@ -163,8 +189,8 @@ class LanguageModel:
     ) -> Iterator[str]:
         """Yield the text that follows a prompt (a text or ids [T]), piece by piece as it becomes certain.
 
-        The same seed gives the same text. A stop string ends the text, and so does <|endoftext|> unless ignore_eos;
-        neither is yielded. keep_last cuts the head of a prompt longer than the context. The other keywords are those of
+        The same seed gives the same text. A stop string ends the text, and so does each of end_ids unless ignore_eos;
+        none is yielded. keep_last cuts the head of a prompt longer than the context. The other keywords are those of
         Sampling: temperature (0 is greedy), top_k, top_p, min_p, repetition_penalty (above 1 makes ids of the prompt
         and the text less likely). Raises NpgptError at once for an argument out of range, a prompt longer than the
         context, and a model without text.
@@ -202,6 +228,6 @@ class LanguageModel:
             seed=seed,
             tokenizer=None if self.why_no_text else self.tokenizer,
             stop=stop,
-            ignore_eos=ignore_eos,
+            ends=() if ignore_eos else self.end_ids,
             samples=samples,
         )

@@ -13,10 +13,10 @@ from .. import parameters
 from ..config import PUBLISHED, REQUIRED, Config
 from ..errors import NpgptError
 from ..parameters import Shape
+from .ends import special_ids
 from .tensor import Stated
 
 FIELDS = {field.name for field in fields(Config)}
-IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 # Other spellings of the same keys: Hugging Face's attribute map, OpenAI's hparams.json, LLMs-from-scratch, nanoGPT.
 SPELLINGS = {
@@ -103,7 +103,7 @@ def agreed(statements: Sequence[Stated], n_head: int | None, path: str) -> tuple
         unknown += strange
         if type(fields.get("n_embd")) is int and fields.get("n_inner") == 4 * fields["n_embd"]:
             fields["n_inner"] = None
-        fields |= {key: stated[key] for key in IDS if type(stated.get(key)) is int}
+        fields |= special_ids(stated, source)
         said = {SPELLINGS.get(key, key) for key in stated}
         for key, value in fields.items():
             if key not in said:

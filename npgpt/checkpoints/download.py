@@ -20,6 +20,7 @@ from ..errors import NpgptError
 from ..text.vocabularies import COMPANIONS, READABLE
 from . import atomic
 from .configs import read_fields
+from .ends import GENERATION_FILE
 from .find import EMBEDDED, ORGANISATIONS, hub_cache
 from .inspect import sha256
 from .strict_json import read_object
@@ -131,7 +132,7 @@ def choose(names: Collection[str], repository: str) -> list[str]:
 
     Raises NpgptError where there are no weights that npgpt reads.
     """
-    wanted = [name for name in (CONFIG, *READABLE, *COMPANIONS) if name in names]
+    wanted = [name for name in (CONFIG, GENERATION_FILE, *READABLE, *COMPANIONS) if name in names]
     for stem, suffix in WEIGHTS:
         whole, index = f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"
         shards = sorted(name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name, re.ASCII))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 from .. import parameters
 from ..config import Config
 from ..errors import NpgptError
+from ..text.tokenizer import Tokenizer, shown
 from ..text.vocabularies import tokenizer_of
 from .find import find
 from .open import open_checkpoint
@@ -34,6 +36,9 @@ class Inspection:
     misaligned: list[str]  # tensors that are copied when they are loaded
     non_finite: dict[str, tuple[int, int]]  # numbers of NaN and of infinite values by tensor
     vocabulary: str  # its files, or the reason why there is none
+    begin: str  # the id before a text, and what says so
+    ends: str  # the ids that end a text, and what says so
+    unused: tuple[str, ...]  # what the files state of generation and npgpt does not use
     unchecked: str | None  # the checksums that are not checked, see Contents
 
 
@@ -42,10 +47,14 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
     location = find(model)
     checkpoint = open_checkpoint(location.weights, n_head=n_head)
     config = checkpoint.config
+    tokenizer, ends = None, checkpoint.ends
     try:
-        vocabulary = tokenizer_of(checkpoint).source
+        tokenizer = tokenizer_of(checkpoint)
+        vocabulary = tokenizer.source
     except NpgptError as reason:
         vocabulary = str(reason)
+    whole = ends.completed(tokenizer.end_of_text if tokenizer else None)
+    begin = () if whole.bos is None else (whole.bos,)
     used = {part: checkpoint.tensors[part] for source in checkpoint.sources.values() for part in source.parts}
     non_finite = {name: _non_finite(checkpoint.load(name, "float64")) for name in checkpoint.sources}
     return Inspection(
@@ -61,8 +70,20 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
         misaligned=[tensor.name for tensor in used.values() if tensor.misaligned],
         non_finite={name: counts for name, counts in non_finite.items() if any(counts)},
         vocabulary=vocabulary,
+        begin=_named(begin, tokenizer, ends.source if ends.bos is not None else vocabulary),
+        ends=_named(whole.eos, tokenizer, ends.source if ends.eos else vocabulary),
+        unused=ends.notes,
         unchecked=checkpoint.contents.unchecked,
     )
+
+
+def _named(token_ids: Sequence[int], tokenizer: Tokenizer | None, source: str) -> str:
+    """Return ids with the text of those that have any, and what states them."""
+    named = [
+        f"{one} {shown(tokenizer.piece(one))!r}" if tokenizer and tokenizer.has_text(one) else f"{one}"
+        for one in token_ids
+    ]
+    return f"{', '.join(named)} ({source})" if named else "at no id"
 
 
 def sha256(path: Path) -> str:

@@ -17,6 +17,7 @@ from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array, Shape
 from . import configs, formats, names, strict_json
+from .ends import GENERATION_FILE, Ends, ends_of
 from .names import HUGGING_FACE, Scheme
 from .tensor import Contents, Source, Stated, Tensor, load, same_bits
 
@@ -36,6 +37,7 @@ class Checkpoint:
     config: Config
     unknown_keys: list[str]  # keys of the configuration that npgpt does not know
     stated: Mapping[str, Any]  # the configuration as the files state it
+    ends: Ends
     shapes: dict[str, Shape]  # of the canonical tensors
     sources: dict[str, Source]
     tensors: dict[str, Tensor]
@@ -101,7 +103,9 @@ def open_checkpoint(
             del sources["lm_head.weight"], shapes["lm_head.weight"]
     parameters.check_shapes(config, shapes, f"{path} ({scheme.title})", source if statements else "its own sizes")
     _check_size(path, contents, sources, tensors)
-    return Checkpoint(path, contents, scheme, config, unknown, stated, parameters.schema(config), sources, tensors)
+    ends = ends_of(statements, stated, _beside(path, GENERATION_FILE), config.vocab_size)
+    schema = parameters.schema(config)
+    return Checkpoint(path, contents, scheme, config, unknown, stated, ends, schema, sources, tensors)
 
 
 def open_vocabulary(path: Path) -> tuple[Contents, int, Mapping[str, Any]]:
@@ -130,13 +134,17 @@ CONVERTED = f"safetensors, {HUGGING_FACE.title}"
 def _statements(path: Path, contents: Contents) -> list[Stated]:
     """Return what the files state of the configuration, in the checkpoint and beside it."""
     statements = [] if contents.stated is None else [contents.stated]
-    for name in CONFIG_FILES:
-        beside = path.with_name(name)
-        if beside.exists() and not beside.is_file():  # a pipe would hang
-            raise NpgptError(f"{beside} is there but is no regular file")
-        if os.path.lexists(beside):  # a dangling link is an OSError
-            statements.append(Stated(str(beside), strict_json.read_object(beside.read_bytes(), str(beside))))
-    return statements
+    return statements + [stated for name in CONFIG_FILES if (stated := _beside(path, name)) is not None]
+
+
+def _beside(path: Path, name: str) -> Stated | None:
+    """Return what a JSON file beside the weights states, or None where it is not there."""
+    file = path.with_name(name)
+    if file.exists() and not file.is_file():  # a pipe would hang
+        raise NpgptError(f"{file} is there but is no regular file")
+    if not os.path.lexists(file):  # a dangling link is an OSError
+        return None
+    return Stated(str(file), strict_json.read_object(file.read_bytes(), str(file)))
 
 
 def _check_size(path: Path, contents: Contents, sources: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> None:

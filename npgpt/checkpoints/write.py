@@ -21,7 +21,7 @@ from ..text import vocabularies
 from ..text.tokenizer import Tokenizer
 from . import configs, safetensors
 from .atomic import sync_folder, writing
-from .configs import IDS
+from .ends import GENERATION_FILE, IDS
 from .find import GPT2_RANKS, expanded, find
 from .formats import WEIGHTS_FILE
 from .open import CONFIG_FILES, Checkpoint, open_checkpoint
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = CONFIG_FILES[0]
 DTYPES = ("float32", "float16", "bfloat16")
-REPLACEABLE = {WEIGHTS_FILE, CONFIG_FILE, *vocabularies.FILES}  # what a folder may hold to be overwritten
+# what a folder may hold to be overwritten
+REPLACEABLE = {WEIGHTS_FILE, CONFIG_FILE, GENERATION_FILE, *vocabularies.FILES}
 
 
 def convert(
@@ -47,10 +48,11 @@ def convert(
 ) -> Checkpoint:
     """Write any checkpoint that npgpt reads, by name or path, as model.safetensors, config.json and its vocabulary.
 
-    The folder loads here and in transformers; it appears whole or not at all. Tensors are streamed, so a model larger
-    than memory can be converted. dtype: float32, float16 or bfloat16. overwrite: replace a folder that holds a
-    converted model and nothing else. progress(bytes written, bytes in all) is called after each block. Returns the
-    checkpoint that was read. Raises NpgptError for whatever does not fit, OSError where it cannot be written.
+    The folder loads here and in transformers; it appears whole or not at all. generation_config.json is kept as it is.
+    Tensors are streamed, so a model larger than memory can be converted. dtype: float32, float16 or bfloat16.
+    overwrite: replace a folder that holds a converted model and nothing else. progress(bytes written, bytes in all) is
+    called after each block. Returns the checkpoint that was read. Raises NpgptError for whatever does not fit, OSError
+    where it cannot be written.
     """
     location, folder = find(source), expanded(folder)
     replaceable = REPLACEABLE if overwrite else None
@@ -60,7 +62,7 @@ def convert(
         raise NpgptError(f"written are {', '.join(DTYPES)}, not {dtype!r:.80}")
     layout = {name: (dtype, shape) for name, shape in checkpoint.shapes.items()}
     parts = _converted(checkpoint, dtype, progress)
-    files = _vocabulary_files(checkpoint)
+    files = _vocabulary_files(checkpoint) | _generation_file(checkpoint.path)
     stated = {key: checkpoint.stated[key] for key in IDS if key in checkpoint.stated}
     ids = _ids(lambda: vocabularies.tokenizer_of(checkpoint)) | stated
     write_folder(folder, checkpoint.config, ids, files, layout, parts, replaceable)
@@ -77,9 +79,12 @@ def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     check_destination(folder, None)
     own = [] if model.why_no_text else [file for file in model.tokenizer.files if file != GPT2_RANKS]
     files = {file.name: file.read_bytes() for file in own}
+    if model.source is not None:
+        files |= _generation_file(model.source.weights)
     arrays = parameters.to_arrays(model.parameters)
     layout = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
-    write_folder(folder, model.config, _ids(model.open_tokenizer), files, layout, lambda name: [arrays[name]])
+    ids = _ids(model.open_tokenizer) | model.ends.stated()
+    write_folder(folder, model.config, ids, files, layout, lambda name: [arrays[name]])
 
 
 def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -95,7 +100,13 @@ def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     return {renamed.get(name, name): file.read_bytes() for name, file in (here | beside).items()}
 
 
-def _ids(open_tokenizer: Callable[[], Tokenizer]) -> dict[str, int | None]:
+def _generation_file(weights: Path) -> dict[str, bytes]:
+    """Return generation_config.json as it lies beside the weights, if it does: all of it is transformers'."""
+    file = weights.with_name(GENERATION_FILE)
+    return {GENERATION_FILE: file.read_bytes()} if file.is_file() else {}
+
+
+def _ids(open_tokenizer: Callable[[], Tokenizer]) -> dict[str, Any]:
     """Return config.json's ids of the text's beginning and end: None where the model has no vocabulary."""
     try:
         end_of_text = open_tokenizer().end_of_text
@@ -163,7 +174,7 @@ def _check_contents(folder: Path, shown: Path, replaceable: Set[str] | None) -> 
 def write_folder(
     folder: Path,
     config: Config,
-    ids: Mapping[str, int | None],
+    ids: Mapping[str, Any],
     vocabulary: Mapping[str, bytes],
     layout: Mapping[str, tuple[str, Shape]],
     parts: safetensors.Parts,

@@ -70,5 +70,6 @@ def report(checkpoint: Checkpoint, folder: str, dtype: str) -> list[str]:
         f"model    {config.n_layer} blocks, {config.n_embd} = {config.n_head} heads × {config.head_width}, "
         f"{config.n_positions} positions, {config.vocab_size} ids, {activation}, {head}{absent}",
         f"written  {folder}: {files}; {len(checkpoint.sources)} tensors {dtype}{rounded}",
+        *(f"not used {text}" for text in checkpoint.ends.notes),
         f"next     npgpt inspect {shlex.quote(folder)}",
     ]

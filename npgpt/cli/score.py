@@ -40,7 +40,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
     argument("--context", type=int, metavar="N", help="tokens of a window (default: the model's context)")
     argument("--stride", type=int, metavar="N", help="from one window to the next (default: a window)")
-    argument("--bos", action=argparse.BooleanOptionalAction, help="<|endoftext|> stands before the text")
+    argument("--bos", action=argparse.BooleanOptionalAction, help="<|endoftext|> (bos_token_id) stands before the text")
     add_common(parser, "--special")
     argument("--top", type=int, default=0, metavar="K", help="each token's rank, and the K likeliest there")
     output = parser.add_mutually_exclusive_group()
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     names = options.files or ["-"]
     texts = [read_file(name) for name in names]
     model = open_model(options)
-    rule = convention(options.convention, model.config, options.context, options.stride, options.bos)
+    rule = convention(options.convention, model.config, options.context, options.stride, options.bos, model.begins_with)
     as_lines = options.json or resume is not None
     settings = records.settings(model, rule, options.top, options.special) if as_lines else {}
     scores = []  # kept until the progress bar is gone

@@ -144,13 +144,13 @@ def score(
     if isinstance(texts, str):
         raise NpgptError("texts are several: put a single one into a list, [text]")
     model = model if isinstance(model, LanguageModel) else load(model)
-    rule = by_name(convention, model.config, context, stride, end_of_text)
+    rule = by_name(convention, model.config, context, stride, end_of_text, model.begins_with)
     top = whole_number("top, the number of likeliest tokens to name,", top, low=0, high=model.config.vocab_size)
     tokenizer, before = model.tokenizer, []
     if rule.end_of_text:
-        if tokenizer.end_of_text is None:
+        if model.begin_id is None:
             raise NpgptError(f"{model.name} has no <|endoftext|> to stand before a text: end_of_text=False, --no-bos")
-        before = [tokenizer.end_of_text]
+        before = [model.begin_id]
 
     def read() -> Iterator[Text]:
         for number, text in enumerate(texts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -19,7 +19,7 @@ from .tokenizer import TextDecoder, Tokenizer, check_text
 
 MOST_SAMPLES = 1024  # rows of a batch, each with a cache of its own: gpt2's whole context takes 75 MB
 
-# Why a generation ended: <|endoftext|>, a stop string, max_tokens reached, or the context full.
+# Why a generation ended: an id that ends a text (<|endoftext|>), a stop string, max_tokens reached, the context full.
 Finish: TypeAlias = Literal["end_of_text", "stop", "length", "context"]
 
 
@@ -42,13 +42,13 @@ def generate(
     seed: int | None = None,
     tokenizer: Tokenizer | None = None,
     stop: Iterable[str] = (),
-    ignore_eos: bool = False,
+    ends: Collection[int] = (),
     samples: int = 1,
 ) -> Iterator[Step]:
     """Continue a prompt of ids [T] and yield a step for each token as it is drawn; a seed repeats the same steps.
 
-    With a tokenizer, steps have text, ids that stand for no text are never drawn, and <|endoftext|> ends the text
-    unless ignore_eos. An incomplete UTF-8 sequence and a possible beginning of a stop string are held back; a stop
+    Each of the ids in ends ends the text. With a tokenizer, steps have text, and no other ids that stand for no text
+    are drawn. An incomplete UTF-8 sequence and a possible beginning of a stop string are held back; a stop
     string ends the text and is not part of it.
 
     The steps of several samples alternate, each with its sample's number from 0. The prompt is read once for all of
@@ -75,7 +75,8 @@ def generate(
         check_text(text, "a stop string")
         if not text:
             raise NpgptError("a stop string must not be empty")
-    end_of_text = tokenizer.end_of_text if tokenizer and not ignore_eos else None
+    # ends that stand for no text, such as a row that pads the vocabulary, are drawn all the same
+    mute = [end for end in ends if tokenizer and not tokenizer.has_text(end) and 0 <= end < config.vocab_size]
     seen = ids[0].tolist()
     all_samples = [
         _Sample(n, [*seen], np.random.default_rng(seeds[n]), TextDecoder(tokenizer, seen) if tokenizer else None, stop)
@@ -95,10 +96,12 @@ def generate(
             with np.errstate(over="ignore", invalid="ignore"):  # next_token says in words what is wrong
                 logits = forward(parameters, config, ids, cache, logits_from=-1)[:, -1]
             if tokenizer:
+                of_mute = logits[:, mute]
                 tokenizer.hide_unused(logits)
+                logits[:, mute] = of_mute
             for sample in running:
                 token_id = next_token(logits[sample.row], sampling, sample.generator, sample.seen)
-                yield sample.end("end_of_text") if token_id == end_of_text else sample.take(token_id)
+                yield sample.end("end_of_text") if token_id in ends else sample.take(token_id)
             running = [sample for sample in running if sample.finish is None]
             if not running:
                 return

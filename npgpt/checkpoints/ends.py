@@ -1,0 +1,118 @@
+"""The ids at which a model's texts begin and end, and what else its files say of generation.
+
+Transformers' generate takes both from generation_config.json alone, and where there is none from config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import NpgptError
+from .tensor import Stated
+
+GENERATION_FILE = "generation_config.json"
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# What transformers' generate obeys, and the value with which it changes nothing (None never does).
+SETTINGS: dict[str, object] = {
+    **dict.fromkeys(("do_sample", "early_stopping", "remove_invalid_values", "renormalize_logits"), False),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), 1),
+    **dict.fromkeys(("temperature", "top_p", "typical_p", "repetition_penalty", "length_penalty"), 1.0),
+    **dict.fromkeys(("encoder_repetition_penalty", "guidance_scale"), 1.0),
+    **dict.fromkeys(("min_p", "epsilon_cutoff", "eta_cutoff", "diversity_penalty", "penalty_alpha"), 0.0),
+    **dict.fromkeys(("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), 0),
+    "top_k": 50,
+    "max_length": 20,
+    **dict.fromkeys(("max_new_tokens", "max_time", "stop_strings", "bad_words_ids", "force_words_ids"), None),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "sequence_bias", "constraints"), None),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), None),
+}
+# Keys of generation_config.json that change no id.
+WITHOUT_EFFECT = frozenset(
+    """
+    bos_token_id eos_token_id pad_token_id decoder_start_token_id transformers_version _from_model_config use_cache
+    cache_implementation cache_config max_cache_len return_legacy_cache output_attentions output_hidden_states
+    output_scores output_logits return_dict_in_generate do_sample is_assistant compile_config disable_compile
+    low_memory prefill_chunk_size num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold
+    """.split()
+)
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The ids that a model's files state, of those that it has: a text ends at any of eos and begins behind bos.
+
+    pad is kept for transformers. source is the file; notes say what the files state and npgpt does not use.
+    """
+
+    eos: tuple[int, ...] = ()
+    bos: int | None = None
+    pad: int | None = None
+    source: str = ""
+    notes: tuple[str, ...] = ()
+
+    def completed(self, end_of_text: int | None) -> Ends:
+        """Return them with a vocabulary's <|endoftext|> for what is not stated."""
+        eos = self.eos or (() if end_of_text is None else (end_of_text,))
+        return replace(self, eos=eos, bos=end_of_text if self.bos is None else self.bos)
+
+    def stated(self) -> dict[str, int | list[int]]:
+        """Return config.json's keys for them, without what is not stated."""
+        eos = self.eos[0] if len(self.eos) == 1 else list(self.eos)
+        found = zip(IDS, (self.bos, eos, self.pad), strict=True)
+        return {key: value for key, value in found if value is not None and value != []}
+
+
+def special_ids(mapping: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the ids that a mapping states: whole numbers, of eos_token_id also several, as a list.
+
+    null and an empty list state nothing. Raises NpgptError for anything else.
+    """
+    found = {key: mapping[key] for key in IDS if mapping.get(key) is not None and mapping[key] != []}
+    for key, value in found.items():
+        several = key == "eos_token_id"
+        if any(type(token_id) is not int for token_id in (value if several and isinstance(value, list) else [value])):
+            kind = "a whole number or a list of them" if several else "a whole number"
+            raise NpgptError(f"{source}: {key} must be {kind}, or null, not {value!r:.80}")
+    return {key: value[0] if isinstance(value, list) and len(value) == 1 else value for key, value in found.items()}
+
+
+def ends_of(
+    statements: Sequence[Stated], agreed: Mapping[str, Any], generation: Stated | None, vocab_size: int
+) -> Ends:
+    """Return the ids that count, and notes on what does not.
+
+    statements are those of the configuration, and agreed is what they state together; generation is
+    generation_config.json's, which takes the place of both. Raises NpgptError where an id is none.
+    """
+    deciding = statements if generation is None else [generation]
+    source = " and ".join(stated.source for stated in deciding)
+    ids = special_ids(agreed if generation is None else generation.fields, source)
+    bos, eos = ids.get("bos_token_id"), ids.get("eos_token_id", [])
+    eos = list(dict.fromkeys(eos if isinstance(eos, list) else [eos]))
+    notes = []
+    if not eos and agreed.get("eos_token_id") is not None:
+        notes.append(f"{source} states no eos_token_id: the configuration's, {agreed['eos_token_id']}, is not used")
+    every = [("bos_token_id", bos), *(("eos_token_id", token_id) for token_id in eos)]
+    known = range(vocab_size)
+    if beyond := [f"{key} {token_id}" for key, token_id in every if token_id is not None and token_id not in known]:
+        notes.append(f"{source} states {' and '.join(beyond)}, which the model, of {vocab_size} ids, does not have")
+    notes += [note for one in deciding for note in _not_applied(one, SETTINGS if generation is None else one.fields)]
+    return Ends(
+        eos=tuple(token_id for token_id in eos if token_id in known),
+        bos=bos if bos in known else None,
+        pad=ids.get("pad_token_id"),
+        source=source,
+        notes=tuple(notes),
+    )
+
+
+def _not_applied(stated: Stated, keys: Container[str]) -> list[str]:
+    """Return a note on what a file sets for transformers' generate under these keys; npgpt has arguments for it."""
+    found = [
+        f"{key} {value!r:.80}"
+        for key, value in stated.fields.items()
+        if key in keys and key not in WITHOUT_EFFECT and value is not None and value != SETTINGS.get(key)
+    ]
+    return [f"{stated.source} sets {', '.join(found)}: not applied, npgpt goes by its own arguments"] if found else []
