@@ -18,15 +18,18 @@ from .checkpoints.ends import Ends
 from .checkpoints.find import find
 from .checkpoints.open import CONVERTED, open_checkpoint
 from .config import Config
-from .errors import NpgptError, float_dtype, printable
-from .model import forward
+from .errors import NpgptError, check_kinds, checked, float_dtype, printable
+from .model import forward as unchecked_forward
 from .parameters import Array, Parameters, Record
 from .text.generation import Step, generate, kept_prompt
 from .text.sampling import Sampling
 from .text.tokenizer import Tokenizer, shown
 from .text.vocabularies import tokenizer_of
 
+forward = checked(unchecked_forward)  # npgpt.forward; model.py is formulas, and knows no wrong types
 
+
+@checked
 def load(
     model: str | os.PathLike[str] | None = None,
     *,
@@ -100,6 +103,9 @@ class LanguageModel:
     source: Source | None = field(default=None, repr=False)
     ends: Ends = field(default=Ends(), repr=False)
 
+    def __post_init__(self) -> None:
+        check_kinds(type(self).__annotations__, vars(self).items())
+
     @cached_property
     def fingerprint(self) -> str:
         """The sha256 of the configuration and of every parameter's name, dtype and values, at 2 GB a second."""
@@ -154,6 +160,7 @@ class LanguageModel:
         has_text = not self.why_no_text and self.tokenizer.has_text(self.begin_id)
         return printable(shown(self.tokenizer.piece(self.begin_id))) if has_text else f"id {self.begin_id}"
 
+    @checked
     def __call__(
         self,
         token_ids: ArrayLike,
@@ -165,6 +172,7 @@ class LanguageModel:
         """Return the logits [B, T, V] of token_ids [T] or [B, T], in the parameters' dtype; see npgpt.forward."""
         return forward(self.parameters, self.config, token_ids, cache, record, logits_from=logits_from)
 
+    @checked
     def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
         """Return a prompt's ids; an empty one is begin_id.
 
@@ -176,38 +184,42 @@ class LanguageModel:
             return ids
         raise NpgptError(f"the prompt is empty, and {self.name} has no <|endoftext|> to start from, or bos_token_id")
 
+    @checked
     def generate(
         self,
         prompt: str | ArrayLike,
         *,
-        max_tokens: int = 100,
+        max_tokens: int | None = 100,
         seed: int | None = None,
-        stop: str | Iterable[str] = (),
+        stop: str | Iterable[str] | None = (),
+        special: bool = False,
         ignore_eos: bool = False,
         keep_last: bool = False,
         **sampling: Any,
     ) -> Iterator[str]:
         """Yield the text that follows a prompt (a text or ids [T]), piece by piece as it becomes certain.
 
-        The same seed gives the same text. A stop string ends the text, and so does each of end_ids unless ignore_eos;
-        none is yielded. keep_last cuts the head of a prompt longer than the context. The other keywords are those of
-        Sampling: temperature (0 is greedy), top_k, top_p, min_p, repetition_penalty (above 1 makes ids of the prompt
-        and the text less likely). Raises NpgptError at once for an argument out of range, a prompt longer than the
-        context, and a model without text.
+        max_tokens: None for as many as the context holds. The same seed gives the same text. special: read special
+        tokens in a prompt, such as <|endoftext|>, as such and not as plain text. A stop string ends the text, and so
+        does each of end_ids unless ignore_eos; none is yielded. keep_last cuts the head of a prompt longer than the
+        context. The other keywords are those of Sampling: temperature (0 is greedy), top_k, top_p, min_p,
+        repetition_penalty (above 1 makes ids of the prompt and the text less likely); None switches each off. Raises
+        NpgptError at once for an argument out of range, a prompt longer than the context, and a model without text.
         """
         settings, _ = Sampling(**sampling), self.tokenizer
-        ids = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
+        ids = self.encode_prompt(prompt, special=special) if isinstance(prompt, str) else prompt
         if keep_last:
             ids = kept_prompt(ids, self.config, max_tokens)
-        stops = [stop] if isinstance(stop, str) else stop
+        stops = [stop] if isinstance(stop, str) else () if stop is None else stop
         steps = self.steps(ids, max_tokens=max_tokens, sampling=settings, seed=seed, stop=stops, ignore_eos=ignore_eos)
         return (step.text for step in steps if step.text)
 
+    @checked
     def steps(
         self,
         prompt: ArrayLike,
         *,
-        max_tokens: int,
+        max_tokens: int | None,
         sampling: Sampling,
         seed: int | None = None,
         stop: Iterable[str] = (),

@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import parameters
 from ..config import Config
-from ..errors import NpgptError
+from ..errors import NpgptError, checked
 from ..text.tokenizer import Tokenizer, shown
 from ..text.vocabularies import tokenizer_of
 from .find import find
@@ -42,6 +42,7 @@ class Inspection:
     unchecked: str | None  # the checksums that are not checked, see Contents
 
 
+@checked
 def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None = None) -> Inspection:
     """Read a whole checkpoint, tensor by tensor, and report on it. Raises NpgptError as loading does."""
     location = find(model)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from .. import parameters
 from ..config import Config
-from ..errors import NpgptError
+from ..errors import NpgptError, checked
 from ..parameters import Shape
 from ..text import vocabularies
 from ..text.tokenizer import Tokenizer
@@ -36,6 +36,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 REPLACEABLE = {WEIGHTS_FILE, CONFIG_FILE, GENERATION_FILE, *vocabularies.FILES}
 
 
+@checked
 def convert(
     source: str | os.PathLike[str],
     folder: str | os.PathLike[str],
@@ -69,6 +70,7 @@ def convert(
     return checkpoint
 
 
+@checked
 def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     """Write model.safetensors, config.json and a vocabulary of the model's own into a new or empty folder.
 

@@ -29,7 +29,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add_common(parser, "--model", "--n-head")
     argument("--max-tokens", type=int, default=100, metavar="N", help="stop after N tokens (default: 100)")
     argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default: 0.8)")
-    argument("--top-k", type=int, metavar="K", help="draw from the K likeliest")
+    argument("--top-k", type=int, metavar="K", help="draw from the K likeliest; 0: from all")
     argument("--top-p", type=float, metavar="P", help="from the likeliest, down to where their sum reaches P")
     argument("--min-p", type=float, metavar="P", help="from those P times as likely as the likeliest")
     argument("--repetition-penalty", type=float, metavar="R", help="above 1: ids that were there become less likely")
@@ -144,7 +144,7 @@ def _rate(samples: list[_Sample]) -> float | None:
 
 def _prompt_ids(options: argparse.Namespace, model: LanguageModel) -> list[int]:
     """Return the prompt's ids, cut to the context with --keep-last. Raises NpgptError where they do not fit."""
-    given = text_or_ids(options.prompt, options.ids, "prompt")
+    given = text_or_ids(options.prompt, options.ids, "prompt", say=options.verbose)
     ids = given if isinstance(given, list) else model.encode_prompt(given or "", special=options.special)
     context = model.config.n_positions
     if len(ids) <= context:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import os
+import re
 import stat
 import sys
 from contextlib import AbstractContextManager
@@ -18,6 +20,16 @@ if TYPE_CHECKING:
     from ..language_model import LanguageModel
 
 
+MARKS = {  # UTF-32's first: UTF-16's is its beginning
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+ZERO_BYTES: dict[tuple[bool, ...], str] = {  # which of four bytes are never zero in Latin letters
+    (True, False, False, False): "UTF-32LE",
+    (False, False, False, True): "UTF-32BE",
+    (True, False, True, False): "UTF-16LE",
+    (False, True, False, True): "UTF-16BE",
+}
 COMMON: dict[str, dict[str, Any]] = {
     "--model": {"metavar": "M", "help": "folder, file, or name such as gpt2 (default: the embedded model)"},
     "--n-head": {"type": int, "metavar": "N", "help": "number of heads, where the model states none or a wrong one"},
@@ -68,16 +80,20 @@ def text_ids(options: argparse.Namespace, model: LanguageModel) -> tuple[str | N
     return text, ids
 
 
-def text_or_ids(text: str | None, ids: str | None, kind: str) -> str | list[int] | None:
+def text_or_ids(text: str | None, ids: str | None, kind: str, say: bool = True) -> str | list[int] | None:
     """Return an argument's text, or the numbers of --ids; None without either. Raises NpgptError for both."""
     if ids is None:
-        return None if text is None else read_text(text)
+        return None if text is None else read_text(text, say)
     if text is not None:
         raise NpgptError(f"give the {kind} as text or as --ids, not both")
-    try:
-        return [int(number) for number in ids.split(",")]
-    except ValueError:
-        raise NpgptError(f"--ids takes whole numbers with commas between them, not {ids!r:.80}") from None
+    return read_ids(ids)
+
+
+def read_ids(ids: str) -> list[int]:
+    """Return the numbers of --ids. Raises NpgptError for anything else."""
+    if re.fullmatch(r"\s*-?[0-9]{1,20}\s*(?:,\s*-?[0-9]{1,20}\s*)*", ids) is None:
+        raise NpgptError(f"--ids takes whole numbers with commas between them, not {ids!r:.80}")
+    return [int(number) for number in ids.split(",")]
 
 
 def tune(threads: int | None = None) -> list[str]:
@@ -107,13 +123,16 @@ def unwinding() -> AbstractContextManager[None]:
     return handling(["SIGTERM", "SIGHUP"], end)
 
 
-def read_text(argument: str) -> str:
-    """Return the argument itself, or all of standard input for '-'. Raises NpgptError where that is not UTF-8."""
-    return read_file("-") if argument == "-" else argument
+def read_text(argument: str, say: bool = True) -> str:
+    """Return the argument itself, or all of standard input for '-', as read_file does."""
+    return read_file("-", say) if argument == "-" else argument
 
 
-def read_file(name: str) -> str:
-    """Return all of a file, or of standard input for '-'. Raises NpgptError where it is not UTF-8, OSError as open."""
+def read_file(name: str, say: bool = True) -> str:
+    """Return all of a file, or of standard input for '-', without a byte order mark, of which it is said.
+
+    Raises NpgptError where it is not UTF-8, OSError as open.
+    """
     if name == "-":
         if sys.stdin is None:
             raise NpgptError("standard input is closed")
@@ -122,10 +141,23 @@ def read_file(name: str) -> str:
         raise NpgptError("a file's name must not be empty")
     else:
         content = Path(os.path.expanduser(name)).read_bytes()
+    if (encoding := _other_encoding(content)) is not None:
+        raise NpgptError(f"{name} is {encoding}, and read is UTF-8: iconv -f {encoding} -t UTF-8 converts it")
+    if say and content.startswith(codecs.BOM_UTF8):
+        note(f"{name} begins with a byte order mark, which is dropped")
     try:
-        return content.decode("utf-8")
+        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise NpgptError(f"{name} is not UTF-8: byte 0x{error.object[error.start]:02X} at {error.start}") from None
+        at = error.start + len(content) - len(error.object)
+        raise NpgptError(f"{name} is not UTF-8: byte 0x{content[at]:02X} at {at}") from None
+
+
+def _other_encoding(content: bytes) -> str | None:
+    """Return UTF-32 or UTF-16 where a byte order mark tells it, or else zero bytes in every character's same places."""
+    marked = next((name for name, marks in MARKS.items() if content.startswith(marks)), None)
+    head = content[:64]
+    lanes = [any(head[lane::4]) for lane in range(4)]  # whether each fourth byte is ever not zero
+    return marked or (ZERO_BYTES.get(tuple(lanes)) if len(content) >= 4 and len(content) % 2 == 0 else None)
 
 
 def output_path(option: str, argument: str) -> Path:

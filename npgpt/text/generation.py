@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..cache import KVCache
 from ..config import Config
-from ..errors import NpgptError, whole_number
+from ..errors import NpgptError, numbers, whole_number
 from ..model import forward
 from ..parameters import Parameters
 from .sampling import Sampling, next_token
@@ -37,7 +37,7 @@ def generate(
     config: Config,
     prompt: ArrayLike,
     *,
-    max_tokens: int,
+    max_tokens: int | None,
     sampling: Sampling,
     seed: int | None = None,
     tokenizer: Tokenizer | None = None,
@@ -61,7 +61,7 @@ def generate(
     ids = config.token_rows(prompt)
     if len(ids) != 1:
         raise NpgptError(f"one prompt at a time is continued, not {len(ids)} rows")
-    max_tokens = whole_number("max_tokens", max_tokens, low=0)
+    max_tokens = _most(max_tokens, config)
     samples = whole_number("samples", samples, high=MOST_SAMPLES)
     seeds: Sequence[int | None] = [None] * samples
     if seed is not None:
@@ -117,16 +117,21 @@ def generate(
     return draw(all_samples, ids, KVCache(config, 1, capacity, parameters.wte.weight.dtype))
 
 
-def kept_prompt(prompt: ArrayLike, config: Config, max_tokens: int) -> NDArray[np.integer[Any]]:
+def kept_prompt(prompt: ArrayLike, config: Config, max_tokens: int | None) -> NDArray[np.integer[Any]]:
     """Return the last ids [T] of a prompt that leave room for max_tokens, but fill at least half of the context.
 
     A prompt that fits stays whole. Raises NpgptError for a negative max_tokens.
     """
-    ids = np.asarray(prompt)
+    ids = numbers("token ids", prompt)
     if ids.ndim != 1 or len(ids) <= config.n_positions:
         return ids  # generate() reports what is wrong with other shapes
-    room = min(max(whole_number("max_tokens", max_tokens, low=0) - 1, 0), config.n_positions // 2)
+    room = min(max(_most(max_tokens, config) - 1, 0), config.n_positions // 2)
     return ids[room - config.n_positions :]  # the last token that is drawn needs no room
+
+
+def _most(max_tokens: int | None, config: Config) -> int:
+    """Return how many tokens are drawn at most; None is no limit, but the context is one."""
+    return config.n_positions if max_tokens is None else whole_number("max_tokens", max_tokens, low=0)
 
 
 @dataclass(eq=False)
