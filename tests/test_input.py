@@ -18,6 +18,7 @@ from npgpt.cli.options import read_ids
 from npgpt.errors import NpgptError
 from npgpt.text.sampling import Sampling, adjusted
 from tests.support.command import here, refused
+from tests.support.models import small, store
 
 AUSTEN = npgpt.load()
 TEXT = "Emma was happy, naïve and 24."
@@ -70,6 +71,16 @@ def test_other_encodings_are_named(tmp_path: Path, encoding: str, name: str) -> 
     if "-" not in encoding[4:]:
         other = codecs.BOM_UTF16_BE if name == "UTF-16" else codecs.BOM_UTF32_BE
         assert name in refused("generate", "-", stdin=other + "日".encode(f"{encoding}-be"))
+
+
+def test_a_configuration_in_another_encoding_is_named(tmp_path: Path) -> None:
+    folder = store(tmp_path / "m", small())
+    stated = (folder / "config.json").read_text()
+    for name in ("config.json", "generation_config.json"):
+        (folder / name).write_text(stated, encoding="utf-16")
+        with pytest.raises(NpgptError, match=rf"{name} is UTF-16, and read is UTF-8"):
+            npgpt.load(folder)
+        (folder / name).write_text(stated)
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\0\0\0\0", "ab\0", "a\0", "日本"])

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from ..errors import NpgptError
+from .utf8 import check_encoding
 
 
 def read_object(content: bytes, source: str) -> dict[str, Any]:
@@ -14,6 +15,7 @@ def read_object(content: bytes, source: str) -> dict[str, Any]:
     Raises NpgptError, in one line, for anything but a JSON object, and for a duplicate key, of which json would
     silently keep the last.
     """
+    check_encoding(content, source)
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors

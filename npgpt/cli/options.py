@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import codecs
 import contextlib
 import os
 import re
@@ -13,6 +12,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from ..checkpoints.utf8 import decoded
 from ..errors import NpgptError, printable, whole_number
 from ..process import THREAD_VARIABLES, handling, tune_process
 
@@ -20,16 +20,6 @@ if TYPE_CHECKING:
     from ..language_model import LanguageModel
 
 
-MARKS = {  # UTF-32's first: UTF-16's is its beginning
-    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
-    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
-}
-ZERO_BYTES: dict[tuple[bool, ...], str] = {  # which of four bytes are never zero in Latin letters
-    (True, False, False, False): "UTF-32LE",
-    (False, False, False, True): "UTF-32BE",
-    (True, False, True, False): "UTF-16LE",
-    (False, True, False, True): "UTF-16BE",
-}
 COMMON: dict[str, dict[str, Any]] = {
     "--model": {"metavar": "M", "help": "folder, file, or name such as gpt2 (default: the embedded model)"},
     "--n-head": {"type": int, "metavar": "N", "help": "number of heads, where the model states none or a wrong one"},
@@ -141,23 +131,10 @@ def read_file(name: str, say: bool = True) -> str:
         raise NpgptError("a file's name must not be empty")
     else:
         content = Path(os.path.expanduser(name)).read_bytes()
-    if (encoding := _other_encoding(content)) is not None:
-        raise NpgptError(f"{name} is {encoding}, and read is UTF-8: iconv -f {encoding} -t UTF-8 converts it")
-    if say and content.startswith(codecs.BOM_UTF8):
+    text, marked = decoded(content, name)
+    if marked and say:
         note(f"{name} begins with a byte order mark, which is dropped")
-    try:
-        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8")
-    except UnicodeDecodeError as error:
-        at = error.start + len(content) - len(error.object)
-        raise NpgptError(f"{name} is not UTF-8: byte 0x{content[at]:02X} at {at}") from None
-
-
-def _other_encoding(content: bytes) -> str | None:
-    """Return UTF-32 or UTF-16 where a byte order mark tells it, or else zero bytes in every character's same places."""
-    marked = next((name for name, marks in MARKS.items() if content.startswith(marks)), None)
-    head = content[:64]
-    lanes = [any(head[lane::4]) for lane in range(4)]  # whether each fourth byte is ever not zero
-    return marked or (ZERO_BYTES.get(tuple(lanes)) if len(content) >= 4 and len(content) % 2 == 0 else None)
+    return text
 
 
 def output_path(option: str, argument: str) -> Path:
