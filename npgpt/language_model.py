@@ -105,6 +105,7 @@ class LanguageModel:
 
     def __post_init__(self) -> None:
         check_kinds(type(self).__annotations__, vars(self).items())
+        P.check_fit(self.config, self.parameters, self.name)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -375,3 +375,27 @@ def test_a_message_names_argument_and_value() -> None:
         with pytest.raises(NpgptError) as error:
             call()
         assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters", "message"),
+    [
+        (
+            small(n_embd=6),
+            PARAMETERS,
+            r"m does not fit its configuration: wte.weight is \[40, 21\] and must be \[40, 6\]",
+        ),
+        (small(tie_word_embeddings=False), PARAMETERS, "lm_head.weight is missing"),
+        (CONFIG, PARAMETERS._replace(h=PARAMETERS.h[:1]), "it holds 1 blocks and n_layer is 2"),
+        (CONFIG, npgpt.Parameters(*range(5)), "something else than arrays"),
+        (CONFIG, PARAMETERS._replace(ln_f="ab"), "something else than arrays"),  # type: ignore[arg-type]
+        (
+            CONFIG,
+            PARAMETERS._replace(ln_f=random_parameters(CONFIG, dtype="float32").ln_f),
+            "all float32 or all float64",
+        ),
+    ],
+)
+def test_parameters_that_do_not_fit(config: npgpt.Config, parameters: npgpt.Parameters, message: str) -> None:
+    with pytest.raises(NpgptError, match=message):
+        npgpt.LanguageModel("m", config, parameters)
