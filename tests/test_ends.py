@@ -95,7 +95,7 @@ def test_what_ends_a_text(
         ({"bos_token_id": 65}, None, 65, "A"),
         ({"bos_token_id": 10}, None, 10, "\\n"),
         ({"bos_token_id": 65}, {"bos_token_id": 257}, 257, "id 257"),
-        ({"bos_token_id": 65}, {}, END_OF_TEXT, "<|endoftext|>"),
+        ({"bos_token_id": 65}, {}, 65, "A"),
     ],
 )
 def test_what_a_text_begins_with(

@@ -149,6 +149,7 @@ def test_score_ids(tmp_path: Path, bare: Path) -> None:
     assert here("score", "--ids", ids, "--resume", "r.jsonl", cwd=tmp_path)[0] == 0
     assert "1 of 1 texts are in r.jsonl already" in here("score", "--ids", ids, "--resume", "r.jsonl", cwd=tmp_path)[2]
     assert "not both" in refused("score", "t.txt", "--ids", ids, cwd=tmp_path)
+    assert "must be whole numbers between commas" in refused("check", "x", "--ids", "1_0")
     for wrong in ("", "1,,2", "1_0", "a", "1.5", "1 2", "１", "9" * 5000):
         assert "--ids takes whole numbers with commas" in refused("score", "--ids", wrong)
     assert read_ids(" 1, 2 ,3") == [1, 2, 3]

@@ -1,12 +1,12 @@
 """The ids at which a model's texts begin and end, and what else its files say of generation.
 
-Transformers' generate takes both from generation_config.json alone, and where there is none from config.json.
+Transformers' generate ends by generation_config.json alone, and where there is none by config.json.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import NpgptError
@@ -43,13 +43,13 @@ WITHOUT_EFFECT = frozenset(
 class Ends:
     """The ids that a model's files state, of those that it has: a text ends at any of eos and begins behind bos.
 
-    pad is kept for transformers. source is the file; notes say what the files state and npgpt does not use.
+    pad is kept for transformers. notes say what the files state and npgpt does not use.
     """
 
     eos: tuple[int, ...] = ()
     bos: int | None = None
     pad: int | None = None
-    source: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)  # {key: the file that states it}
     notes: tuple[str, ...] = ()
 
     def completed(self, end_of_text: int | None) -> Ends:
@@ -83,36 +83,43 @@ def ends_of(
 ) -> Ends:
     """Return the ids that count, and notes on what does not.
 
-    statements are those of the configuration, and agreed is what they state together; generation is
-    generation_config.json's, which takes the place of both. Raises NpgptError where an id is none.
+    statements are those of the configuration, and agreed is what they state together. generation is
+    generation_config.json's, which alone says what ends a text; the other ids it may leave to the configuration. Raises
+    NpgptError where an id is none.
     """
+    configuration = " and ".join(stated.source for stated in statements)
     deciding = statements if generation is None else [generation]
-    source = " and ".join(stated.source for stated in deciding)
-    ids = special_ids(agreed if generation is None else generation.fields, source)
+    ids = special_ids(agreed, configuration)
+    sources = dict.fromkeys(ids, configuration)
+    notes = []
+    if generation is not None:
+        stated = special_ids(generation.fields, generation.source)
+        if "eos_token_id" in ids and "eos_token_id" not in stated:
+            other = ids.pop("eos_token_id")
+            notes.append(f"{generation.source} states no eos_token_id: the configuration's, {other}, is not used")
+        ids, sources = ids | stated, sources | dict.fromkeys(stated, generation.source)
     bos, eos = ids.get("bos_token_id"), ids.get("eos_token_id", [])
     eos = list(dict.fromkeys(eos if isinstance(eos, list) else [eos]))
-    notes = []
-    if not eos and agreed.get("eos_token_id") is not None:
-        notes.append(f"{source} states no eos_token_id: the configuration's, {agreed['eos_token_id']}, is not used")
-    every = [("bos_token_id", bos), *(("eos_token_id", token_id) for token_id in eos)]
     known = range(vocab_size)
-    if beyond := [f"{key} {token_id}" for key, token_id in every if token_id is not None and token_id not in known]:
-        notes.append(f"{source} states {' and '.join(beyond)}, which the model, of {vocab_size} ids, does not have")
+    for key, stated_ids in (("bos_token_id", [] if bos is None else [bos]), ("eos_token_id", eos)):
+        if beyond := ", ".join(str(token_id) for token_id in stated_ids if token_id not in known):
+            notes.append(f"{sources[key]} states {key} {beyond}, which the model, of {vocab_size} ids, does not have")
     notes += [note for one in deciding for note in _not_applied(one, SETTINGS if generation is None else one.fields)]
     return Ends(
         eos=tuple(token_id for token_id in eos if token_id in known),
         bos=bos if bos in known else None,
         pad=ids.get("pad_token_id"),
-        source=source,
+        sources=sources,
         notes=tuple(notes),
     )
 
 
 def _not_applied(stated: Stated, keys: Container[str]) -> list[str]:
     """Return a note on what a file sets for transformers' generate under these keys; npgpt has arguments for it."""
-    found = [
-        f"{key} {value!r:.80}"
+    found = {
+        key: repr(value)
         for key, value in stated.fields.items()
         if key in keys and key not in WITHOUT_EFFECT and value is not None and value != SETTINGS.get(key)
-    ]
-    return [f"{stated.source} sets {', '.join(found)}: not applied, npgpt goes by its own arguments"] if found else []
+    }
+    told = ", ".join(f"{key} {value if len(value) <= 80 else value[:77] + ' …'}" for key, value in found.items())
+    return [f"{stated.source} sets {told}: not applied, npgpt goes by its own arguments"] if found else []

@@ -71,8 +71,8 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
         misaligned=[tensor.name for tensor in used.values() if tensor.misaligned],
         non_finite={name: counts for name, counts in non_finite.items() if any(counts)},
         vocabulary=vocabulary,
-        begin=_named(begin, tokenizer, ends.source if ends.bos is not None else vocabulary),
-        ends=_named(whole.eos, tokenizer, ends.source if ends.eos else vocabulary),
+        begin=_named(begin, tokenizer, vocabulary if ends.bos is None else ends.sources.get("bos_token_id", "")),
+        ends=_named(whole.eos, tokenizer, ends.sources.get("eos_token_id", "") if ends.eos else vocabulary),
         unused=ends.notes,
         unchecked=checkpoint.contents.unchecked,
     )
