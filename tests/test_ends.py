@@ -67,7 +67,8 @@ def drawn(model: npgpt.LanguageModel, **options: Any) -> tuple[int, str | None]:
         (END_OF_TEXT, {"eos_token_id": 65}, None, False),  # another is stated, as in transformers
         (65, {"eos_token_id": 65}, None, True),
         (65, {"eos_token_id": [256, 65]}, None, True),
-        (257, {"eos_token_id": 257}, None, True),  # it stands for no text, and is drawn as an end all the same
+        (257, {}, {"eos_token_id": 257}, True),  # it stands for no text, and is drawn as an end all the same
+        (257, {"eos_token_id": [256, 257]}, None, True),
         (257, {}, None, False),
     ],
 )
@@ -75,6 +76,7 @@ def test_what_ends_a_text(
     tmp_path: Path, token_id: int, ids: dict[str, Any], generation: dict[str, Any] | None, ended: bool
 ) -> None:
     model = npgpt.load(wants(tmp_path / "m", token_id, generation, **ids))
+    assert bool(model.why_no_text) == (token_id < 40)
     assert drawn(model) == ((0, "end_of_text") if ended else (3, "length"))
     assert drawn(model, ignore_eos=True) == (3, "length")
     # what is written ends alike, in the other two forms
