@@ -85,7 +85,13 @@ def test_what_ends_a_text(
     for folder in ("converted", "saved"):
         assert npgpt.load(tmp_path / folder).end_ids == model.end_ids
         assert (tmp_path / folder / GENERATION_FILE).exists() == (generation is not None)
-    npgpt.convert(tmp_path / "m", tmp_path / "converted", overwrite=True)
+
+
+def test_a_converted_model_is_replaced_with_all_its_files(tmp_path: Path) -> None:
+    wants(tmp_path / "m", 7, {"eos_token_id": 7})
+    for overwrite in (False, True):
+        npgpt.convert(tmp_path / "m", tmp_path / "out", overwrite=overwrite)
+    assert npgpt.load(tmp_path / "out").end_ids == (7,)
 
 
 @pytest.mark.parametrize(

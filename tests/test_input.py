@@ -18,7 +18,7 @@ from npgpt.cli.options import read_ids
 from npgpt.errors import NpgptError
 from npgpt.text.sampling import Sampling, adjusted
 from tests.support.command import here, refused
-from tests.support.models import small, store
+from tests.support.models import random_parameters, small, store
 
 AUSTEN = npgpt.load()
 TEXT = "Emma was happy, naïve and 24."
@@ -218,9 +218,10 @@ def test_none_switches_off(off: dict[str, Any], same: dict[str, Any]) -> None:
 
 
 def test_none_is_no_limit_but_the_context() -> None:
-    steps = list(AUSTEN.steps([1] * 250, max_tokens=None, sampling=Sampling(), seed=1, ignore_eos=True))
-    assert (len(steps), steps[-1].finish) == (8, "context")
-    assert "".join(AUSTEN.generate([1] * 300, max_tokens=None, keep_last=True, seed=1))
+    steps = list(AUSTEN.steps([1] * 254, max_tokens=None, sampling=Sampling(), seed=1, ignore_eos=True))
+    assert (len(steps), steps[-1].finish) == (4, "context")
+    model = npgpt.LanguageModel("m", small(), random_parameters(small()), lambda: AUSTEN.tokenizer)
+    assert "".join(model.generate([1] * 30, max_tokens=None, keep_last=True, seed=1))
 
 
 def test_top_k_0_on_the_command_line() -> None:
