@@ -229,6 +229,7 @@ class LanguageModel:
     ) -> Iterator[Step]:
         """Continue prompt ids [T] token by token, with the ids, the text and why it ended; needs no vocabulary.
 
+        Each of end_ids ends it unless ignore_eos; max_tokens=None is no limit but the context.
         Several samples read the prompt once; their steps alternate, and step.sample is the number of the sample.
         See npgpt.text.generation.generate.
         """

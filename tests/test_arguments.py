@@ -170,6 +170,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
             "ends": Ends(),
         },
     ),
+    "Ends": (Ends, {"eos": (1, 2), "bos": 1}),
     "encode_prompt": (AUSTEN.encode_prompt, {"text": "a", "special": False}),
     "generate": (
         consumed(AUSTEN.generate),
@@ -283,6 +284,8 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "texts": (*TEXTS, "ragged"),
     "model": ("None", "a model"),
     "source": NONE,
+    "eos": (*EMPTY, "a generator", "a range", "a set"),
+    "bos": COUNT,
     "weights": ("None", "a model", "{}"),
     "check_part.weights": ("None", "{}", "a dict"),
     "config": CONFIG_OR_NONE,

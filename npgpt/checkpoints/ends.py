@@ -9,7 +9,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import NpgptError
+from ..errors import NpgptError, check_kinds, whole_number
 from .tensor import Stated
 
 GENERATION_FILE = "generation_config.json"
@@ -51,6 +51,12 @@ class Ends:
     pad: int | None = None
     sources: Mapping[str, str] = field(default_factory=dict)  # {key: the file that states it}
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_kinds({"eos": "Iterable[int]"}, [("eos", self.eos)])
+        object.__setattr__(self, "eos", tuple(whole_number("an id of eos", token_id, low=0) for token_id in self.eos))
+        if self.bos is not None:
+            object.__setattr__(self, "bos", whole_number("bos", self.bos, low=0))
 
     def completed(self, end_of_text: int | None) -> Ends:
         """Return them with a vocabulary's <|endoftext|> for what is not stated."""
