@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,21 @@ def test_a_model_made_in_python_has_ends_too(tmp_path: Path) -> None:
     stated = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert [stated[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")] == [1, [3, 7], 0]
     assert npgpt.load(tmp_path / "saved").end_ids == (3, 7)
+
+
+def test_ends_that_were_replaced_in_python_are_saved(tmp_path: Path) -> None:
+    written = '{"eos_token_id": [99, 5], "temperature": 0.5}'
+    folder = wants(tmp_path / "m", 7, json.loads(written), eos_token_id=7, pad_token_id=3)
+    (folder / GENERATION_FILE).write_text(written)
+    model = npgpt.load(folder)
+    npgpt.save(model, tmp_path / "same")
+    assert (tmp_path / "same" / GENERATION_FILE).read_text() == written
+    for number, ends in enumerate((Ends(eos=(7,)), Ends(eos=(7, 8), bos=2), Ends())):
+        npgpt.save(replace(model, ends=ends), tmp_path / f"other{number}")
+        again = npgpt.load(tmp_path / f"other{number}")
+        assert (again.end_ids, again.begin_id) == (ends.eos, ends.bos)
+        kept = json.loads((tmp_path / f"other{number}" / GENERATION_FILE).read_text())
+        assert kept == {"temperature": 0.5} | ends.stated()
 
 
 IDS = st.none() | st.integers(-2, 45) | st.lists(st.integers(-2, 45), max_size=4)

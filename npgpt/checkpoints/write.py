@@ -21,11 +21,12 @@ from ..text import vocabularies
 from ..text.tokenizer import Tokenizer
 from . import configs, safetensors
 from .atomic import sync_folder, writing
-from .ends import GENERATION_FILE, IDS
+from .ends import GENERATION_FILE, IDS, ends_of
 from .find import GPT2_RANKS, expanded, find
 from .formats import WEIGHTS_FILE
 from .open import CONFIG_FILES, Checkpoint, open_checkpoint
-from .tensor import cast, check_file, itemsize, row_blocks
+from .strict_json import read_object
+from .tensor import Stated, cast, check_file, itemsize, row_blocks
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
@@ -82,7 +83,7 @@ def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     own = [] if model.why_no_text else [file for file in model.tokenizer.files if file != GPT2_RANKS]
     files = {file.name: file.read_bytes() for file in own}
     if model.source is not None:
-        files |= _generation_file(model.source.weights)
+        files |= _generation_file(model.source.weights, model)
     arrays = parameters.to_arrays(model.parameters)
     layout = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
     ids = _ids(model.open_tokenizer) | model.ends.stated()
@@ -102,10 +103,22 @@ def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     return {renamed.get(name, name): file.read_bytes() for name, file in (here | beside).items()}
 
 
-def _generation_file(weights: Path) -> dict[str, bytes]:
-    """Return generation_config.json as it lies beside the weights, if it does: all of it is transformers'."""
+def _generation_file(weights: Path, model: LanguageModel | None = None) -> dict[str, bytes]:
+    """Return generation_config.json as it lies beside the weights, if it does; with a model's ids, where it has others.
+
+    They may have been replaced in Python, and this file would take the place of config.json.
+    """
     file = weights.with_name(GENERATION_FILE)
-    return {GENERATION_FILE: file.read_bytes()} if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    content = file.read_bytes()
+    if model is not None:
+        fields = read_object(content, str(file))
+        states = ends_of([], {}, Stated(str(file), fields), model.config.vocab_size)
+        if states.eos != model.ends.eos or states.bos not in (None, model.ends.bos):
+            fields = {key: value for key, value in fields.items() if key not in IDS} | model.ends.stated()
+            content = json.dumps(fields, indent=2).encode() + b"\n"
+    return {GENERATION_FILE: content}
 
 
 def _ids(open_tokenizer: Callable[[], Tokenizer]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch", reason="extra parity is not installed")
 transformers = pytest.importorskip("transformers", reason="extra parity is not installed")
 
 PENALTY = 5.0  # so that greedy ids differ from each other
-IDS: tuple[Any, ...] = (None, 11, 28, [28], [28, 11], [5, 17, 23], [], 99, [99, 11], "no key")
+IDS: tuple[Any, ...] = (None, 11, [28], [5, 17, 28], [99, 11], "no key")
 PROMPT = [1, 2, 3]
 LENGTH = 16
 
@@ -38,8 +38,6 @@ def test_greedy_ids_end_where_transformers_end(tmp_path: Path) -> None:
     transformers.logging.set_verbosity_error()
     ended = 0
     for number, (configured, generated) in enumerate(itertools.product(IDS, (*IDS, "no file"))):
-        if [] in (configured if generated == "no file" else generated, configured):
-            continue  # transformers' generate fails with an IndexError
         folder = store(tmp_path / f"m{number}", small(), **stated(configured))
         if generated != "no file":
             (folder / "generation_config.json").write_text(json.dumps(stated(generated)))
@@ -60,7 +58,7 @@ def test_greedy_ids_end_where_transformers_end(tmp_path: Path) -> None:
             assert mine == (ids[:-1] if finished else ids), (configured, generated)
             assert steps[-1].finish == ("end_of_text" if finished else "length")
             ended += finished
-    assert ended > 20
+    assert ended > 15
 
 
 def test_no_prompt_begins_where_transformers_begin(tmp_path: Path) -> None:
