@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from .config import Config as Config
     from .errors import NpgptError as NpgptError
     from .language_model import LanguageModel as LanguageModel
+    from .language_model import forward as forward
     from .language_model import load as load
-    from .model import forward as forward
     from .oracle.check import check as check
     from .oracle.check import check_greedy as check_greedy
     from .oracle.parts import check_part as check_part
@@ -44,7 +44,7 @@ _HOME = {
     "convert": "checkpoints.write",
     "load": "language_model",
     "save": "checkpoints.write",
-    "forward": "model",
+    "forward": "language_model",
     "check": "oracle.check",
     "check_greedy": "oracle.check",
     "check_part": "oracle.parts",

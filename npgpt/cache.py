@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from .config import Config
-from .errors import NpgptError, float_dtype, whole_number
+from .errors import NpgptError, checked, float_dtype, whole_number
 
 if TYPE_CHECKING:
     from .parameters import Array
@@ -26,6 +26,7 @@ class KVCache:
     float32 and float64.
     """
 
+    @checked
     def __init__(self, config: Config, batch_size: int, capacity: int, dtype: DTypeLike = np.float32) -> None:
         dtype = float_dtype("a cache's dtype", dtype)
         batch_size = whole_number("a cache's batch_size", batch_size)
@@ -43,6 +44,7 @@ class KVCache:
     def __repr__(self) -> str:
         return f"KVCache({self.length} of {self.capacity} tokens, {self.keys.dtype} {list(self.keys.shape)})"
 
+    @checked
     def past(self, config: Config) -> int:
         """Return how many tokens it holds. Raises NpgptError where its depth is another model's, or length is wrong."""
         if len(self.keys) != config.n_layer:
@@ -51,8 +53,9 @@ class KVCache:
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more as filled, once every block has been extended; a pass that breaks off leaves no trace."""
-        self.length += tokens
+        self.length += whole_number("tokens", tokens, low=0, high=self.capacity - self.length)
 
+    @checked
     def rows(self, rows: Sequence[int]) -> KVCache:
         """Return a new cache of these rows in this order, repeated where they are; only the filled part is copied.
 
@@ -76,6 +79,12 @@ class KVCache:
         `length` stays the same until advance(). Raises NpgptError where k is of another model, batch size or dtype, or
         does not fit.
         """
+        whole_number("layer", layer, low=0, high=len(self.keys) - 1)
+        for name, x in (("k", k), ("v", v)):
+            if not isinstance(x, np.ndarray) or np.ma.isMaskedArray(x) or x.ndim != 4:
+                raise NpgptError(f"{name} must be an array [B, H, T, D], not {x!r:.80}")
+        if (k.shape, k.dtype) != (v.shape, v.dtype):
+            raise NpgptError(f"k is {list(k.shape)} {k.dtype} and v {list(v.shape)} {v.dtype}: they must be alike")
         B, H, T, D = k.shape
         _, batch_size, n_head, capacity, head_width = self.keys.shape
         seen = self.length + T

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import NpgptError, whole_number
+from .errors import NpgptError, numbers, whole_number
 
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu")  # the first two name the same formula
 REQUIRED = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
@@ -48,7 +48,7 @@ class Config:
         for key in ("tie_word_embeddings", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"):
             if not isinstance(getattr(self, key), bool):
                 raise NpgptError(f"{key} must be true or false, not {getattr(self, key)!r}")
-        if self.activation_function not in ACTIVATIONS:
+        if not isinstance(self.activation_function, str) or self.activation_function not in ACTIVATIONS:
             raise NpgptError(
                 f"activation_function {self.activation_function!r} is not one that GPT-2 uses: "
                 "gelu_new (tanh form, GPT-2's own), gelu_pytorch_tanh (the same), gelu (erf form)"
@@ -87,30 +87,27 @@ class Config:
         token_ids: integers [T] or [B, T]. Raises NpgptError where they have another type or rank, are empty, negative
         or not below vocab_size (NumPy would take −1 for the last row), or do not fit into n_positions.
         """
-        try:
-            ids = np.asarray(token_ids)
-        except ValueError:
-            raise NpgptError(
-                "token ids must form one row or rows of equal length; these rows differ in length"
-            ) from None
+        ids, past = numbers("token ids", token_ids), whole_number("past", past, low=0)
         if ids.size == 0:
             raise NpgptError(
                 "there are no token ids: a prompt has at least one (an empty text starts from <|endoftext|>)"
             )
-        if ids.dtype.kind not in "iu":
-            raise NpgptError(f"token ids must be integers (of 64 bits at most), not {ids.dtype}")
         if ids.ndim not in (1, 2):
             raise NpgptError(f"token ids must be one row [T] or rows [B, T], not of shape {list(ids.shape)}")
-        if ids.min() < 0 or ids.max() >= self.vocab_size:
+        self.check_ids(ids)
+        T, cached = ids.shape[-1], f" after {past} in the cache" if past else ""
+        if past + T > self.n_positions:
+            raise NpgptError(f"{T} tokens{cached} do not fit into the context of {self.n_positions} (n_positions)")
+        return np.atleast_2d(ids)
+
+    def check_ids(self, ids: NDArray[np.integer[Any]]) -> None:
+        """Raise NpgptError where an id is negative or not below vocab_size."""
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
             where = tuple(int(i) for i in np.argwhere((ids < 0) | (ids >= self.vocab_size))[0])
             raise NpgptError(
                 f"token id {ids[where]} at position {list(where)} is out of range: "
                 f"vocab_size is {self.vocab_size}, so ids run from 0 to {self.vocab_size - 1}"
             )
-        T, cached = ids.shape[-1], f" after {past} in the cache" if past else ""
-        if past + T > self.n_positions:
-            raise NpgptError(f"{T} tokens{cached} do not fit into the context of {self.n_positions} (n_positions)")
-        return np.atleast_2d(ids)
 
     def first_of(self, T: int, logits_from: int) -> int:
         """Return the index, from 0, of the first of T tokens whose logits are returned; logits_from may be negative.

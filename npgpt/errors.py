@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 import operator
+import os
+from collections.abc import Callable, Container, Iterable, Mapping
+from functools import wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 LONGEST = 5000  # characters of a message
+TRUTH = ("bool", "bool_")  # Python's type of True and False, and NumPy's, which is bool_ before 2.2
 
 
 class NpgptError(ValueError):
@@ -27,7 +36,7 @@ def printable(text: str) -> str:
 def whole_number(name: str, value: object, low: int = 1, high: int = 2**31 - 1) -> int:
     """Return the value, which may be NumPy's, as an int. Raises NpgptError for another type and outside low to high."""
     try:
-        number = operator.index(value)  # type: ignore[arg-type]
+        number = None if is_masked(value) else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
@@ -38,13 +47,161 @@ def whole_number(name: str, value: object, low: int = 1, high: int = 2**31 - 1) 
     return number
 
 
+def real_number(name: str, value: object) -> float:
+    """Return the value, which may be NumPy's, as a float. Raises NpgptError for another type, a truth value too."""
+    try:
+        if isinstance(value, (str, bytes, bytearray)) or is_masked(value) or type(value).__name__ in TRUTH:
+            raise TypeError
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        raise NpgptError(f"{name} must be a number, not {value!r:.80}") from None
+
+
+def numbers(name: str, value: object, kinds: str = "iu") -> NDArray[Any]:
+    """Return numbers of any array library, or lists of them, as an array of one of NumPy's kinds.
+
+    Raises NpgptError for rows of different lengths, masked arrays, truth values, and whatever else is no such number.
+    """
+    import numpy as np
+
+    wanted = "integers (of 64 bits at most)" if kinds == "iu" else "numbers"
+    if is_masked(value):
+        raise NpgptError(f"{name} must be {wanted}, not a masked array: fill it, or take a part of it")
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        why = "these rows differ in length" if "inhomogeneous" in str(error) else str(error)
+        raise NpgptError(f"{name} must be one row or rows of equal length; {why}") from None
+    except Exception as error:  # of any kind, since the type is foreign
+        raise NpgptError(f"{name} cannot be read as an array: {type(error).__name__}: {error}") from None
+    if array.size and (array.dtype.kind not in kinds or ("b" not in kinds and _holds_truth(value))):
+        found = array.dtype if array.dtype.kind not in kinds else "bool"
+        raise NpgptError(f"{name} must be {wanted}, not {found}")
+    return array
+
+
+def is_masked(value: object) -> bool:
+    """Tell whether a value is one of NumPy's masked arrays, whose data under the mask must not be taken."""
+    return hasattr(value, "mask") and hasattr(value, "fill_value")
+
+
+def _holds_truth(value: object) -> bool:
+    """Tell whether True or False is in nested lists, from which NumPy would make 1 and 0."""
+    if isinstance(value, (list, tuple)):
+        return any(map(_holds_truth, value))
+    return type(value).__name__ in TRUTH
+
+
+def _kind(title: str, check: Callable[[Any], object]) -> Callable[[str, object], None]:
+    """Return a check of an argument that says what it must be where `check` is false or raises."""
+
+    def checked_kind(name: str, value: object) -> None:
+        try:
+            fits = check(value)
+        except (TypeError, ValueError):  # UnicodeEncodeError is one
+            fits = False
+        if not fits:
+            plain = value is None or isinstance(value, (str, bytes, int, float))
+            raise NpgptError(f"{name} must be {title}, not {f'{value!r:.80}' if plain else type(value).__name__}")
+
+    return checked_kind
+
+
+def _is_a(*names: str) -> Callable[[Any], bool]:
+    """Return a check for npgpt's classes by name, so that none is imported here."""
+    return lambda value: any(
+        kind.__name__ in names and kind.__module__.startswith("npgpt") for kind in type(value).__mro__
+    )
+
+
+def _is_path(value: Any) -> bool:
+    path = os.fspath(value)
+    return isinstance(path, str) and b"\0" not in os.fsencode(path)
+
+
+def _are_several(value: Any) -> bool:
+    iter(value)  # a TypeError for what is no iterable, such as an array of one number
+    return not isinstance(value, (str, bytes, bytearray, Mapping))
+
+
+def _may_be_numbers(value: Any) -> bool:
+    return bool(value) if isinstance(value, str) else _are_several(value)  # a str's characters are refused one by one
+
+
+def _are_whole(value: Any) -> bool:
+    found = () if isinstance(value, range) or not isinstance(value, Iterable) else value
+    if any(isinstance(number, bool) or operator.index(number) is None for number in found):
+        return False
+    return isinstance(value, Container) and not isinstance(value, (str, bytes, bytearray))
+
+
+def _check_str(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise NpgptError(f"{name} must be a str, not {type(value).__name__}")
+
+
+_PATH = _kind("a path: a text or a pathlib.Path", _is_path)
+_FUNCTION = _kind("a function", callable)
+_MODEL = _kind("a model that npgpt.load returns", _is_a("LanguageModel"))
+_SEVERAL = "several, in a list or the like"
+# How an argument is checked, by its annotation; what is not in here is checked where it is used.
+CHECKS: Mapping[str, Callable[[str, object], None]] = {
+    "bool": _kind("True or False", lambda value: type(value).__name__ in TRUTH),
+    "str": _check_str,
+    "str | os.PathLike[str]": _PATH,
+    "LanguageModel": _MODEL,
+    "LanguageModel | str | os.PathLike[str]": lambda name, value: (
+        None if _is_a("LanguageModel")(value) else _PATH(name, value)
+    ),
+    "Config": _kind("an npgpt.Config", _is_a("Config")),
+    "Parameters": _kind("npgpt.Parameters", _is_a("Parameters")),
+    "KVCache": _kind("an npgpt.KVCache", _is_a("KVCache")),
+    "Sampling": _kind("an npgpt.Sampling", _is_a("Sampling")),
+    "Ends": _kind("Ends of npgpt.checkpoints.ends", _is_a("Ends")),
+    **dict.fromkeys(("Record", "Progress", "Callable[[int, int], None]", "Callable[[], Tokenizer]"), _FUNCTION),
+    "Executor": _kind("an executor", lambda value: callable(getattr(value, "submit", None))),
+    "Mapping[str, Any]": _kind("a dict", lambda value: isinstance(value, Mapping)),
+    "Container[int]": _kind("a set of whole numbers", _are_whole),
+    "Sequence[str]": _kind(
+        f"texts, {_SEVERAL}", lambda value: _are_several(value) and all(isinstance(text, str) for text in value[:])
+    ),
+    "Iterable[str]": _kind(f"texts, {_SEVERAL}", _are_several),
+    "str | Iterable[str]": _kind("a text or several", lambda value: isinstance(value, str) or _are_several(value)),
+    "Iterable[int]": _kind(f"whole numbers, {_SEVERAL}", _may_be_numbers),
+    "Sequence[int]": _kind(f"whole numbers, {_SEVERAL}", lambda value: _may_be_numbers(value) and len(value[:]) >= 0),
+}
+
+
+def checked(function: Function) -> Function:
+    """Decorate a public function: an argument that is not what its annotation says is an NpgptError; see CHECKS."""
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    annotated = function.__annotations__
+
+    @wraps(function)
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        check_kinds(annotated, zip(names, arguments))  # noqa: B905  # fewer arguments than names, as a rule
+        check_kinds(annotated, keywords.items())
+        return function(*arguments, **keywords)
+
+    return run  # type: ignore[return-value]
+
+
+def check_kinds(annotations: Mapping[str, str], values: Iterable[tuple[str, object]]) -> None:
+    """Raise NpgptError for a value that is not what the annotation of its name says; see CHECKS."""
+    for name, value in values:
+        annotation = annotations.get(name, "")
+        kind = annotation.removesuffix(" | None")
+        if kind in CHECKS and not (value is None and kind != annotation):
+            CHECKS[kind](name, value)
+
+
 def float_dtype(name: str, dtype: object) -> str:
     """Return the dtype's name, float32 or float64. Raises NpgptError for any other, and for None (NumPy's float64)."""
     import numpy as np  # here, since the command line shows its help without NumPy
 
     try:
         found = str(np.dtype(dtype)) if dtype is not None else "None"  # type: ignore[call-overload]
-    except TypeError:
+    except Exception:  # of any kind, since NumPy asks a foreign type
         found = str(dtype)
     if found not in ("float32", "float64"):
         raise NpgptError(f"{name} must be float32 or float64, not {found:.80}")

@@ -14,19 +14,23 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from . import parameters as P
 from .cache import KVCache
+from .checkpoints.ends import Ends
 from .checkpoints.files import is_input
 from .checkpoints.find import find
 from .checkpoints.open import CONVERTED, open_checkpoint
 from .config import Config
-from .errors import NpgptError, float_dtype
-from .model import forward
+from .errors import NpgptError, check_kinds, checked, float_dtype, printable
+from .model import forward as unchecked_forward
 from .parameters import Array, Parameters, Record
 from .text.generation import Step, generate, kept_prompt
 from .text.sampling import Sampling
-from .text.tokenizer import Tokenizer
+from .text.tokenizer import Tokenizer, shown
 from .text.vocabularies import FILES, in_folder, tokenizer_of
 
+forward = checked(unchecked_forward)  # npgpt.forward; model.py is formulas, and knows no wrong types
 
+
+@checked
 def load(
     model: str | os.PathLike[str] | None = None,
     *,
@@ -40,9 +44,10 @@ def load(
 
     dtype: float32, or float64 as the ground truth that others are measured against. n_head: states what a checkpoint
     leaves open, or overrides it. activation: the same for the GELU, "gelu" (erf form) or "gelu_new" (tanh form).
-    config: replaces the checkpoint's whole configuration. name_scheme: whose names the tensors have, where the names do
-    not tell. float32 weights are used in place in the mapped file, others are converted. Raises NpgptError for whatever
-    does not fit. What is guessed or left out is in the model's notes.
+    config: replaces the checkpoint's whole configuration, its eos_token_id included (generation_config.json counts all
+    the same). name_scheme: whose names the tensors have, where the names do not tell. float32 weights are used in place
+    in the mapped file, others are converted. Raises NpgptError for whatever does not fit. What is guessed or left out
+    is in the model's notes.
     """
     dtype = float_dtype("a model's dtype", dtype)
     location = find(model)
@@ -84,6 +89,7 @@ def open_model(source: Source) -> LanguageModel:
         no_logits=checkpoint.no_logits,
         files=checkpoint.contents.files,
         source=replace(source, weights=source.weights.absolute()),
+        ends=checkpoint.ends,
     )
 
 
@@ -98,7 +104,8 @@ class LanguageModel:
     open_tokenizer returns its tokenizer, or raises NpgptError with the reason why it has none. origin names the file
     it was loaded from and its form, unless that is the converted one. notes say what of it is left out or guessed.
     no_logits is the reason why it gives no logits of ids, as a classifier; empty where it does. files hold its weights;
-    source opens it again.
+    source opens it again. ends are the ids that its files state for a text's beginning and end; see begin_id and
+    end_ids.
     """
 
     name: str
@@ -110,6 +117,11 @@ class LanguageModel:
     no_logits: str = ""
     files: tuple[Path, ...] = ()
     source: Source | None = field(default=None, repr=False)
+    ends: Ends = field(default=Ends(), repr=False)
+
+    def __post_init__(self) -> None:
+        check_kinds(type(self).__annotations__, vars(self).items())
+        P.check_fit(self.config, self.parameters, self.name)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -143,6 +155,29 @@ class LanguageModel:
             raise NpgptError(f"{self.name} has no text: {reason}")
         return found
 
+    @cached_property
+    def _ends(self) -> Ends:
+        return self.ends.completed(None if self.why_no_text else self.tokenizer.end_of_text)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end a text: eos_token_id of the model's files, or else <|endoftext|> of its vocabulary."""
+        return self._ends.eos
+
+    @property
+    def begin_id(self) -> int | None:
+        """The id before a text: bos_token_id of the model's files, or else <|endoftext|> of its vocabulary."""
+        return self._ends.bos
+
+    @property
+    def begins_with(self) -> str:
+        """The token of begin_id in words, empty where there is none."""
+        if self.begin_id is None:
+            return ""
+        has_text = not self.why_no_text and self.tokenizer.has_text(self.begin_id)
+        return printable(shown(self.tokenizer.piece(self.begin_id))) if has_text else f"id {self.begin_id}"
+
+    @checked
     def __call__(
         self,
         token_ids: ArrayLike,
@@ -164,51 +199,55 @@ class LanguageModel:
         if self.no_logits:
             raise NpgptError(f"{self.name} gives no logits: {self.no_logits}")
 
+    @checked
     def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
-        """Return a prompt's ids; an empty one is <|endoftext|>, which followed every text in training.
+        """Return a prompt's ids; an empty one is begin_id.
 
-        Raises NpgptError where the model has no text, or no <|endoftext|> to start from.
+        Raises NpgptError where the model has no text, or no id to start from.
         """
-        ids = self.tokenizer.encode(text, special=special)
-        if not ids:
-            if self.tokenizer.end_of_text is None:
-                raise NpgptError(f"the prompt is empty, and {self.name} has no <|endoftext|> to start from")
-            ids = [self.tokenizer.end_of_text]
-        return ids
+        if text == "" and self.begin_id is not None:
+            return [self.begin_id]
+        if ids := self.tokenizer.encode(text, special=special):
+            return ids
+        raise NpgptError(f"the prompt is empty, and {self.name} has no <|endoftext|> to start from, or bos_token_id")
 
+    @checked
     def generate(
         self,
         prompt: str | ArrayLike,
         *,
-        max_tokens: int = 100,
+        max_tokens: int | None = 100,
         seed: int | None = None,
-        stop: str | Iterable[str] = (),
+        stop: str | Iterable[str] | None = (),
+        special: bool = False,
         ignore_eos: bool = False,
         keep_last: bool = False,
         **sampling: Any,
     ) -> Iterator[str]:
         """Yield the text that follows a prompt (a text or ids [T]), piece by piece as it becomes certain.
 
-        The same seed gives the same text. A stop string ends the text, and so does <|endoftext|> unless ignore_eos;
-        neither is yielded. keep_last cuts the head of a prompt longer than the context. The other keywords are those of
-        Sampling: temperature (0 is greedy), top_k, top_p, min_p, repetition_penalty (above 1 makes ids of the prompt
-        and the text less likely). Raises NpgptError at once for an argument out of range, a prompt longer than the
-        context, and a model without text.
+        max_tokens: None for as many as the context holds. The same seed gives the same text. special: read special
+        tokens in a prompt, such as <|endoftext|>, as such and not as plain text. A stop string ends the text, and so
+        does each of end_ids unless ignore_eos; none is yielded. keep_last cuts the head of a prompt longer than the
+        context. The other keywords are those of Sampling: temperature (0 is greedy), top_k, top_p, min_p,
+        repetition_penalty (above 1 makes ids of the prompt and the text less likely); None switches each off. Raises
+        NpgptError at once for an argument out of range, a prompt longer than the context, and a model without text.
         """
         self._check_logits()
         settings, _ = Sampling(**sampling), self.tokenizer
-        ids = self.encode_prompt(prompt) if isinstance(prompt, str) else prompt
+        ids = self.encode_prompt(prompt, special=special) if isinstance(prompt, str) else prompt
         if keep_last:
             ids = kept_prompt(ids, self.config, max_tokens)
-        stops = [stop] if isinstance(stop, str) else stop
+        stops = [stop] if isinstance(stop, str) else () if stop is None else stop
         steps = self.steps(ids, max_tokens=max_tokens, sampling=settings, seed=seed, stop=stops, ignore_eos=ignore_eos)
         return (step.text for step in steps if step.text)
 
+    @checked
     def steps(
         self,
         prompt: ArrayLike,
         *,
-        max_tokens: int,
+        max_tokens: int | None,
         sampling: Sampling,
         seed: int | None = None,
         stop: Iterable[str] = (),
@@ -217,6 +256,7 @@ class LanguageModel:
     ) -> Iterator[Step]:
         """Continue prompt ids [T] token by token, with the ids, the text and why it ended; needs no vocabulary.
 
+        Each of end_ids ends it unless ignore_eos; max_tokens=None is no limit but the context.
         Several samples read the prompt once; their steps alternate, and step.sample is the number of the sample.
         See npgpt.text.generation.generate.
         """
@@ -230,6 +270,6 @@ class LanguageModel:
             seed=seed,
             tokenizer=None if self.why_no_text else self.tokenizer,
             stop=stop,
-            ignore_eos=ignore_eos,
+            ends=() if ignore_eos else self.end_ids,
             samples=samples,
         )

@@ -151,10 +151,7 @@ def from_arrays(config: Config, arrays: Mapping[str, Array]) -> Parameters:
 
     Raises NpgptError as check_shapes does, and where dtypes are mixed or none of float32 and float64.
     """
-    check_shapes(config, {name: array.shape for name, array in arrays.items()}, "the set of arrays")
-    dtypes = {str(array.dtype) for array in arrays.values()}
-    if dtypes not in ({"float32"}, {"float64"}):
-        raise NpgptError(f"parameters must be all float32 or all float64, not {', '.join(sorted(dtypes))}")
+    check_arrays(config, arrays, "the set of arrays")
 
     def norm(name: str) -> LayerNorm:
         return LayerNorm(arrays[f"{name}.weight"], arrays[f"{name}.bias"])
@@ -175,6 +172,23 @@ def from_arrays(config: Config, arrays: Mapping[str, Array]) -> Parameters:
         ln_f=norm("ln_f"),
         lm_head=wte if config.tie_word_embeddings else Embedding(arrays["lm_head.weight"]),
     )
+
+
+def check_arrays(config: Config, arrays: Mapping[str, Array], source: str) -> None:
+    """Raise NpgptError as check_shapes does, and where dtypes are mixed or none of float32 and float64."""
+    check_shapes(config, {name: array.shape for name, array in arrays.items()}, source)
+    dtypes = {str(array.dtype) for array in arrays.values()}
+    if dtypes not in ({"float32"}, {"float64"}):
+        raise NpgptError(f"parameters must be all float32 or all float64, not {', '.join(sorted(dtypes))}")
+
+
+def check_fit(config: Config, parameters: Parameters, source: str) -> None:
+    """Raise NpgptError where parameters are not whole, or not those of this configuration."""
+    try:
+        arrays = to_arrays(parameters)
+    except (AttributeError, TypeError, RecursionError):
+        raise NpgptError(f"{source} has parameters that hold something else than arrays") from None
+    check_arrays(config, arrays, source)
 
 
 def to_arrays(parameters: Parameters) -> dict[str, Array]:

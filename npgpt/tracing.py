@@ -15,17 +15,19 @@ from . import __version__
 from .checkpoints import configs, safetensors
 from .checkpoints.atomic import writing
 from .checkpoints.inspect import sha256
-from .errors import NpgptError
+from .errors import NpgptError, checked
 from .language_model import LanguageModel
 from .parameters import Array
 
 
+@checked
 def trace(model: LanguageModel, token_ids: Sequence[int], only: Sequence[str] = ()) -> dict[str, Array]:
     """Return the intermediates of token_ids [T] by name, in the order of computation, each with B = 1 in front.
 
     only: shell patterns such as logits or h.0.*; without any, all are returned. Raises NpgptError for a pattern that
     matches no name, and for ids that do not fit the model.
     """
+    only = tuple(only)
     found: dict[str, Array] = {}
     names: list[str] = []
 

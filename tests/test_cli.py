@@ -269,7 +269,7 @@ def test_version_and_help() -> None:
         (["generate", "a", "--max-tokens", "-1"], "max_tokens must be at least 0, not -1"),
         (["generate", "a", "--temperature", "-1"], "temperature must be 0 (greedy) or above, not -1.0"),
         (["generate", "a", "--temperature", "nan"], "not nan"),
-        (["generate", "a", "--top-k", "0"], "top-k, the number of tokens to keep, must be at least 1, not 0"),
+        (["generate", "a", "--top-k", "-1"], "top-k, the number of tokens to keep, must be at least 0, not -1"),
         (["generate", "a", "--top-p", "2"], "not 2.0"),
         (["generate", "a", "--min-p", "-1"], "not -1.0"),
         (["generate", "a", "--repetition-penalty", "0"], "repetition-penalty must be a finite number above 0, not 0.0"),

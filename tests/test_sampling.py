@@ -197,7 +197,7 @@ def test_broken_logits_are_refused(bad: float) -> None:
         ({"temperature": -0.1}, "temperature must be 0 .* not -0.1"),
         ({"temperature": math.nan}, "temperature"),
         ({"temperature": math.inf}, "temperature"),
-        ({"top_k": 0}, "top-k, .* must be at least 1, not 0"),
+        ({"top_k": -1}, "top-k, .* must be at least 0, not -1"),
         ({"top_p": 0}, "top-p .* not 0"),
         ({"top_p": 1.01}, "top-p .* not 1.01"),
         ({"min_p": -0.1}, "min-p .* not -0.1"),

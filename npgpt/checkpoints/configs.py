@@ -14,10 +14,10 @@ from .. import parameters
 from ..config import PUBLISHED, REQUIRED, Config
 from ..errors import NpgptError
 from ..parameters import Shape
+from .ends import special_ids
 from .tensor import Stated
 
 FIELDS = {field.name for field in fields(Config)}
-IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 CONTEXT = "max_position_embeddings"
 
@@ -138,7 +138,7 @@ def agreed(
         unknown += strange
         if type(fields.get("n_embd")) is int and fields.get("n_inner") == 4 * fields["n_embd"]:
             fields["n_inner"] = None
-        fields |= {key: stated[key] for key in IDS if type(stated.get(key)) is int}
+        fields |= special_ids(stated, source)
         said = {SPELLINGS.get(key, key) for key in stated}
         for key, value in fields.items():
             if key not in said:

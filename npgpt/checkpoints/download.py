@@ -20,6 +20,7 @@ from ..errors import NpgptError
 from ..text.vocabularies import COMPANIONS, READABLE
 from . import atomic
 from .configs import read_fields
+from .ends import GENERATION_FILE
 from .files import CONFIGURATION, REVISION, VOCABULARY, read_bytes
 from .find import EMBEDDED, ORGANISATIONS, hub_cache, suggestion
 from .formats import ADAPTER_CONFIG
@@ -139,7 +140,8 @@ def choose(names: Collection[str], repository: str) -> list[str]:
 
     Raises NpgptError where there are no weights that npgpt reads.
     """
-    wanted = [name for name in (CONFIG, ADAPTER_CONFIG, *READABLE, *COMPANIONS) if name in names]
+    known = (CONFIG, GENERATION_FILE, ADAPTER_CONFIG, *READABLE, *COMPANIONS)
+    wanted = [name for name in known if name in names]
     for stem, suffix in WEIGHTS:
         whole, index = f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"
         shards = sorted(name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name, re.ASCII))

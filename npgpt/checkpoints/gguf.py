@@ -65,8 +65,9 @@ CONFIG = {
     "gpt2.attention.layer_norm_epsilon": "layer_norm_epsilon",
     "gpt2.vocab_size": "vocab_size",
     "tokenizer.ggml.bos_token_id": "bos_token_id",
-    "tokenizer.ggml.eos_token_id": "eos_token_id",
 }
+# any of these ends a text in llama.cpp: of the text, of a turn, of a message
+ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 TOKENS, MERGES, TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.token_type"
 UNUSED = 5  # a token's type: a row that only pads the vocabulary
 
@@ -143,12 +144,13 @@ def read(path: Path) -> Contents:
     architecture = keys.get("general.architecture")
     if not isinstance(architecture, str) or architecture != "gpt2":
         raise NpgptError(f"{path}: general.architecture is {architecture!r:.80}, and npgpt runs 'gpt2' alone")
-    if several := [key for key in (*CONFIG, "split.count") if isinstance(keys.get(key), (list, np.ndarray))]:
+    if several := [key for key in (*CONFIG, *ENDS, "split.count") if isinstance(keys.get(key), (list, np.ndarray))]:
         raise NpgptError(f"{path}: {several[0]} is a list, and a GPT-2 has one number there")
     if keys.get("split.count", 1) != 1:
         raise NpgptError(f"{path} is one of several parts: join them with llama-gguf-split --merge")
     tensors = _tensors(path, data, cursor, n_tensors, keys.get("general.alignment", 32))
     fields = {name: keys[key] for key, name in CONFIG.items() if key in keys}
+    fields["eos_token_id"] = [*dict.fromkeys(keys[key] for key in ENDS if key in keys)]
     model, vocabulary = keys.get("tokenizer.ggml.model"), None
     if isinstance(model, str) and model == "gpt2" and TOKENS in keys and MERGES in keys:
         vocabulary = lambda: _vocabulary(path, keys)  # noqa: E731

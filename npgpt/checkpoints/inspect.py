@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import numpy as np
 
 from .. import parameters
 from ..config import Config
-from ..errors import NpgptError
+from ..errors import NpgptError, checked
+from ..text.tokenizer import Tokenizer, shown
 from ..text.vocabularies import tokenizer_of
 from .files import reading
 from .find import find
@@ -35,11 +37,15 @@ class Inspection:
     misaligned: list[str]  # tensors that are copied when they are loaded
     non_finite: dict[str, tuple[int, int]]  # numbers of NaN and of infinite values by tensor
     vocabulary: str  # its files, or the reason why there is none
+    begin: str  # the id before a text, and what says so
+    ends: str  # the ids that end a text, and what says so
+    unused: tuple[str, ...]  # what the files state of generation and npgpt does not use
     notes: tuple[str, ...]  # what is left out or guessed
     guesses_gelu: bool
     unchecked: str | None  # the checksums that are not checked, see Contents
 
 
+@checked
 def inspect(
     model: str | os.PathLike[str] | None = None, *, n_head: int | None = None, activation: str | None = None
 ) -> Inspection:
@@ -47,10 +53,14 @@ def inspect(
     location = find(model)
     checkpoint = open_checkpoint(location.weights, n_head=n_head, activation=activation)
     config = checkpoint.config
+    tokenizer, ends = None, checkpoint.ends
     try:
-        vocabulary = tokenizer_of(checkpoint).source
+        tokenizer = tokenizer_of(checkpoint)
+        vocabulary = tokenizer.source
     except NpgptError as reason:
         vocabulary = str(reason)
+    whole = ends.completed(tokenizer.end_of_text if tokenizer else None)
+    begin = () if whole.bos is None else (whole.bos,)
     used = {part: checkpoint.tensors[part] for source in checkpoint.sources.values() for part in source.parts}
     non_finite = {name: _non_finite(checkpoint.load(name, "float64")) for name in checkpoint.sources}
     return Inspection(
@@ -66,10 +76,22 @@ def inspect(
         misaligned=[tensor.name for tensor in used.values() if tensor.misaligned],
         non_finite={name: counts for name, counts in non_finite.items() if any(counts)},
         vocabulary=vocabulary,
+        begin=_named(begin, tokenizer, vocabulary if ends.bos is None else ends.sources.get("bos_token_id", "")),
+        ends=_named(whole.eos, tokenizer, ends.sources.get("eos_token_id", "") if ends.eos else vocabulary),
+        unused=ends.notes,
         notes=checkpoint.notes,
         guesses_gelu=checkpoint.guesses_gelu,
         unchecked=checkpoint.contents.unchecked,
     )
+
+
+def _named(token_ids: Sequence[int], tokenizer: Tokenizer | None, source: str) -> str:
+    """Return ids with the text of those that have any, and what states them."""
+    named = [
+        f"{one} {shown(tokenizer.piece(one))!r}" if tokenizer and tokenizer.has_text(one) else f"{one}"
+        for one in token_ids
+    ]
+    return f"{', '.join(named)} ({source})" if named else "at no id"
 
 
 def sha256(path: Path) -> str:

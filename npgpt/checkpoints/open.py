@@ -17,6 +17,7 @@ from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array, Shape
 from . import configs, formats, lora, names, strict_json
+from .ends import GENERATION_FILE, Ends, ends_of
 from .names import HUGGING_FACE, Scheme
 from .tensor import Contents, Source, Stated, Tensor, load, same_bits
 from .wrappers import located
@@ -38,6 +39,7 @@ class Checkpoint:
     config: Config
     unknown_keys: list[str]  # keys of the configuration that npgpt does not know
     stated: Mapping[str, Any]  # the configuration as the files state it
+    ends: Ends
     shapes: dict[str, Shape]  # of the canonical tensors
     sources: dict[str, Source]
     tensors: Mapping[str, Tensor]
@@ -135,6 +137,7 @@ def open_checkpoint(
         config=config,
         unknown_keys=unknown,
         stated=stated,
+        ends=ends_of(statements, stated, _beside(path, GENERATION_FILE), config.vocab_size),
         shapes=parameters.schema(config),
         sources=sources,
         tensors=tensors,
@@ -200,11 +203,14 @@ CONVERTED = f"safetensors, {HUGGING_FACE.title}"
 def _statements(path: Path, contents: Contents) -> list[Stated]:
     """Return what the files state of the configuration, in the checkpoint and beside it."""
     statements = [] if contents.stated is None else [contents.stated]
-    for name in CONFIG_FILES:
-        beside = path.with_name(name)
-        if os.path.lexists(beside):  # a dangling link is an error
-            statements.append(Stated(str(beside), strict_json.read_file(beside)))
+    statements += [stated for name in CONFIG_FILES if (stated := _beside(path, name)) is not None]
     return [Stated(source, _without(fields, contents.outdated)) for source, fields in statements]
+
+
+def _beside(path: Path, name: str) -> Stated | None:
+    """Return what a JSON file beside the weights states, or None where it is not there; a dangling link is an error."""
+    file = path.with_name(name)
+    return Stated(str(file), strict_json.read_file(file)) if os.path.lexists(file) else None
 
 
 def _without(fields: Mapping[str, Any], outdated: Set[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import NpgptError
 from . import stand_ins
 from .files import CONFIGURATION, Kind, read_bytes
+from .utf8 import check_encoding
 
 
 def read_file(path: Path, kind: Kind = CONFIGURATION) -> dict[str, Any]:
@@ -23,6 +24,7 @@ def read_object(content: bytes, source: str) -> dict[str, Any]:
     for a duplicate key, of which json would silently keep the last.
     """
     stand_ins.refuse(content, source)
+    check_encoding(content, source)
     try:
         value = json.loads(content.decode("utf-8"), object_pairs_hook=no_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors

@@ -16,27 +16,30 @@ from numpy.typing import NDArray
 
 from .. import parameters
 from ..config import Config
-from ..errors import NpgptError
+from ..errors import NpgptError, checked
 from ..parameters import Shape
 from ..text import vocabularies
 from ..text.tokenizer import Tokenizer
 from . import configs, safetensors
 from .atomic import sync_folder, writing
-from .configs import IDS
-from .files import is_output, one_run
+from .ends import GENERATION_FILE, IDS, ends_of
+from .files import CONFIGURATION, is_output, one_run, read_bytes
 from .find import GPT2_RANKS, expanded, find
 from .formats import WEIGHTS_FILE
 from .open import CONFIG_FILES, Checkpoint, open_checkpoint
-from .tensor import cast, itemsize, row_blocks
+from .strict_json import read_object
+from .tensor import Stated, cast, itemsize, row_blocks
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
 
 CONFIG_FILE = CONFIG_FILES[0]
 DTYPES = ("float32", "float16", "bfloat16")
-REPLACEABLE = {WEIGHTS_FILE, CONFIG_FILE, *vocabularies.FILES}  # what a folder may hold to be overwritten
+# what a folder may hold to be overwritten
+REPLACEABLE = {WEIGHTS_FILE, CONFIG_FILE, GENERATION_FILE, *vocabularies.FILES}
 
 
+@checked
 @one_run()
 def convert(
     source: str | os.PathLike[str],
@@ -51,11 +54,11 @@ def convert(
 ) -> Checkpoint:
     """Write any checkpoint that npgpt reads, by name or path, as model.safetensors, config.json and its vocabulary.
 
-    The folder loads here and in transformers; it appears whole or not at all. Tensors are streamed, so a model larger
-    than memory can be converted. dtype: float32, float16 or bfloat16. overwrite: replace a folder that holds a
-    converted model and nothing else; what of it cannot be deleted is named in a warning. progress(bytes written, bytes
-    in all) is called after each block. Returns the checkpoint that was read. Raises NpgptError for whatever does not
-    fit, OSError where it cannot be written.
+    The folder loads here and in transformers; it appears whole or not at all. generation_config.json is kept as it is.
+    Tensors are streamed, so a model larger than memory can be converted. dtype: float32, float16 or bfloat16.
+    overwrite: replace a folder that holds a converted model and nothing else; what of it cannot be deleted is named in
+    a warning. progress(bytes written, bytes in all) is called after each block. Returns the checkpoint that was read.
+    Raises NpgptError for whatever does not fit, OSError where it cannot be written.
     """
     location, folder = find(source), expanded(folder)
     replaceable = REPLACEABLE if overwrite else None
@@ -67,13 +70,14 @@ def convert(
         raise NpgptError(f"written are {', '.join(DTYPES)}, not {dtype!r:.80}")
     layout = {name: (dtype, shape) for name, shape in checkpoint.shapes.items()}
     parts = _converted(checkpoint, dtype, progress)
-    files = _vocabulary_files(checkpoint)
+    files = _vocabulary_files(checkpoint) | _generation_file(checkpoint.path)
     stated = {key: checkpoint.stated[key] for key in IDS if key in checkpoint.stated}
     ids = _ids(lambda: vocabularies.tokenizer_of(checkpoint)) | stated
     write_folder(folder, checkpoint.config, ids, files, layout, parts, replaceable)
     return checkpoint
 
 
+@checked
 def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     """Write model.safetensors, config.json and a vocabulary of the model's own into a new or empty folder.
 
@@ -86,9 +90,12 @@ def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
         raise NpgptError(f"{model.name} is no language model to write: {model.no_logits}")
     own = [] if model.why_no_text else [file for file in model.tokenizer.files if file != GPT2_RANKS]
     files = {file.name: vocabularies.contents(file) for file in own}
+    if model.source is not None:
+        files |= _generation_file(model.source.weights, model)
     arrays = parameters.to_arrays(model.parameters)
     layout = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
-    write_folder(folder, model.config, _ids(model.open_tokenizer), files, layout, lambda name: [arrays[name]])
+    ids = _ids(model.open_tokenizer) | model.ends.stated()
+    write_folder(folder, model.config, ids, files, layout, lambda name: [arrays[name]])
 
 
 def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -102,7 +109,25 @@ def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     return {renamed.get(name, name): vocabularies.contents(file) for name, file in (here | beside).items()}
 
 
-def _ids(open_tokenizer: Callable[[], Tokenizer]) -> dict[str, int | None]:
+def _generation_file(weights: Path, model: LanguageModel | None = None) -> dict[str, bytes]:
+    """Return generation_config.json as it lies beside the weights, if it does; with a model's ids, where it has others.
+
+    They may have been replaced in Python, and this file would take the place of config.json.
+    """
+    file = weights.with_name(GENERATION_FILE)
+    if not file.is_file():
+        return {}
+    content = read_bytes(file, CONFIGURATION)
+    if model is not None:
+        fields = read_object(content, str(file))
+        states = ends_of([], {}, Stated(str(file), fields), model.config.vocab_size)
+        if states.eos != model.ends.eos or states.bos not in (None, model.ends.bos):
+            fields = {key: value for key, value in fields.items() if key not in IDS} | model.ends.stated()
+            content = json.dumps(fields, indent=2).encode() + b"\n"
+    return {GENERATION_FILE: content}
+
+
+def _ids(open_tokenizer: Callable[[], Tokenizer]) -> dict[str, Any]:
     """Return config.json's ids of the text's beginning and end: None where the model has no vocabulary."""
     try:
         end_of_text = open_tokenizer().end_of_text
@@ -172,7 +197,7 @@ def _check_contents(folder: Path, shown: Path, replaceable: Set[str] | None) -> 
 def write_folder(
     folder: Path,
     config: Config,
-    ids: Mapping[str, int | None],
+    ids: Mapping[str, Any],
     vocabulary: Mapping[str, bytes],
     layout: Mapping[str, tuple[str, Shape]],
     parts: safetensors.Parts,

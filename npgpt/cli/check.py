@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from ..errors import NpgptError
 from .html import page_writer
@@ -79,10 +80,7 @@ def _numbers(name: str, text: str | None) -> list[int]:
     """Whole numbers between commas; none where there is no text."""
     if text is None:
         return []
-    try:
-        found = [int(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        found = []
-    if not found or min(found) < 0:
+    parts = text.replace(",", " ").split()
+    if not parts or not all(re.fullmatch(r"[0-9]{1,20}", part) for part in parts):
         raise NpgptError(f"{name} must be whole numbers between commas, such as 1,2,3, not {text!r:.80}")
-    return found
+    return [int(part) for part in parts]

@@ -77,5 +77,6 @@ def report(checkpoint: Checkpoint, folder: str, dtype: str) -> list[str]:
         f"{config.n_positions} positions, {config.vocab_size} ids, {activation}, {head}{absent}",
         *(f"note     {line}" for line in checkpoint.notes),
         f"written  {folder}: {files}; {len(checkpoint.sources)} tensors {dtype}{rounded}",
+        *(f"not used {text}" for text in checkpoint.ends.notes),
         f"next     npgpt inspect {shlex.quote(folder)}",
     ]

@@ -24,19 +24,19 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.description = "Print a prompt and, as it is produced, what the model writes after it."
     parser.epilog = 'example: npgpt generate "It is a truth universally acknowledged" --temperature 0 --max-tokens 40'
     argument = parser.add_argument
-    argument("prompt", nargs="?", help="the text, or - for all of standard input; none: <|endoftext|>")
+    argument("prompt", nargs="?", help="the text, or - for all of standard input; none: <|endoftext|>, or bos_token_id")
     argument("--ids", metavar="1,2,3", help="the prompt as token ids")
     add_common(parser, "--model", "--n-head", "--activation")
     argument("--max-tokens", type=int, default=100, metavar="N", help="stop after N tokens (default: 100)")
     argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default: 0.8)")
-    argument("--top-k", type=int, metavar="K", help="draw from the K likeliest")
+    argument("--top-k", type=int, metavar="K", help="draw from the K likeliest; 0: from all")
     argument("--top-p", type=float, metavar="P", help="from the likeliest, down to where their sum reaches P")
     argument("--min-p", type=float, metavar="P", help="from those P times as likely as the likeliest")
     argument("--repetition-penalty", type=float, metavar="R", help="above 1: ids that were there become less likely")
     argument("--seed", type=int, metavar="S", help="same seed, same text (default: a new one; see -v)")
     argument("--samples", type=int, default=1, metavar="N", help="N continuations, of seeds S, S + 1, … (default: 1)")
     argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
-    argument("--ignore-eos", action="store_true", help="go on after <|endoftext|>")
+    argument("--ignore-eos", action="store_true", help="go on after <|endoftext|> and eos_token_id")
     add_common(parser, "--special")
     argument("--keep-last", action="store_true", help="cut the head of a prompt longer than the context")
     add_common(parser, "--dtype", "--threads")
@@ -53,6 +53,8 @@ def run(options: argparse.Namespace) -> int:
     seed = int.from_bytes(os.urandom(4), "big") if options.seed is None else options.seed
     sampling = Sampling(**{option.name: getattr(options, option.name) for option in fields(Sampling)})
     model = open_model(options)
+    for text in model.ends.notes:
+        note(text)
     prompt_ids = _prompt_ids(options, model)
     steps = model.steps(
         prompt_ids,
@@ -142,7 +144,7 @@ def _rate(samples: list[_Sample]) -> float | None:
 
 def _prompt_ids(options: argparse.Namespace, model: LanguageModel) -> list[int]:
     """Return the prompt's ids, cut to the context with --keep-last. Raises NpgptError where they do not fit."""
-    given = text_or_ids(options.prompt, options.ids, "prompt")
+    given = text_or_ids(options.prompt, options.ids, "prompt", say=options.verbose)
     ids = given if isinstance(given, list) else model.encode_prompt(given or "", special=options.special)
     context = model.config.n_positions
     if len(ids) <= context:

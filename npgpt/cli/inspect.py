@@ -51,6 +51,9 @@ def report(found: Inspection) -> list[str]:
         ("layer norm", f"epsilon {config.layer_norm_epsilon:g}"),
         ("output head", "wte itself (tied)" if config.tie_word_embeddings else "lm_head, its own (untied)"),
         ("attention", None if usual else scaling),
+        ("text begins", found.begin),
+        ("text ends", found.ends),
+        *(("not used", text) for text in found.unused),
         ("unknown keys", f"{', '.join(found.unknown_keys)} (in config.json; not used)" if found.unknown_keys else None),
     ]
     file = [

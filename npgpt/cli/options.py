@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import stat
 import sys
 from contextlib import AbstractContextManager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ..checkpoints.files import is_input, is_output, naming
+from ..checkpoints.utf8 import decoded
 from ..errors import NpgptError, printable, whole_number
 from ..process import THREAD_VARIABLES, handling, tune_process
 
@@ -74,16 +76,20 @@ def text_ids(options: argparse.Namespace, model: LanguageModel) -> tuple[str | N
     return text, ids
 
 
-def text_or_ids(text: str | None, ids: str | None, kind: str) -> str | list[int] | None:
+def text_or_ids(text: str | None, ids: str | None, kind: str, say: bool = True) -> str | list[int] | None:
     """Return an argument's text, or the numbers of --ids; None without either. Raises NpgptError for both."""
     if ids is None:
-        return None if text is None else read_text(text)
+        return None if text is None else read_text(text, say)
     if text is not None:
         raise NpgptError(f"give the {kind} as text or as --ids, not both")
-    try:
-        return [int(number) for number in ids.split(",")]
-    except ValueError:
-        raise NpgptError(f"--ids takes whole numbers with commas between them, not {ids!r:.80}") from None
+    return read_ids(ids)
+
+
+def read_ids(ids: str) -> list[int]:
+    """Return the numbers of --ids. Raises NpgptError for anything else."""
+    if re.fullmatch(r"\s*-?[0-9]{1,20}\s*(?:,\s*-?[0-9]{1,20}\s*)*", ids) is None:
+        raise NpgptError(f"--ids takes whole numbers with commas between them, not {ids!r:.80}")
+    return [int(number) for number in ids.split(",")]
 
 
 def tune(threads: int | None = None) -> list[str]:
@@ -113,13 +119,16 @@ def unwinding() -> AbstractContextManager[None]:
     return handling(["SIGTERM", "SIGHUP"], end)
 
 
-def read_text(argument: str) -> str:
-    """Return the argument itself, or all of standard input for '-'. Raises NpgptError where that is not UTF-8."""
-    return read_file("-") if argument == "-" else argument
+def read_text(argument: str, say: bool = True) -> str:
+    """Return the argument itself, or all of standard input for '-', as read_file does."""
+    return read_file("-", say) if argument == "-" else argument
 
 
-def read_file(name: str) -> str:
-    """Return all of a file, or of standard input for '-'. Raises NpgptError where it is not UTF-8, OSError as open."""
+def read_file(name: str, say: bool = True) -> str:
+    """Return all of a file, or of standard input for '-', without a byte order mark, of which it is said.
+
+    Raises NpgptError where it is not UTF-8, OSError as open.
+    """
     if name == "-":
         if sys.stdin is None:
             raise NpgptError("standard input is closed")
@@ -131,10 +140,10 @@ def read_file(name: str) -> str:
         is_input(path)
         with naming(path):
             content = path.read_bytes()
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise NpgptError(f"{name} is not UTF-8: byte 0x{error.object[error.start]:02X} at {error.start}") from None
+    text, marked = decoded(content, name)
+    if marked and say:
+        note(f"{name} begins with a byte order mark, which is dropped")
+    return text
 
 
 def output_path(option: str, argument: str) -> Path:

@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NpgptError
 from ..process import cores
 from .html import page_writer
-from .options import add_common, coloured, importing, into_file, note, open_model, output_path, read_file, tune
+from .options import (
+    add_common,
+    coloured,
+    importing,
+    into_file,
+    note,
+    open_model,
+    output_path,
+    read_file,
+    read_ids,
+    tune,
+)
 from .progress import bar
 from .streams import paint
 
@@ -32,7 +43,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: npgpt score chapter.txt --model gpt2 --stride 512 --top 3"
     argument = parser.add_argument
     argument("files", nargs="*", metavar="FILE", help="texts; - or none: standard input")
-    add_common(parser, "--model", "--n-head", "--activation")
+    add_common(parser, "--ids", "--model", "--n-head", "--activation")
     argument(
         "--convention",
         default="rolling",
@@ -41,7 +52,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     )
     argument("--context", type=int, metavar="N", help="tokens of a window (default: the model's context)")
     argument("--stride", type=int, metavar="N", help="from one window to the next (default: a window)")
-    argument("--bos", action=argparse.BooleanOptionalAction, help="<|endoftext|> stands before the text")
+    argument("--bos", action=argparse.BooleanOptionalAction, help="<|endoftext|> (bos_token_id) stands before the text")
     add_common(parser, "--special")
     argument("--top", type=int, default=0, metavar="K", help="each token's rank, and the K likeliest there")
     output = parser.add_mutually_exclusive_group()
@@ -68,10 +79,15 @@ def run(options: argparse.Namespace) -> int:
     most = 4 * cores()
     if options.workers is not None and not 1 <= options.workers <= most:
         raise NpgptError(f"--workers must be from 1 to {most}, four for each core, not {options.workers}")
-    names = options.files or ["-"]
-    texts = [read_file(name) for name in names]
+    if options.ids is None:
+        names = options.files or ["-"]
+        texts: list[str | list[int]] = [read_file(name) for name in names]
+    else:
+        names, texts = ["--ids"], [read_ids(options.ids)]
+        if options.files:
+            raise NpgptError("give the text as files or as --ids, not both")
     model = open_model(options)
-    rule = convention(options.convention, model.config, options.context, options.stride, options.bos)
+    rule = convention(options.convention, model.config, options.context, options.stride, options.bos, model.begins_with)
     as_lines = options.json or resume is not None
     settings = records.settings(model, rule, options.top, options.special) if as_lines else {}
     scores = []  # kept until the progress bar is gone
@@ -116,7 +132,7 @@ def _print(name: str, score: Score, top: int, model: LanguageModel) -> None:
 
 
 def _scores(
-    options: argparse.Namespace, names: list[str], texts: list[str], model: LanguageModel, done: set[int]
+    options: argparse.Namespace, names: list[str], texts: list[str | list[int]], model: LanguageModel, done: set[int]
 ) -> Iterator[tuple[int, Score]]:
     """Yield the number and the score of each text that is not done, under a progress bar.
 

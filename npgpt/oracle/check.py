@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import parameters
 from ..config import GPT2_VOCAB_SIZES, Config
-from ..errors import NpgptError
+from ..errors import NpgptError, checked, whole_number
 from ..language_model import LanguageModel, load
 from ..parameters import Array
 from ..text.vocabularies import load_tokenizer
@@ -42,6 +42,7 @@ Weights = LanguageModel | str | os.PathLike[str] | Mapping[str, Any] | Any  # th
 Prompt = str | ArrayLike
 
 
+@checked
 def check(
     theirs: Any,
     prompt: Prompt | None = None,
@@ -69,9 +70,14 @@ def check(
     them would not show. progress: called with the steps done and all of them, in each of several parts. Raises
     NpgptError where the two cannot be compared.
     """
-    known_dtype(dtype or "float32")
+    known_dtype("float32" if dtype is None else dtype)
+    if n_head is not None:
+        n_head = whole_number("n_head", n_head)
+    shape = [whole_number("a size in shape", size) for size in shape]
     if isinstance(theirs, (str, os.PathLike)):
         theirs = files.read(theirs, shape, dtype)
+    elif shape:
+        raise NpgptError("shape= is that of raw numbers in a file; theirs is none")
     notes: list[str] = []
     problems: list[str] = []
     if isinstance(theirs, Given):
@@ -197,6 +203,7 @@ def compare_file(
     return check(given, prompt, weights, dtype=dtype, **options)
 
 
+@checked
 def check_greedy(
     theirs: ArrayLike | os.PathLike[str] | Given,
     prompt: Prompt | None = None,

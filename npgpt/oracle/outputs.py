@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import NpgptError
+from ..checkpoints.tensor import LONGEST_SHAPE
+from ..errors import NpgptError, is_masked
 
 NO_STAGES = ("loss", "past_key_values", "cross_attentions")  # of what transformers returns
 # How a framework hands out an array, in the order in which the ways are tried.
@@ -34,6 +35,8 @@ def as_array(tensor: Any) -> NDArray[Any]:
             return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
         except Exception as error:  # sparse, quantised, or on no device
             raise NpgptError(f"{title} cannot be read as an array: {raised(error)}") from error
+    if is_masked(tensor):
+        raise NpgptError("a masked array has numbers that do not count: fill it, or give attention_mask=")
     if _holds_arrays(tensor):
         return np.stack([as_array(item) for item in tensor])
     foreign = hasattr(tensor, "shape") and not isinstance(tensor, (np.ndarray, np.generic))
@@ -94,10 +97,10 @@ def _holds_arrays(value: Any) -> bool:
     return isinstance(value, (tuple, list)) and any(hasattr(item, "shape") for item in value)
 
 
-def _shape(item: Any) -> tuple[int, ...]:
-    """Of an array of any framework or of nested lists; none of anything else."""
-    if isinstance(item, list) and item:
-        return len(item), *_shape(item[0])
+def _shape(item: Any, depth: int = 0) -> tuple[int, ...]:
+    """Of an array of any framework or of nested lists; none of anything else, nor of a list that holds itself."""
+    if isinstance(item, list) and item and depth < LONGEST_SHAPE:
+        return len(item), *_shape(item[0], depth + 1)
     return tuple(getattr(item, "shape", ()))
 
 

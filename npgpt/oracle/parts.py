@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..config import Config
-from ..errors import NpgptError
+from ..errors import NpgptError, checked, numbers, whole_number
 from ..parameters import Array, schema
 from . import conditions, modules
-from .arithmetic import computed_in
+from .arithmetic import computed_in, known_dtype
 from .comparison import compare
 from .mistakes import Mistake, catalogue
 from .outputs import as_array
@@ -47,6 +47,7 @@ class Ran:
     notes: list[str]
 
 
+@checked
 def check_part(
     part: str,
     theirs: Any,
@@ -68,7 +69,12 @@ def check_part(
     """
     if part not in PARTS:
         raise NpgptError(f"there is no part {part!r}; there are {', '.join(PARTS)}")
+    known_dtype("float32" if dtype is None else dtype)
+    if n_head is not None:
+        n_head = whole_number("n_head", n_head)
     given, stage, own = PARTS[part]
+    if x is not None and not (x := numbers("x", x, "iuf").astype(np.float64)).size * x.ndim:
+        raise NpgptError(f"x must be numbers [B, T, C], not of shape {list(x.shape)}")
     local = {re.sub(r"^h\.\d+\.", "", name): as_array(array) for name, array in (weights or {}).items()}
     # a whole model's may be given
     tensors: dict[str, Array] = {n: array.astype(np.float64) for n, array in local.items() if n.startswith(own)}
@@ -80,11 +86,11 @@ def check_part(
     notes = conditions.evaluated(theirs) if is_module else []
     if changed := _fresh(part, theirs) if perturb and reads else {}:
         notes.append(conditions.PERTURBED.format(listed(changed, 0)))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(whole_number("seed", seed, low=0))
     with conditions.as_judged(theirs, list(changed.values())) if is_module else nullcontext():
         tensors = modules.part_tensors(part, theirs) if reads else tensors
         given_width, width, inner = _widths(part, tensors, x)
-        whole = _input(part, given_width, rng) if x is None else np.asarray(x, np.float64)
+        whole = _input(part, given_width, rng) if x is None else x
         whole = whole.reshape(-1, *whole.shape[-2:]) if whole.ndim > 1 else whole[None, None]
         if whole.shape[-1] != given_width:
             raise NpgptError(f"{part} takes an input of width {given_width}, and x is {list(whole.shape)}")

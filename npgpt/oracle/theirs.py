@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..config import Config
-from ..errors import NpgptError
+from ..errors import NpgptError, numbers
 from ..parameters import Array
 from .naming import HEADS, HOOKED, SAME, SPLIT, canonical, described, is_hook, is_known, shape_of
 from .textbook import located
@@ -167,7 +167,8 @@ def take(
     """
     if not arrays:
         raise NpgptError("there is nothing to compare: no logits and no stage")
-    if not all(isinstance(chunk, (int, np.integer)) and chunk > 0 for chunk in chunks):
+    chunks = tuple(chunks)
+    if not all(isinstance(chunk, (int, np.integer)) and chunk is not True and chunk > 0 for chunk in chunks):
         raise NpgptError(f"chunks must be whole numbers from 1, such as (5, 1, 1), not {chunks!r:.80}")
     if chunks and sum(chunks) != ids.shape[1]:
         raise NpgptError(f"chunks {list(chunks)} are {sum(chunks)} tokens, and there are {ids.shape[1]}")
@@ -196,11 +197,8 @@ def _judged(attention_mask: ArrayLike | None, ids: NDArray[np.integer[Any]]) -> 
     """Return which positions [B, T] are no padding. Raises NpgptError for a mask that cannot be."""
     if attention_mask is None:
         return np.ones(ids.shape, bool)
-    try:
-        mask = np.atleast_2d(np.asarray(attention_mask))
-    except ValueError:  # rows of different lengths
-        mask = np.zeros(0)
-    if mask.dtype.kind not in "biuf" or mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
+    mask = np.atleast_2d(numbers("attention_mask", attention_mask, "biuf"))
+    if mask.shape != ids.shape or not np.isin(mask, (0, 1)).all():
         raise NpgptError(f"attention_mask must be 0 or 1 for each of the ids {list(ids.shape)}, not {list(mask.shape)}")
     for row, judged in enumerate(mask.astype(bool)):
         places = np.flatnonzero(judged)

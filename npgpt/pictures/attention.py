@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..errors import NpgptError, printable
+from ..errors import NpgptError, checked, printable, whole_number
 from ..language_model import LanguageModel
 from ..parameters import Array
 from ..text.tokenizer import shown
@@ -35,6 +35,7 @@ class AttentionWeights:
         return tuple(printable(shown(piece)) for piece in self.pieces)
 
 
+@checked
 def attention_weights(
     model: LanguageModel, token_ids: Sequence[int], *, layer: int | None = None, head: int | None = None
 ) -> AttentionWeights:
@@ -45,7 +46,10 @@ def attention_weights(
     config = model.config
     layers = selected("layer", layer, config.n_layer, model.name)
     heads = selected("head", head, config.n_head, model.name)
-    T = config.token_rows(token_ids).shape[1]
+    rows = config.token_rows(token_ids)
+    if len(rows) != 1:
+        raise NpgptError(f"attention is shown of one row of ids, not of {len(rows)}")
+    token_ids, T = rows[0].tolist(), rows.shape[1]
     weights = np.zeros((len(layers), len(heads), T, T), model.parameters.wte.weight.dtype)
     places = {f"h.{number}.attn.weights": place for place, number in enumerate(layers)}
 
@@ -64,7 +68,7 @@ def selected(kind: str, number: int | None, count: int, name: str) -> tuple[int,
     """Return the numbers of the layers or heads wanted: one, or all. Raises NpgptError for one that does not exist."""
     if number is None:
         return tuple(range(count))
-    if not 0 <= number < count:
+    if not 0 <= (number := whole_number(kind, number, low=-(2**31))) < count:
         raise NpgptError(
             f"{kind} {number} does not exist: {name} has {count}, from 0 to {count - 1}; give one of these or none"
         )

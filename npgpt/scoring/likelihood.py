@@ -87,8 +87,8 @@ def unknown(n: int, top: int) -> Likelihood:
 class Score:
     """A text of n tokens as the model sees it.
 
-    pieces are the tokens' bytes; joined they are the text. likelihood has NaN and rank 0 for a token that the
-    convention does not score.
+    pieces are the tokens' bytes, empty for ids without text; joined they are the text. likelihood has NaN and rank 0
+    for a token that the convention does not score.
     """
 
     token_ids: Ids
@@ -114,9 +114,10 @@ class Score:
     def totals(self) -> Totals:
         """The sums over the text's tokens."""
         scored = ~np.isnan(self.log_probs)
-        text, begins, at, byte = b"".join(self.pieces).decode(), [], 0, 0
+        # ids need not be whole characters
+        text, begins, at, byte = b"".join(self.pieces).decode(errors="surrogateescape"), [], 0, 0
         for word in re.finditer(r"\S+", text):
-            byte += len(text[at : word.start()].encode())
+            byte += len(text[at : word.start()].encode(errors="surrogateescape"))
             at = word.start()
             begins.append(byte)
         begun_in = np.searchsorted(self.byte_offsets, begins, side="right") - 1

@@ -8,9 +8,8 @@ from html import escape
 
 from ..language_model import LanguageModel
 from ..pictures import page
-from ..text.tokenizer import shown
 from .likelihood import Score
-from .report import STEP, TINTS, bits, level, likeliest, segments, summary
+from .report import STEP, TINTS, bits, level, likeliest, named, segments, summary
 from .windows import Convention
 
 STYLE = """
@@ -44,7 +43,8 @@ def _body(texts: Iterable[tuple[str, Score]], model: LanguageModel, rule: Conven
 
 def _figures(score: Score, model: LanguageModel, number: int) -> str:
     """Return one token's figures, and what the model held likeliest in its place."""
-    token = f"{shown(score.pieces[number])!r}, id {score.token_ids[number]}, byte {score.byte_offsets[number]}"
+    token_id = int(score.token_ids[number])
+    token = f"{named(model, token_id)}, id {token_id}, byte {score.byte_offsets[number]}"
     rank, log_prob = score.ranks[number], float(score.log_probs[number])
     if not rank:
         return f"{token}: not scored"

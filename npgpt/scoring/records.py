@@ -41,7 +41,7 @@ def settings(model: LanguageModel, rule: Convention, top: int, special: bool) ->
     return {"weights": model.fingerprint, "convention": cut.pop("name"), **cut, "special": special, "top": top}
 
 
-def line(name: str, text: str, score: Score, settings: dict[str, Any]) -> str:
+def line(name: str, text: str | Sequence[int], score: Score, settings: dict[str, Any]) -> str:
     """Return a score as one line of ASCII JSON: its sums, and each token's figures to compare with another engine."""
     totals, ranks = score.totals, score.ranks.tolist()
     rates = {key: getattr(totals, key) for key in ("perplexity", "word_perplexity", "bits_per_byte")}
@@ -64,9 +64,10 @@ def line(name: str, text: str, score: Score, settings: dict[str, Any]) -> str:
     return json.dumps(record, allow_nan=False)
 
 
-def sha256(text: str) -> str:
-    """Return the hash of a text's UTF-8."""
-    return hashlib.sha256(text.encode()).hexdigest()
+def sha256(text: str | Sequence[int]) -> str:
+    """Return the hash of a text's UTF-8; of ids, of their numbers with commas between them."""
+    content = text if isinstance(text, str) else ",".join(map(str, text))
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def read(text: bytes) -> ScoredText | None:
@@ -139,7 +140,11 @@ def _lock(file: BinaryIO, path: Path) -> None:
 
 
 def done(
-    records: Sequence[ScoredText], names: Sequence[str], texts: Sequence[str], settings: dict[str, Any], file: str
+    records: Sequence[ScoredText],
+    names: Sequence[str],
+    texts: Sequence[str | Sequence[int]],
+    settings: dict[str, Any],
+    file: str,
 ) -> set[int]:
     """Return the numbers of the texts that a file's records already hold, each record counting once.
 

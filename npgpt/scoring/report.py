@@ -25,7 +25,7 @@ def summary(name: str, totals: Totals) -> list[str]:
         f"  negative log-likelihood  {totals.nll:,.2f} nats",
         f"  perplexity per token     {totals.perplexity:,.3f}",
         f"  perplexity per word      {f'{totals.word_perplexity:,.3f}' if totals.words else 'no words'}",
-        f"  bits per byte            {totals.bits_per_byte:.4f}",
+        f"  bits per byte            {f'{totals.bits_per_byte:.4f}' if totals.bytes else 'no text'}",
     ]
 
 
@@ -35,12 +35,17 @@ def bits(log_prob: float) -> float:
 
 
 def segments(score: Score) -> Iterator[tuple[str, list[int]]]:
-    """Yield the text in the smallest parts that are whole characters, each with its tokens' numbers."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    """Yield the text in the smallest parts that are whole characters, each with its tokens' numbers.
+
+    An id without text stands there as a number; bytes of given ids that are no characters as \\xe2.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="backslashreplace")
     held: list[int] = []
     for number, piece in enumerate(score.pieces):
         held.append(number)
-        if text := decoder.decode(piece):
+        text = decoder.decode(piece, final=not piece or number + 1 == len(score.pieces))
+        text += "" if piece else f"{score.token_ids[number]} "
+        if text:
             yield text, held
             held = []
 
@@ -72,8 +77,8 @@ def legend() -> str:
 def table(score: Score, model: LanguageModel, colours: bool) -> Iterator[str]:
     """Yield a line for each token: byte offset, rank, bits, the token, and what the model held likeliest there."""
     yield f"{'byte':>7} {'rank':>6} {'bits':>6}  token"
-    for number, (piece, rank) in enumerate(zip(score.pieces, score.ranks.tolist(), strict=True)):
-        token, offset = repr(shown(piece)), f"{score.byte_offsets[number]:>7}"
+    for number, rank in enumerate(score.ranks.tolist()):
+        token, offset = named(model, int(score.token_ids[number])), f"{score.byte_offsets[number]:>7}"
         if not rank:
             yield f"{offset} {'–':>6} {'–':>6}  {token}"
             continue
@@ -90,5 +95,6 @@ def likeliest(score: Score, model: LanguageModel, number: int) -> list[tuple[str
 
 def named(model: LanguageModel, token_id: int) -> str:
     """Return a token in quotes, or its number where it stands for no text."""
-    tokenizer = model.tokenizer
-    return repr(shown(tokenizer.piece(token_id))) if tokenizer.has_text(token_id) else f"id {token_id}"
+    if model.why_no_text or not model.tokenizer.has_text(token_id):
+        return f"id {token_id}"
+    return repr(shown(model.tokenizer.piece(token_id)))

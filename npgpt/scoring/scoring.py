@@ -11,9 +11,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..checkpoints.find import find
-from ..errors import NpgptError, whole_number
+from ..errors import CHECKS, NpgptError, checked, numbers, whole_number
 from ..language_model import LanguageModel, Source, load, open_model
 from .likelihood import Ids, Likelihood, Score, likelihood, unknown
 from .windows import Convention, Window, windows
@@ -112,8 +113,9 @@ def compute(shared: SharedModel | StoredModel, ids: Ids, skip: int, top: int) ->
     return Likelihood(*map(np.concatenate, zip(*parts, strict=True)))
 
 
+@checked
 def score(
-    texts: Iterable[str],
+    texts: Iterable[str | ArrayLike],
     model: LanguageModel | str | os.PathLike[str] | None = None,
     executor: Executor | None = None,
     *,
@@ -129,6 +131,7 @@ def score(
 ) -> Iterator[Score]:
     """Yield each text's Score in order: the log-probability and the rank that the model gives every token.
 
+    A text is a str, or its ids [T], which need no vocabulary.
     executor: any concurrent.futures.Executor, such as a process pool or Dask's, which is given the name of the model's
     file; without one the work is done here. Batches hold windows of equal length and no more tokens than one context.
     They are formed before they are handed out, so that neither memory nor result depends on who computes. Ids that pad
@@ -138,26 +141,44 @@ def score(
     skip: numbers of texts whose scores are not wanted; the batches stay the same. progress(tokens scored, of how many)
     is called after every batch; all texts are then read first.
 
-    Raises NpgptError at once for an argument out of range and a model without text. An empty text, or one of which no
-    token can be scored, raises it when it is read.
+    Raises NpgptError at once for an argument out of range. An empty text, one of which no token can be scored, and one
+    that is a str for a model without text raise it when they are read.
     """
     if isinstance(texts, str):
         raise NpgptError("texts are several: put a single one into a list, [text]")
+    CHECKS["Iterable[str]"]("texts", texts)
     model = model if isinstance(model, LanguageModel) else load(model)
-    rule = by_name(convention, model.config, context, stride, end_of_text)
+    rule = by_name(convention, model.config, context, stride, end_of_text, model.begins_with)
     top = whole_number("top, the number of likeliest tokens to name,", top, low=0, high=model.config.vocab_size)
-    tokenizer, before = model.tokenizer, []
+    before, names = [], tuple(names)
     if rule.end_of_text:
-        if tokenizer.end_of_text is None:
-            raise NpgptError(f"{model.name} has no <|endoftext|> to stand before a text: end_of_text=False, --no-bos")
-        before = [tokenizer.end_of_text]
+        if model.begin_id is None:
+            has = f"has no text ({model.why_no_text}), and so" if model.why_no_text else "has"
+            raise NpgptError(f"{model.name} {has} no <|endoftext|> to stand before a text: end_of_text=False, --no-bos")
+        before = [model.begin_id]
 
     def read() -> Iterator[Text]:
         for number, text in enumerate(texts):
-            ids = tokenizer.encode(text, special=special)
-            yield _text(number, before, ids, rule, names[number] if names else f"text {number}")
+            name = names[number] if number < len(names) else f"text {number}"
+            ids = model.tokenizer.encode(text, special=special) if isinstance(text, str) else _ids(text, model, name)
+            yield _text(number, before, ids, rule, name)
 
     return _scores(model, len(before), _groups(read(), rule.context), rule.context, executor, top, skip, progress)
+
+
+def _ids(text: ArrayLike, model: LanguageModel, name: str) -> list[int]:
+    """Return a text that is given as ids. Raises NpgptError for what is none of the model's."""
+    ids = numbers(name, text)
+    if ids.ndim != 1:
+        raise NpgptError(f"{name} must be a text or ids [T], not of shape {list(ids.shape)}: [ids] for a single one")
+    model.config.check_ids(ids)
+    found: list[int] = ids.tolist()
+    return found
+
+
+def _piece(model: LanguageModel, token_id: int) -> bytes:
+    """Return a token's bytes, none where the model or the id has no text."""
+    return b"" if model.why_no_text or not model.tokenizer.has_text(token_id) else model.tokenizer.piece(token_id)
 
 
 def _text(number: int, before: list[int], ids: list[int], rule: Convention, name: str) -> Text:
@@ -227,7 +248,7 @@ def _scores(
         for text in batch.complete:
             if text.number not in skip:
                 ids = text.ids[begin:]
-                pieces = tuple(model.tokenizer.piece(token_id) for token_id in ids.tolist())
+                pieces = tuple(_piece(model, token_id) for token_id in ids.tolist())
                 yield Score(ids, pieces, batch.known[text.number].without(begin))
 
 

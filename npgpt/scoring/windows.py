@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ..config import Config
 from ..errors import NpgptError, whole_number
+from ..text.tokenizer import END_OF_TEXT
 
 NAMES = ("rolling", "huggingface", "llama.cpp")
 
@@ -28,16 +29,18 @@ class Convention:
     huggingface: the perplexity guide of transformers. A window predicts only its own ids, so that its first id is not
     scored unless an earlier window had it.
     llama.cpp: its program perplexity. Windows stand side by side, only full ones count, and of each the second half.
-    end_of_text: <|endoftext|> stands before the text, so that the text's first token is scored too.
+    end_of_text: <|endoftext|>, or whatever the model's texts begin with (before), stands before the text, so that the
+    text's first token is scored too.
     """
 
     name: str
     context: int
     stride: int
     end_of_text: bool
+    before: str = END_OF_TEXT
 
     def __str__(self) -> str:
-        before = "<|endoftext|> before the text" if self.end_of_text else "nothing before the text"
+        before = f"{self.before} before the text" if self.end_of_text else "nothing before the text"
         counted = {
             "rolling": "every token that has one before it counts, once",
             "huggingface": "what is new in a window counts, if it has one before it there",
@@ -52,8 +55,9 @@ def convention(
     context: int | None = None,
     stride: int | None = None,
     end_of_text: bool | None = None,
+    before: str = END_OF_TEXT,
 ) -> Convention:
-    """Return a convention by name; None stands for its own default.
+    """Return a convention by name; None stands for its own default. before: what a text begins with, in words.
 
     Raises NpgptError for an unknown name, a context below 2 or beyond the model's, and a stride above the context.
     """
@@ -76,6 +80,7 @@ def convention(
         context=context,
         stride=stride,
         end_of_text=name == "rolling" if end_of_text is None else end_of_text,
+        before=before,
     )
 
 

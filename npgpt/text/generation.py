@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..cache import KVCache
 from ..config import Config
-from ..errors import NpgptError, whole_number
+from ..errors import NpgptError, numbers, whole_number
 from ..model import forward
 from ..parameters import Parameters
 from .sampling import Sampling, next_token
@@ -19,7 +19,7 @@ from .tokenizer import TextDecoder, Tokenizer, check_text
 
 MOST_SAMPLES = 1024  # rows of a batch, each with a cache of its own: gpt2's whole context takes 75 MB
 
-# Why a generation ended: <|endoftext|>, a stop string, max_tokens reached, or the context full.
+# Why a generation ended: an id that ends a text (<|endoftext|>), a stop string, max_tokens reached, the context full.
 Finish: TypeAlias = Literal["end_of_text", "stop", "length", "context"]
 
 
@@ -37,18 +37,18 @@ def generate(
     config: Config,
     prompt: ArrayLike,
     *,
-    max_tokens: int,
+    max_tokens: int | None,
     sampling: Sampling,
     seed: int | None = None,
     tokenizer: Tokenizer | None = None,
     stop: Iterable[str] = (),
-    ignore_eos: bool = False,
+    ends: Collection[int] = (),
     samples: int = 1,
 ) -> Iterator[Step]:
     """Continue a prompt of ids [T] and yield a step for each token as it is drawn; a seed repeats the same steps.
 
-    With a tokenizer, steps have text, ids that stand for no text are never drawn, and <|endoftext|> ends the text
-    unless ignore_eos. An incomplete UTF-8 sequence and a possible beginning of a stop string are held back; a stop
+    Each of the ids in ends ends the text. With a tokenizer, steps have text, and no other ids that stand for no text
+    are drawn. An incomplete UTF-8 sequence and a possible beginning of a stop string are held back; a stop
     string ends the text and is not part of it.
 
     The steps of several samples alternate, each with its sample's number from 0. The prompt is read once for all of
@@ -61,7 +61,7 @@ def generate(
     ids = config.token_rows(prompt)
     if len(ids) != 1:
         raise NpgptError(f"one prompt at a time is continued, not {len(ids)} rows")
-    max_tokens = whole_number("max_tokens", max_tokens, low=0)
+    max_tokens = _most(max_tokens, config)
     samples = whole_number("samples", samples, high=MOST_SAMPLES)
     seeds: Sequence[int | None] = [None] * samples
     if seed is not None:
@@ -75,7 +75,8 @@ def generate(
         check_text(text, "a stop string")
         if not text:
             raise NpgptError("a stop string must not be empty")
-    end_of_text = tokenizer.end_of_text if tokenizer and not ignore_eos else None
+    # ends that stand for no text, such as a row that pads the vocabulary, are drawn all the same
+    mute = [end for end in ends if tokenizer and not tokenizer.has_text(end) and 0 <= end < config.vocab_size]
     seen = ids[0].tolist()
     all_samples = [
         _Sample(n, [*seen], np.random.default_rng(seeds[n]), TextDecoder(tokenizer, seen) if tokenizer else None, stop)
@@ -95,10 +96,12 @@ def generate(
             with np.errstate(over="ignore", invalid="ignore"):  # next_token says in words what is wrong
                 logits = forward(parameters, config, ids, cache, logits_from=-1)[:, -1]
             if tokenizer:
+                of_mute = logits[:, mute]
                 tokenizer.hide_unused(logits)
+                logits[:, mute] = of_mute
             for sample in running:
                 token_id = next_token(logits[sample.row], sampling, sample.generator, sample.seen)
-                yield sample.end("end_of_text") if token_id == end_of_text else sample.take(token_id)
+                yield sample.end("end_of_text") if token_id in ends else sample.take(token_id)
             running = [sample for sample in running if sample.finish is None]
             if not running:
                 return
@@ -114,16 +117,21 @@ def generate(
     return draw(all_samples, ids, KVCache(config, 1, capacity, parameters.wte.weight.dtype))
 
 
-def kept_prompt(prompt: ArrayLike, config: Config, max_tokens: int) -> NDArray[np.integer[Any]]:
+def kept_prompt(prompt: ArrayLike, config: Config, max_tokens: int | None) -> NDArray[np.integer[Any]]:
     """Return the last ids [T] of a prompt that leave room for max_tokens, but fill at least half of the context.
 
     A prompt that fits stays whole. Raises NpgptError for a negative max_tokens.
     """
-    ids = np.asarray(prompt)
+    ids = numbers("token ids", prompt)
     if ids.ndim != 1 or len(ids) <= config.n_positions:
         return ids  # generate() reports what is wrong with other shapes
-    room = min(max(whole_number("max_tokens", max_tokens, low=0) - 1, 0), config.n_positions // 2)
+    room = min(max(_most(max_tokens, config) - 1, 0), config.n_positions // 2)
     return ids[room - config.n_positions :]  # the last token that is drawn needs no room
+
+
+def _most(max_tokens: int | None, config: Config) -> int:
+    """Return how many tokens are drawn at most; None is no limit, but the context is one."""
+    return config.n_positions if max_tokens is None else whole_number("max_tokens", max_tokens, low=0)
 
 
 @dataclass(eq=False)

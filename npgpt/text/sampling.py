@@ -10,29 +10,33 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import NpgptError, whole_number
+from ..errors import NpgptError, real_number, whole_number
 from ..model import softmax
 from ..parameters import Array
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn: repetition_penalty, temperature, then top_k, top_p, min_p; None switches a filter off.
+    """How tokens are drawn: repetition_penalty, temperature, then top_k, top_p, min_p; None switches each off.
 
-    Raises NpgptError for a value out of range.
+    temperature 0 is greedy, and None leaves the logits as they are, as 1 does; top_k 0 is None. Raises NpgptError for a
+    value out of range.
     """
 
-    temperature: float = 0.8
+    temperature: float | None = 0.8
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
+        for key in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            if (value := getattr(self, key)) is not None:
+                object.__setattr__(self, key, real_number(key, value))
+        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
             raise NpgptError(f"temperature must be 0 (greedy) or above, not {self.temperature}")
         if self.top_k is not None:
-            whole_number("top-k, the number of tokens to keep,", self.top_k)
+            whole_number("top-k, the number of tokens to keep,", self.top_k, low=0)
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise NpgptError(f"top-p is a probability above 0 and up to 1, not {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
@@ -70,10 +74,10 @@ def adjusted(logits: Array, sampling: Sampling, seen: ArrayLike = ()) -> Array:
                 f"repetition-penalty {sampling.repetition_penalty} takes the logits out of float64's range"
             )
     kept -= kept.max()  # after the penalty, which depends on the logits' signs
-    if sampling.temperature > 0:
+    if sampling.temperature:
         with np.errstate(over="ignore"):  # a tiny temperature may push all but the most likely to −inf
             kept /= sampling.temperature
-    if sampling.top_k is not None:
+    if sampling.top_k:
         kept = top_k(kept, sampling.top_k)
     if sampling.top_p is not None:
         kept = top_p(kept, sampling.top_p)

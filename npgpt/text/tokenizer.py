@@ -11,7 +11,7 @@ import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 
-from ..errors import NpgptError, whole_number
+from ..errors import NpgptError, checked, whole_number
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -52,6 +52,7 @@ class Tokenizer:
         """The id of <|endoftext|>, or None where the vocabulary has none."""
         return self.special_tokens.get(END_OF_TEXT)
 
+    @checked
     def encode(self, text: str, *, special: bool = False) -> list[int]:
         """Return the ids of a text; special tokens in it, such as <|endoftext|>, are plain text unless special=True.
 
@@ -66,6 +67,7 @@ class Tokenizer:
 
     def has_text(self, token_id: int) -> bool:
         """Tell whether an id stands for text; ids that pad the vocabulary do not."""
+        token_id = whole_number("a token id", token_id, low=-(2**63), high=2**64 - 1)
         return 0 <= token_id < self.n_vocab and token_id not in self.holes
 
     def piece(self, token_id: int) -> bytes:
@@ -76,6 +78,7 @@ class Tokenizer:
             ids = f"{self.source} has ids from 0 to {self.n_vocab - 1}"
             raise NpgptError(f"token id {token_id} has no text: {ids}") from None
 
+    @checked
     def decode(self, token_ids: Iterable[int]) -> str:
         """Return the text of ids, bytes that are not UTF-8 as U+FFFD. Raises NpgptError for an id without a token."""
         return b"".join(self.piece(token_id) for token_id in token_ids).decode("utf-8", errors="replace")

@@ -99,7 +99,8 @@ def open_tokenizer(
 def _from_files(here: Mapping[str, File], folder: Path, vocab_size: int, eos_token_id: object) -> Tokenizer:
     if "vocab.tiktoken" in here:
         tokenizer = from_ranks(here["vocab.tiktoken"], vocab_size)
-        if isinstance(eos_token_id, int) and eos_token_id < vocab_size and tokenizer.end_of_text != eos_token_id:
+        # an end among the tokens themselves, such as a line break, says nothing of their number
+        if isinstance(eos_token_id, int) and (tokenizer.end_of_text or vocab_size) < eos_token_id < vocab_size:
             raise NpgptError(
                 f"{tokenizer.source} has {len(tokenizer.ranks)} ranks, so that <|endoftext|> is "
                 f"{tokenizer.end_of_text}, and config.json says that eos_token_id is {eos_token_id}"

@@ -100,6 +100,18 @@ def test_the_ids_of_the_texts_ends_are_taken_over(tmp_path: Path) -> None:
     assert (stated["bos_token_id"], stated["eos_token_id"]) == (5, 7)
 
 
+# llama.cpp ends at all of them
+def test_the_ends_of_a_turn_and_of_a_message_end_a_text(tmp_path: Path) -> None:
+    ends = [
+        (f"tokenizer.ggml.{end}_token_id", 4, struct.pack("<I", n)) for end, n in (("eos", 7), ("eot", 9), ("eom", 7))
+    ]
+    arrays = llamacpp(random_arrays(CONFIG, dtype="float32"))
+    assert npgpt.load(put(tmp_path / "m.gguf", KEYS + ends, arrays)).end_ids == (7, 9)
+    npgpt.convert(tmp_path / "m.gguf", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [7, 9]
+    assert npgpt.load(tmp_path / "out").end_ids == (7, 9)
+
+
 def vocabulary_keys(tokens: list[str], types: list[int] | None = None) -> list[Key]:
     keys = [("tokenizer.ggml.model", 8, text("gpt2")), (gguf.TOKENS, 9, texts(*tokens)), (gguf.MERGES, 9, texts("a b"))]
     if types is not None:

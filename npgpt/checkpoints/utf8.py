@@ -1,0 +1,43 @@
+"""Text out of bytes: UTF-8, and other encodings by their names."""
+
+from __future__ import annotations
+
+import codecs
+
+from ..errors import NpgptError
+
+MARKS = {  # UTF-32's first: UTF-16's is its beginning
+    "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
+    "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
+}
+# Without a mark: which of four bytes are not always zero in Latin letters.
+NOT_ZERO: dict[tuple[bool, ...], str] = {
+    (True, False, False, False): "UTF-32LE",
+    (False, False, False, True): "UTF-32BE",
+    (True, False, True, False): "UTF-16LE",
+    (False, True, False, True): "UTF-16BE",
+}
+
+
+def decoded(content: bytes, name: str) -> tuple[str, bool]:
+    """Return a text without the byte order mark at its beginning, and whether there was one.
+
+    Raises NpgptError, which begins with the name, for UTF-16, UTF-32 and whatever else is not UTF-8.
+    """
+    check_encoding(content, name)
+    marked = content.startswith(codecs.BOM_UTF8)
+    try:
+        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8"), marked
+    except UnicodeDecodeError as error:
+        at = error.start + (len(codecs.BOM_UTF8) if marked else 0)
+        raise NpgptError(f"{name} is not UTF-8: byte 0x{content[at]:02X} at {at}") from None
+
+
+def check_encoding(content: bytes, name: str) -> None:
+    """Raise NpgptError for UTF-16 and UTF-32, told by a byte order mark or by where the zero bytes are."""
+    found = next((encoding for encoding, marks in MARKS.items() if content.startswith(marks)), None)
+    if found is None and len(content) >= 4 and len(content) % 2 == 0:
+        head = content[:64]
+        found = NOT_ZERO.get(tuple(any(head[place::4]) for place in range(4)))
+    if found is not None:
+        raise NpgptError(f"{name} is {found}, and read is UTF-8: iconv -f {found} -t UTF-8 converts it")
