@@ -284,6 +284,7 @@ AFTER = "; a text that begins like an option goes after -- (see npgpt {} --help)
         (("generate", "--tempature", "0"), "there is no option --tempature (is --temperature meant?)"),
         (("generate", "--tempature=0", "a"), "there is no option --tempature (is --temperature meant?)"),
         (("generate", "a", "--max_tokens", "3"), "there is no option --max_tokens (is --max-tokens meant?)"),
+        (("generate", "--max", "3", "a"), "there is no option --max (is --max-tokens meant?)"),
         (("generate", "--xyzzy of old"), "there is no option --xyzzy"),
         (("generate", "--temperature 0"), "'--temperature 0' is one argument: --temperature and its value are two"),
         (("tokens", "--jsn it"), "there is no option --jsn (is --json meant?)"),

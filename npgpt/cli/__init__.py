@@ -106,7 +106,7 @@ def check_spelling(
     after = Counter(arguments[arguments.index("--") + 1 :] if "--" in arguments else ())
     for text in (Counter(unknown) + texts) - after:
         name = re.split(r"[\s=]", text)[0]
-        nearest = difflib.get_close_matches(name, own, 1)
+        nearest = [option for option in own if option.startswith(name)] or difflib.get_close_matches(name, own, 1)
         if name in own and text in unknown:
             parser.error(f"{name} goes after the verb")
         elif name in own:
