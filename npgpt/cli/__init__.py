@@ -111,7 +111,7 @@ def check_spelling(
             parser.error(f"{name} goes after the verb")
         elif name in own:
             parser.error(f"{text!r:.80} is one argument: {name} and its value are two; {AFTER}")
-        elif re.match("--[a-zA-Z]", name) or (text in unknown and name.startswith("-")):
+        elif re.match("--[a-zA-Z]" if text not in unknown else "--?[a-zA-Z]", name):
             meant = f" (is {nearest[0]} meant?)" if nearest else ""
             parser.error(f"there is no option {name:.80}{meant}; {AFTER}")
     if unknown:
