@@ -148,6 +148,15 @@ def test_on_a_terminal_the_escaped_text_stands_in_its_place(evil: Path, monkeypa
     assert here("generate", "-", *MODEL, "--max-tokens", "0", stdin=EVIL.encode())[1] == f"{EVIL}\n"
 
 
+@pytest.mark.parametrize(("options", "before"), [((), "not scored\x1b[0m"), (("--top", "1"), "%")])
+def test_one_empty_line_parts_a_texts_tokens_from_its_sums(
+    tmp_path: Path, options: tuple[str, ...], before: str
+) -> None:
+    (tmp_path / "t.txt").write_text("It is")
+    out = here("score", "t.txt", *options, cwd=tmp_path, terminal=True, TERM="xterm")[1]
+    assert re.search(rf"{re.escape(before)}\n\nt\.txt: 2 tokens", out)
+
+
 @given(text=st.text())
 def test_what_is_escaped_is_control_characters_alone(text: str) -> None:
     out = io.BytesIO()
@@ -284,6 +293,7 @@ AFTER = "; a text that begins like an option goes after -- (see npgpt {} --help)
         (("generate", "--tempature", "0"), "there is no option --tempature (is --temperature meant?)"),
         (("generate", "--tempature=0", "a"), "there is no option --tempature (is --temperature meant?)"),
         (("generate", "a", "--max_tokens", "3"), "there is no option --max_tokens (is --max-tokens meant?)"),
+        (("generate", "--max", "3", "a"), "there is no option --max (is --max-tokens meant?)"),
         (("generate", "--xyzzy of old"), "there is no option --xyzzy"),
         (("generate", "--temperature 0"), "'--temperature 0' is one argument: --temperature and its value are two"),
         (("tokens", "--jsn it"), "there is no option --jsn (is --json meant?)"),

@@ -21,10 +21,10 @@ from ..text.vocabularies import COMPANIONS, READABLE
 from . import atomic
 from .configs import read_fields
 from .ends import GENERATION_FILE
-from .files import CONFIGURATION, REVISION, VOCABULARY, read_bytes
+from .files import CONFIGURATION, REVISION, read_bytes
 from .find import EMBEDDED, ORGANISATIONS, hub_cache, suggestion
 from .formats import ADAPTER_CONFIG
-from .inspect import sha256
+from .inspect import digest, sha256
 from .strict_json import read_object
 
 CONFIG = "config.json"
@@ -174,9 +174,8 @@ def _check(path: Path, listed: Any) -> None:
     if listed.lfs is not None:
         kind, found, expected = "sha256", sha256(path), listed.lfs.sha256
     else:  # git's
-        content = read_bytes(path, VOCABULARY)
-        blob = b"blob %d\0" % len(content) + content
-        kind, found, expected = "sha1", hashlib.sha1(blob).hexdigest(), listed.blob_id
+        git = hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+        kind, found, expected = "sha1", digest(path, git), listed.blob_id
     if expected not in (None, found):
         path.resolve().unlink()
         path.unlink(missing_ok=True)

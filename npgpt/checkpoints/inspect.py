@@ -96,11 +96,15 @@ def _named(token_ids: Sequence[int], tokenizer: Tokenizer | None, source: str) -
 
 def sha256(path: Path) -> str:
     """Return a file's digest, in hexadecimal."""
+    return digest(path, hashlib.sha256())
+
+
+def digest(path: Path, hasher: hashlib._Hash) -> str:
+    """Return what the hasher makes of a file's contents, in hexadecimal."""
     with reading(path) as file:
-        digest = hashlib.sha256()
         while chunk := file.read(2**20):
-            digest.update(chunk)
-    return digest.hexdigest()
+            hasher.update(chunk)
+    return hasher.hexdigest()
 
 
 def _non_finite(array: parameters.Array) -> tuple[int, int]:

@@ -106,12 +106,12 @@ def check_spelling(
     after = Counter(arguments[arguments.index("--") + 1 :] if "--" in arguments else ())
     for text in (Counter(unknown) + texts) - after:
         name = re.split(r"[\s=]", text)[0]
-        nearest = difflib.get_close_matches(name, own, 1)
+        nearest = [option for option in own if option.startswith(name)] or difflib.get_close_matches(name, own, 1)
         if name in own and text in unknown:
             parser.error(f"{name} goes after the verb")
         elif name in own:
             parser.error(f"{text!r:.80} is one argument: {name} and its value are two; {AFTER}")
-        elif re.match("--[a-zA-Z]", name) or (text in unknown and name.startswith("-")):
+        elif re.match("--[a-zA-Z]" if text not in unknown else "--?[a-zA-Z]", name):
             meant = f" (is {nearest[0]} meant?)" if nearest else ""
             parser.error(f"there is no option {name:.80}{meant}; {AFTER}")
     if unknown:

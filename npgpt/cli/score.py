@@ -127,7 +127,7 @@ def _print(name: str, score: Score, top: int, model: LanguageModel) -> None:
     if top:
         paint("\n".join((*report.table(score, model, colours), "")))
     elif colours:
-        paint("\n\n".join(("".join(report.tinted(score)), report.legend(), "")))
+        paint(f"{''.join(report.tinted(score))}\n\n{report.legend()}\n")
     print(*report.summary(name, score.totals), sep="\n")
 
 

@@ -9,58 +9,39 @@ import io
 import json
 import os
 import random
-import re
 import struct
-import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 import npgpt
-from npgpt.oracle import check, files
-from npgpt.oracle.diagnosis import Diagnosis
-from npgpt.oracle.report import Report
+from npgpt.oracle import files
 from tests.support import writers
-from tests.support.command import here
-from tests.support.models import random_ids, small, store
+from tests.support.damage import (
+    CONFIG,
+    IDS,
+    LOGITS,
+    ONE,
+    damaged,
+    damaged_within,
+    npy,
+    outcome,
+    without_comparing,
+    zipped,
+)
+from tests.support.models import store
 from tests.support.thorough import examples
 
-CONFIG = small()
-IDS = random_ids(CONFIG, (1, 4))
-LOGITS = np.random.default_rng(0).standard_normal((1, 4, 40)).astype(np.float32)
-ONE = ("--ids", ",".join(map(str, IDS[0].tolist())))
 HEADER = "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 4, 40), }"
 
 
 @pytest.fixture
 def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a model, in which everything is done but the comparison itself; any warning is an error."""
-    monkeypatch.chdir(store(tmp_path, CONFIG))
-    report = Report([], Diagnosis([], [], []), "float32", [], None, ["not compared"])
-    monkeypatch.setattr(check, "compare", lambda *arguments, **options: report)
-    return tmp_path
-
-
-def outcome(name: str, *arguments: str) -> tuple[int, str]:
-    """The exit code and the error line of npgpt check, which is printable."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        code, _, error = here("check", name, "--model", ".", *arguments)
-    assert code in (1, 2)  # 1 where it would be compared
-    assert error.count("\n") == (code == 2) == error.startswith("npgpt: error: ")
-    assert error.rstrip("\n").isprintable()
-    return code, error
-
-
-def npy(array: NDArray[Any]) -> bytes:
-    with io.BytesIO() as file:
-        np.lib.format.write_array(file, array)
-        return file.getvalue()
+    return without_comparing(tmp_path, monkeypatch)
 
 
 def with_header(header: str, version: int = 1) -> bytes:
@@ -68,14 +49,6 @@ def with_header(header: str, version: int = 1) -> bytes:
     text = header.encode("latin-1" if version < 3 else "utf-8")
     length = struct.pack("<H" if version == 1 else "<I", len(text))
     return b"\x93NUMPY" + bytes([version, 0]) + length + text + bytes(640)
-
-
-def zipped(members: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    with io.BytesIO() as file:
-        with zipfile.ZipFile(file, "w", compression) as archive:
-            for name, content in members.items():
-                archive.writestr(name, content)
-        return file.getvalue()
 
 
 def npz(**arrays: Any) -> bytes:
@@ -101,43 +74,6 @@ KINDS: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {  # a whole fil
     "state": (lambda: state(20240327, 2, 1, 4, tail=RUN), ()),
 }
 SUFFIX = {"raw": "bin", "state": "bin"}
-PARTS = re.compile(rb"[-\d.e]+|'[^']*'|\"[^\"]*\"|[\[\]{}(),]")
-STRANGE = (
-    b"-1 1e999 NaN null true 'x' [] {} [[ ( 99999999999999999999 '|O' '|V0' '<U9' '<c16' '|b1' (-1,) \xff\xfe".split()
-)
-
-
-def damaged(content: bytes, rng: random.Random) -> bytes:
-    """The content cut, with bits, bytes or words changed, with a part moved, or with a strange value in one's place."""
-    place, other = sorted(rng.randrange(len(content) + 1) for _ in range(2))
-    match rng.randrange(6):
-        case 0:
-            return content[:place]
-        case 1:
-            changed = bytearray(content)
-            for _ in range(rng.choice((1, 8, 64))):
-                changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
-            return bytes(changed)
-        case 2:
-            return (
-                content[:place] + rng.choice((b"\xff", b"\0", b"\x7f")) * rng.choice((1, 4, 8)) + content[place + 1 :]
-            )
-        case 3:
-            return content[:place] + content[other:]
-        case 4:
-            place = rng.randrange(min(200, len(content)))  # a header
-            return content[:place] + rng.randbytes(1) + content[place + 1 :]
-    found = rng.choice([*PARTS.finditer(content[:20_000])] or [re.match(b"", content)])
-    assert found is not None
-    return content[: found.start()] + rng.choice(STRANGE) + content[found.end() :]
-
-
-def damaged_within(content: bytes, rng: random.Random) -> bytes:
-    """A ZIP with one member damaged, and the checksums put right again."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    name = rng.choice([name for name, member in members.items() if member])
-    return zipped(members | {name: damaged(members[name], rng)})
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,19 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.oracle.test_unreadable import IDS, LOGITS, ONE, damaged, damaged_within, outcome, read_only
+from tests.support.damage import IDS, LOGITS, ONE, damaged, damaged_within, outcome, without_comparing
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
-pytestmark = [pytest.mark.parity, pytest.mark.usefixtures("read_only")]
-__all__ = ["read_only"]
+pytestmark = pytest.mark.parity
 
 LOGITS_AND_IDS = {"logits": torch.tensor(LOGITS), "input_ids": torch.tensor(IDS)}
 
 
 @pytest.mark.parametrize("kind", ["dictionary", "tensor", "tuple", "bfloat16", "safetensors"])
-def test_damaged_files_of_torch_are_refused_or_compared(read_only: Path, kind: str) -> None:
-    path, logits = read_only / "theirs", LOGITS_AND_IDS["logits"]
+def test_damaged_files_of_torch_are_refused_or_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    path, logits = without_comparing(tmp_path, monkeypatch) / "theirs", LOGITS_AND_IDS["logits"]
     values = {"dictionary": LOGITS_AND_IDS, "tensor": logits, "tuple": (logits, None), "bfloat16": logits.bfloat16()}
     if kind == "safetensors":
         safetensors.save_file(LOGITS_AND_IDS, path)
