@@ -21,6 +21,7 @@ from npgpt.parameters import to_arrays
 from tests.support import writers
 from tests.support.models import random_arrays, small
 from tests.support.namings import llamacpp
+from tests.support.thorough import examples
 
 CONFIG = small()
 Key = tuple[str, int, bytes]  # name, type, value
@@ -261,6 +262,27 @@ def test_a_quantised_head_that_equals_wte_is_tied(tmp_path: Path, widened: list[
     checkpoint = open_checkpoint(put_quantised(tmp_path / "m.gguf", config, arrays))
     assert checkpoint.config.tie_word_embeddings == same
     assert widened == []
+
+
+@pytest.mark.usefixtures("widened")
+def test_a_damaged_quantised_file_is_refused_in_one_line_or_read(tmp_path: Path) -> None:
+    config = small(n_embd=32, n_head=4, n_layer=1)
+    arrays: dict[str, Any] = {**llamacpp(random_arrays(config, dtype="float32"))}
+    arrays |= {name: (8, a.shape[::-1], None, blocks(0 * a)) for name, a in arrays.items() if ".ffn_up.w" in name}
+    path = put_quantised(tmp_path / "m.gguf", config, arrays)
+    content, drawn = path.read_bytes(), np.random.default_rng(0)
+    behind = content.index(b"output_norm.bias") + 64  # of the directory
+    for _ in range(examples(100, 3000)):
+        damaged, message = bytearray(content), ""
+        for place in drawn.integers(4, behind, drawn.integers(1, 4)):
+            damaged[place] = drawn.choice(np.array([0, 1, 2, 8, 12, 39, 255, drawn.integers(256)]))
+        path.unlink()  # what is mapped must not change
+        path.write_bytes(damaged)
+        try:
+            assert npgpt.load(path).config.n_embd == 32
+        except NpgptError as error:
+            message = str(error)
+        assert message.isprintable()
 
 
 def put_quantised(path: Path, config: npgpt.Config, tensors: dict[str, Any]) -> Path:
