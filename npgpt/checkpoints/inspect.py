@@ -47,6 +47,7 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
     except NpgptError as reason:
         vocabulary = str(reason)
     used = {part: checkpoint.tensors[part] for source in checkpoint.sources.values() for part in source.parts}
+    merged = {part for name in checkpoint.updates for part in checkpoint.sources[name].parts}
     non_finite = {name: _non_finite(checkpoint.load(name, "float64")) for name in checkpoint.sources}
     return Inspection(
         name=location.name,
@@ -57,7 +58,7 @@ def inspect(model: str | os.PathLike[str] | None = None, *, n_head: int | None =
         published_name=config.published_name(),
         unknown_keys=checkpoint.unknown_keys,
         counts=parameters.count(config),
-        dtypes=dict(Counter(tensor.dtype for tensor in used.values())),
+        dtypes=dict(Counter(f"{tensor.dtype}{' + LoRA' * (part in merged)}" for part, tensor in used.items())),
         misaligned=[tensor.name for tensor in used.values() if tensor.misaligned],
         non_finite={name: counts for name, counts in non_finite.items() if any(counts)},
         vocabulary=vocabulary,

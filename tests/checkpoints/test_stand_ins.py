@@ -88,6 +88,13 @@ def test_in_place_of_a_file_beside_them(kind: str) -> None:
         assert f"{name}/{name} is {message}" in npgpt.load(name).why_no_text
 
 
+def test_a_configuration_is_no_checkpoint() -> None:
+    store(Path("m"), small())
+    assert refused("m/config.json").endswith(
+        "no weight_map of tensors to files; give the folder, or the file of the weights"
+    )
+
+
 def test_an_answer_of_the_hubs_that_is_json() -> None:
     writers.write(Path("m"), {"model.safetensors": b'{"error":"Repository not found"}'})
     assert "is an answer of the hub's, 'Repository not found', and no file: the download went wrong" in refused("m")
@@ -274,6 +281,7 @@ def test_an_address_tells_the_name(address: str, name: str | None) -> None:
         ("openai/gpt2", "gpt2"),
         ("distil-gpt2", "distilgpt2"),
         ("Austen", "austen"),
+        ("models--org--name", "org/name"),
         ("nobody", None),
         ("gpt3", None),
         ("EleutherAI/gpt-neo-125m", None),
