@@ -19,7 +19,7 @@ from ..errors import NpgptError
 from ..parameters import Shape
 from ..text import vocabularies
 from ..text.tokenizer import Tokenizer
-from . import configs, safetensors
+from . import configs, safetensors, stand_ins
 from .atomic import sync_folder, writing
 from .configs import IDS
 from .find import GPT2_RANKS, expanded, find
@@ -94,7 +94,8 @@ def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     hugging_face, openai = vocabularies.PAIRS
     renamed = dict(zip(openai, hugging_face, strict=True)) if not here.keys() & set(hugging_face) else {}
     beside = vocabularies.in_folder(checkpoint.path.parent, vocabularies.COMPANIONS) if here else {}
-    return {renamed.get(name, name): file.read_bytes() for name, file in (here | beside).items()}
+    files = (here | beside).items()
+    return {renamed.get(name, name): stand_ins.refuse(file.read_bytes(), str(file)) for name, file in files}
 
 
 def _ids(open_tokenizer: Callable[[], Tokenizer]) -> dict[str, int | None]:

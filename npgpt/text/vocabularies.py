@@ -147,7 +147,7 @@ def from_ranks(path: File, vocab_size: int) -> Tokenizer:
     another form, a rank or token given twice, or a byte that has no token.
     """
     ranks: dict[bytes, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(stand_ins.refuse(path.read_bytes(), str(path)).splitlines(), 1):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
@@ -283,8 +283,7 @@ def byte_characters() -> dict[str, int]:
 
 
 def _text(path: File) -> str:
-    content = path.read_bytes()
-    stand_ins.refuse(content, str(path))
+    content = stand_ins.refuse(path.read_bytes(), str(path))
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
