@@ -86,8 +86,9 @@ def hub_page(name: str) -> str | None:
 
 
 def suggestion(name: str) -> str:
-    """Return in brackets the name that is meant: a page's, or a known one that is nearly the same. Else nothing."""
-    page, known = hub_page(name), {_squeezed(known): known for known in (*ORGANISATIONS, EMBEDDED)}
+    """Return in brackets the name that is meant: a page's, a cached folder's, or the nearest known. Else nothing."""
+    cached = name[len(CACHED) :].replace("--", "/") if name.startswith(CACHED) else None
+    page, known = hub_page(name) or cached, {_squeezed(known): known for known in (*ORGANISATIONS, EMBEDDED)}
     near = difflib.get_close_matches(_squeezed(name.rpartition("/")[2]), known, 1, 0.85)
     meant = page or (known[near[0]] if near else name)
     return "" if name in (meant, ORGANISATIONS.get(meant)) else f" (did you mean {meant}?)"

@@ -62,6 +62,7 @@ def inspect(
     whole = ends.completed(tokenizer.end_of_text if tokenizer else None)
     begin = () if whole.bos is None else (whole.bos,)
     used = {part: checkpoint.tensors[part] for source in checkpoint.sources.values() for part in source.parts}
+    merged = {part for name in checkpoint.updates for part in checkpoint.sources[name].parts}
     non_finite = {name: _non_finite(checkpoint.load(name, "float64")) for name in checkpoint.sources}
     return Inspection(
         name=location.name,
@@ -72,7 +73,7 @@ def inspect(
         published_name=config.published_name(),
         unknown_keys=checkpoint.unknown_keys,
         counts=parameters.count(config),
-        dtypes=dict(Counter(tensor.dtype for tensor in used.values())),
+        dtypes=dict(Counter(f"{tensor.dtype}{' + LoRA' * (part in merged)}" for part, tensor in used.items())),
         misaligned=[tensor.name for tensor in used.values() if tensor.misaligned],
         non_finite={name: counts for name, counts in non_finite.items() if any(counts)},
         vocabulary=vocabulary,

@@ -23,7 +23,10 @@ def read(path: Path, read_file: Callable[[Path], Contents]) -> Contents:
     if isinstance(answer := index.get("error"), str):
         raise NpgptError(f"{path} is an answer of the hub's, {answer!r:.200}, and no file: the download went wrong")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise NpgptError(f"{path} is JSON but no index of a checkpoint: it has no weight_map of tensors to files")
+        raise NpgptError(
+            f"{path} is JSON but no index of a checkpoint: it has no weight_map of tensors to files; "
+            "give the folder, or the file of the weights"
+        )
     files: dict[str, Contents] = {}
     for name in dict.fromkeys(weight_map.values()):
         file = path.with_name(name) if name and Path(name).name == name else None

@@ -17,16 +17,19 @@ ZERO = "DeepSpeed's ZeRO: python zero_to_fp32.py, which DeepSpeed puts there, ma
 SHARDED = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt makes one file of it"
 AGAIN = "npgpt download NAME, or the command that fetched it, once more goes on with it"
 
-# How a file begins, whatever it is called.
-BEGINNINGS: tuple[tuple[bytes, str], ...] = (
+# How a file begins, whatever it is called: one that may stand in place of any other, and the rest.
+TEXTS: tuple[tuple[bytes, str], ...] = (
     (rb"version https://git-lfs", POINTER),
+    (rb"(?:\xef\xbb\xbf)?\s*(?i:<!doctype html|<html|<head|<\?xml)", PAGE),
+)
+BEGINNINGS: tuple[tuple[bytes, str], ...] = (
+    *TEXTS,
     (rb"\x89HDF", f"HDF5 (Keras), {INSTEAD}"),
     (rb"\x80\x02\x8a\nl\xfc\x9cF", "torch.save's form from before 1.6: load it in PyTorch and torch.save it anew"),
     (rb"\x80", "a bare pickle, which npgpt does not read: torch.save(model.state_dict(), …) writes what it does"),
     (re.escape(llmc.STATE), "llm.c's reference state (logits and gradients), not a model"),
     (re.escape(llmc.TOKENIZER), "llm.c's tokenizer, not a model"),
     (rb"\x1f\x8b", "compressed with gzip: unpack it"),
-    (rb"(?:\xef\xbb\xbf)?\s*(?i:<!doctype html|<html|<head|<\?xml)", PAGE),
     (rb"[\x81-\x8f][\xa1-\xbf][\w./]", f"msgpack (Flax), {INSTEAD}"),
     (rb"\x08[\x01-\x1f](?:\x12[\x01-\x40][ -~]|\x3a)", f"ONNX, {INSTEAD}"),
 )
@@ -48,9 +51,16 @@ NAMES: tuple[tuple[str, str], ...] = (
 )
 
 
-def by_content(head: bytes) -> str | None:
+def by_content(head: bytes, kinds: tuple[tuple[bytes, str], ...] = BEGINNINGS) -> str | None:
     """Return what a file is that begins so, with the way out; None for what may be a checkpoint."""
-    return next((what for pattern, what in BEGINNINGS if re.match(pattern, head, re.DOTALL)), None)
+    return next((what for pattern, what in kinds if re.match(pattern, head, re.DOTALL)), None)
+
+
+def refuse(content: bytes, source: str) -> bytes:
+    """Return the bytes of a file beside weights. Raises NpgptError where something stands in its place."""
+    if (what := by_content(content[:HEAD], TEXTS)) is not None:
+        raise NpgptError(f"{source} is {what}")
+    return content
 
 
 def part(path: Path) -> str | None:
@@ -96,9 +106,3 @@ def unfinished(folder: Path) -> list[Path]:
     repository = folder.parent.parent if folder.parent.name == "snapshots" else folder
     begun = [*repository.glob("blobs/*.incomplete"), *folder.glob(".cache/huggingface/download/*.incomplete")]
     return begun + [path for path in repository.glob("snapshots/*/*") if not path.exists()]
-
-
-def refuse(content: bytes, source: str) -> None:
-    """Raise NpgptError where bytes are none of the file that they should be."""
-    if (what := by_content(content[:HEAD])) is not None:
-        raise NpgptError(f"{source} is {what}")

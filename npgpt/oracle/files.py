@@ -105,7 +105,8 @@ def read(path: str | os.PathLike[str], shape: Sequence[int] = (), dtype: str | N
     if head.startswith(b"PK") and _is_npz(path):
         return _npz(path)
     if path.suffix == ".bin" and not head.startswith(b"PK"):
-        stand_ins.refuse(head, str(path))
+        if what := stand_ins.by_content(head):
+            raise NpgptError(f"{path} is {what}")
         raise NpgptError(
             f"{path} begins with {head[:8]!r}, no form that npgpt knows: raw numbers need --shape, such as 16,50257 "
             "(check(…, shape=(16, 50257)))"

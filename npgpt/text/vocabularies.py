@@ -140,8 +140,8 @@ def in_folder(folder: Path, names: Iterable[str] = (*READABLE, *FOREIGN)) -> dic
 
 
 def contents(file: File) -> bytes:
-    """Return a vocabulary file's contents. Raises NpgptError where it is no regular file, or too large."""
-    return read_bytes(file, VOCABULARY) if isinstance(file, Path) else file.read_bytes()
+    """Return a vocabulary file's contents. Raises NpgptError where it is no regular file, too large, or no such file."""
+    return stand_ins.refuse(read_bytes(file, VOCABULARY) if isinstance(file, Path) else file.read_bytes(), str(file))
 
 
 def from_ranks(path: File, vocab_size: int) -> Tokenizer:
@@ -287,9 +287,7 @@ def byte_characters() -> dict[str, int]:
 
 
 def _text(path: File) -> str:
-    content = contents(path)
-    stand_ins.refuse(content, str(path))
     try:
-        return content.decode("utf-8")
+        return contents(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise NpgptError(f"{path} is not UTF-8: {error}") from None

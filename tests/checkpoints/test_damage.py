@@ -58,6 +58,14 @@ FILES["GGUF with a vocabulary"] = {
         llamacpp(random_arrays(SPEAKING, dtype="float32")), writers.gguf_keys(SPEAKING) | VOCABULARY
     )
 }
+# A state dict that was saved unmerged; its factors are zeros, so that merging changes nothing.
+PREFIX = "base_model.model.transformer."
+UNMERGED = {PREFIX + name.replace("c_attn.", "c_attn.base_layer."): array for name, array in ARRAYS.items()}
+UNMERGED |= {f"{PREFIX}h.0.attn.c_attn.lora_{x}.weight": np.zeros(shape) for x, shape in (("A", (1, 2)), ("B", (6, 1)))}
+FILES["LoRA"] = {
+    "model.safetensors": writers.safetensors(UNMERGED),
+    "adapter_config.json": b'{"peft_type": "LORA", "r": 1, "lora_alpha": 2.5, "alpha_pattern": {"c_fc": 4}}',
+}
 CHECKED = [form for form in FILES if form.startswith(("torch zip", "TensorFlow"))]  # forms that keep checksums
 
 

@@ -72,6 +72,7 @@ def test_alpha_over_r_times_b_a_is_added(monkeypatch: pytest.MonkeyPatch) -> Non
         "adapter_model.safetensors",
         "adapter_config.json",
     }
+    assert inspect("mine").dtypes == {"float32": 15, "float32 + LoRA": 1}
     npgpt.convert("mine", "out")
     assert npgpt.load("out").origin == ""
     out = to_arrays(npgpt.load("out").parameters)

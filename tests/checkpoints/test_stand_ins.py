@@ -80,12 +80,22 @@ def test_in_place_of_a_file_beside_them(kind: str) -> None:
         assert f"{name}/{name} is {message}" in refused(where)
     characters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 256 + 68))]
     vocabulary = json.dumps({text: number for number, text in enumerate(characters)}).encode()
-    own = {"vocab.json": vocabulary, "merges.txt": b"#version: 0.2\n", "tokenizer.json": None}
+    own = {"vocab.json": vocabulary, "merges.txt": b"#version: 0.2\n", "tokenizer.json": None, "vocab.tiktoken": None}
     for name in own:
         store(Path(name), small(vocab_size=256))
-        beside = {key: value for key, value in own.items() if value is not None and name != "tokenizer.json"}
+        beside = {key: value for key, value in own.items() if value is not None and own[name] is not None}
         writers.write(Path(name), beside | {name: content})
         assert f"{name}/{name} is {message}" in npgpt.load(name).why_no_text
+        with pytest.raises(NpgptError) as error:  # and not copied
+            npgpt.convert(name, "never")
+        assert f"{name}/{name} is {message}" in str(error.value)
+
+
+def test_a_configuration_is_no_checkpoint() -> None:
+    store(Path("m"), small())
+    assert refused("m/config.json").endswith(
+        "no weight_map of tensors to files; give the folder, or the file of the weights"
+    )
 
 
 def test_an_answer_of_the_hubs_that_is_json() -> None:
@@ -274,6 +284,7 @@ def test_an_address_tells_the_name(address: str, name: str | None) -> None:
         ("openai/gpt2", "gpt2"),
         ("distil-gpt2", "distilgpt2"),
         ("Austen", "austen"),
+        ("models--org--name", "org/name"),
         ("nobody", None),
         ("gpt3", None),
         ("EleutherAI/gpt-neo-125m", None),
