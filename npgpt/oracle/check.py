@@ -79,6 +79,7 @@ def check(
             raise NpgptError(f"{theirs.path} holds greedy ids and no logits: npgpt.check_greedy judges them")
         attention_mask = theirs.attention_mask if attention_mask is None else attention_mask
         notes += [f"Left out, since they are no arrays: {', '.join(theirs.left)}."] if theirs.left else []
+        notes += [f"{line}." for line in theirs.notes]
     module = modules.open_module(theirs, n_head, config) if modules.is_module(theirs) else None
     reference: LanguageModel | None = None
     if module is None:
