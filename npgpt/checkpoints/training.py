@@ -18,6 +18,8 @@ CONFIG_KEYS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_
 SIZES = (*REQUIRED, *(theirs for theirs, ours in SPELLINGS.items() if ours in REQUIRED))
 CONTAINERS = ("_content", "_fields")  # attributes in which omegaconf and ml_collections keep all that they hold
 
+MOST_PARTS = 100_000  # of outputs in tuples
+
 
 class Chosen(NamedTuple):
     """The tensors that are the weights, what is stated of the configuration, and what is to be said of the rest."""
@@ -55,25 +57,40 @@ def weights_and_configuration(path: Path, value: object) -> Chosen:
             raise refusal(f"{path}: its pickle", inert.name)
         raise NpgptError(f"{path} has no state dict; its keys are {', '.join(map(repr, list(held)[:20])):.300}")
     others = [repr(key) for key, state in states.items() if key != taken and len(state) >= len(views)]
-    notes = [f"the weights are those of {taken!r:.80}, not of {', '.join(others):.200}"] if others else []
-    if left := [f"{key!r:.80}" for key in dictionaries.get(taken, ()) if key not in views]:
+    is_bare = views is not states.get(taken)
+    place = "the file itself" if is_bare else f"{taken!r:.80}"
+    notes = [f"the weights are those of {place}, not of {', '.join(others):.200}"] if others else []
+    within = [key for key in held if "." in str(key)[:1000]] if is_bare else dictionaries[taken]
+    if left := [f"{key!r:.80}" for key in within if key not in views]:
         notes.append(f"left out, as no tensor: {', '.join(left):.200}")
     return Chosen(views, _statement(path, held), tuple(notes))
 
 
 def outputs(path: Path, value: object) -> Chosen:
-    """Return a tensor alone, those of a tuple, or a dictionary's tensors with those in its tuples."""
+    """Return a tensor alone, those of a tuple, or a dictionary's tensors with those in its tuples.
+
+    Raises NpgptError for NumPy's arrays, which are none of torch's tensors and may be what is meant.
+    """
     if isinstance(value, View):
         return Chosen({"": value})
     if isinstance(value, (tuple, list)):
         value = {f"arr_{place}": item for place, item in enumerate(value)}
+    held = _items(value) or {}
+    lists = {name: items for name, items in held.items() if isinstance(items, tuple | list)}
+    if sum(map(len, lists.values())) > MOST_PARTS:  # one list may stand under many names
+        raise NpgptError(f"{path} holds more than {MOST_PARTS} outputs in lists")
+    parts = held | {f"{name}.{place}": item for name, items in lists.items() for place, item in enumerate(items)}
+    inert = {str(name): item for name, item in parts.items() if isinstance(item, Record | Global)}
+    has_state = any(_views(_items(item) or {}) for item in held.values())
+    arrays = [name for name, item in inert.items() if item.name.endswith(".multiarray._reconstruct")]
+    if arrays and not has_state:
+        raise refusal(f"{path}: {arrays[0]:.200}", inert[arrays[0]].name)
     chosen = weights_and_configuration(path, value)
-    if not isinstance(value, dict) or not chosen.views.items() <= _views(value).items():
+    if not chosen.views.items() <= _views(held).items():
         return chosen
-    for name, items in value.items():
-        if isinstance(items, (tuple, list)):
-            chosen.views.update({f"{name}.{place}": item for place, item in enumerate(items) if isinstance(item, View)})
-    return chosen
+    views = chosen.views | {name: item for name, item in parts.items() if isinstance(item, View)}
+    notes = (f"Left out, since they are no tensors: {', '.join(inert):.200}",) if inert else ()
+    return chosen._replace(views=views, notes=notes)
 
 
 def _items(value: object) -> dict[Any, Any] | None:

@@ -87,6 +87,7 @@ def check(
         notes += [f"Left out, since they are no arrays: {', '.join(theirs.left)}."] if theirs.left else []
         if theirs.greedy_ids is not None:
             notes.append("Left out are its greedy ids: they are judged where a file holds nothing else (check_greedy).")
+        notes += [f"{line}." for line in theirs.notes]
     module = modules.open_module(theirs, n_head, config) if modules.is_module(theirs) else None
     reference: LanguageModel | None = None
     if module is None:

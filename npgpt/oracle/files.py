@@ -9,7 +9,7 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class Given:
     greedy_ids: NDArray[Any] | None = None
     flat: NDArray[Any] | None = None  # logits of a width that only the model tells, and more behind them
     left: tuple[str, ...] = ()  # names of what is no array
+    notes: tuple[str, ...] = ()  # what else is to be said of the file
 
     def ids(self, stated: NDArray[Any] | None) -> NDArray[Any]:
         """The ids, or those that are stated. Raises NpgptError where there are none, or two that differ."""
@@ -112,7 +113,8 @@ def read(path: str | os.PathLike[str], shape: Sequence[int] = (), dtype: str | N
             "(check(…, shape=(16, 50257)))"
         )
     contents = torch_zip.read_outputs(path) if head.startswith(b"PK") else formats.read(path)
-    return _sorted(path, {name: _array(tensor) for name, tensor in contents.tensors.items()})
+    given = _sorted(path, {name: _array(tensor) for name, tensor in contents.tensors.items()})
+    return replace(given, notes=contents.notes)
 
 
 def _is_npz(path: Path) -> bool:

@@ -140,7 +140,7 @@ def in_folder(folder: Path, names: Iterable[str] = (*READABLE, *FOREIGN)) -> dic
 
 
 def contents(file: File) -> bytes:
-    """Return a vocabulary file's contents. Raises NpgptError where it is no regular file, too large, or no such file."""
+    """Return a vocabulary file's contents. Raises NpgptError where it is no regular file, too large, or a web page."""
     return stand_ins.refuse(read_bytes(file, VOCABULARY) if isinstance(file, Path) else file.read_bytes(), str(file))
 
 

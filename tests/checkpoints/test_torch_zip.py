@@ -26,9 +26,10 @@ from npgpt.checkpoints.inspect import inspect
 from npgpt.checkpoints.open import open_checkpoint
 from npgpt.checkpoints.tensor import Contents, same_bits
 from npgpt.errors import NpgptError
+from npgpt.language_model import LanguageModel
 from npgpt.parameters import to_arrays
 from tests.support import writers
-from tests.support.models import random_arrays, small
+from tests.support.models import random_arrays, random_parameters, small
 from tests.support.thorough import examples
 from tests.support.writers import Call, Global, Member, StateDict, Storage, View
 
@@ -354,6 +355,8 @@ def test_a_state_dict_with_something_else_in_it(tmp_path: Path) -> None:
     model = npgpt.load(path, n_head=3)
     same(to_arrays(model.parameters), arrays)
     assert model.notes == ("left out, as no tensor: '_extra_state', 'version'",)
+    put(path, views | {"lm_head.weight": Call(CONFIG), "args": Call(CONFIG)}, storages)
+    assert npgpt.load(path, n_head=3).notes == ("left out, as no tensor: 'lm_head.weight'",)
 
 
 UNREAD: dict[str, tuple[object, str]] = {
@@ -408,6 +411,46 @@ def test_weights_in_a_subclass_of_dict(tmp_path: Path) -> None:
         same(to_arrays(npgpt.load(put(tmp_path / "m.pth", value, storages), n_head=3).parameters), arrays)
 
 
+ARRAY = Call(Global("numpy._core.multiarray", "_reconstruct"), (Global("numpy", "ndarray"), (0,)), (1, (3,)))
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ({"logits": ARRAY}, "logits"),
+        ({"logits": WHOLE, "h.0": ARRAY}, "h.0"),
+        ((WHOLE, ARRAY), "arr_1"),
+        ({"logits": WHOLE, "hidden_states": (WHOLE, ARRAY)}, "hidden_states.1"),
+    ],
+)
+def test_numpys_arrays_are_no_outputs_that_are_passed_over(tmp_path: Path, value: object, name: str) -> None:
+    with pytest.raises(
+        NpgptError, match=rf"x: {name} asks for numpy\._core\.multiarray\._reconstruct, which npgpt does"
+    ):
+        torch_zip.read_outputs(put(tmp_path / "x", value))
+
+
+def test_one_list_of_outputs_under_many_names(tmp_path: Path) -> None:
+    """4,000,000 outputs, were it read under every one."""
+    items = [WHOLE] * 2000
+    with pytest.raises(NpgptError, match="x holds more than 100000 outputs in lists"):
+        torch_zip.read_outputs(put(tmp_path / "x", {f"a{n}": items for n in range(2000)}))
+
+
+def test_what_is_left_out_of_outputs_is_said(tmp_path: Path) -> None:
+    """As of transformers' outputs, whose class is a dictionary's subclass."""
+    held = {"logits": WHOLE, "past_key_values": Call(Global("cache_utils", "DynamicCache")), "hidden_states": (WHOLE,)}
+    for value in (held, Items(held)):
+        found = torch_zip.read_outputs(put(tmp_path / "x", value))
+        assert list(found.tensors) == ["logits", "hidden_states.0"]
+        assert found.notes == ("Left out, since they are no tensors: past_key_values",)
+    put(tmp_path / "x", {"logits": View(FLOAT6, 0, (1, 6), (6, 1)), "config": Call(CONFIG)})
+    report = npgpt.check(
+        tmp_path / "x", [1], LanguageModel("it", small(vocab_size=6), random_parameters(small(vocab_size=6)))
+    )
+    assert "Left out, since they are no tensors: config." in report.notes
+
+
 def test_a_second_state_dict_of_the_same_size_is_said(tmp_path: Path) -> None:
     views, storages = writers.in_storages(random_arrays(small(), dtype="float32"))
     states = {"ema": StateDict(views), "model": StateDict(views), "smaller": {"a": views["wte.weight"]}}
@@ -415,6 +458,10 @@ def test_a_second_state_dict_of_the_same_size_is_said(tmp_path: Path) -> None:
         "the weights are those of 'model', not of 'ema'",
     )
     assert torch_zip.read(put(tmp_path / "m.pth", {"model": states["model"]}, storages)).notes == ()
+    bare = views | {"ema": StateDict(views)}
+    assert torch_zip.read(put(tmp_path / "m.pth", bare, storages)).notes == (
+        "the weights are those of the file itself, not of 'ema'",
+    )
 
 
 def test_several_state_dicts_of_unknown_keys(tmp_path: Path) -> None:
