@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from .. import parameters
-from ..config import Config
+from ..config import GPT2_VOCAB_SIZES, Config
 from ..errors import NpgptError
 from ..parameters import Shape
 from ..text import vocabularies
+from ..text.companions import COMPANIONS
 from ..text.tokenizer import Tokenizer
 from . import configs, safetensors
 from .atomic import sync_folder, writing
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = CONFIG_FILES[0]
 DTYPES = ("float32", "float16", "bfloat16")
-REPLACEABLE = {WEIGHTS_FILE, CONFIG_FILE, *vocabularies.FILES}  # what a folder may hold to be overwritten
+REPLACEABLE = {WEIGHTS_FILE, CONFIG_FILE, *COMPANIONS}  # what a folder may hold to be overwritten, with a vocabulary
 
 
 def convert(
@@ -63,6 +64,8 @@ def convert(
     files = _vocabulary_files(checkpoint)
     stated = {key: checkpoint.stated[key] for key in IDS if key in checkpoint.stated}
     ids = _ids(lambda: vocabularies.tokenizer_of(checkpoint)) | stated
+    if files and (tokenizer_class := vocabularies.stated_class(location.weights.parent)) is not None:
+        ids["tokenizer_class"] = tokenizer_class
     write_folder(folder, checkpoint.config, ids, files, layout, parts, replaceable)
     return checkpoint
 
@@ -75,7 +78,8 @@ def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     """
     folder = expanded(folder)
     check_destination(folder, None)
-    own = [] if model.why_no_text else [file for file in model.tokenizer.files if file != GPT2_RANKS]
+    used = () if model.why_no_text else (*model.tokenizer.files, *model.tokenizer.beside)
+    own = [file for file in used if file != GPT2_RANKS]
     files = {file.name: file.read_bytes() for file in own}
     arrays = parameters.to_arrays(model.parameters)
     layout = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
@@ -87,15 +91,17 @@ def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     if checkpoint.contents.vocabulary is not None:
         return checkpoint.contents.vocabulary()
     here = vocabularies.in_folder(checkpoint.path.parent)
+    here = {name: file for name, file in here.items() if file not in checkpoint.contents.files}
     for file in here.values():
         check_file(file)  # a file that cannot be copied is an error, not left out silently
     hugging_face, openai = vocabularies.PAIRS
     renamed = dict(zip(openai, hugging_face, strict=True)) if not here.keys() & set(hugging_face) else {}
-    beside = vocabularies.in_folder(checkpoint.path.parent, vocabularies.COMPANIONS) if here else {}
+    text = here or checkpoint.config.vocab_size in GPT2_VOCAB_SIZES
+    beside = vocabularies.beside(checkpoint.path.parent) if text else {}
     return {renamed.get(name, name): file.read_bytes() for name, file in (here | beside).items()}
 
 
-def _ids(open_tokenizer: Callable[[], Tokenizer]) -> dict[str, int | None]:
+def _ids(open_tokenizer: Callable[[], Tokenizer]) -> dict[str, Any]:
     """Return config.json's ids of the text's beginning and end: None where the model has no vocabulary."""
     try:
         end_of_text = open_tokenizer().end_of_text
@@ -154,7 +160,11 @@ def _check_contents(folder: Path, shown: Path, replaceable: Set[str] | None) -> 
         return
     if replaceable is None:
         raise NpgptError(f"{shown} is there and not an empty folder: choose a new one, or overwrite it (--overwrite)")
-    others = [path.name for path in held if path.name not in replaceable or not path.is_file()]
+    others = [
+        path.name
+        for path in held
+        if not (path.name in replaceable or vocabularies.is_vocabulary(path.name)) or not path.is_file()
+    ]
     if others or not (folder / WEIGHTS_FILE).is_file():
         what = f"holds {others[0]}, which" if others else f"has no {WEIGHTS_FILE}, and so"
         raise NpgptError(f"{shown} {what} is no part of a converted model: it is not overwritten")
@@ -163,7 +173,7 @@ def _check_contents(folder: Path, shown: Path, replaceable: Set[str] | None) -> 
 def write_folder(
     folder: Path,
     config: Config,
-    ids: Mapping[str, int | None],
+    ids: Mapping[str, Any],
     vocabulary: Mapping[str, bytes],
     layout: Mapping[str, tuple[str, Shape]],
     parts: safetensors.Parts,
@@ -171,9 +181,10 @@ def write_folder(
 ) -> None:
     """Write a folder that loads here and in transformers, in place of one that is empty or may be replaced.
 
-    ids: of bos, eos and pad, for config.json; vocabulary: files by name; layout, parts: as safetensors.write_parts;
-    replaceable: as check_destination. The folder is written beside its place and renamed; what was there is removed
-    last. Raises NpgptError where something came into the folder meanwhile, OSError where it cannot be written.
+    ids: of bos, eos and pad, and what else config.json gets; vocabulary: files by name; layout, parts: as
+    safetensors.write_parts; replaceable: as check_destination. The folder is written beside its place and renamed;
+    what was there is removed last. Raises NpgptError where something came into the folder meanwhile, OSError where it
+    cannot be written.
     """
     shown, folder = folder, Path(os.path.realpath(folder))  # of a link, the folder that it leads to
     made = [parent for parent in folder.parents if not parent.exists()]

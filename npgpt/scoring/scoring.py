@@ -146,15 +146,16 @@ def score(
     model = model if isinstance(model, LanguageModel) else load(model)
     rule = by_name(convention, model.config, context, stride, end_of_text)
     top = whole_number("top, the number of likeliest tokens to name,", top, low=0, high=model.config.vocab_size)
-    tokenizer, before = model.tokenizer, []
-    if rule.end_of_text:
+    tokenizer = model.tokenizer
+    before = [] if end_of_text is False else list(tokenizer.before)  # as transformers and llama.cpp have it, too
+    if rule.end_of_text and not before:
         if tokenizer.end_of_text is None:
             raise NpgptError(f"{model.name} has no <|endoftext|> to stand before a text: end_of_text=False, --no-bos")
         before = [tokenizer.end_of_text]
 
     def read() -> Iterator[Text]:
         for number, text in enumerate(texts):
-            ids = tokenizer.encode(text, special=special)
+            ids = tokenizer.encode(text, special=special, alone=True)
             yield _text(number, before, ids, rule, names[number] if names else f"text {number}")
 
     return _scores(model, len(before), _groups(read(), rule.context), rule.context, executor, top, skip, progress)

@@ -105,7 +105,7 @@ def vocabulary_keys(tokens: list[str], types: list[int] | None = None) -> list[K
 
 def test_the_vocabulary_within(tmp_path: Path) -> None:
     """256 bytes, one merge, <|endoftext|>, and padding that stands for no text."""
-    characters = list(npgpt.text.vocabularies.byte_characters())
+    characters = list(npgpt.text.byte_pairs.byte_characters())
     tokens = [*characters, "ab", "<|endoftext|>", "[PAD258]", "[PAD259]"]
     config = small(vocab_size=260)
     arrays = random_arrays(config, dtype="float32")
