@@ -115,6 +115,23 @@ def test_flags_of_words(tmp_path: Path) -> None:
     assert tokenizer.encode("½abc½").count(262) == 1
 
 
+def test_two_tokens_that_take_the_same_white_space(tmp_path: Path) -> None:
+    tokens = {"261": {"content": "<x>", "rstrip": True}, "262": {"content": " ", "lstrip": True}}
+    tokenizer = opened(put(tmp_path, small_pair() | {CONFIG: {"added_tokens_decoder": tokens}}))
+    assert tokenizer.encode("<x> a ") == [261, 64, 262]  # nothing is left of the first space
+    with pytest.raises(NpgptError, match="added token ' ' lies in white space that another one takes"):
+        tokenizer.encode("<x>  a")  # where tokenizers panics
+    tokens["262"]["lstrip"] = False
+    tokenizer = opened(put(tmp_path, small_pair() | {CONFIG: {"added_tokens_decoder": tokens}}))
+    assert tokenizer.encode("<x>  a") == [261, 262, 262, 64]
+
+
+def test_a_token_of_tokenizer_json_that_a_key_names_is_special(tmp_path: Path) -> None:
+    tokenizer = opened(put(tmp_path, whole_with(special=False) | {CONFIG: {"pad_token": "<|user|>"}}))
+    assert USER not in tokenizer.encode("<|user|>")
+    assert tokenizer.encode("<|user|>", special=True) == [USER]
+
+
 def test_tokens_before_and_after_a_text(tmp_path: Path) -> None:
     bos = opened(put(tmp_path / "bos", small_pair() | {CONFIG: {"add_bos_token": True}}))
     assert bos.encode("in") == [260, 259]
@@ -256,8 +273,8 @@ def test_a_token_without_a_row_is_an_error_where_a_text_has_it(tmp_path: Path) -
 FOREIGN = """spiece.model bpe.model source.spm target.spm tekken.json vocab.jsonl Vocab.json VOCAB.TXT vocab.txt
 tokenizer.model sentencepiece.bpe.model tiktoken.model qwen.tiktoken bpe.codes dict.txt vocab.json.gz my-tokenizer.json
 Merges.txt wordpiece.txt m.vocab""".split()
-OTHERS = """config.json model.safetensors pytorch_model.bin tokenizer_config.json generation_config.json README.md model.bin
-training_args.bin optimizer.pt model.gguf ckpt.pt tf_model.h5 merges.md chat_template.jinja""".split()
+OTHERS = """config.json model.safetensors pytorch_model.bin tokenizer_config.json generation_config.json README.md
+model.bin training_args.bin optimizer.pt model.gguf ckpt.pt tf_model.h5 merges.md chat_template.jinja""".split()
 
 
 @pytest.mark.parametrize("name", FOREIGN)

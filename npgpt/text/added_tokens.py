@@ -99,10 +99,18 @@ class Splitter:
                 start -= 1
             while token.rstrip and end < len(text) and text[end] in SPACES:
                 end += 1
+            if token.lstrip and start < done:  # the token before took this one's white space, or part of it
+                if done > end:
+                    raise NpgptError(
+                        f"the added token {token.content!r:.60} lies in white space that another one takes"
+                    )
+                start = done
             if start > done:
                 yield text[done:start]
+            done, taken = end, start == end
+            if taken:
+                continue
             yield token_id
-            done = end
         if done < len(text):
             yield text[done:]
 

@@ -154,7 +154,7 @@ def _added(
     extra: list[AddedToken],
 ) -> list[AddedToken]:
     """Return the tokens in transformers' order: tokenizer.json's, those with ids, the named ones, the others."""
-    later = [new for _, new in sorted(by_id.items()) if new not in tokens]
+    later = [new for _, new in sorted(by_id.items())]
     known = {new.content for new in (*tokens, *later)}
     own = [key for key in special if key not in NAMED]
     for new in (*(special[key] for key in (*NAMED, *own) if key in special), *extra):

@@ -164,7 +164,12 @@ def by_package(path: File, whole: Mapping[str, Any], companions: Companions, voc
 
     def ids_of(text: str, special: bool) -> list[int]:
         found.encode_special_tokens = not special
-        return list(found.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(found.encode(text, add_special_tokens=False).ids)
+        except BaseException as error:  # a panic of the package is no Exception
+            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+                raise
+            raise NpgptError(f"tokenizers cannot cut the text into tokens by {path}: {error}") from None
 
     pieces, leading = _pieces(found, whole.get("decoder"), ids, tokens.keys())
     return Tokenizer(
@@ -202,5 +207,5 @@ def _pieces(
     pieces = {n: both.removeprefix(alone[anchor]).encode() for n, both in zip(numbers, pairs, strict=True)}
     if "ByteFallback" in kinds:
         pieces |= {ids[f"<0x{byte:02X}>"]: bytes([byte]) for byte in range(256) if f"<0x{byte:02X}>" in ids}
-    spaced = pieces[anchor].startswith(b" ") and not alone[anchor].startswith(" ")
+    spaced = any(pieces[n] == b" " + alone[n].encode() for n in numbers if alone[n])
     return pieces, b" " if spaced else b""
