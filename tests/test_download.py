@@ -127,7 +127,7 @@ def test_one_listing_and_then_the_files_of_its_commit_alone(hub: Hub, weights: P
     listings = [request for request in hub.requests if request.path.startswith("/api/")]
     assert [request.path for request in listings] == [f"/api/models/{GPT2}"]
     commit = hub.repositories[GPT2].commit
-    files = ["config.json", "vocab.json", "merges.txt", "model.safetensors"]
+    files = ["config.json", "vocab.json", "merges.txt", "spiece.model", "model.safetensors"]
     expected = [(method, f"/{GPT2}/resolve/{commit}/{file}") for file in files for method in ("HEAD", "GET")]
     assert [tuple(request) for request in hub.requests[1:]] == expected
 

@@ -199,6 +199,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (small_pair() | {CONFIG: {"added_tokens_decoder": {"x": "<p>"}}}, "added_tokens_decoder must be"),
     (small_pair() | {CONFIG: {"added_tokens_decoder": []}}, "added_tokens_decoder must be"),
+    (small_pair() | {CONFIG: {"added_tokens_decoder": {"9" * 5000: "<p>"}}}, "added_tokens_decoder must be"),
+    (
+        small_whole(post_processor={"type": "BertProcessing", "cls": ["a", 299], "sep": ["b", 2]}),
+        "the token 299 before or after every text is none of the model's",
+    ),
     (small_pair() | {CONFIG: {"pad_token": "\ud800"}}, "lone surrogate"),
     (small_pair() | {CONFIG: "{"}, "tokenizer_config.json is not valid JSON"),
     (small_pair() | {MAP: {"pad": "<p>"}}, "has the key 'pad', which names no special token"),
@@ -274,7 +279,8 @@ FOREIGN = """spiece.model bpe.model source.spm target.spm tekken.json vocab.json
 tokenizer.model sentencepiece.bpe.model tiktoken.model qwen.tiktoken bpe.codes dict.txt vocab.json.gz my-tokenizer.json
 Merges.txt wordpiece.txt m.vocab""".split()
 OTHERS = """config.json model.safetensors pytorch_model.bin tokenizer_config.json generation_config.json README.md
-model.bin training_args.bin optimizer.pt model.gguf ckpt.pt tf_model.h5 merges.md chat_template.jinja""".split()
+model.bin training_args.bin
+onnx/vocab.json original/tokenizer.model optimizer.pt model.gguf ckpt.pt tf_model.h5 merges.md chat_template.jinja""".split()
 
 
 @pytest.mark.parametrize("name", FOREIGN)

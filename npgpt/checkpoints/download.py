@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import NpgptError
 from ..text.companions import COMPANIONS
-from ..text.vocabularies import is_vocabulary
+from ..text.vocabularies import READABLE, is_vocabulary
 from . import atomic
 from .configs import read_fields
 from .find import EMBEDDED, ORGANISATIONS, hub_cache
@@ -132,8 +132,8 @@ def choose(names: Collection[str], repository: str) -> list[str]:
 
     Raises NpgptError where there are no weights that npgpt reads.
     """
-    wanted = [name for name in (CONFIG, *COMPANIONS) if name in names]
-    wanted += sorted(name for name in names if is_vocabulary(name))
+    wanted = [name for name in (CONFIG, *READABLE, *COMPANIONS) if name in names]
+    wanted += sorted(name for name in names if is_vocabulary(name) and name not in wanted)
     for stem, suffix in WEIGHTS:
         whole, index = f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"
         shards = sorted(name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name, re.ASCII))

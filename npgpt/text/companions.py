@@ -6,6 +6,7 @@ is not honoured is in UNUSED, since it changes no ids, or it is refused by its n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -208,6 +209,6 @@ def _check_keys(config: Mapping[str, Any], source: str) -> None:
 
 def _decoder(decoder: object, source: str) -> dict[int, AddedToken]:
     """Return added_tokens_decoder's tokens by id."""
-    if not isinstance(decoder, Mapping) or not all(key.isdecimal() and key.isascii() for key in decoder):
+    if not isinstance(decoder, Mapping) or not all(re.fullmatch("[0-9]{1,18}", k) for k in decoder):
         raise NpgptError(f"{source}: added_tokens_decoder must be an object of tokens by their ids")
     return {int(key): token(value, source) for key, value in decoder.items()}

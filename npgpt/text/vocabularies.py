@@ -36,7 +36,8 @@ NO_VOCABULARY = re.compile(r"tokenizer_config\.json|(pytorch|tf|flax|rust)_model
 
 def is_vocabulary(name: str) -> bool:
     """Return whether a file's name is that of a vocabulary, readable or not."""
-    return name in READABLE or (FOREIGN.fullmatch(name) is not None and NO_VOCABULARY.fullmatch(name) is None)
+    foreign = "/" not in name and FOREIGN.fullmatch(name) and not NO_VOCABULARY.fullmatch(name)
+    return name in READABLE or bool(foreign)
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,10 @@ def open_tokenizer(
             here = {name: path for name, path in (in_folder(folder) | beside(folder)).items() if path != weights}
         model_class = None if within else stated_class(folder)
         tokenizer = _from_files(here, folder, vocab_size, eos_token_id, model_class)
+        for token_id in (*tokenizer.before, *tokenizer.after):
+            if token_id not in tokenizer.pieces:
+                around = f"the token {token_id} before or after every text"
+                raise NpgptError(f"{tokenizer.source}: {around} is none of the model's {vocab_size} with text")
         return replace(tokenizer, beside=tuple(here[name] for name in COMPANIONS if name in here))
     except OSError as error:
         raise NpgptError(str(error)) from None
