@@ -280,7 +280,8 @@ tokenizer.model sentencepiece.bpe.model tiktoken.model qwen.tiktoken bpe.codes d
 Merges.txt wordpiece.txt m.vocab""".split()
 OTHERS = """config.json model.safetensors pytorch_model.bin tokenizer_config.json generation_config.json README.md
 model.bin training_args.bin
-onnx/vocab.json original/tokenizer.model optimizer.pt model.gguf ckpt.pt tf_model.h5 merges.md chat_template.jinja""".split()
+onnx/vocab.json original/tokenizer.model optimizer.pt model.gguf ckpt.pt
+tf_model.h5 merges.md chat_template.jinja""".split()
 
 
 @pytest.mark.parametrize("name", FOREIGN)
