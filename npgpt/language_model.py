@@ -25,7 +25,7 @@ from .parameters import Array, Parameters, Record
 from .text.generation import Step, generate, kept_prompt
 from .text.sampling import Sampling
 from .text.tokenizer import Tokenizer, shown
-from .text.vocabularies import FILES, in_folder, tokenizer_of
+from .text.vocabularies import beside, in_folder, tokenizer_of
 
 forward = checked(unchecked_forward)  # npgpt.forward; model.py is formulas, and knows no wrong types
 
@@ -76,7 +76,8 @@ def open_model(source: Source) -> LanguageModel:
         config=source.config,
         name_scheme=source.name_scheme,
     )
-    for file in in_folder(checkpoint.path.parent, FILES).values():
+    folder = checkpoint.path.parent
+    for file in (in_folder(folder) | beside(folder)).values():
         is_input(file)  # though it may never be read: an output may not replace it
     arrays = {name: checkpoint.load(name, source.dtype) for name in checkpoint.sources}
     return LanguageModel(
@@ -104,7 +105,7 @@ class LanguageModel:
     open_tokenizer returns its tokenizer, or raises NpgptError with the reason why it has none. origin names the file
     it was loaded from and its form, unless that is the converted one. notes say what of it is left out or guessed.
     no_logits is the reason why it gives no logits of ids, as a classifier; empty where it does. files hold its weights;
-    source opens it again. ends are the ids that its files state for a text's beginning and end; see begin_id and
+    source opens it again. ends are the ids that its files state for a text's beginning and end; see begin_ids and
     end_ids.
     """
 
@@ -165,17 +166,20 @@ class LanguageModel:
         return self._ends.eos
 
     @property
-    def begin_id(self) -> int | None:
-        """The id before a text: bos_token_id of the model's files, or else <|endoftext|> of its vocabulary."""
-        return self._ends.bos
+    def begin_ids(self) -> tuple[int, ...]:
+        """The ids before a text: those of its own tokenizer, bos_token_id of its files, or else <|endoftext|>."""
+        own = () if self.why_no_text else self.tokenizer.before
+        return own or (() if self._ends.bos is None else (self._ends.bos,))
 
     @property
     def begins_with(self) -> str:
-        """The token of begin_id in words, empty where there is none."""
-        if self.begin_id is None:
-            return ""
-        has_text = not self.why_no_text and self.tokenizer.has_text(self.begin_id)
-        return printable(shown(self.tokenizer.piece(self.begin_id))) if has_text else f"id {self.begin_id}"
+        """The tokens of begin_ids in words, empty where there are none."""
+
+        def word(token_id: int) -> str:
+            has_text = not self.why_no_text and self.tokenizer.has_text(token_id)
+            return printable(shown(self.tokenizer.piece(token_id))) if has_text else f"id {token_id}"
+
+        return " ".join(map(word, self.begin_ids))
 
     @checked
     def __call__(
@@ -201,12 +205,12 @@ class LanguageModel:
 
     @checked
     def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
-        """Return a prompt's ids; an empty one is begin_id.
+        """Return a prompt's ids; an empty one is begin_ids.
 
         Raises NpgptError where the model has no text, or no id to start from.
         """
-        if text == "" and self.begin_id is not None:
-            return [self.begin_id]
+        if text == "" and self.begin_ids:
+            return [*self.begin_ids]
         if ids := self.tokenizer.encode(text, special=special):
             return ids
         raise NpgptError(f"the prompt is empty, and {self.name} has no <|endoftext|> to start from, or bos_token_id")

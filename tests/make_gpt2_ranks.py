@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from npgpt.checkpoints.atomic import writing
-from npgpt.text.vocabularies import from_vocabulary_and_merges
+from npgpt.text.byte_pairs import from_pair
 
 SHA256 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -27,12 +27,12 @@ def main(encoder_json: str, vocab_bpe: str) -> None:
         digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if digest != SHA256[name]:
             sys.exit(f"{path}: sha256 {digest} is not OpenAI's {name}, {SHA256[name]}")
-    tokenizer = from_vocabulary_and_merges(Path(encoder_json), Path(vocab_bpe), 50257)
-    ranked = sorted(tokenizer.ranks.items(), key=lambda item: item[1])
+    pairs = from_pair(Path(encoder_json), Path(vocab_bpe), 50257)
+    ranked = sorted(pairs.ranks.items(), key=lambda item: item[1])
     with writing(DESTINATION) as file:
         for token, rank in ranked:
             file.write(base64.b64encode(token) + b" %d\n" % rank)
-    print(f"{DESTINATION}: {len(ranked)} ranks, special tokens {dict(tokenizer.special_tokens)}")
+    print(f"{DESTINATION}: {len(ranked)} ranks, special tokens {dict(pairs.others)}")
 
 
 if __name__ == "__main__":

@@ -105,13 +105,13 @@ def partial(cache: Path) -> list[Path]:
 
 def test_a_published_name_from_the_hub_to_the_logits(hub: Hub, cache: Path, weights: Path) -> None:
     lines = fetched(hub, "gpt2", HF_HUB_ENABLE_HF_TRANSFER="1")  # which the library warns of
-    files = {"config.json", "vocab.json", "merges.txt", "model.safetensors"}
+    files = {"config.json", "vocab.json", "merges.txt", "spiece.model", "model.safetensors"}
     commit = hub.repositories[GPT2].commit
     folder = cache / "models--openai-community--gpt2" / "snapshots" / commit
     size = (weights / "model.safetensors").stat().st_size
-    assert lines[:2] == [f"{GPT2}: 4 of 4 files fetched", str(folder)]
-    assert {line.split()[1] for line in lines[2:6]} == {path.name for path in folder.iterdir()} == files
-    assert lines[5:] == [f"{size:>15,}  model.safetensors", 'next: npgpt generate --model gpt2 "It is a truth"']
+    assert lines[:2] == [f"{GPT2}: 5 of 5 files fetched", str(folder)]
+    assert {line.split()[1] for line in lines[2:7]} == {path.name for path in folder.iterdir()} == files
+    assert lines[6:] == [f"{size:>15,}  model.safetensors", 'next: npgpt generate --model gpt2 "It is a truth"']
     assert find.find("gpt2").weights.parent == find.find(GPT2).weights.parent == folder
     for file in files:
         assert (folder / file).resolve().parent.name == "blobs"
@@ -127,7 +127,7 @@ def test_one_listing_and_then_the_files_of_its_commit_alone(hub: Hub, weights: P
     listings = [request for request in hub.requests if request.path.startswith("/api/")]
     assert [request.path for request in listings] == [f"/api/models/{GPT2}"]
     commit = hub.repositories[GPT2].commit
-    files = ["config.json", "vocab.json", "merges.txt", "model.safetensors"]
+    files = ["config.json", "vocab.json", "merges.txt", "spiece.model", "model.safetensors"]
     expected = [(method, f"/{GPT2}/resolve/{commit}/{file}") for file in files for method in ("HEAD", "GET")]
     assert [tuple(request) for request in hub.requests[1:]] == expected
 
@@ -262,7 +262,7 @@ def test_an_outage_between_two_files(hub: Hub, weights: Path) -> None:
     hub.faults["GET model.safetensors"] = [Fault("status", 503)]
     assert " answers 503 to model.safetensors of openai-community/gpt2: try again later" in refused(hub, "gpt2")
     hub.faults["HEAD model.safetensors"] = [Fault("status", 503)] * 2  # the library waits a second and asks again
-    assert fetched(hub, "gpt2")[0] == f"{GPT2}: 1 of 4 files fetched"
+    assert fetched(hub, "gpt2")[0] == f"{GPT2}: 1 of 5 files fetched"
 
 
 def test_a_token_that_is_refused(hub: Hub, weights: Path) -> None:

@@ -112,7 +112,7 @@ def test_what_a_text_begins_with(
 ) -> None:
     folder = wants(tmp_path / "m", 70, generation, **ids)
     model = npgpt.load(folder)
-    assert (model.begin_id, model.begins_with) == (begin, in_words)
+    assert (model.begin_ids, model.begins_with) == (() if begin is None else (begin,), in_words)
     assert model.encode_prompt("") == [begin]
     (found,) = npgpt.score(["ab"], model)
     logits = model([begin])[0, 0].astype(np.float64)
@@ -221,7 +221,7 @@ def test_ends_that_were_replaced_in_python_are_saved(tmp_path: Path) -> None:
     for number, ends in enumerate((Ends(eos=(7,)), Ends(eos=(7, 8), bos=2), Ends())):
         npgpt.save(replace(model, ends=ends), tmp_path / f"other{number}")
         again = npgpt.load(tmp_path / f"other{number}")
-        assert (again.end_ids, again.begin_id) == (ends.eos, ends.bos)
+        assert (again.end_ids, again.begin_ids) == (ends.eos, (ends.bos,))
         kept = json.loads((tmp_path / f"other{number}" / GENERATION_FILE).read_text())
         assert kept == {"temperature": 0.5} | ends.stated()
 

@@ -38,7 +38,8 @@ EXCEPTIONS = {
     ("checkpoints/inspect.py", "text"),
     ("checkpoints/write.py", "text"),
 }
-EXTRAS = {"huggingface_hub", "google_crc32c", "gguf"}  # imported by checkpoints/ alone, inside functions
+# imported inside functions, each in one room
+EXTRAS = {"huggingface_hub": "checkpoints", "google_crc32c": "checkpoints", "gguf": "checkpoints", "tokenizers": "text"}
 
 
 def room_of(path: Path) -> str:
@@ -121,13 +122,14 @@ def test_every_room_has_a_floor() -> None:
 
 def test_only_numpy_and_tiktoken_at_run_time() -> None:
     for path in FILES:
-        assert packages(path) - {"numpy", "tiktoken"} <= (EXTRAS if room_of(path) == "checkpoints" else set()), path
+        here = {package for package, room in EXTRAS.items() if room == room_of(path)}
+        assert packages(path) - {"numpy", "tiktoken"} <= here, path
 
 
 def test_extras_are_imported_when_they_are_used() -> None:
     modules = [".".join(path.relative_to(HOUSE.parent).with_suffix("").parts) for path in FILES]
     modules = [name.removesuffix(".__init__") for name in modules if not name.endswith(".__main__")]
-    code = f"import sys, {', '.join(modules)}; assert not {EXTRAS} & set(sys.modules)"
+    code = f"import sys, {', '.join(modules)}; assert not {set(EXTRAS)} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

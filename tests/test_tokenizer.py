@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from npgpt.checkpoints.find import EMBEDDED_WEIGHTS, GPT2_RANKS
 from npgpt.errors import NpgptError
 from npgpt.text import vocabularies as tokenizers
+from npgpt.text.byte_pairs import byte_characters
 from npgpt.text.tokenizer import TextDecoder, Tokenizer
-from npgpt.text.vocabularies import byte_characters
 from tests.support.thorough import examples
 
 GPT2 = tokenizers.from_ranks(GPT2_RANKS, 50257)
@@ -215,6 +215,9 @@ def test_tokenizer_json(tmp_path: Path, pairs: bool) -> None:
     assert dict(tokenizer.special_tokens) == {"<|endoftext|>": 260, "<pad>": 261}
     assert tokenizer.holes.tolist() == []
     whole["added_tokens"] = [*added, {"id": 270, "content": "<far>"}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    assert "says that '<far>' is 270, and as transformers numbers tokens" in reason(tmp_path, 300)
+    vocabulary |= {"<pad>": 261, "<far>": 270}
     (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
     far = find(tmp_path, 300)
     assert far.holes.tolist() == list(range(262, 270))

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import NpgptError
-from ..text.vocabularies import COMPANIONS, READABLE
+from ..text.companions import COMPANIONS
+from ..text.vocabularies import READABLE, is_vocabulary
 from . import atomic
 from .configs import read_fields
 from .ends import GENERATION_FILE
@@ -142,6 +143,7 @@ def choose(names: Collection[str], repository: str) -> list[str]:
     """
     known = (CONFIG, GENERATION_FILE, ADAPTER_CONFIG, *READABLE, *COMPANIONS)
     wanted = [name for name in known if name in names]
+    wanted += sorted(name for name in names if is_vocabulary(name) and name not in wanted)
     for stem, suffix in WEIGHTS:
         whole, index = f"{stem}.{suffix}", f"{stem}.{suffix}.index.json"
         shards = sorted(name for name in names if re.fullmatch(rf"{stem}-\d+-of-\d+\.{suffix}", name, re.ASCII))

@@ -69,7 +69,8 @@ CONFIG = {
 # any of these ends a text in llama.cpp: of the text, of a turn, of a message
 ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 TOKENS, MERGES, TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.token_type"
-UNUSED = 5  # a token's type: a row that only pads the vocabulary
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # a token's type: special; always one token; a row that pads the vocabulary
+SPLITTERS = ("gpt-2",)  # what tokenizer.ggml.pre calls GPT-2's way of cutting text; a file may leave it out
 
 
 def recognises(head: bytes, tail: bytes) -> bool:
@@ -151,8 +152,8 @@ def read(path: Path) -> Contents:
     tensors = _tensors(path, data, cursor, n_tensors, keys.get("general.alignment", 32))
     fields = {name: keys[key] for key, name in CONFIG.items() if key in keys}
     fields["eos_token_id"] = [*dict.fromkeys(keys[key] for key in ENDS if key in keys)]
-    model, vocabulary = keys.get("tokenizer.ggml.model"), None
-    if isinstance(model, str) and model == "gpt2" and TOKENS in keys and MERGES in keys:
+    vocabulary = None
+    if keys.get("tokenizer.ggml.model", "no_vocab") != "no_vocab" or TOKENS in keys:
         vocabulary = lambda: _vocabulary(path, keys)  # noqa: E731
     return Contents("GGUF", (path,), tensors, Stated(f"the keys of {path}", fields), vocabulary)
 
@@ -226,11 +227,34 @@ def _widened(tensor: Tensor, kind: int) -> NDArray[np.float32]:
 
 
 def _vocabulary(path: Path, keys: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return vocab.json and merges.txt of the tokens and merges in the file."""
-    tokens, merges = keys[TOKENS], keys[MERGES]
+    """Return vocab.json, merges.txt and tokenizer_config.json of what the file says of its vocabulary.
+
+    Raises NpgptError for a vocabulary of another kind than GPT-2's.
+    """
+    for key, known in {"model": ("gpt2",), "pre": SPLITTERS, "add_space_prefix": (False,)}.items():
+        value = keys.get(f"tokenizer.ggml.{key}", known[0])
+        if isinstance(value, (list, np.ndarray)) or value not in known:
+            raise NpgptError(f"{path}: tokenizer.ggml.{key} is {value!r:.60}, and npgpt reads {known[0]!r} alone")
+    tokens, merges = keys.get(TOKENS), keys.get(MERGES)
     if not isinstance(tokens, list) or not isinstance(merges, list) or not all(isinstance(t, str) for t in tokens):
         raise NpgptError(f"{path}: {TOKENS} and {MERGES} must be lists of texts")
     types = keys[TOKEN_TYPES].tolist() if isinstance(keys.get(TOKEN_TYPES), np.ndarray) else []
-    ids = {token: number for number, token in enumerate(tokens) if types[number : number + 1] != [UNUSED]}
+    kinds = dict(enumerate(types[: len(tokens)]))
+    ids = {token: number for number, token in enumerate(tokens) if kinds.get(number) != UNUSED}
+    added = {
+        str(number): {"content": tokens[number], "special": kind == CONTROL, "normalized": False}
+        for number, kind in kinds.items()
+        if kind in (CONTROL, USER_DEFINED)
+    }
+    config: dict[str, Any] = {"added_tokens_decoder": added} if added else {}
+    for name in ("bos", "eos"):
+        adds, number = (keys.get(f"tokenizer.ggml.{key}") for key in (f"add_{name}_token", f"{name}_token_id"))
+        if type(number) is int and 0 <= number < len(tokens):
+            config[f"{name}_token"] = tokens[number]
+        if adds is not None:
+            config[f"add_{name}_token"] = adds
+        if adds and f"{name}_token" not in config:
+            raise NpgptError(f"{path}: add_{name}_token is set, and {name}_token_id is {number!r:.40}, no token's id")
     text = "\n".join(["#version: 0.2", *map(str, merges), ""])
-    return {"vocab.json": json.dumps(ids, ensure_ascii=False).encode(), "merges.txt": text.encode()}
+    files = {"vocab.json": json.dumps(ids, ensure_ascii=False).encode(), "merges.txt": text.encode()}
+    return files | ({"tokenizer_config.json": json.dumps(config).encode()} if config else {})

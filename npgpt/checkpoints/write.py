@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from .. import parameters
-from ..config import Config
+from ..config import GPT2_VOCAB_SIZES, Config
 from ..errors import NpgptError, checked
 from ..parameters import Shape
 from ..text import vocabularies
-from ..text.tokenizer import Tokenizer
-from . import configs, safetensors
+from ..text.companions import COMPANIONS
+from ..text.tokenizer import Tokenizer, contents
+from . import configs, safetensors, stand_ins
 from .atomic import sync_folder, writing
 from .ends import GENERATION_FILE, IDS, ends_of
 from .files import CONFIGURATION, is_output, one_run, read_bytes
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = CONFIG_FILES[0]
 DTYPES = ("float32", "float16", "bfloat16")
-# what a folder may hold to be overwritten
-REPLACEABLE = {WEIGHTS_FILE, CONFIG_FILE, GENERATION_FILE, *vocabularies.FILES}
+# what a folder may hold to be overwritten, with a vocabulary
+REPLACEABLE = {WEIGHTS_FILE, CONFIG_FILE, GENERATION_FILE, *COMPANIONS}
 
 
 @checked
@@ -73,6 +74,8 @@ def convert(
     files = _vocabulary_files(checkpoint) | _generation_file(checkpoint.path)
     stated = {key: checkpoint.stated[key] for key in IDS if key in checkpoint.stated}
     ids = _ids(lambda: vocabularies.tokenizer_of(checkpoint)) | stated
+    if files and (tokenizer_class := vocabularies.stated_class(location.weights.parent)) is not None:
+        ids["tokenizer_class"] = tokenizer_class
     write_folder(folder, checkpoint.config, ids, files, layout, parts, replaceable)
     return checkpoint
 
@@ -88,8 +91,9 @@ def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     check_destination(folder, None)
     if model.no_logits:
         raise NpgptError(f"{model.name} is no language model to write: {model.no_logits}")
-    own = [] if model.why_no_text else [file for file in model.tokenizer.files if file != GPT2_RANKS]
-    files = {file.name: vocabularies.contents(file) for file in own}
+    used = () if model.why_no_text else (*model.tokenizer.files, *model.tokenizer.beside)
+    own = [file for file in used if file != GPT2_RANKS]
+    files = {file.name: contents(file) for file in own}
     if model.source is not None:
         files |= _generation_file(model.source.weights, model)
     arrays = parameters.to_arrays(model.parameters)
@@ -103,10 +107,15 @@ def _vocabulary_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     if checkpoint.contents.vocabulary is not None:
         return checkpoint.contents.vocabulary()
     here = vocabularies.in_folder(checkpoint.path.parent)
+    here = {name: file for name, file in here.items() if file not in checkpoint.contents.files}
     hugging_face, openai = vocabularies.PAIRS
     renamed = dict(zip(openai, hugging_face, strict=True)) if not here.keys() & set(hugging_face) else {}
-    beside = vocabularies.in_folder(checkpoint.path.parent, vocabularies.COMPANIONS) if here else {}
-    return {renamed.get(name, name): vocabularies.contents(file) for name, file in (here | beside).items()}
+    text = here or checkpoint.config.vocab_size in GPT2_VOCAB_SIZES
+    beside = vocabularies.beside(checkpoint.path.parent) if text else {}
+    # a file that cannot be copied is an error, not left out silently
+    return {
+        renamed.get(name, name): stand_ins.refuse(contents(file), str(file)) for name, file in (here | beside).items()
+    }
 
 
 def _generation_file(weights: Path, model: LanguageModel | None = None) -> dict[str, bytes]:
@@ -188,7 +197,11 @@ def _check_contents(folder: Path, shown: Path, replaceable: Set[str] | None) -> 
         return
     if replaceable is None:
         raise NpgptError(f"{shown} is there and not an empty folder: choose a new one, or overwrite it (--overwrite)")
-    others = [path.name for path in held if path.name not in replaceable or not path.is_file()]
+    others = [
+        path.name
+        for path in held
+        if not (path.name in replaceable or vocabularies.is_vocabulary(path.name)) or not path.is_file()
+    ]
     if others or not (folder / WEIGHTS_FILE).is_file():
         what = f"holds {others[0]}, which" if others else f"has no {WEIGHTS_FILE}, and so"
         raise NpgptError(f"{shown} {what} is no part of a converted model: it is not overwritten")
@@ -205,9 +218,10 @@ def write_folder(
 ) -> None:
     """Write a folder that loads here and in transformers, in place of one that is empty or may be replaced.
 
-    ids: of bos, eos and pad, for config.json; vocabulary: files by name; layout, parts: as safetensors.write_parts;
-    replaceable: as check_destination. The folder is written beside its place and renamed; what was there is removed
-    last. Raises NpgptError where something came into the folder meanwhile, OSError where it cannot be written.
+    ids: of bos, eos and pad, and what else config.json gets; vocabulary: files by name; layout, parts: as
+    safetensors.write_parts; replaceable: as check_destination. The folder is written beside its place and renamed;
+    what was there is removed last. Raises NpgptError where something came into the folder meanwhile, OSError where it
+    cannot be written.
     """
     shown, folder = folder, Path(os.path.realpath(folder))  # of a link, the folder that it leads to
     made = [parent for parent in folder.parents if not parent.exists()]

@@ -65,7 +65,8 @@ def run(options: argparse.Namespace) -> int:
         ignore_eos=options.ignore_eos,
         samples=options.samples,
     )
-    prompt = "" if options.prompt is None and options.ids is None else _as_text(model, prompt_ids)
+    shown = prompt_ids if options.ids is not None else _own(model, prompt_ids)
+    prompt = "" if options.prompt is None and options.ids is None else _as_text(model, shown)
     about = {
         "model": model.name,
         "dtype": str(model.parameters.wte.weight.dtype),
@@ -157,6 +158,12 @@ def _prompt_ids(options: argparse.Namespace, model: LanguageModel) -> list[int]:
     cut = len(ids) - len(kept)
     note(f"the prompt's first {cut} of {len(ids)} tokens are cut, {len(kept)} kept in the context of {context}")
     return kept
+
+
+def _own(model: LanguageModel, prompt_ids: list[int]) -> list[int]:
+    """Return the ids of the text that was given, without those that the tokenizer put before it."""
+    before = [] if model.why_no_text else list(model.tokenizer.before)
+    return prompt_ids[len(before) :] if prompt_ids[: len(before)] == before else prompt_ids
 
 
 def _as_text(model: LanguageModel, prompt_ids: list[int]) -> str:

@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         from ..scoring.likelihood import total
         from ..scoring.page import score_page
         from ..scoring.report import summary
-        from ..scoring.windows import convention
+        from ..scoring.scoring import convention_of
 
     write_page = page_writer(options.html)
     resume = None if options.resume is None else output_path("--resume", options.resume)
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         if options.files:
             raise NpgptError("give the text as files or as --ids, not both")
     model = open_model(options)
-    rule = convention(options.convention, model.config, options.context, options.stride, options.bos, model.begins_with)
+    rule = convention_of(model, options.convention, options.context, options.stride, options.bos)
     as_lines = options.json or resume is not None
     settings = records.settings(model, rule, options.top, options.special) if as_lines else {}
     scores = []  # kept until the progress bar is gone

@@ -148,20 +148,24 @@ def score(
         raise NpgptError("texts are several: put a single one into a list, [text]")
     CHECKS["Iterable[str]"]("texts", texts)
     model = model if isinstance(model, LanguageModel) else load(model)
-    rule = by_name(convention, model.config, context, stride, end_of_text, model.begins_with)
+    rule = convention_of(model, convention, context, stride, end_of_text)
     top = whole_number("top, the number of likeliest tokens to name,", top, low=0, high=model.config.vocab_size)
     before, names = [], tuple(names)
     if rule.end_of_text:
-        if model.begin_id is None:
+        if not model.begin_ids:
             has = f"has no text ({model.why_no_text}), and so" if model.why_no_text else "has"
             raise NpgptError(f"{model.name} {has} no <|endoftext|> to stand before a text: end_of_text=False, --no-bos")
-        before = [model.begin_id]
+        before = list(model.begin_ids)
+
+    def ids_of(text: str | ArrayLike, name: str) -> list[int]:
+        if isinstance(text, str):
+            return model.tokenizer.encode(text, special=special, alone=True)
+        return _ids(text, model, name)
 
     def read() -> Iterator[Text]:
         for number, text in enumerate(texts):
             name = names[number] if number < len(names) else f"text {number}"
-            ids = model.tokenizer.encode(text, special=special) if isinstance(text, str) else _ids(text, model, name)
-            yield _text(number, before, ids, rule, name)
+            yield _text(number, before, ids_of(text, name), rule, name)
 
     return _scores(model, len(before), _groups(read(), rule.context), rule.context, executor, top, skip, progress)
 
@@ -179,6 +183,15 @@ def _ids(text: ArrayLike, model: LanguageModel, name: str) -> list[int]:
 def _piece(model: LanguageModel, token_id: int) -> bytes:
     """Return a token's bytes, none where the model or the id has no text."""
     return b"" if model.why_no_text or not model.tokenizer.has_text(token_id) else model.tokenizer.piece(token_id)
+
+
+def convention_of(
+    model: LanguageModel, name: str, context: int | None, stride: int | None, end_of_text: bool | None
+) -> Convention:
+    """Return a convention for a model; what its own tokenizer puts before every text stands there by default."""
+    own = () if model.why_no_text else model.tokenizer.before
+    end_of_text = True if own and end_of_text is None else end_of_text
+    return by_name(name, model.config, context, stride, end_of_text, model.begins_with)
 
 
 def _text(number: int, before: list[int], ids: list[int], rule: Convention, name: str) -> Text:

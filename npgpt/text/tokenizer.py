@@ -1,16 +1,18 @@
-"""Text to token ids and back: tiktoken over a vocabulary in local files, never a network call."""
+"""Text to token ids and back, from a vocabulary in local files, never by a network call."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import tiktoken
 from numpy.typing import NDArray
 
+from ..checkpoints.files import VOCABULARY, read_bytes
 from ..errors import NpgptError, checked, whole_number
 
 END_OF_TEXT = "<|endoftext|>"
@@ -27,25 +29,49 @@ class File(Protocol):
         """Its contents."""
 
 
+def contents(file: File) -> bytes:
+    """Return a vocabulary file's contents. Raises NpgptError where it is no regular file, or too large."""
+    return read_bytes(file, VOCABULARY) if isinstance(file, Path) else file.read_bytes()
+
+
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A byte-pair vocabulary: tiktoken does the merging; files are those that the ranks came from."""
+    """Text to ids and back, whatever stands behind it: tiktoken, the package tokenizers, a table of characters.
 
-    encoding: tiktoken.Encoding
-    ranks: Mapping[bytes, int] = field(repr=False)
+    ids_of(text, special) returns the ids of a text, with special tokens in it as such or as plain text. pieces are the
+    bytes of every id that stands for text; files are those that they came from.
+    """
+
+    ids_of: Callable[[str, bool], list[int]] = field(repr=False)
+    pieces: Mapping[int, bytes] = field(repr=False)
     special_tokens: Mapping[str, int] = field(repr=False)
-    holes: NDArray[np.intp] = field(repr=False)  # ids below n_vocab that stand for no text
     files: tuple[File, ...]
+    before: tuple[int, ...] = ()  # ids that the model's own tokenizer puts before every text, such as a BOS
+    after: tuple[int, ...] = ()
+    beyond: Mapping[int, str] = field(default_factory=dict, repr=False)  # tokens for which the model has no row
+    leading: bytes = field(default=b"", repr=False)  # what a piece loses where it begins a text
+    beside: tuple[File, ...] = field(default=(), repr=False)  # files that say more of the vocabulary
 
     @property
     def source(self) -> str:
         """The files, for a message."""
         return " and ".join(map(str, self.files))
 
-    @property
+    @cached_property
     def n_vocab(self) -> int:
         """One more than the highest id."""
-        return self.encoding.n_vocab
+        return max(self.pieces) + 1
+
+    @cached_property
+    def holes(self) -> NDArray[np.intp]:
+        """The ids below n_vocab that stand for no text."""
+        return np.array(sorted(set(range(self.n_vocab)) - self.pieces.keys()), dtype=np.intp)
+
+    @cached_property
+    def ranks(self) -> Mapping[bytes, int]:
+        """The ids of the pieces, without special tokens."""
+        special = set(self.special_tokens.values())
+        return {piece: token_id for token_id, piece in self.pieces.items() if token_id not in special}
 
     @property
     def end_of_text(self) -> int | None:
@@ -53,35 +79,42 @@ class Tokenizer:
         return self.special_tokens.get(END_OF_TEXT)
 
     @checked
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
-        """Return the ids of a text; special tokens in it, such as <|endoftext|>, are plain text unless special=True.
+    def encode(self, text: str, *, special: bool = False, alone: bool = False) -> list[int]:
+        """Return the ids of a text, with what the model's own tokenizer puts around every text unless alone=True.
 
-        Raises NpgptError for a lone surrogate, which is not a character (tiktoken would replace it by U+FFFD), and for
-        a run of white space so long (about a million) that tiktoken's pattern gives up.
+        Special tokens in it, such as <|endoftext|>, are plain text unless special=True; added tokens that are not
+        special are always tokens. Raises NpgptError for a lone surrogate, which is not a character (tiktoken would
+        replace it by U+FFFD), for what the vocabulary has no token for, and for a run of white space so long (about a
+        million) that tiktoken's pattern gives up.
         """
         check_text(text, "the text")
-        try:
-            return self.encoding.encode(text, allowed_special="all" if special else set(), disallowed_special=())
-        except ValueError as error:
-            raise NpgptError(f"the text cannot be cut into tokens: {error} (a very long run of white space?)") from None
+        ids = self.ids_of(text, special)
+        ids = ids if alone else [*self.before, *ids, *self.after]
+        if self.beyond and (unknown := self.beyond.keys() & set(ids)):
+            token_id = min(unknown)
+            raise NpgptError(
+                f"the token {self.beyond[token_id]!r:.60} has the id {token_id} in {self.source}, and the model has no "
+                "row for it: its embedding was not resized when the token was added"
+            )
+        return ids
 
     def has_text(self, token_id: int) -> bool:
         """Tell whether an id stands for text; ids that pad the vocabulary do not."""
-        token_id = whole_number("a token id", token_id, low=-(2**63), high=2**64 - 1)
-        return 0 <= token_id < self.n_vocab and token_id not in self.holes
+        return whole_number("a token id", token_id, low=-(2**63), high=2**64 - 1) in self.pieces
 
     def piece(self, token_id: int) -> bytes:
         """Return the bytes of one token, which need not be whole UTF-8. Raises NpgptError for an id without a token."""
-        try:
-            return self.encoding.decode_single_token_bytes(whole_number("a token id", token_id, low=0))
-        except KeyError:
+        piece = self.pieces.get(whole_number("a token id", token_id, low=0))
+        if piece is None:
             ids = f"{self.source} has ids from 0 to {self.n_vocab - 1}"
-            raise NpgptError(f"token id {token_id} has no text: {ids}") from None
+            raise NpgptError(f"token id {token_id} has no text: {ids}")
+        return piece
 
     @checked
     def decode(self, token_ids: Iterable[int]) -> str:
         """Return the text of ids, bytes that are not UTF-8 as U+FFFD. Raises NpgptError for an id without a token."""
-        return b"".join(self.piece(token_id) for token_id in token_ids).decode("utf-8", errors="replace")
+        whole = b"".join(self.piece(token_id) for token_id in token_ids)
+        return whole.removeprefix(self.leading).decode("utf-8", errors="replace")
 
     def hide_unused(self, logits: NDArray[np.floating[Any]]) -> None:
         """Set to −inf, in place, the logits [..., V] that stand for no text, such as the rows that pad V to 50304."""
@@ -103,12 +136,14 @@ class TextDecoder:
     def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._leading = tokenizer.leading
         # the text of these ids as far as it is certain; a prompt may hold padding ids
         self.before = "".join(self.feed(token_id) for token_id in after if tokenizer.has_text(token_id))
 
     def feed(self, token_id: int) -> str:
         """Return the text that is certain once this token is known, which may be empty."""
-        return self._utf8.decode(self._tokenizer.piece(token_id))
+        piece, self._leading = self._tokenizer.piece(token_id).removeprefix(self._leading), b""
+        return self._utf8.decode(piece)
 
     def flush(self) -> str:
         """Return the text that is left at the end; an incomplete sequence becomes U+FFFD."""

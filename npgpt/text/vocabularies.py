@@ -1,31 +1,43 @@
-"""Read a tokenizer from a model's vocabulary files, in any of their forms, or from GPT-2's own."""
+"""Which of a model's files are its vocabulary: the tokenizer of a model, in any form, or with GPT-2's own."""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import os
-from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tiktoken
-from numpy.typing import NDArray
-
-from ..checkpoints import stand_ins, strict_json
-from ..checkpoints.files import VOCABULARY, read_bytes
+from ..checkpoints import strict_json
 from ..checkpoints.find import GPT2_RANKS, find
 from ..checkpoints.open import Checkpoint, open_vocabulary
 from ..config import GPT2_VOCAB_SIZES, PUBLISHED
 from ..errors import NpgptError
-from .tokenizer import END_OF_TEXT, File, Tokenizer, check_text
+from . import byte_pairs, characters, companions, tokenizer_json
+from .added_tokens import AddedToken, check_stated, numbered
+from .byte_pairs import BytePairs
+from .characters import META
+from .companions import COMPANIONS, CONFIG, Companions
+from .tokenizer import File, Tokenizer, contents
 
-# How GPT-2 cuts text into pieces before any merging: contractions; a run of letters, of digits, or of other signs, each
-# with the space before it; white space without the last space of a run, which belongs to the next piece.
-# After openai/gpt-2, src/encoder.py, with possessive quantifiers to avoid backtracking.
-PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+RANKS, WHOLE, LLMC = "vocab.tiktoken", "tokenizer.json", "gpt2_tokenizer.bin"
+READABLE = (RANKS, *PAIRS[0], *PAIRS[1], WHOLE, LLMC, META)
+# Vocabularies of other kinds, which are not read, go by many names, in any case of letters.
+FOREIGN = re.compile(
+    r".*\.(model|spm|tiktoken|vocab|bpe|codes)|dict\.txt"
+    r"|.*(vocab|merges|tokenizer|spiece|tekken|sentencepiece|wordpiece|bpe|encoder).*"
+    r"\.(json|jsonl|txt|bin|pkl|model|gz|zip)",
+    re.IGNORECASE,
+)
+NO_VOCABULARY = re.compile(r"tokenizer_config\.json|(pytorch|tf|flax|rust)_model.*", re.IGNORECASE)
+
+
+def is_vocabulary(name: str) -> bool:
+    """Return whether a file's name is that of a vocabulary, readable or not."""
+    foreign = "/" not in name and FOREIGN.fullmatch(name) and not NO_VOCABULARY.fullmatch(name)
+    return name in READABLE or bool(foreign)
 
 
 @dataclass(frozen=True)
@@ -55,11 +67,10 @@ def load_tokenizer(model: str | os.PathLike[str] | None = None) -> Tokenizer:
         if model not in PUBLISHED:
             raise
         return from_ranks(GPT2_RANKS, PUBLISHED[str(model)].vocab_size)
-    contents, vocab_size, stated = open_vocabulary(location.weights)
+    found, vocab_size, stated = open_vocabulary(location.weights)
     try:
-        return open_tokenizer(
-            contents.home or location.weights, vocab_size, stated.get("eos_token_id"), contents.vocabulary
-        )
+        weights, eos_token_id = found.home or location.weights, stated.get("eos_token_id")
+        return open_tokenizer(weights, vocab_size, eos_token_id, found.vocabulary)
     except NpgptError as error:
         raise NpgptError(f"{location.name} has no text: {error}") from None
 
@@ -78,9 +89,10 @@ def open_tokenizer(
 ) -> Tokenizer:
     """Return the tokenizer of the model whose weights are the given file.
 
-    A vocabulary within the checkpoint's own file (within) wins, then one beside it: vocab.tiktoken, vocab.json +
-    merges.txt, encoder.json + vocab.bpe, tokenizer.json, or llm.c's gpt2_tokenizer.bin. Without any, a model of 50257
-    ids (or 50304, padded) has GPT-2's. A ranks file is checked against eos_token_id, which config.json states.
+    A vocabulary within the checkpoint's own file (within) wins, then one beside it: vocab.tiktoken, tokenizer.json,
+    vocab.json + merges.txt, encoder.json + vocab.bpe, llm.c's gpt2_tokenizer.bin, or nanoGPT's meta.pkl. Without any,
+    a model of 50257 ids (or 50304, padded) has GPT-2's. What tokenizer_config.json and the like say of it counts as in
+    transformers. A ranks file is checked against eos_token_id, which config.json states.
 
     Raises NpgptError where there is none, and for one that is broken, incomplete, of another kind, or has ids beyond
     vocab_size: GPT-2's in its place would give fluent nonsense. The model then runs on ids.
@@ -90,15 +102,29 @@ def open_tokenizer(
         if within:
             here: dict[str, File] = {name: Inside(name, weights, content) for name, content in within().items()}
         else:
-            here = dict(in_folder(folder))
-        return _from_files(here, folder, vocab_size, eos_token_id)
+            here = {name: path for name, path in (in_folder(folder) | beside(folder)).items() if path != weights}
+        model_class = None if within else stated_class(folder)
+        tokenizer = _from_files(here, folder, vocab_size, eos_token_id, model_class)
+        for token_id in (*tokenizer.before, *tokenizer.after):
+            if token_id not in tokenizer.pieces:
+                around = f"the token {token_id} before or after every text"
+                raise NpgptError(f"{tokenizer.source}: {around} is none of the model's {vocab_size} with text")
+        return replace(tokenizer, beside=tuple(here[name] for name in COMPANIONS if name in here))
     except OSError as error:
         raise NpgptError(str(error)) from None
 
 
-def _from_files(here: Mapping[str, File], folder: Path, vocab_size: int, eos_token_id: object) -> Tokenizer:
-    if "vocab.tiktoken" in here:
-        tokenizer = from_ranks(here["vocab.tiktoken"], vocab_size)
+def stated_class(folder: Path) -> object:
+    """Return the tokenizer's class that config.json in the folder states, or None."""
+    path = folder / "config.json"
+    return strict_json.read_file(path).get("tokenizer_class") if path.is_file() else None
+
+
+def _from_files(
+    here: Mapping[str, File], folder: Path, vocab_size: int, eos_token_id: object, model_class: object
+) -> Tokenizer:
+    if RANKS in here:
+        tokenizer = _of_pairs(byte_pairs.from_ranks(here[RANKS], vocab_size), here, model_class, vocab_size)
         # an end among the tokens themselves, such as a line break, says nothing of their number
         if isinstance(eos_token_id, int) and (tokenizer.end_of_text or vocab_size) < eos_token_id < vocab_size:
             raise NpgptError(
@@ -106,188 +132,122 @@ def _from_files(here: Mapping[str, File], folder: Path, vocab_size: int, eos_tok
                 f"{tokenizer.end_of_text}, and config.json says that eos_token_id is {eos_token_id}"
             )
         return tokenizer
-    if pair := next((pair for pair in PAIRS if here.keys() >= set(pair)), None):
-        return from_vocabulary_and_merges(here[pair[0]], here[pair[1]], vocab_size)
-    if "tokenizer.json" in here:
-        return from_tokenizer_json(here["tokenizer.json"], vocab_size)
+    pair = next((pair for pair in PAIRS if here.keys() >= set(pair)), None)
+    if META in here and (others := sorted(here.keys() & {*(pair or ())[:1], WHOLE, LLMC, *COMPANIONS})):
+        raise NpgptError(f"{here[META]} and {here[others[0]]} belong to two vocabularies: take one of them away")
+    if WHOLE in here:
+        return _of_whole(here, pair, model_class, vocab_size)
+    if pair == PAIRS[0]:
+        said = companions.read(here, model_class)
+        added = {token.content for token in said.added}
+        return _tokenizer(byte_pairs.from_pair(here[pair[0]], here[pair[1]], vocab_size, added), said, vocab_size)
+    if pair:
+        return _of_pairs(byte_pairs.from_pair(here[pair[0]], here[pair[1]], vocab_size), here, model_class, vocab_size)
     if LLMC in here:
-        return from_llmc(here[LLMC], vocab_size)
-    if here:
-        wanted = " or ".join(map(" + ".join, PAIRS))
+        return _of_pairs(byte_pairs.from_llmc(here[LLMC], vocab_size), here, model_class, vocab_size)
+    if META in here:
+        return characters.from_meta(here[META], vocab_size)
+    if unread := sorted(here.keys() - set(COMPANIONS)):
         raise NpgptError(
-            f"{folder} has {' and '.join(sorted(here))}, which alone is no vocabulary that npgpt reads ({wanted})"
+            f"{folder} has {' and '.join(unread)}, which alone is no vocabulary that npgpt reads "
+            f"({' or '.join(map(' + '.join, PAIRS))})"
         )
     if vocab_size in GPT2_VOCAB_SIZES:
-        return from_ranks(GPT2_RANKS, vocab_size)
-    wanted = "vocab.tiktoken, vocab.json + merges.txt, encoder.json + vocab.bpe or tokenizer.json"
+        return _of_pairs(byte_pairs.from_ranks(GPT2_RANKS, vocab_size), here, model_class, vocab_size)
+    wanted = f"{RANKS}, {', '.join(map(' + '.join, PAIRS))}, {WHOLE} or nanoGPT's {META}"
     raise NpgptError(
         f"its {vocab_size} ids are not GPT-2's 50257 and {folder} brings no vocabulary ({wanted}); it runs on ids"
     )
 
 
-PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-LLMC = "gpt2_tokenizer.bin"
-READABLE = ("vocab.tiktoken", *PAIRS[0], *PAIRS[1], "tokenizer.json", LLMC)
-FOREIGN = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.txt")  # other kinds, which are not read
-COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")  # transformers' own
-MOST_HOLES = 2**20  # ids without a token
-FILES = (*READABLE, *FOREIGN, *COMPANIONS)
+def _of_pairs(pairs: BytePairs, here: Mapping[str, File], model_class: object, vocab_size: int) -> Tokenizer:
+    """Return the tokenizer of a vocabulary in a form that transformers does not know, with what lies beside it."""
+    said = companions.read(here, model_class, defaults=False)
+    special = [AddedToken(content, special=True, normalized=False) for content in pairs.others]
+    return _tokenizer(pairs, replace(said, added=(*special, *said.added)), vocab_size)
 
 
-def in_folder(folder: Path, names: Iterable[str] = (*READABLE, *FOREIGN)) -> dict[str, Path]:
-    """Return a vocabulary's files that are in a folder, by name, readable or not."""
-    return {name: folder / name for name in names if os.path.lexists(folder / name)}
+def _tokenizer(pairs: BytePairs, said: Companions, vocab_size: int) -> Tokenizer:
+    """Return a vocabulary's tokenizer, as transformers' GPT2Tokenizer makes it with what is said beside it."""
+    tokens = numbered(said.added, pairs.id_of, len(pairs))
+    check_stated(tokens, said.stated, said.winner)
+    if missing := [content for content in said.around if content is not None and content not in tokens]:
+        raise NpgptError(f"{pairs.files[0]} has no {missing[0]!r:.60}, which is to stand before or after every text")
+    before, after = (() if content is None else (tokens[content][1],) for content in said.around)
+    tokenizer = byte_pairs.tokenizer(pairs, tokens, vocab_size, said.adds.get("add_prefix_space", False))
+    return replace(tokenizer, before=before, after=after)
 
 
-def contents(file: File) -> bytes:
-    """Return a vocabulary file's contents. Raises NpgptError where it is no regular file, too large, or a web page."""
-    return stand_ins.refuse(read_bytes(file, VOCABULARY) if isinstance(file, Path) else file.read_bytes(), str(file))
+def _of_whole(
+    here: Mapping[str, File], pair: tuple[str, str] | None, model_class: object, vocab_size: int
+) -> Tokenizer:
+    """Return the tokenizer of tokenizer.json, which wins over a pair that says the same.
+
+    transformers' GPT2Tokenizer takes its vocabulary, merges and post-processor alone, and builds the rest itself.
+    """
+    path = here[WHOLE]
+    whole = tokenizer_json.read(path)
+    said = companions.read(here, model_class, whole, str(path))
+    if pair:
+        _check_pair(path, whole, here[pair[0]], here[pair[1]])
+    before, after = tokenizer_json.around(whole.get("post_processor"), str(path))
+    for key, ids in (("add_bos_token", before), ("add_eos_token", after)):
+        if said.adds.get(key, bool(ids)) != bool(ids):
+            raise NpgptError(
+                f"{here[CONFIG]} says that {key} is {str(said.adds[key]).lower()}, and the post_processor of {path} "
+                f"puts {ids or 'nothing'} there: correct one of them"
+            )
+    beyond, prefix_space = tokenizer_json.beyond_byte_pairs(whole), tokenizer_json.prefix_space(whole)
+    if beyond and not said.as_it_stands:
+        raise NpgptError(
+            f"{path} has {beyond[0]}, which transformers' GPT2Tokenizer passes over, and {said.who_says}: if it "
+            'counts, state "tokenizer_class": "PreTrainedTokenizerFast" in tokenizer_config.json; --ids needs no text'
+        )
+    if prefix_space is not None and prefix_space != said.adds.get(
+        "add_prefix_space", prefix_space and said.as_it_stands
+    ):
+        raise NpgptError(
+            f"{path} says that add_prefix_space is {str(prefix_space).lower()}, and {here.get(CONFIG, CONFIG)} says "
+            f"{str(not prefix_space).lower()}, or nothing, which is false: correct one of them"
+        )
+    if beyond:
+        tokenizer = tokenizer_json.by_package(path, whole, said, vocab_size, beyond[0])
+    else:
+        added = {token.content for token in said.added}
+        merges = tokenizer_json.merges(whole, path)
+        pairs = byte_pairs.from_merges((path,), whole["model"]["vocab"], merges, added, vocab_size)
+        said = replace(said, around=(None, None), adds={"add_prefix_space": bool(prefix_space)})
+        tokenizer = _tokenizer(pairs, said, vocab_size)
+    return replace(tokenizer, before=tuple(before), after=tuple(after))
+
+
+def _check_pair(path: File, whole: Mapping[str, Any], vocabulary: File, merges: File) -> None:
+    """Raise NpgptError where a vocabulary and merges beside tokenizer.json say something else."""
+    ids = strict_json.read_object(contents(vocabulary), str(vocabulary))
+    model, added = whole["model"], {token["content"]: token["id"] for token in whole.get("added_tokens") or []}
+    theirs = {**(model["vocab"] if isinstance(model["vocab"], Mapping) else {}), **added}
+    differing = [token for token in ids if theirs.get(token) != ids[token]]
+    differing += [token for token in theirs if token not in ids and token not in added]
+    if differing:
+        token = differing[0]
+        raise NpgptError(
+            f"{path} and {vocabulary} contradict each other: {token!r:.60} is {theirs.get(token)} and "
+            f"{ids.get(token)}; take away the one that the model was not trained with"
+        )
+    if tokenizer_json.merges(whole, path) != byte_pairs.merge_lines(merges):
+        raise NpgptError(f"{path} and {merges} contradict each other: their merges differ; take one of them away")
+
+
+def in_folder(folder: Path) -> dict[str, Path]:
+    """Return a vocabulary's files that are in a folder, by name, readable or not; a dangling link is one."""
+    return {name: folder / name for name in sorted(os.listdir(folder)) if is_vocabulary(name)}
+
+
+def beside(folder: Path) -> dict[str, Path]:
+    """Return the files in a folder that say more of its vocabulary, by name."""
+    return {name: folder / name for name in COMPANIONS if os.path.lexists(folder / name)}
 
 
 def from_ranks(path: File, vocab_size: int) -> Tokenizer:
-    """Return a tokenizer from tiktoken's form, which has a line with base64 bytes and a rank for each token.
-
-    <|endoftext|> is the id after the last, if it is below the model's vocab_size. Raises NpgptError for a line of
-    another form, a rank or token given twice, or a byte that has no token.
-    """
-    ranks: dict[bytes, int] = {}
-    for number, line in enumerate(contents(path).splitlines(), 1):
-        try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
-        except (ValueError, binascii.Error):
-            raise NpgptError(f"{path}, line {number}: not a base64 token and its rank: {line!r:.60}") from None
-        if len(ranks) != number:
-            raise NpgptError(f"{path}, line {number}: the token stands twice")
-    end_of_text = max(ranks.values(), default=0) + 1
-    return _build((path,), ranks, {END_OF_TEXT: end_of_text} if end_of_text < vocab_size else {}, vocab_size)
-
-
-def from_vocabulary_and_merges(vocabulary: File, merges: File, vocab_size: int) -> Tokenizer:
-    """Return a tokenizer from Hugging Face's vocab.json + merges.txt or OpenAI's encoder.json + vocab.bpe.
-
-    Tokens that no merge makes must look special: <…> or […]. Raises NpgptError where the files are malformed or do not
-    belong together.
-    """
-    lines = _text(merges).split("\n")
-    if lines[0].startswith("#version"):
-        del lines[0]
-    ids = strict_json.read_object(contents(vocabulary), str(vocabulary))
-    special = {token for token in ids if len(token) > 2 and token[0] + token[-1] in ("<>", "[]")}
-    pairs = [line.rstrip("\r") for line in lines if line.strip()]
-    return _from_merges((vocabulary, merges), ids, pairs, special, vocab_size)
-
-
-def from_tokenizer_json(path: File, vocab_size: int) -> Tokenizer:
-    """Return a tokenizer from Hugging Face's tokenizer.json, if that is byte-level BPE like GPT-2's.
-
-    Raises NpgptError for another kind.
-    """
-    whole = strict_json.read_object(contents(path), str(path))
-    model, splitter = whole.get("model"), whole.get("pre_tokenizer")
-    if (
-        not (isinstance(model, dict) and model.get("type", "BPE") == "BPE")
-        or not (isinstance(splitter, dict) and splitter.get("type") == "ByteLevel" and splitter.get("use_regex", True))
-        or splitter.get("add_prefix_space")
-        or whole.get("normalizer")
-    ):
-        raise NpgptError(f"{path} is not GPT-2's kind of tokenizer: byte-level BPE, no normalizer, no prefix space")
-    try:
-        pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-        added = {token["content"]: token["id"] for token in whole.get("added_tokens") or []}
-        ids = dict(model["vocab"]) | added
-    except (TypeError, KeyError, ValueError):
-        raise NpgptError(f"{path}: its vocab, merges or added_tokens are malformed") from None
-    return _from_merges((path,), ids, pairs, set(added), vocab_size)
-
-
-def from_llmc(path: File, vocab_size: int) -> Tokenizer:
-    """Return a tokenizer from llm.c's gpt2_tokenizer.bin.
-
-    It has 256 int32, the third of which is the number of tokens, then for each token a byte with its length, and its
-    bytes. A token's id is its rank in merging; <|endoftext|> is one of them. Raises NpgptError for a malformed file.
-    """
-    content = contents(path)
-    count = int.from_bytes(content[8:12], "little")
-    tokens: list[bytes] = []
-    at = 1024
-    while at < len(content):
-        tokens.append(content[at + 1 : at + 1 + content[at]])
-        at += 1 + content[at]
-    if not content.startswith((20240328).to_bytes(4, "little")) or at != len(content) or len(tokens) != count:
-        raise NpgptError(f"{path} is no tokenizer of llm.c's, or cut short: {len(tokens)} tokens of {count}")
-    ranks = {token: number for number, token in enumerate(tokens) if token != END_OF_TEXT.encode()}
-    special = {END_OF_TEXT: tokens.index(END_OF_TEXT.encode())} if END_OF_TEXT.encode() in tokens else {}
-    return _build((path,), ranks, special, vocab_size)
-
-
-def _from_merges(
-    files: tuple[File, ...], vocabulary: Mapping[str, Any], merges: Iterable[str], special: Set[str], vocab_size: int
-) -> Tokenizer:
-    """Return a tokenizer whose ids rise in the order of merges, since tiktoken has one number for id and rank."""
-    path, characters = files[0], byte_characters()
-    ids = {token: token_id for token, token_id in vocabulary.items() if type(token_id) is int and type(token) is str}
-    if len(ids) != len(vocabulary) or len(set(ids.values())) != len(ids):
-        raise NpgptError(f"{path}: its tokens must be text, and its ids whole numbers, each given once")
-    ranks = {bytes([byte]): ids[character] for character, byte in characters.items() if character in ids}
-    last = max(ranks.values(), default=-1)
-    for merge in merges:
-        left, _, right = merge.partition(" ")
-        rank = ids.get(left + right, -1)
-        if not left or not right or not set(left + right) <= characters.keys() or rank <= last:
-            raise NpgptError(
-                f"{path} and its merges do not belong together, or not in tiktoken's order: merge {merge!r:.60}"
-            )
-        ranks[bytes(characters[c] for c in left + right)] = last = rank
-    merged = set(ranks.values())
-    rest = {token: token_id for token, token_id in ids.items() if token_id not in merged}
-    if strange := sorted(rest.keys() - special):
-        example = f"{len(strange)} tokens that no merge makes, {strange[0]!r:.40} for one"
-        raise NpgptError(f"{path} has {example}: are merges missing?")
-    return _build(files, ranks, rest, vocab_size)
-
-
-def _build(files: tuple[File, ...], ranks: dict[bytes, int], special: dict[str, int], vocab_size: int) -> Tokenizer:
-    """Return a tokenizer, after the checks that hold for every form."""
-    path, used = files[0], {*ranks.values(), *special.values()}
-    if len(used) != len(ranks) + len(special) or min(used, default=-1) < 0:
-        raise NpgptError(f"{path}: ranks must be whole numbers from 0, each given once")
-    if max(used) >= vocab_size:
-        raise NpgptError(f"{path} has ids up to {max(used)}, the model's vocab_size is {vocab_size}")
-    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
-        raise NpgptError(f"{path} is no byte-level vocabulary: it has no token for the byte 0x{missing[0]:02X}")
-    for token in special:
-        check_text(token, f"{path}: a special token")
-        if not token:
-            raise NpgptError(f"{path}: a token is empty")
-    try:
-        encoding = tiktoken.Encoding(path.name, pat_str=PIECES, mergeable_ranks=ranks, special_tokens=special)
-    except ValueError as error:  # its special tokens become one pattern, which has a limit
-        raise NpgptError(f"{path}: tiktoken does not take its tokens: {error}") from None
-    return Tokenizer(encoding, ranks, special, _holes(used, path), files)
-
-
-def _holes(used: Set[int], path: File) -> NDArray[np.intp]:
-    """Return the ids below the highest that no token has. Raises NpgptError where they are more than MOST_HOLES."""
-    number = max(used) + 1 - len(used)
-    if number > MOST_HOLES:
-        raise NpgptError(f"{path} has {len(used)} tokens with ids up to {max(used)}: {number} ids below have none")
-    return np.setdiff1d(np.arange(max(used)), list(used), assume_unique=True)
-
-
-def byte_characters() -> dict[str, int]:
-    """Return {character: byte}, the printable characters that stand for bytes in vocab.json and merges.txt.
-
-    Printable Latin-1 stands for itself; the 68 other bytes, in order, are U+0100 and up, so that a space is written Ġ
-    (openai/gpt-2, src/encoder.py).
-    """
-    printable = {byte for byte in range(256) if chr(byte).isprintable() and byte != 0x20}
-    others = (byte for byte in range(256) if byte not in printable)
-    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
-
-
-def _text(path: File) -> str:
-    try:
-        return contents(path).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise NpgptError(f"{path} is not UTF-8: {error}") from None
+    """Return the tokenizer of a file of ranks alone; see byte_pairs.from_ranks."""
+    return _of_pairs(byte_pairs.from_ranks(path, vocab_size), {}, None, vocab_size)

@@ -122,7 +122,7 @@ def vocabulary_keys(tokens: list[str], types: list[int] | None = None) -> list[K
 
 def test_the_vocabulary_within(tmp_path: Path) -> None:
     """256 bytes, one merge, <|endoftext|>, and padding that stands for no text."""
-    characters = list(npgpt.text.vocabularies.byte_characters())
+    characters = list(npgpt.text.byte_pairs.byte_characters())
     tokens = [*characters, "ab", "<|endoftext|>", "[PAD258]", "[PAD259]"]
     config = small(vocab_size=260)
     arrays = random_arrays(config, dtype="float32")
@@ -149,6 +149,59 @@ def test_a_broken_vocabulary_within_is_a_reason_and_not_gpt2s(tmp_path: Path) ->
     model = npgpt.load(path)
     with pytest.raises(NpgptError, match=r"has no text: .*tokens and .*merges must be lists of texts"):
         model.generate("a")
+
+
+def with_vocabulary(tmp_path: Path, *keys: Key, kinds: list[int] | None = None) -> npgpt.LanguageModel:
+    """256 bytes, ab, <|endoftext|>, <|user|> and <s>."""
+    tokens = [*npgpt.text.byte_pairs.byte_characters(), "ab", "<|endoftext|>", "<|user|>", "<s>"]
+    path = tmp_path / "m.gguf"
+    arrays = llamacpp(random_arrays(small(vocab_size=260), dtype="float32"))
+    return npgpt.load(put(path, [*KEYS, *vocabulary_keys(tokens, kinds or [1] * 257 + [3, 4, 3]), *keys], arrays))
+
+
+def flag(name: str, value: bool = True) -> Key:
+    return (f"tokenizer.ggml.{name}", 7, bytes([value]))
+
+
+def number(name: str, value: int) -> Key:
+    return (f"tokenizer.ggml.{name}", 4, struct.pack("<I", value))
+
+
+def test_added_tokens_and_ends_within(tmp_path: Path) -> None:
+    ends = (flag("add_bos_token"), number("bos_token_id", 259), flag("add_eos_token"), number("eos_token_id", 257))
+    model = with_vocabulary(tmp_path, *ends, ("tokenizer.ggml.pre", 8, text("gpt-2")), flag("add_space_prefix", False))
+    assert model.tokenizer.encode("ab<|user|>ab", special=True) == [259, 256, 258, 256, 257]
+    assert model.tokenizer.encode("ab<|user|>ab") == [259, 256, 258, 256, 257]
+    assert 259 not in model.tokenizer.encode("<s>", alone=True)
+    assert model.tokenizer.encode("<s>", special=True, alone=True) == [259]
+    npgpt.convert(tmp_path / "m.gguf", tmp_path / "out")
+    assert npgpt.load(tmp_path / "out").tokenizer.encode("ab<|user|>ab") == [259, 256, 258, 256, 257]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ([("tokenizer.ggml.pre", 8, text("llama-bpe"))], "tokenizer.ggml.pre is 'llama-bpe', and npgpt reads 'gpt-2'"),
+        ([("tokenizer.ggml.pre", 9, texts("gpt-2"))], "tokenizer.ggml.pre is"),
+        ([flag("add_space_prefix")], "tokenizer.ggml.add_space_prefix is True, and npgpt reads False alone"),
+        ([flag("add_bos_token")], "add_bos_token is set, and bos_token_id is None"),
+        ([flag("add_eos_token"), number("eos_token_id", 260)], "add_eos_token is set, and eos_token_id is 260"),
+        ([number("add_bos_token", 1), number("bos_token_id", 257)], "add_bos_token must be true or false, not 1"),
+    ],
+)
+def test_a_setting_within_that_is_not_honoured(tmp_path: Path, keys: list[Key], message: str) -> None:
+    with pytest.raises(NpgptError, match="has no text: ") as error:
+        with_vocabulary(tmp_path, *keys).generate("a")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("model", ["llama", "bert", "t5"])
+def test_another_vocabulary_within_is_never_replaced_by_gpt2s(tmp_path: Path, model: str) -> None:
+    config = small(vocab_size=50257, n_embd=3)
+    keys = [key for key in KEYS if key[0] != "gpt2.embedding_length" and key[0] != "gpt2.feed_forward_length"]
+    keys += [("tokenizer.ggml.model", 8, text(model)), (gguf.TOKENS, 9, texts("a"))]
+    path = put(tmp_path / "m.gguf", keys, llamacpp(random_arrays(config, dtype="float32")))
+    assert f"tokenizer.ggml.model is '{model}', and npgpt reads 'gpt2' alone" in npgpt.load(path).why_no_text
 
 
 FOUR = struct.pack("<f", 1.0)

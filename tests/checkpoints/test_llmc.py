@@ -164,4 +164,4 @@ def test_a_tokenizer_with_fewer_tokens_than_it_counts(tmp_path: Path) -> None:
     tokens = [bytes([n]) for n in range(256)] + [b"ab"]
     (tmp_path / "gpt2_tokenizer.bin").write_bytes(tokenizer_file(tokens)[:-3])
     with pytest.raises(NpgptError, match=r"is no tokenizer of llm\.c's, or cut short: 256 tokens of 257"):
-        npgpt.text.vocabularies.from_llmc(tmp_path / "gpt2_tokenizer.bin", 300)
+        npgpt.text.byte_pairs.from_llmc(tmp_path / "gpt2_tokenizer.bin", 300)

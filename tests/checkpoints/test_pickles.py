@@ -513,7 +513,11 @@ RECORDS: dict[str, tuple[object, int, object]] = {
     "bytes, protocol 5": (bytearray(b"ab"), 5, bytearray(b"ab")),
     "a subclass of dict": (Titles(a=1), 2, (f"{HERE}.Titles", (), None, {"a": 1})),
     "a subclass of list": (Numbers([1, 2]), 2, (f"{HERE}.Numbers", (), None, [1, 2])),
-    "defaultdict": (defaultdict(list, a=1), 2, ("collections.defaultdict", ("__builtin__.list",), None, {"a": 1})),
+    "defaultdict": (
+        defaultdict[str, Any](list, a=1),
+        2,
+        ("collections.defaultdict", ("__builtin__.list",), None, {"a": 1}),
+    ),
     "a date": (datetime.date(2024, 5, 6), 4, ("datetime.date", (b"\x07\xe8\x05\x06",), None, None)),
     "a partial": (
         functools.partial(str, errors="x"),

@@ -24,6 +24,7 @@ from npgpt.checkpoints import find, safetensors, strict_json
 from npgpt.checkpoints.files import Kind, read_bytes
 from npgpt.errors import NpgptError
 from npgpt.text import vocabularies
+from npgpt.text.companions import COMPANIONS
 from tests.fixtures.tensorflow import make
 from tests.support.command import here, refused
 from tests.support.conversion import listed
@@ -130,7 +131,7 @@ def test_a_vocabulary_is_a_regular_file_of_a_bounded_size(tmp_path: Path, name: 
 @posix
 @pytest.mark.usefixtures("bounded")
 @pytest.mark.parametrize("thing", ["FIFO", "sparse"])
-@pytest.mark.parametrize("name", [*vocabularies.FOREIGN, *vocabularies.COMPANIONS])
+@pytest.mark.parametrize("name", ["spiece.model", "vocab.txt", *COMPANIONS])
 def test_what_is_copied_beside_a_vocabulary_is_a_regular_file_too(tmp_path: Path, name: str, thing: str) -> None:
     place, message = THINGS[thing]
     source = speaking(tmp_path / "source")

@@ -194,7 +194,7 @@ def test_the_other_heads_of_transformers(tmp_path: pathlib.Path, kind: str) -> N
     np.testing.assert_allclose(model([1, 2, 3]), expected, rtol=0, atol=1e-5)
 
 
-class Held(torch.nn.Module):  # type: ignore[misc]
+class Held(torch.nn.Module):  # type: ignore[misc,name-defined]
     """A model kept in an attribute, and what a caller may keep beside it."""
 
     def __init__(self, name: str, held: Any, beside: Any = None) -> None:

@@ -1,0 +1,153 @@
+"""Added tokens: texts that are tokens of their own before any merging, matched as the package tokenizers does."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import NpgptError
+
+# What Unicode calls White_Space; Python's isspace() has four control characters more.
+SPACES = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B))))
+# Letters that are no letters by their category: circled and squared ones; and the two joiners.
+LETTERS = re.compile("[\u24b6-\u24e9\U0001f130-\U0001f149\U0001f150-\U0001f169\U0001f170-\U0001f189\u200c\u200d]")
+FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
+KEYS = {"content", "id", "__type", *FLAGS}
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token with its flags, which mean what they mean in tokenizers.
+
+    special: plain text unless special tokens are asked for. lstrip, rstrip: takes the white space beside it along.
+    single_word: no match within a word. normalized: looked for after the others.
+    """
+
+    content: str
+    special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = True
+
+
+def token(value: object, source: str, **defaults: bool) -> AddedToken:
+    """Return an added token from a file's text or object. Raises NpgptError for anything else."""
+    if isinstance(value, str):
+        return AddedToken(value, special=True, normalized=False)
+    if not isinstance(value, Mapping) or not isinstance(value.get("content"), str):
+        raise NpgptError(f"{source}: an added token is a text or an object with its content, not {value!r:.80}")
+    if unknown := sorted(value.keys() - KEYS):
+        raise NpgptError(
+            f"{source}: the added token {value['content']!r:.40} has the unknown setting {unknown[0]!r:.40}"
+        )
+    flags = {key: value[key] for key in FLAGS if value.get(key) is not None} | defaults
+    if wrong := [key for key, flag in flags.items() if type(flag) is not bool]:
+        raise NpgptError(f"{source}: {wrong[0]} of the added token {value['content']!r:.40} must be true or false")
+    return AddedToken(value["content"], **{"normalized": not flags.get("special", False)} | flags)
+
+
+def numbered(
+    added: Iterable[AddedToken], id_of: Callable[[str], int | None], size: int
+) -> dict[str, tuple[AddedToken, int]]:
+    """Return added tokens with their ids by content: the vocabulary's own id, or the next one after its `size`.
+
+    Of two with one content the later one's flags count, as in tokenizers.
+    """
+    found: dict[str, tuple[AddedToken, int]] = {}
+    for new in added:
+        if new.content:
+            known = found[new.content][1] if new.content in found else id_of(new.content)
+            if known is None:
+                known, size = size, size + 1
+            found[new.content] = new, known
+    return found
+
+
+class Splitter:
+    """Cuts a text at its added tokens: what is between them is left to the vocabulary."""
+
+    def __init__(self, tokens: Mapping[str, tuple[AddedToken, int]]) -> None:
+        self._tokens = tokens
+        self._patterns = [
+            re.compile("|".join(map(re.escape, sorted(some, key=len, reverse=True))))  # of several, the longest
+            for normalized in (False, True)
+            if (some := [content for content, (token, _) in tokens.items() if token.normalized == normalized])
+        ]
+
+    def parts(self, text: str, special: bool) -> list[str | int]:
+        """Return the ids of added tokens and the texts between them, none of which is empty."""
+        parts: list[str | int] = [text] if text else []
+        for pattern in self._patterns:
+            parts = [
+                p for part in parts for p in ([part] if isinstance(part, int) else self._cut(part, pattern, special))
+            ]
+        return parts
+
+    def _cut(self, text: str, pattern: re.Pattern[str], special: bool) -> Iterator[str | int]:
+        done = 0
+        for match in pattern.finditer(text):
+            (token, token_id), start, end = self._tokens[match[0]], *match.span()
+            if token.special and not special:
+                continue
+            if token.single_word and (_is_word(text[start - 1 : start]) or _is_word(text[end : end + 1])):
+                continue
+            while token.lstrip and start > done and text[start - 1] in SPACES:
+                start -= 1
+            while token.rstrip and end < len(text) and text[end] in SPACES:
+                end += 1
+            if token.lstrip and start < done:  # the token before took this one's white space, or part of it
+                if done > end:
+                    raise NpgptError(
+                        f"the added token {token.content!r:.60} lies in white space that another one takes"
+                    )
+                start = done
+            if start > done:
+                yield text[done:start]
+            done, taken = end, start == end
+            if taken:
+                continue
+            yield token_id
+        if done < len(text):
+            yield text[done:]
+
+
+def _is_word(character: str) -> bool:
+    """Return whether a character, or none, belongs to a word."""
+    if not character:
+        return False
+    category = unicodedata.category(character)
+    return category[0] in "LM" or category in ("Nd", "Nl", "Pc") or LETTERS.match(character) is not None
+
+
+def check_stated(
+    tokens: Mapping[str, tuple[AddedToken, int]], stated: Iterable[tuple[str, Any, int | None]], winner: str
+) -> None:
+    """Raise NpgptError where a file states a token with another id or flag than it has, or one that is not there.
+
+    stated: (the file, the token or its content alone, its id or None); winner: the file whose tokens count.
+    """
+    for source, said, said_id in stated:
+        content = said if isinstance(said, str) else said.content
+        if not content:
+            continue
+        if content not in tokens:
+            raise NpgptError(
+                f"{source} has the token {content!r:.60}, and {winner}, which transformers goes by, has not"
+            )
+        token, token_id = tokens[content]
+        if said_id not in (None, token_id):
+            raise NpgptError(
+                f"{source} says that {content!r:.60} is {said_id}, and as transformers numbers tokens, from the end of "
+                f"the vocabulary, it is {token_id}"
+            )
+        flags = ("lstrip", "rstrip", "single_word") if isinstance(said, AddedToken) else ()
+        for flag in flags:
+            if getattr(said, flag) != getattr(token, flag):
+                raise NpgptError(
+                    f"{source} says that {flag} of {content!r:.60} is {str(getattr(said, flag)).lower()}, and {winner} "
+                    f"says {str(getattr(token, flag)).lower()}"
+                )

@@ -1,0 +1,211 @@
+"""Hugging Face's tokenizer.json: what of it is GPT-2's kind, and the package tokenizers for what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from ..checkpoints import strict_json
+from ..errors import NpgptError
+from .added_tokens import check_stated, numbered
+from .byte_pairs import byte_characters
+from .companions import Companions
+from .tokenizer import File, Tokenizer, contents
+
+KEYS = frozenset(
+    "version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder model".split()
+)
+MODEL_KEYS = {
+    "BPE": frozenset(
+        """type dropout unk_token continuing_subword_prefix end_of_word_suffix fuse_unk byte_fallback ignore_merges
+        vocab merges""".split()
+    ),
+    "WordPiece": frozenset("type unk_token continuing_subword_prefix max_input_chars_per_word vocab".split()),
+    "Unigram": frozenset("type unk_id vocab byte_fallback".split()),
+    "WordLevel": frozenset("type vocab unk_token".split()),
+}
+# Keys of a BPE with the values that leave it GPT-2's; the others change no ids where every byte has a token.
+PLAIN: Mapping[str, tuple[object, ...]] = {
+    "dropout": (None, 0),
+    "continuing_subword_prefix": (None, ""),
+    "end_of_word_suffix": (None, ""),
+    "ignore_merges": (None, False),
+}
+
+
+def read(path: File) -> dict[str, Any]:
+    """Return the file's contents. Raises NpgptError where it is no tokenizer.json, or has a key that is unknown."""
+    whole = strict_json.read_object(contents(path), str(path))
+    if unknown := sorted(whole.keys() - KEYS):
+        raise NpgptError(f"{path} has the setting {unknown[0]!r:.60}, which tokenizers does not know either")
+    if not isinstance(whole.get("model"), Mapping) or not isinstance(whole["model"].get("vocab"), (Mapping, list)):
+        raise NpgptError(f"{path} has no model with a vocab, and so is no tokenizer.json")
+    kind = whole["model"].get("type", "BPE")
+    known = MODEL_KEYS.get(kind, frozenset()) if isinstance(kind, str) else frozenset()
+    if unknown := sorted(whole["model"].keys() - known):
+        raise NpgptError(
+            f"{path} has the setting {unknown[0]!r:.60} in its model {kind!r:.40}, which npgpt does not know"
+        )
+    return whole
+
+
+def merges(whole: Mapping[str, Any], path: File) -> list[str]:
+    """Return the merges of a BPE, in the form of merges.txt."""
+    try:
+        return [merge if isinstance(merge, str) else " ".join(merge) for merge in whole["model"]["merges"]]
+    except (TypeError, KeyError):
+        raise NpgptError(f"{path}: its merges are missing or malformed") from None
+
+
+def beyond_byte_pairs(whole: Mapping[str, Any]) -> list[str]:
+    """Return the settings that go beyond byte-level BPE under GPT-2's pattern, in words."""
+    model, splitter, found = whole["model"], whole.get("pre_tokenizer"), []
+    if (kind := model.get("type", "BPE")) != "BPE" or not isinstance(model["vocab"], Mapping):
+        return [f"the model {kind!r:.40}"]
+    for key, values in PLAIN.items():
+        if model.get(key) not in values:
+            found.append(f"{key} {model[key]!r:.40}")
+    if whole.get("normalizer") is not None:
+        found.append(f"the normalizer {_kinds(whole['normalizer']):.60}")
+    if not isinstance(splitter, Mapping) or splitter.get("type") != "ByteLevel" or splitter.get("use_regex") is False:
+        found.append(f"the pre_tokenizer {_kinds(splitter):.60}")
+    if whole.get("decoder") is not None and _kinds(whole["decoder"]) != "ByteLevel":
+        found.append(f"the decoder {_kinds(whole['decoder']):.60}")
+    if missing := [byte for character, byte in byte_characters().items() if character not in model["vocab"]]:
+        found.append(f"no token for the byte 0x{min(missing):02X}")
+    return found
+
+
+def prefix_space(whole: Mapping[str, Any]) -> bool | None:
+    """Return whether a ByteLevel pre-tokenizer puts a space before a text; None for another pre-tokenizer."""
+    splitter = whole.get("pre_tokenizer")
+    if not isinstance(splitter, Mapping) or splitter.get("type") != "ByteLevel":
+        return None
+    return bool(splitter.get("add_prefix_space"))
+
+
+def _kinds(part: object) -> str:
+    """Return the types of a normalizer or the like, and of what it is a sequence of, without a space."""
+    if not isinstance(part, Mapping):
+        return "null"
+    inner = next((value for value in part.values() if isinstance(value, list) and value), [])
+    parts = ",".join(_kinds(each) for each in inner if isinstance(each, Mapping))
+    return str(part.get("type")) + (f"({parts})" if parts else "")
+
+
+def around(processor: Any, source: str) -> tuple[list[int], list[int]]:
+    """Return the ids that a post-processor puts before and after a text.
+
+    Raises NpgptError for a malformed or unknown one.
+    """
+    if processor is None:
+        return [], []
+    kind = processor.get("type") if isinstance(processor, Mapping) else None
+    try:
+        if kind == "ByteLevel":
+            return [], []
+        if kind in ("RobertaProcessing", "BertProcessing"):
+            return [_id(processor["cls"][1])], [_id(processor["sep"][1])]
+        if kind == "Sequence":
+            before: list[int] = []
+            after: list[int] = []
+            for each in processor["processors"]:
+                first, last = around(each, source)
+                before, after = first + before, after + last
+            return before, after
+        if kind == "TemplateProcessing":
+            (at,) = (n for n, piece in enumerate(processor["single"]) if piece.keys() == {"Sequence"})
+            special = processor["special_tokens"]
+            ids = [
+                [] if n == at else special[p["SpecialToken"]["id"]]["ids"] for n, p in enumerate(processor["single"])
+            ]
+            return [_id(i) for each in ids[:at] for i in each], [_id(i) for each in ids[at:] for i in each]
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError):
+        raise NpgptError(f"{source}: its post_processor {kind!r:.40} is malformed") from None
+    raise NpgptError(f"{source} has the post_processor {kind!r:.40}, which npgpt does not know")
+
+
+def _id(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError("an id is a whole number")
+    return value
+
+
+def by_package(path: File, whole: Mapping[str, Any], companions: Companions, vocab_size: int, why: str) -> Tokenizer:
+    """Return the tokenizer that the package tokenizers makes of the file, with the companions' tokens added.
+
+    why names the setting that asks for it. Raises NpgptError where the package is missing or refuses the file.
+    """
+    try:
+        import tokenizers
+    except ImportError:
+        raise NpgptError(
+            f"{path} has {why}, for which npgpt needs the package tokenizers: "
+            'pip install "npgpt[tokenizers]", or run on ids (--ids)'
+        ) from None
+    try:
+        found = tokenizers.Tokenizer.from_str(contents(path).decode("utf-8"))
+        found.no_truncation()  # which transformers, too, does only when it is asked to
+        found.no_padding()
+        own = found.get_vocab(with_added_tokens=False)
+        found.add_tokens([tokenizers.AddedToken(**vars(token)) for token in companions.added])
+        vocabulary = found.get_vocab(with_added_tokens=True)
+    except Exception as error:
+        raise NpgptError(f"{path}: tokenizers does not take it: {error}") from None
+    tokens = numbered(companions.added, own.get, len(own))
+    check_stated(tokens, companions.stated, companions.winner)
+    ids = {content: token_id for content, token_id in vocabulary.items() if token_id < vocab_size}
+    if len(set(vocabulary.values())) != len(vocabulary):
+        raise NpgptError(f"{path} gives one id to several tokens")
+    if not own or max(own.values()) >= vocab_size:
+        raise NpgptError(
+            f"{path} has ids up to {max(own.values(), default=-1)}, the model's vocab_size is {vocab_size}"
+        )
+
+    def ids_of(text: str, special: bool) -> list[int]:
+        found.encode_special_tokens = not special
+        try:
+            return list(found.encode(text, add_special_tokens=False).ids)
+        except BaseException as error:  # a panic of the package is no Exception
+            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
+                raise
+            raise NpgptError(f"tokenizers cannot cut the text into tokens by {path}: {error}") from None
+
+    pieces, leading = _pieces(found, whole.get("decoder"), ids, tokens.keys())
+    return Tokenizer(
+        ids_of,
+        pieces,
+        {content: token_id for content, (token, token_id) in tokens.items() if token.special},
+        (path,),
+        beyond={token_id: content for content, token_id in vocabulary.items() if token_id >= vocab_size},
+        leading=leading,
+    )
+
+
+def _pieces(
+    found: Any, decoder: object, ids: Mapping[str, int], added: Collection[str]
+) -> tuple[dict[int, bytes], bytes]:
+    """Return the bytes of each id within a text, and what the first piece of a text loses.
+
+    The decoders of GPT-2's kind and of BPE say it token by token; of another one it is what a token adds to one before.
+    """
+    kinds, characters = _kinds(decoder), byte_characters()
+    if "ByteLevel" in kinds:
+        return {
+            token_id: content.encode()
+            if content in added or not set(content) <= characters.keys()
+            else bytes(characters[c] for c in content)
+            for content, token_id in ids.items()
+        }, b""
+    if kinds == "BPEDecoder" and isinstance(decoder, Mapping):
+        suffix = str(decoder.get("suffix"))
+        return {token_id: content.replace(suffix, " ").encode() for content, token_id in ids.items()}, b""
+    numbers = list(ids.values())
+    alone = dict(zip(numbers, found.decode_batch([[n] for n in numbers], skip_special_tokens=False), strict=True))
+    anchor = next((n for n in numbers if alone[n].strip() and "\ufffd" not in alone[n]), numbers[0])
+    pairs = found.decode_batch([[anchor, n] for n in numbers], skip_special_tokens=False)
+    pieces = {n: both.removeprefix(alone[anchor]).encode() for n, both in zip(numbers, pairs, strict=True)}
+    if "ByteFallback" in kinds:
+        pieces |= {ids[f"<0x{byte:02X}>"]: bytes([byte]) for byte in range(256) if f"<0x{byte:02X}>" in ids}
+    spaced = any(pieces[n] == b" " + alone[n].encode() for n in numbers if alone[n])
+    return pieces, b" " if spaced else b""
