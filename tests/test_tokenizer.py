@@ -226,6 +226,7 @@ def test_tokenizer_json(tmp_path: Path, pairs: bool) -> None:
     assert np.flatnonzero(np.isneginf(logits)).tolist() == [*range(262, 270), *range(271, 300)]
     # not: an array with an entry for each of a hundred million ids that nothing has
     whole["added_tokens"] = [*added, {"id": 10**8, "content": "<far>"}]
+    vocabulary["<far>"] = 10**8
     (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
     with pytest.raises(NpgptError, match=r"has 263 tokens with ids up to 100000000: 99999738 ids below have none"):
         find(tmp_path, 10**8 + 1)

@@ -424,8 +424,8 @@ class Exploit:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (pickle.dumps(Exploit()), "asks for builtins.exec, which npgpt does not run"),
-        (meta(stoi=Exploit()), "asks for builtins.exec"),
+        (pickle.dumps(Exploit()), "it has no stoi and itos"),
+        (meta(stoi=Exploit()), "it has no stoi and itos"),
         (pickle.dumps([1]), "it has no stoi and itos"),
         (pickle.dumps({"vocab_size": 50257}), "it has no stoi and itos"),
         (meta(itos={}), "not each other's inverse"),
