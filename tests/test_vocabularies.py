@@ -206,6 +206,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (small_pair() | {CONFIG: {"pad_token": "\ud800"}}, "lone surrogate"),
     (small_pair() | {CONFIG: "{"}, "tokenizer_config.json is not valid JSON"),
+    (small_pair() | {CONFIG: {"extra_special_tokens": "<p>"}}, "extra_special_tokens must be a list or an object"),
     (small_pair() | {MAP: {"pad": "<p>"}}, "has the key 'pad', which names no special token"),
     (small_pair() | {ADDED: {"<p>": "261"}}, "the id of '<p>' must be a whole number"),
     (
@@ -249,6 +250,7 @@ BEYOND: list[tuple[dict[str, Any], str]] = [
     ({WHOLE: {"model": {"type": "Unigram", "vocab": []}}}, "the model 'Unigram'"),
     (small_whole(normalizer={"type": "Lowercase"}), "the normalizer Lowercase"),
     (small_whole(pre_tokenizer=SPLIT), "the pre_tokenizer Sequence(Digits,ByteLevel)"),
+    (small_whole(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": 0}), "the pre_tokenizer ByteLevel"),
     (small_whole(pre_tokenizer=None), "the pre_tokenizer null"),
     (small_whole(pre_tokenizer={"type": "ByteLevel", "use_regex": False}), "the pre_tokenizer ByteLevel"),
     (small_whole(decoder={"type": "Metaspace"}), "the decoder Metaspace"),
