@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import npgpt
 from npgpt.checkpoints.download import choose
 from npgpt.checkpoints.find import GPT2_RANKS
+from npgpt.cli import main
 from npgpt.errors import NpgptError
 from npgpt.text import byte_pairs
 from npgpt.text.companions import NAMED
@@ -446,3 +447,31 @@ def test_what_is_no_character_vocabulary(tmp_path: Path, content: bytes, message
 
 def test_characters_that_the_model_has_not(tmp_path: Path) -> None:
     assert "ids up to 7, the model's vocab_size is 7" in reason(put(tmp_path, {"meta.pkl": meta()}), 7)
+
+
+# --- what a user sees ---
+
+
+def test_a_token_before_every_text_is_read_and_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = put(store(tmp_path / "m", small(vocab_size=300)), small_pair() | {CONFIG: {"add_bos_token": True}})
+    arguments = ["--model", str(folder), "--max-tokens", "3", "--temperature", "0"]
+    main(["generate", "in the", *arguments])
+    text = capsys.readouterr().out
+    assert text.startswith("in the")
+    main(["generate", "--ids", "260,259,258", *arguments])
+    assert capsys.readouterr().out == "<|endoftext|>" + text
+    main(["tokens", "in", "--model", str(folder), "--json"])
+    assert '"ids": [260, 259]' in capsys.readouterr().out
+
+
+def test_a_token_before_every_text_stands_once_before_a_scored_one(tmp_path: Path) -> None:
+    files = small_pair() | {CONFIG: {"add_bos_token": True, "add_eos_token": True}}
+    ours = npgpt.load(put(store(tmp_path / "m", small(vocab_size=300)), files))
+    plain = npgpt.load(put(store(tmp_path / "plain", small(vocab_size=300)), small_pair()))
+    (mine,), (theirs,) = (list(npgpt.score(["in the"], model)) for model in (ours, plain))
+    assert mine.token_ids.tolist() == theirs.token_ids.tolist() == [259, 258]
+    np.testing.assert_array_equal(mine.log_probs, theirs.log_probs)
+    (guide,) = npgpt.score(["in the"], ours, convention="huggingface")
+    assert not np.isnan(guide.log_probs).any()
+    (bare,) = npgpt.score(["in the"], ours, end_of_text=False)
+    assert np.isnan(bare.log_probs).tolist() == [True, False]
