@@ -294,6 +294,16 @@ def test_another_kind_of_vocabulary_is_never_replaced_by_gpt2s(tmp_path: Path, n
     assert name in choose([name, "config.json", "model.safetensors"], "org/name")
 
 
+def test_a_file_that_only_sounds_like_a_vocabulary_is_not_overwritten(tmp_path: Path) -> None:
+    source = put(store(tmp_path / "m", small(vocab_size=300)), small_pair())
+    npgpt.convert(source, tmp_path / "out")
+    npgpt.convert(source, tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "my_vocab_notes.txt").write_text("mine")
+    with pytest.raises(NpgptError, match=r"holds my_vocab_notes\.txt, which is no part of a converted model"):
+        npgpt.convert(source, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "my_vocab_notes.txt").read_text() == "mine"
+
+
 def test_what_is_no_vocabulary() -> None:
     assert [name for name in OTHERS if is_vocabulary(name)] == []
 
