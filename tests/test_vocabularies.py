@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import npgpt
 from npgpt.checkpoints.download import choose
 from npgpt.checkpoints.find import GPT2_RANKS
+from npgpt.cli import main
 from npgpt.errors import NpgptError
 from npgpt.text import byte_pairs
 from npgpt.text.companions import NAMED
@@ -206,6 +207,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     (small_pair() | {CONFIG: {"pad_token": "\ud800"}}, "lone surrogate"),
     (small_pair() | {CONFIG: "{"}, "tokenizer_config.json is not valid JSON"),
+    (small_pair() | {CONFIG: {"extra_special_tokens": "<p>"}}, "extra_special_tokens must be a list or an object"),
     (small_pair() | {MAP: {"pad": "<p>"}}, "has the key 'pad', which names no special token"),
     (small_pair() | {ADDED: {"<p>": "261"}}, "the id of '<p>' must be a whole number"),
     (
@@ -249,6 +251,7 @@ BEYOND: list[tuple[dict[str, Any], str]] = [
     ({WHOLE: {"model": {"type": "Unigram", "vocab": []}}}, "the model 'Unigram'"),
     (small_whole(normalizer={"type": "Lowercase"}), "the normalizer Lowercase"),
     (small_whole(pre_tokenizer=SPLIT), "the pre_tokenizer Sequence(Digits,ByteLevel)"),
+    (small_whole(pre_tokenizer={"type": "ByteLevel", "add_prefix_space": 0}), "the pre_tokenizer ByteLevel"),
     (small_whole(pre_tokenizer=None), "the pre_tokenizer null"),
     (small_whole(pre_tokenizer={"type": "ByteLevel", "use_regex": False}), "the pre_tokenizer ByteLevel"),
     (small_whole(decoder={"type": "Metaspace"}), "the decoder Metaspace"),
@@ -289,6 +292,16 @@ def test_another_kind_of_vocabulary_is_never_replaced_by_gpt2s(tmp_path: Path, n
     (tmp_path / name).touch()
     assert f"has {name}, which alone is no vocabulary that npgpt reads" in reason(tmp_path, 50257)
     assert name in choose([name, "config.json", "model.safetensors"], "org/name")
+
+
+def test_a_file_that_only_sounds_like_a_vocabulary_is_not_overwritten(tmp_path: Path) -> None:
+    source = put(store(tmp_path / "m", small(vocab_size=300)), small_pair())
+    npgpt.convert(source, tmp_path / "out")
+    npgpt.convert(source, tmp_path / "out", overwrite=True)
+    (tmp_path / "out" / "my_vocab_notes.txt").write_text("mine")
+    with pytest.raises(NpgptError, match=r"holds my_vocab_notes\.txt, which is no part of a converted model"):
+        npgpt.convert(source, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "my_vocab_notes.txt").read_text() == "mine"
 
 
 def test_what_is_no_vocabulary() -> None:
@@ -444,3 +457,31 @@ def test_what_is_no_character_vocabulary(tmp_path: Path, content: bytes, message
 
 def test_characters_that_the_model_has_not(tmp_path: Path) -> None:
     assert "ids up to 7, the model's vocab_size is 7" in reason(put(tmp_path, {"meta.pkl": meta()}), 7)
+
+
+# --- what a user sees ---
+
+
+def test_a_token_before_every_text_is_read_and_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = put(store(tmp_path / "m", small(vocab_size=300)), small_pair() | {CONFIG: {"add_bos_token": True}})
+    arguments = ["--model", str(folder), "--max-tokens", "3", "--temperature", "0"]
+    main(["generate", "in the", *arguments])
+    text = capsys.readouterr().out
+    assert text.startswith("in the")
+    main(["generate", "--ids", "260,259,258", *arguments])
+    assert capsys.readouterr().out == "<|endoftext|>" + text
+    main(["tokens", "in", "--model", str(folder), "--json"])
+    assert '"ids": [260, 259]' in capsys.readouterr().out
+
+
+def test_a_token_before_every_text_stands_once_before_a_scored_one(tmp_path: Path) -> None:
+    files = small_pair() | {CONFIG: {"add_bos_token": True, "add_eos_token": True}}
+    ours = npgpt.load(put(store(tmp_path / "m", small(vocab_size=300)), files))
+    plain = npgpt.load(put(store(tmp_path / "plain", small(vocab_size=300)), small_pair()))
+    (mine,), (theirs,) = (list(npgpt.score(["in the"], model)) for model in (ours, plain))
+    assert mine.token_ids.tolist() == theirs.token_ids.tolist() == [259, 258]
+    np.testing.assert_array_equal(mine.log_probs, theirs.log_probs)
+    (guide,) = npgpt.score(["in the"], ours, convention="huggingface")
+    assert not np.isnan(guide.log_probs).any()
+    (bare,) = npgpt.score(["in the"], ours, end_of_text=False)
+    assert np.isnan(bare.log_probs).tolist() == [True, False]

@@ -19,7 +19,6 @@ from ..config import GPT2_VOCAB_SIZES, Config
 from ..errors import NpgptError, checked
 from ..parameters import Shape
 from ..text import vocabularies
-from ..text.companions import COMPANIONS
 from ..text.tokenizer import Tokenizer, contents
 from . import configs, safetensors, stand_ins
 from .atomic import sync_folder, writing
@@ -36,8 +35,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = CONFIG_FILES[0]
 DTYPES = ("float32", "float16", "bfloat16")
-# what a folder may hold to be overwritten, with a vocabulary
-REPLACEABLE = {WEIGHTS_FILE, CONFIG_FILE, GENERATION_FILE, *COMPANIONS}
+# what a folder may hold to be overwritten
+REPLACEABLE = {WEIGHTS_FILE, CONFIG_FILE, GENERATION_FILE, *vocabularies.FILES}
 
 
 @checked
@@ -197,11 +196,7 @@ def _check_contents(folder: Path, shown: Path, replaceable: Set[str] | None) -> 
         return
     if replaceable is None:
         raise NpgptError(f"{shown} is there and not an empty folder: choose a new one, or overwrite it (--overwrite)")
-    others = [
-        path.name
-        for path in held
-        if not (path.name in replaceable or vocabularies.is_vocabulary(path.name)) or not path.is_file()
-    ]
+    others = [path.name for path in held if path.name not in replaceable or not path.is_file()]
     if others or not (folder / WEIGHTS_FILE).is_file():
         what = f"holds {others[0]}, which" if others else f"has no {WEIGHTS_FILE}, and so"
         raise NpgptError(f"{shown} {what} is no part of a converted model: it is not overwritten")

@@ -137,6 +137,8 @@ def _special(mapping: Mapping[str, Any], source: str, **flags: bool) -> tuple[di
     for key in SEVERAL:
         if isinstance(mapping.get(key), Mapping):
             named |= mapping[key]
+    if wrong := [key for key in SEVERAL if not isinstance(mapping.get(key), list | Mapping | None)]:
+        raise NpgptError(f"{source}: {wrong[0]} must be a list or an object of tokens, not {mapping[wrong[0]]!r:.60}")
     lists = [[token(v, source, **flags) for v in mapping[key]] for key in SEVERAL if isinstance(mapping.get(key), list)]
     if len(filled := [each for each in lists if each]) > 1 and filled[0] != filled[1]:
         raise NpgptError(f"{source} contradicts itself: {SEVERAL[0]} and {SEVERAL[1]} differ")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from ..checkpoints import strict_json
@@ -67,7 +68,9 @@ def beyond_byte_pairs(whole: Mapping[str, Any]) -> list[str]:
             found.append(f"{key} {model[key]!r:.40}")
     if whole.get("normalizer") is not None:
         found.append(f"the normalizer {_kinds(whole['normalizer']):.60}")
-    if not isinstance(splitter, Mapping) or splitter.get("type") != "ByteLevel" or splitter.get("use_regex") is False:
+    parts = splitter if isinstance(splitter, Mapping) else {}
+    plain = parts.get("type") == "ByteLevel" and parts.get("use_regex", True) is True
+    if not plain or type(parts.get("add_prefix_space", False)) is not bool:
         found.append(f"the pre_tokenizer {_kinds(splitter):.60}")
     if whole.get("decoder") is not None and _kinds(whole["decoder"]) != "ByteLevel":
         found.append(f"the decoder {_kinds(whole['decoder']):.60}")
@@ -131,6 +134,17 @@ def _id(value: object) -> int:
     return value
 
 
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """Raise NpgptError for whatever the package raises; its panics are no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise NpgptError(f"{what}: {error}") from None
+
+
 def by_package(path: File, whole: Mapping[str, Any], companions: Companions, vocab_size: int, why: str) -> Tokenizer:
     """Return the tokenizer that the package tokenizers makes of the file, with the companions' tokens added.
 
@@ -143,15 +157,13 @@ def by_package(path: File, whole: Mapping[str, Any], companions: Companions, voc
             f"{path} has {why}, for which npgpt needs the package tokenizers: "
             'pip install "npgpt[tokenizers]", or run on ids (--ids)'
         ) from None
-    try:
+    with _refusing(f"{path}: tokenizers does not take it"):
         found = tokenizers.Tokenizer.from_str(contents(path).decode("utf-8"))
         found.no_truncation()  # which transformers, too, does only when it is asked to
         found.no_padding()
         own = found.get_vocab(with_added_tokens=False)
         found.add_tokens([tokenizers.AddedToken(**vars(token)) for token in companions.added])
         vocabulary = found.get_vocab(with_added_tokens=True)
-    except Exception as error:
-        raise NpgptError(f"{path}: tokenizers does not take it: {error}") from None
     tokens = numbered(companions.added, own.get, len(own))
     check_stated(tokens, companions.stated, companions.winner)
     ids = {content: token_id for content, token_id in vocabulary.items() if token_id < vocab_size}
@@ -164,14 +176,11 @@ def by_package(path: File, whole: Mapping[str, Any], companions: Companions, voc
 
     def ids_of(text: str, special: bool) -> list[int]:
         found.encode_special_tokens = not special
-        try:
+        with _refusing(f"tokenizers cannot cut the text into tokens by {path}"):
             return list(found.encode(text, add_special_tokens=False).ids)
-        except BaseException as error:  # a panic of the package is no Exception
-            if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
-                raise
-            raise NpgptError(f"tokenizers cannot cut the text into tokens by {path}: {error}") from None
 
-    pieces, leading = _pieces(found, whole.get("decoder"), ids, tokens.keys())
+    with _refusing(f"{path}: tokenizers cannot tell what its tokens are as text"):
+        pieces, leading = _pieces(found, whole.get("decoder"), ids, tokens.keys())
     return Tokenizer(
         ids_of,
         pieces,

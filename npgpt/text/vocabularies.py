@@ -24,7 +24,9 @@ from .tokenizer import File, Tokenizer, contents
 PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 RANKS, WHOLE, LLMC = "vocab.tiktoken", "tokenizer.json", "gpt2_tokenizer.bin"
 READABLE = (RANKS, *PAIRS[0], *PAIRS[1], WHOLE, LLMC, META)
-# Vocabularies of other kinds, which are not read, go by many names, in any case of letters.
+# Vocabularies of other kinds, which are not read; they go by many more names, in any case of letters.
+KNOWN = """spiece.model bpe.model tokenizer.model sentencepiece.bpe.model source.spm target.spm tekken.json vocab.txt
+vocab.jsonl""".split()
 FOREIGN = re.compile(
     r".*\.(model|spm|tiktoken|vocab|bpe|codes)|dict\.txt"
     r"|.*(vocab|merges|tokenizer|spiece|tekken|sentencepiece|wordpiece|bpe|encoder).*"
@@ -32,6 +34,8 @@ FOREIGN = re.compile(
     re.IGNORECASE,
 )
 NO_VOCABULARY = re.compile(r"tokenizer_config\.json|(pytorch|tf|flax|rust)_model.*", re.IGNORECASE)
+
+FILES = (*READABLE, *KNOWN, *COMPANIONS)
 
 
 def is_vocabulary(name: str) -> bool:

@@ -12,7 +12,19 @@ import pytest
 from npgpt.errors import NpgptError
 from npgpt.text.tokenizer import TextDecoder
 from npgpt.text.vocabularies import open_tokenizer
-from tests.support.tokenizer_folders import N_RANKS, USER, VOCAB_SIZE, Case, Files, added, cases, config, pair, whole
+from tests.support.tokenizer_folders import (
+    N_RANKS,
+    USER,
+    VOCAB_SIZE,
+    Case,
+    Files,
+    added,
+    cases,
+    config,
+    fast,
+    pair,
+    whole,
+)
 from tests.support.tokenizer_table import differences, outcome, texts, write
 
 pytestmark = pytest.mark.parity
@@ -146,3 +158,16 @@ def test_the_text_of_other_models(tmp_path: Path, case: Case) -> None:
         ids = ours.encode(text)
         decoder = TextDecoder(ours)
         assert "".join([*map(decoder.feed, ids), decoder.flush()]) == ours.decode(ids) == theirs.decode(ids)
+
+
+def test_what_the_package_does_not_take_is_one_line(tmp_path: Path) -> None:
+    """A panic, too, which is no Exception."""
+    write(tmp_path, whole({"vocab": {"a": 0}, "merges": ["a a"]}) | fast())
+    with pytest.raises(NpgptError, match=r"tokenizer\.json: tokenizers does not take it"):
+        open_tokenizer(tmp_path / "model.safetensors", VOCAB_SIZE)
+    overlapping = [added("<x>", USER, rstrip=True), added(" ", USER + 1, lstrip=True)]
+    end = added("<|endoftext|>", N_RANKS)
+    write(tmp_path, whole(added_tokens=[end, *overlapping], normalizer={"type": "NFC"}) | fast())
+    tokenizer = open_tokenizer(tmp_path / "model.safetensors", VOCAB_SIZE)
+    with pytest.raises(NpgptError, match=r"cannot cut the text into tokens by .*bad split"):
+        tokenizer.encode("<x>  a", special=True)

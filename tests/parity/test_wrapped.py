@@ -214,7 +214,8 @@ def wrapped(kind: str, model: Any) -> Any:
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     if kind == "checkpointed blocks":
-        model.transformer.h = torch.nn.ModuleList([checkpoint_wrapper(block) for block in model.transformer.h])
+        blocks = [checkpoint_wrapper(block) for block in model.transformer.h]  # type: ignore[no-untyped-call]
+        model.transformer.h = torch.nn.ModuleList(blocks)
         return model
     return {
         "an attribute": lambda: Held("gpt", model),
