@@ -161,7 +161,7 @@ def test_an_activation_that_is_none(tmp_path: Path) -> None:
     assert npgpt.load(path, activation="gelu_python").config.activation_function == "gelu"
     for other in ("relu", "", 3, ["gelu"]):
         with pytest.raises(
-            NpgptError, match="activation_function .* is not one that GPT-2 uses|activation must be a str"
+            NpgptError, match=r"activation_function .* is not one that GPT-2 uses|activation must be a str"
         ):
             npgpt.load(path, activation=other)  # type: ignore[arg-type]
     with pytest.raises(NpgptError, match="give activation or a whole config, not both"):

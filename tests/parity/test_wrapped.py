@@ -214,10 +214,10 @@ def wrapped(kind: str, model: Any) -> Any:
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     if kind == "checkpointed blocks":
-        blocks = [checkpoint_wrapper(block) for block in model.transformer.h]  # type: ignore[no-untyped-call]
+        blocks = [checkpoint_wrapper(block) for block in model.transformer.h]
         model.transformer.h = torch.nn.ModuleList(blocks)
         return model
-    return {
+    makers: dict[str, Callable[[], Any]] = {
         "an attribute": lambda: Held("gpt", model),
         "attributes": lambda: Held("trunk", Held("net", model)),
         "compiled in an attribute": lambda: Held("model", torch.compile(model, backend="eager")),
@@ -225,7 +225,8 @@ def wrapped(kind: str, model: Any) -> Any:
         "averaged": lambda: torch.optim.swa_utils.AveragedModel(model),
         "sequential": lambda: torch.nn.Sequential(model),
         "beside another": lambda: Held("gpt", model, torch.nn.Linear(2, 3)),
-    }[kind]()
+    }
+    return makers[kind]()
 
 
 @pytest.mark.filterwarnings("ignore")
