@@ -10,6 +10,7 @@ import enum
 import json
 import pathlib
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
