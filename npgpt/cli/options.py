@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import os
 import stat
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ..errors import NpgptError, printable, whole_number
 from ..process import THREAD_VARIABLES, handling, tune_process
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ..language_model import LanguageModel
 
 
+PART = 2**16  # bytes of a file that are read at a time
 COMMON: dict[str, dict[str, Any]] = {
     "--model": {"metavar": "M", "help": "folder, file, or name such as gpt2 (default: the embedded model)"},
     "--n-head": {"type": int, "metavar": "N", "help": "number of heads, where the model states none or a wrong one"},
@@ -114,18 +117,33 @@ def read_text(argument: str) -> str:
 
 def read_file(name: str) -> str:
     """Return all of a file, or of standard input for '-'. Raises NpgptError where it is not UTF-8, OSError as open."""
+    with open_file(name) as file:
+        return "".join(decoded(file, name))
+
+
+def open_file(name: str) -> AbstractContextManager[IO[bytes]]:
+    """Open a file, or standard input for '-', which stays open. Raises NpgptError where there is none, OSError."""
     if name == "-":
         if sys.stdin is None:
             raise NpgptError("standard input is closed")
-        name, content = "standard input", sys.stdin.buffer.read()
-    elif not name:
+        return contextlib.nullcontext(sys.stdin.buffer)
+    if not name:
         raise NpgptError("a file's name must not be empty")
-    else:
-        content = Path(os.path.expanduser(name)).read_bytes()
+    return open(os.path.expanduser(name), "rb")
+
+
+def decoded(file: IO[bytes], name: str) -> Iterator[str]:
+    """Yield the text of a file in UTF-8, in parts. Raises NpgptError, with the place, where it is not UTF-8."""
+    decoder, at, part = codecs.getincrementaldecoder("utf-8")(), 0, b"-"
     try:
-        return content.decode("utf-8")
+        while part:
+            part = file.read(PART)
+            begun = decoder.getstate()[0]  # the bytes of a character that is not whole yet
+            yield decoder.decode(part, final=not part)
+            at += len(part)
     except UnicodeDecodeError as error:
-        raise NpgptError(f"{name} is not UTF-8: byte 0x{error.object[error.start]:02X} at {error.start}") from None
+        name, place = "standard input" if name == "-" else name, at - len(begun) + error.start
+        raise NpgptError(f"{name} is not UTF-8: byte 0x{error.object[error.start]:02X} at {place}") from None
 
 
 def output_path(option: str, argument: str) -> Path:
