@@ -20,7 +20,7 @@ from .config import Config
 from .errors import NpgptError, float_dtype
 from .model import forward
 from .parameters import Array, Parameters, Record
-from .text.generation import Step, generate, kept_prompt
+from .text.generation import Step, generate, generate_many, kept_prompt
 from .text.sampling import Sampling
 from .text.tokenizer import Tokenizer
 from .text.vocabularies import tokenizer_of
@@ -177,6 +177,33 @@ class LanguageModel:
         steps = self.steps(ids, max_tokens=max_tokens, sampling=settings, seed=seed, stop=stops, ignore_eos=ignore_eos)
         return (step.text for step in steps if step.text)
 
+    def generate_many(
+        self,
+        prompts: Iterable[str | ArrayLike],
+        *,
+        max_tokens: int = 100,
+        seed: int | None = None,
+        stop: str | Iterable[str] = (),
+        ignore_eos: bool = False,
+        keep_last: bool = False,
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """Yield the whole text that follows each prompt, in their order: that which generate() gives it alone.
+
+        The prompts run side by side, whatever their lengths; prompt i is drawn with seed + i. The arguments are those
+        of generate(), and so are the exceptions.
+        """
+        settings, _ = Sampling(**sampling), self.tokenizer
+        if isinstance(prompts, str):
+            raise NpgptError("prompts are several: put a single one into a list, [prompt]")
+        rows = [self.encode_prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        if keep_last:
+            rows = [kept_prompt(ids, self.config, max_tokens) for ids in rows]
+        stops = [stop] if isinstance(stop, str) else stop
+        options: dict[str, Any] = {"seed": seed, "stop": stops, "ignore_eos": ignore_eos}
+        steps = self.steps_many(rows, max_tokens=max_tokens, sampling=settings, **options)
+        return _in_order(steps)
+
     def steps(
         self,
         prompt: ArrayLike,
@@ -205,3 +232,24 @@ class LanguageModel:
             ignore_eos=ignore_eos,
             samples=samples,
         )
+
+    def steps_many(self, prompts: Iterable[ArrayLike], **options: Any) -> Iterator[Step]:
+        """Continue several prompts of ids, each [T] of its own length, side by side; step.sample is a prompt's number.
+
+        The options are those of steps(), but for samples. See npgpt.text.generation.generate_many.
+        """
+        tokenizer = None if self.why_no_text else self.tokenizer
+        return generate_many(self.parameters, self.config, prompts, tokenizer=tokenizer, **options)
+
+
+def _in_order(steps: Iterable[Step]) -> Iterator[str]:
+    """Yield each sample's whole text, in their order, as soon as it and those before have ended."""
+    texts: dict[int, str] = {}
+    ended, number = set(), 0
+    for step in steps:
+        texts[step.sample] = texts.get(step.sample, "") + step.text
+        if step.finish is not None:
+            ended.add(step.sample)
+        while number in ended:
+            yield texts.pop(number)
+            number += 1
