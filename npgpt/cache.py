@@ -13,7 +13,7 @@ from .config import Config
 from .errors import NpgptError, float_dtype, whole_number
 
 if TYPE_CHECKING:
-    from .parameters import Array
+    from .parameters import Array, Padding
 
 
 class KVCache:
@@ -47,7 +47,7 @@ class KVCache:
             raise NpgptError(
                 f"padding is a number for each of the cache's {batch_size} rows, not {len(padding)} numbers"
             )
-        self._padding = np.zeros((batch_size, 1), np.int64)
+        self._padding = np.zeros((batch_size, 1, 1, 1), np.int64)
         for row, number in enumerate(padding):
             self._padding[row] = whole_number("a row's padding (below the capacity)", number, low=0, high=capacity - 1)
 
@@ -57,9 +57,14 @@ class KVCache:
         return int(self.keys.shape[3])
 
     @property
-    def padding(self) -> NDArray[np.int64] | int:
-        """The number of positions [B, 1] at each row's beginning that stand for no token, or 0 where no row has any."""
+    def padding(self) -> Padding:
+        """The number of keys [B, 1, 1, 1] at each row's beginning that stand for no token; 0 where no row has any."""
         return self._padding if self._padding.any() else 0
+
+    def positions(self, tokens: int) -> NDArray[np.int64]:
+        """Return the positions of the next tokens: [T], or [B, T] where rows are padded; padding has position 0."""
+        slots = np.arange(self.length, self.length + tokens)
+        return np.maximum(slots - self._padding[:, 0, 0], 0) if self._padding.any() else slots
 
     def __repr__(self) -> str:
         return f"KVCache({self.length} of {self.capacity} tokens, {self.keys.dtype} {list(self.keys.shape)})"

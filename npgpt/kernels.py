@@ -20,9 +20,7 @@ import numpy as np
 from .process import thread_count
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from .parameters import Array
+    from .parameters import Array, Padding
 
 Job = TypeVar("Job")
 
@@ -64,7 +62,7 @@ def tiled(attention: Callable[..., Array]) -> Callable[..., Array]:
     """
 
     @wraps(attention)
-    def run(q: Array, k: Array, v: Array, scale: float, padding: ArrayLike = 0) -> Array:
+    def run(q: Array, k: Array, v: Array, scale: float, padding: Padding = 0) -> Array:
         if q.shape[2] <= MAX_WHOLE_QUERIES or np.any(padding):
             return attention(q, k, v, scale, padding)
         return attention_by_tiles(q, k, v, scale)

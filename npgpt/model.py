@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .cache import KVCache
     from .config import Config
-    from .parameters import Array, Block, Parameters, Record, Stage, StageRecord
+    from .parameters import Array, Block, Padding, Parameters, Record, Stage, StageRecord
 
 
 def softmax(x: Array) -> Array:
@@ -84,26 +84,26 @@ def merge_heads(x: Array) -> Array:
     return x.transpose(0, 2, 1, 3).reshape(B, T, H * D)
 
 
-def attention_scores(q: Array, k: Array, scale: float, padding: ArrayLike = 0) -> Array:
+def attention_scores(q: Array, k: Array, scale: float, padding: Padding = 0) -> Array:
     """Return scale · q kᵀ, and −∞ where a key comes after the query: q [B, H, T, D], k [B, H, S, D] → [B, H, T, S].
 
-    The causal mask is aligned to the lower right corner: query t is token S − T + t. padding [B, 1], or 0: the number
-    of keys at a row's beginning that stand for no token. They are hidden as well, but for a padded query's own.
+    The causal mask is aligned to the lower right corner: query t is token S − T + t. padding [B, 1, 1, 1], or
+    0: how many keys at a row's beginning stand for no token. They are hidden as well, but for a padded query's own.
     """
     T, S = q.shape[2], k.shape[2]
     keys = np.arange(S)
     queries = keys[S - T :, None]
-    first = np.minimum(queries, np.reshape(padding, (-1, 1, 1, 1)))
+    first = np.minimum(queries, padding)
     return np.where((first <= keys) & (keys <= queries), scale * q @ k.swapaxes(2, 3), -np.inf)
 
 
-def attention_weights(q: Array, k: Array, scale: float, padding: ArrayLike = 0) -> Array:
+def attention_weights(q: Array, k: Array, scale: float, padding: Padding = 0) -> Array:
     """Return each query's weights over the keys [B, H, T, S], which sum to 1."""
     return softmax(attention_scores(q, k, scale, padding))
 
 
 @kernels.tiled
-def attention(q: Array, k: Array, v: Array, scale: float, padding: ArrayLike = 0) -> Array:
+def attention(q: Array, k: Array, v: Array, scale: float, padding: Padding = 0) -> Array:
     """Return softmax(scale · q kᵀ) v in every head, over a query's own key and those before: [B, H, T, D].
 
     q is [B, H, T, D], k and v are [B, H, S, D]. Vaswani et al. 2017, "Attention Is All You Need", 3.2.1.
@@ -153,8 +153,8 @@ def forward(
     first = config.first_of(T, logits_from)
     stage = recorder(record)
     wte = stage("wte", parameters.wte.weight[token_ids])  # [B, T, C]
-    positions = np.arange(past, past + T) - (0 if cache is None else cache.padding)  # [T], or [B, T] where rows differ
-    wpe = stage("wpe", parameters.wpe.weight[np.maximum(positions, 0)])  # [T, C]
+    positions = np.arange(T) if cache is None else cache.positions(T)
+    wpe = stage("wpe", parameters.wpe.weight[positions])  # [T, C], or [B, T, C] where rows are padded
     x = stage("embedding", wte + wpe)
     for layer, p in enumerate(parameters.h):
         x = stage(f"h.{layer}", block(x, p, config, layer, cache, recorder(record, f"h.{layer}.")))

@@ -78,7 +78,7 @@ def test_many_queries_are_padded_too() -> None:
 
 def test_what_is_hidden_literally() -> None:
     q = np.ones((2, 1, 3, 1))
-    scores = attention_scores(q, q, 1.0, [[1], [0]])
+    scores = attention_scores(q, q, 1.0, np.array([1, 0]).reshape(2, 1, 1, 1))
     hidden = -np.inf
     assert scores[0, 0].tolist() == [[1, hidden, hidden], [hidden, 1, hidden], [hidden, 1, 1]]
     assert scores[1, 0].tolist() == attention_scores(q, q, 1.0)[0, 0].tolist()
