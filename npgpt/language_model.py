@@ -194,8 +194,8 @@ class LanguageModel:
         of generate(), and so are the exceptions.
         """
         settings, _ = Sampling(**sampling), self.tokenizer
-        if isinstance(prompts, str):
-            raise NpgptError("prompts are several: put a single one into a list, [prompt]")
+        if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+            raise NpgptError(f"prompts are several: put a single one into a list, [prompt], not {prompts!r:.80}")
         rows = [self.encode_prompt(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
         if keep_last:
             rows = [kept_prompt(ids, self.config, max_tokens) for ids in rows]

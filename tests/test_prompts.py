@@ -117,13 +117,17 @@ def test_caches_side_by_side_end_together() -> None:
 @pytest.mark.parametrize(
     ("padding", "message"),
     [
+        (5, "padding is a list with a number for each row, not 5"),
+        (None, "padding is a list with a number for each row, not None"),
+        ("ab", "padding is a list with a number for each row, not 'ab'"),
+        ([[1], [2]], "padding is a list with a number for each row"),
         ([1], "padding is a number for each of the cache's 2 rows, not 1 numbers"),
         ([0, 5], "a row's padding .* at most 4, not 5"),
         ([-1, 0], "a row's padding .* at least 0, not -1"),
         ([0, 1.5], "a row's padding .* must be a whole number, not 1.5"),
     ],
 )
-def test_padding_that_cannot_be(padding: list[Any], message: str) -> None:
+def test_padding_that_cannot_be(padding: Any, message: str) -> None:
     with pytest.raises(NpgptError, match=message):
         KVCache(small(), 2, 5, padding=padding)
 
@@ -215,6 +219,10 @@ def test_no_more_are_held_at_once_than_rows() -> None:
     ("prompts", "options", "message"),
     [
         ("Emma", {}, r"prompts are several: put a single one into a list, \[prompt\]"),
+        (5, {}, "prompts are several: .*, not 5"),
+        (None, {}, "prompts are several: .*, not None"),
+        ([5], {}, "prompt 0: it is one row|prompt 0: token ids must be one row"),
+        ([None], {}, "prompt 0: token ids must be integers"),
         ([], {}, "there are no prompts to continue"),
         (["a", []], {}, "prompt 1: there are no token ids"),
         (["a", [5000]], {}, "prompt 1: token id 5000"),

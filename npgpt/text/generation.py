@@ -96,6 +96,8 @@ def generate_many(
 
     Raises NpgptError at once as generate() does, with the prompt's number, and where there are no prompts.
     """
+    if not isinstance(prompts, Iterable):
+        raise NpgptError(f"prompts are several, each of ids, not {prompts!r:.80}")
     rows = [_prompt(number, prompt, config) for number, prompt in enumerate(prompts)]
     if not rows:
         raise NpgptError("there are no prompts to continue")
