@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import pickle
@@ -215,6 +216,19 @@ def test_few_numbers_hold_an_exact_sum() -> None:
     assert exact([-math.inf, 1.0]) == [-math.inf]
     assert str(exact([math.nan, 1.0])) == "[nan]"
     assert exact([]) == exact([0.5, -0.5]) == []
+
+
+@given(st.text("ab é日\u3000\n", max_size=40), st.integers(1, 5), st.data())
+def test_words_are_counted_by_parts(text: str, size: int, data: st.DataObject) -> None:
+    raw = text.encode()
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(raw) - 1)), max_size=20)) if len(raw) > 1 else [])
+    pieces = [raw[a:b] for a, b in itertools.pairwise([0, *cuts, len(raw)]) if raw]
+    whole = likelihoods.measured(pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(likelihoods, "PIECES", size)
+        for one, other in zip(likelihoods.measured(pieces), whole, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert whole[1].sum() == len(text.split())
 
 
 def test_sums_of_several_and_of_none() -> None:

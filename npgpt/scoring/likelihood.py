@@ -17,6 +17,7 @@ from ..text.sampling import check_finite
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
+PIECES = 2**14  # tokens in which words are counted at a time
 BLOCK = 2**18  # logits that are turned into probabilities at a time, so that they stay in a core's L2 cache
 
 
@@ -142,14 +143,25 @@ class Figures:
 
 
 def measured(pieces: Sequence[bytes]) -> tuple[Ids, Ids]:
-    """Return each token's size in bytes, and the number of words that begin in it; together they are a text."""
-    sizes = np.array([len(piece) for piece in pieces], np.int64)
-    text, begins, at, byte = b"".join(pieces).decode(), [], 0, 0
-    for word in re.finditer(r"\S+", text):
-        byte += len(text[at : word.start()].encode())
-        at = word.start()
-        begins.append(byte)
-    return sizes, np.bincount(np.searchsorted(np.cumsum(sizes), begins, side="right"), minlength=len(pieces))
+    """Return each token's size in bytes, and the number of words that begin in it; together they are a text.
+
+    Words are looked for in PIECES tokens at a time, and those up to the next one that white space begins.
+    """
+    sizes, words = np.fromiter(map(len, pieces), np.int64, len(pieces)), np.zeros(len(pieces), np.int64)
+    begin = 0
+    while begin < len(pieces):
+        end = begin + PIECES
+        while end < len(pieces) and pieces[end][:1] not in (b" ", b"\n", b"\r", b"\t"):
+            end += 1
+        text, begins, at, byte = b"".join(pieces[begin:end]).decode(), [], 0, 0
+        for word in re.finditer(r"\S+", text):
+            byte += len(text[at : word.start()].encode())
+            at = word.start()
+            begins.append(byte)
+        begun_in = np.searchsorted(np.cumsum(sizes[begin:end]), begins, side="right")
+        words[begin:end] = np.bincount(begun_in, minlength=len(words[begin:end]))
+        begin = end
+    return sizes, words
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +189,8 @@ class Score:
     @cached_property
     def byte_offsets(self) -> Ids:
         """The offsets [n] at which the tokens begin in the text's UTF-8."""
-        return np.cumsum([0, *map(len, self.pieces[:-1])])
+        sizes = np.fromiter(map(len, self.pieces), np.int64, len(self.pieces))
+        return np.cumsum(sizes) - sizes
 
     @cached_property
     def totals(self) -> Totals:

@@ -158,7 +158,7 @@ class Text:
         assert self.figures is not None
         ids = np.concatenate(self._ids)[len(self.before) :]
         known = self.figures.between(len(self.before), len(self))
-        return Score(ids, tuple(pieces[token_id] for token_id in ids.tolist()), known)
+        return Score(ids, tuple(pieces[int(token_id)] for token_id in ids), known)
 
 
 class Row(NamedTuple):
