@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from .config import Config
 from .errors import NpgptError, checked, float_dtype, whole_number
 
 if TYPE_CHECKING:
-    from .parameters import Array
+    from .parameters import Array, Padding
 
 
 class KVCache:
@@ -21,13 +21,22 @@ class KVCache:
 
     keys and values are [n_layer, batch_size, n_head, capacity, head_width] of `dtype`; the first `length` positions
     are filled. forward() extends it block by block and then advances it; setting `length` back forgets what follows.
+    padding: for rows of unequal length, how many positions at each row's beginning stand for no token. They are hidden
+    from its tokens, which are numbered from there on: left padding, as transformers' attention_mask has it.
 
-    Raises NpgptError for a batch size or capacity below 1, a capacity above n_positions, and a dtype other than
-    float32 and float64.
+    Raises NpgptError for a batch size or capacity below 1, a capacity above n_positions, a dtype other than float32
+    and float64, and padding that is not a number below the capacity for each row.
     """
 
     @checked
-    def __init__(self, config: Config, batch_size: int, capacity: int, dtype: DTypeLike = np.float32) -> None:
+    def __init__(
+        self,
+        config: Config,
+        batch_size: int,
+        capacity: int,
+        dtype: DTypeLike = np.float32,
+        padding: Sequence[int] = (),
+    ) -> None:
         dtype = float_dtype("a cache's dtype", dtype)
         batch_size = whole_number("a cache's batch_size", batch_size)
         capacity = whole_number("a cache's capacity (n_positions at most)", capacity, high=config.n_positions)
@@ -35,11 +44,30 @@ class KVCache:
         self.keys: Array = np.empty(shape, dtype)
         self.values: Array = np.empty(shape, dtype)
         self.length = 0
+        if not isinstance(padding, (Sequence, np.ndarray)) or np.ndim(padding) != 1:
+            raise NpgptError(f"padding is a list with a number for each row, not {padding!r:.80}")
+        if len(padding) not in (0, batch_size):
+            raise NpgptError(
+                f"padding is a number for each of the cache's {batch_size} rows, not {len(padding)} numbers"
+            )
+        self._padding = np.zeros((batch_size, 1, 1, 1), np.int64)
+        for row, number in enumerate(padding):
+            self._padding[row] = whole_number("a row's padding (below the capacity)", number, low=0, high=capacity - 1)
 
     @property
     def capacity(self) -> int:
         """The number of tokens it has room for."""
         return int(self.keys.shape[3])
+
+    @property
+    def padding(self) -> Padding:
+        """The number of keys [B, 1, 1, 1] at each row's beginning that stand for no token; 0 where no row has any."""
+        return self._padding if self._padding.any() else 0
+
+    def positions(self, tokens: int) -> NDArray[np.int64]:
+        """Return the positions of the next tokens: [T], or [B, T] where rows are padded; padding has position 0."""
+        slots = np.arange(self.length, self.length + tokens)
+        return np.maximum(slots - self._padding[:, 0, 0], 0) if self._padding.any() else slots
 
     def __repr__(self) -> str:
         return f"KVCache({self.length} of {self.capacity} tokens, {self.keys.dtype} {list(self.keys.shape)})"
@@ -59,18 +87,20 @@ class KVCache:
     def rows(self, rows: Sequence[int]) -> KVCache:
         """Return a new cache of these rows in this order, repeated where they are; only the filled part is copied.
 
-        rows([0] * n) continues one prompt in n ways; rows([0, 2]) drops samples that have ended. Raises NpgptError for
-        an empty list and for a row that does not exist.
+        rows([0] * n) continues one prompt in n ways; rows([0, 2]) drops samples that have ended. Padding that all of
+        them have is dropped, too. Raises NpgptError for an empty list and for a row that does not exist.
         """
         whole_number("a new cache's number of rows", len(rows))
         n_layer, batch_size, *room = self.keys.shape
         new = copy.copy(self)
         new.keys = np.empty((n_layer, len(rows), *room), self.keys.dtype)
         new.values = np.empty_like(new.keys)
+        rows = [whole_number("a cache's row", row, low=0, high=batch_size - 1) for row in rows]
+        empty = min(int(self._padding[rows].min()), self.length)
+        new.length, new._padding = self.length - empty, self._padding[rows] - empty
         for to, row in enumerate(rows):
-            row = whole_number("a cache's row", row, low=0, high=batch_size - 1)
-            new.keys[:, to, :, : self.length] = self.keys[:, row, :, : self.length]
-            new.values[:, to, :, : self.length] = self.values[:, row, :, : self.length]
+            new.keys[:, to, :, : new.length] = self.keys[:, row, :, empty : self.length]
+            new.values[:, to, :, : new.length] = self.values[:, row, :, empty : self.length]
         return new
 
     def extend(self, layer: int, k: Array, v: Array) -> tuple[Array, Array]:
@@ -102,3 +132,16 @@ class KVCache:
         self.keys[layer, :, :, self.length : seen] = k
         self.values[layer, :, :, self.length : seen] = v
         return self.keys[layer, :, :, :seen], self.values[layer, :, :, :seen]
+
+
+def side_by_side(config: Config, caches: Sequence[KVCache], capacity: int) -> KVCache:
+    """Return the first rows of caches as the rows of one, which end at the same position: shorter ones are padded."""
+    longest = max(cache.length for cache in caches)
+    padding = [longest - cache.length for cache in caches]
+    joined = KVCache(config, len(caches), capacity, caches[0].keys.dtype, padding)
+    for row, (cache, empty) in enumerate(zip(caches, padding, strict=True)):
+        for to, of in ((joined.keys, cache.keys), (joined.values, cache.values)):
+            to[:, row, :, :empty] = 0  # hidden, but multiplied: whatever lay there might be no number
+            to[:, row, :, empty:longest] = of[:, 0, :, : cache.length]
+    joined.length = longest
+    return joined

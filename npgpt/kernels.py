@@ -20,7 +20,7 @@ import numpy as np
 from .process import thread_count
 
 if TYPE_CHECKING:
-    from .parameters import Array
+    from .parameters import Array, Padding
 
 Job = TypeVar("Job")
 
@@ -55,12 +55,17 @@ def elementwise(formula: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return run
 
 
-def tiled(attention: Callable[[Array, Array, Array, float], Array]) -> Callable[[Array, Array, Array, float], Array]:
-    """Decorate attention(q, k, v, scale): many queries go through attention_by_tiles, equal but for rounding."""
+def tiled(attention: Callable[..., Array]) -> Callable[..., Array]:
+    """Decorate attention(q, k, v, scale, padding): many queries go through attention_by_tiles, but for rounding equal.
+
+    Where rows are padded, the formula itself is used.
+    """
 
     @wraps(attention)
-    def run(q: Array, k: Array, v: Array, scale: float) -> Array:
-        return (attention if q.shape[2] <= MAX_WHOLE_QUERIES else attention_by_tiles)(q, k, v, scale)
+    def run(q: Array, k: Array, v: Array, scale: float, padding: Padding = 0) -> Array:
+        if q.shape[2] <= MAX_WHOLE_QUERIES or np.any(padding):
+            return attention(q, k, v, scale, padding)
+        return attention_by_tiles(q, k, v, scale)
 
     return run
 

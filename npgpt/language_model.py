@@ -22,7 +22,7 @@ from .config import Config
 from .errors import NpgptError, check_kinds, checked, float_dtype, printable
 from .model import forward as unchecked_forward
 from .parameters import Array, Parameters, Record
-from .text.generation import Step, generate, kept_prompt
+from .text.generation import Step, generate, generate_many, kept_prompt
 from .text.sampling import Sampling
 from .text.tokenizer import Tokenizer, shown
 from .text.vocabularies import beside, in_folder, tokenizer_of
@@ -247,6 +247,35 @@ class LanguageModel:
         return (step.text for step in steps if step.text)
 
     @checked
+    def generate_many(
+        self,
+        prompts: Iterable[str | ArrayLike],
+        *,
+        max_tokens: int | None = 100,
+        seed: int | None = None,
+        stop: str | Iterable[str] | None = (),
+        special: bool = False,
+        ignore_eos: bool = False,
+        keep_last: bool = False,
+        **sampling: Any,
+    ) -> Iterator[str]:
+        """Yield the whole text that follows each prompt, in their order: that which generate() gives it alone.
+
+        The prompts run side by side, whatever their lengths; prompt i is drawn with seed + i. The arguments are those
+        of generate(), and so are the exceptions.
+        """
+        settings, _ = Sampling(**sampling), self.tokenizer
+        if isinstance(prompts, str) or not isinstance(prompts, Iterable):
+            raise NpgptError(f"prompts are several: put a single one into a list, [prompt], not {prompts!r:.80}")
+        rows = [self.encode_prompt(text, special=special) if isinstance(text, str) else text for text in prompts]
+        if keep_last:
+            rows = [kept_prompt(ids, self.config, max_tokens) for ids in rows]
+        stops = [stop] if isinstance(stop, str) else () if stop is None else stop
+        options: dict[str, Any] = {"seed": seed, "stop": stops, "ignore_eos": ignore_eos}
+        steps = self.steps_many(rows, max_tokens=max_tokens, sampling=settings, **options)
+        return _in_order(steps)
+
+    @checked
     def steps(
         self,
         prompt: ArrayLike,
@@ -277,3 +306,26 @@ class LanguageModel:
             ends=() if ignore_eos else self.end_ids,
             samples=samples,
         )
+
+    @checked
+    def steps_many(self, prompts: Iterable[ArrayLike], *, ignore_eos: bool = False, **options: Any) -> Iterator[Step]:
+        """Continue several prompts of ids, each [T] of its own length, side by side; step.sample is a prompt's number.
+
+        The options are those of steps(), but for samples. See npgpt.text.generation.generate_many.
+        """
+        self._check_logits()
+        tokenizer, ends = None if self.why_no_text else self.tokenizer, () if ignore_eos else self.end_ids
+        return generate_many(self.parameters, self.config, prompts, tokenizer=tokenizer, ends=ends, **options)
+
+
+def _in_order(steps: Iterable[Step]) -> Iterator[str]:
+    """Yield each sample's whole text, in their order, as soon as it and those before have ended."""
+    texts: dict[int, str] = {}
+    ended, number = set(), 0
+    for step in steps:
+        texts[step.sample] = texts.get(step.sample, "") + step.text
+        if step.finish is not None:
+            ended.add(step.sample)
+        while number in ended:
+            yield texts.pop(number)
+            number += 1

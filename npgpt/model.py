@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .cache import KVCache
     from .config import Config
-    from .parameters import Array, Block, Parameters, Record, Stage, StageRecord
+    from .parameters import Array, Block, Padding, Parameters, Record, Stage, StageRecord
 
 
 def softmax(x: Array) -> Array:
@@ -84,41 +84,44 @@ def merge_heads(x: Array) -> Array:
     return x.transpose(0, 2, 1, 3).reshape(B, T, H * D)
 
 
-def attention_scores(q: Array, k: Array, scale: float) -> Array:
+def attention_scores(q: Array, k: Array, scale: float, padding: Padding = 0) -> Array:
     """Return scale · q kᵀ, and −∞ where a key comes after the query: q [B, H, T, D], k [B, H, S, D] → [B, H, T, S].
 
-    The causal mask is aligned to the lower right corner: query t is token S − T + t.
+    The causal mask is aligned to the lower right corner: query t is token S − T + t. padding, 0 or [B, 1, 1, 1]: how many
+    keys at a row's beginning stand for no token. They are hidden, too; a query that is padding itself sees its own key.
     """
     T, S = q.shape[2], k.shape[2]
-    return np.where(np.tri(T, S, S - T, dtype=bool), scale * q @ k.swapaxes(2, 3), -np.inf)
+    queries, keys = np.arange(S - T, S)[:, None], np.arange(S)
+    visible = (np.minimum(padding, queries) <= keys) & (keys <= queries)
+    return np.where(visible, scale * q @ k.swapaxes(2, 3), -np.inf)
 
 
-def attention_weights(q: Array, k: Array, scale: float) -> Array:
+def attention_weights(q: Array, k: Array, scale: float, padding: Padding = 0) -> Array:
     """Return each query's weights over the keys [B, H, T, S], which sum to 1."""
-    return softmax(attention_scores(q, k, scale))
+    return softmax(attention_scores(q, k, scale, padding))
 
 
 @kernels.tiled
-def attention(q: Array, k: Array, v: Array, scale: float) -> Array:
+def attention(q: Array, k: Array, v: Array, scale: float, padding: Padding = 0) -> Array:
     """Return softmax(scale · q kᵀ) v in every head, over a query's own key and those before: [B, H, T, D].
 
     q is [B, H, T, D], k and v are [B, H, S, D]. Vaswani et al. 2017, "Attention Is All You Need", 3.2.1.
     """
-    return attention_weights(q, k, scale) @ v
+    return attention_weights(q, k, scale, padding) @ v
 
 
 def block(x: Array, p: Block, config: Config, layer: int, cache: KVCache | None, record: StageRecord) -> Array:
     """Return x [B, T, C] after block `layer`: attention and MLP each read a normalised copy and add to the stream."""
     activation, epsilon = ACTIVATIONS[config.activation_function], config.layer_norm_epsilon
-    scale = config.attention_scale(layer)
+    scale, padding = config.attention_scale(layer), 0 if cache is None else cache.padding
     h = record("ln_1", layer_norm(x, *p.ln_1, epsilon))
     h = record("attn.c_attn", linear(h, *p.attn.c_attn))  # [B, T, 3C]: queries, keys and values side by side
     q, k, v = (split_heads(part, config.n_head) for part in np.split(h, 3, axis=-1))
     record("attn.q", q), record("attn.k", k), record("attn.v", v)
     keys, values = (k, v) if cache is None else cache.extend(layer, k, v)  # [B, H, S, D]
-    record("attn.scores", lambda: attention_scores(q, keys, scale))  # computed where somebody listens
-    record("attn.weights", lambda: attention_weights(q, keys, scale))
-    h = record("attn.heads", attention(q, keys, values, scale))
+    record("attn.scores", lambda: attention_scores(q, keys, scale, padding))  # computed where somebody listens
+    record("attn.weights", lambda: attention_weights(q, keys, scale, padding))
+    h = record("attn.heads", attention(q, keys, values, scale, padding))
     h = record("attn.c_proj", linear(merge_heads(h), *p.attn.c_proj))
     x = record("attn.residual", x + h)
     h = record("ln_2", layer_norm(x, *p.ln_2, epsilon))
@@ -149,7 +152,8 @@ def forward(
     first = config.first_of(T, logits_from)
     stage = recorder(record)
     wte = stage("wte", parameters.wte.weight[token_ids])  # [B, T, C]
-    wpe = stage("wpe", parameters.wpe.weight[past : past + T])  # [T, C]
+    positions = np.arange(T) if cache is None else cache.positions(T)
+    wpe = stage("wpe", parameters.wpe.weight[positions])  # [T, C], or [B, T, C] where rows are padded
     x = stage("embedding", wte + wpe)
     for layer, p in enumerate(parameters.h):
         x = stage(f"h.{layer}", block(x, p, config, layer, cache, recorder(record, f"h.{layer}.")))

@@ -19,6 +19,7 @@ from .config import Config
 from .errors import NpgptError
 
 Array: TypeAlias = NDArray[np.floating[Any]]  # float32 or float64
+Padding: TypeAlias = NDArray[np.int64] | int  # [B, 1, 1, 1], or 0 where no row has any: see KVCache.padding
 Shape: TypeAlias = tuple[int, ...]
 Record: TypeAlias = Callable[[str, Array], None]  # the user's: a stage's name and a copy of it
 Stage: TypeAlias = Array | Callable[[], Array]  # an intermediate, or what computes one that is only looked at

@@ -128,7 +128,7 @@ def test_html(folder: Path) -> None:
     page = (folder / "page.html").read_text("utf-8")
     assert code == 0
     assert error == f"npgpt: wrote page.html, {(folder / 'page.html').stat().st_size:,} bytes\n"
-    assert "all 2 texts" in out
+    assert out.index("b.txt: ") < out.index("d.txt: ") < out.index("all 2 texts")
     assert page.startswith("<!DOCTYPE html>")
     assert page.count('<div class="text">') == 2
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
@@ -175,6 +175,38 @@ def test_a_foreign_file_is_left_alone_and_a_link_stays_one(folder: Path) -> None
     assert here("score", "d.txt", "--html", "link.html", cwd=folder)[0] == 0
     assert (folder / "link.html").is_symlink()
     assert (folder / "page.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_texts_are_printed_and_kept_until_one_cannot_be_scored(folder: Path) -> None:
+    (folder / "bad.txt").write_bytes(b"Emma" * 70_000 + b"\xff")
+    message = "npgpt: error: bad.txt is not UTF-8: byte 0xFF at 280000\n"
+    code, out, error = here("score", "a.txt", "bad.txt", "--context", "8", cwd=folder)
+    assert (code, error) == (2, message)
+    assert out == "".join(here("score", "a.txt", "--context", "8", cwd=folder)[1].splitlines(keepends=True)[:-1])
+    code, out, error = here("score", "a.txt", "bad.txt", "d.txt", "--context", "8", "--resume", "x.jsonl", cwd=folder)
+    assert (code, out, error) == (2, "", message)
+    assert [json.loads(line)["text"] for line in (folder / "x.jsonl").read_text().splitlines()] == ["a.txt"]
+    assert here("score", "a.txt", "bad.txt", "--html", "x.html", cwd=folder)[0] == 2
+    assert not [path for path in folder.iterdir() if "x.html" in path.name]
+
+
+def test_what_comes_through_a_pipe(folder: Path) -> None:
+    named = json.loads(here("score", "a.txt", "--json", cwd=folder)[1])
+    reader, writer = os.pipe()
+    os.write(writer, TEXTS["a.txt"].encode())
+    os.close(writer)
+    name = f"/dev/fd/{reader}"
+    assert json.loads(here("score", name, "--json", cwd=folder)[1]) == named | {"text": name}
+    os.close(reader)
+    for said in ("", "npgpt: 1 of 1 texts are in x.jsonl already\n"):
+        code, _, error = here("score", "-", "--resume", "x.jsonl", cwd=folder, stdin=TEXTS["a.txt"].encode())
+        assert (code, error) == (0, said)
+    assert json.loads((folder / "x.jsonl").read_text()) == named | {"text": "-"}
+    error = refused("score", "-", "--resume", "x.jsonl", cwd=folder, stdin=b"another")
+    assert "- is another text than the - in x.jsonl" in error
+    assert "standard input, which can be read only once" in refused("score", "-", "a.txt", "-", cwd=folder)
+    assert "standard input is empty" in refused("score", "-", cwd=folder)
+    assert "standard input is not UTF-8: byte 0xC3 at 3" in refused("score", cwd=folder, stdin=b"caf\xc3")
 
 
 def test_killed_at_any_moment_nothing_is_lost_or_repeated(folder: Path) -> None:
@@ -401,6 +433,20 @@ def test_slow_steps_have_seconds_and_no_rate_of_nought(scale: float, seconds: fl
         assert progress is not None
         progress(done, 24)
         assert seen.getvalue().endswith(f"]{says}\x1b[K")
+
+
+def test_a_bar_of_an_unknown_whole_and_of_an_estimated_one() -> None:
+    for total, says in ((None, "4 steps, 2 steps/s"), (24, "4 of about 24 steps, 2 steps/s, 10 s left")):
+        with (
+            mock.patch.object(sys, "stderr", Terminal()) as seen,
+            mock.patch.dict(os.environ, {"COLUMNS": "200"}),
+            mock.patch.object(time, "monotonic", side_effect=[1.0, 3.0]),
+            bar("steps", of="of about") as progress,
+        ):
+            assert progress is not None
+            progress(4, total)
+            assert seen.getvalue().endswith(f"{says}\x1b[K")
+            assert ("[" in seen.getvalue().removesuffix("\x1b[K")) == (total is not None)
 
 
 def test_a_bar_on_a_narrow_terminal_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

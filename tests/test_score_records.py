@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -13,13 +14,22 @@ import pytest
 import npgpt
 from npgpt.errors import NpgptError
 from npgpt.scoring import records, windows
-from npgpt.scoring.likelihood import Score, unknown
-from npgpt.scoring.records import appending, done, line, sha256
+from npgpt.scoring.likelihood import Score, total, unknown
+from npgpt.scoring.records import Known, ScoredText, appending
 from npgpt.scoring.scoring import score
 from tests.support.thorough import examples
 
 SETTINGS: dict[str, Any] = {"weights": "1234", "stride": 4}
 TEXTS = {"a\nb": "Emma", '日本" \\': "x y", "": "naïve"}
+
+
+def sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def line(name: str, text: str, score: Score, settings: dict[str, Any]) -> str:
+    """A record, whole."""
+    return "".join(records.line(name, sha256(text), score, settings))
 
 
 def made(text: str) -> Score:
@@ -85,10 +95,11 @@ def test_every_byte_at_which_it_may_have_been_killed(tmp_path: Path) -> None:
     for size in some:
         path.unlink(missing_ok=True)  # what is cut to nothing and written again, file systems bring to the disk at once
         path.write_bytes(whole[:size])
-        with appending(path) as (found, add):
+        found: list[ScoredText] = []
+        with appending(path, found.append) as add:
             assert found == READ[: whole[:size].count(b"\n")]
             for text in LINES[len(found) :]:
-                add(text)
+                add([text[:9], text[9:]])
         assert path.read_bytes() == whole
 
 
@@ -118,7 +129,7 @@ def test_every_byte_at_which_it_may_have_been_killed(tmp_path: Path) -> None:
 def test_what_is_not_ours_is_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(content)
-    with pytest.raises(NpgptError, match=r"out\.jsonl"), appending(path):
+    with pytest.raises(NpgptError, match=r"out\.jsonl"), appending(path, print):
         pass
     assert path.read_bytes() == content
 
@@ -126,7 +137,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path, content: bytes) -> None:
 def test_an_empty_file_stays_and_one_that_was_made_goes_where_nothing_is_added(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_bytes(b"")
     for name in ("empty.jsonl", "new.jsonl"):
-        with pytest.raises(KeyError), appending(tmp_path / name):
+        with pytest.raises(KeyError), appending(tmp_path / name, print):
             raise KeyError
     assert [path.name for path in tmp_path.iterdir()] == ["empty.jsonl"]
 
@@ -134,12 +145,13 @@ def test_an_empty_file_stays_and_one_that_was_made_goes_where_nothing_is_added(t
 def test_what_was_cut_short_stays_until_something_is_added(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     path.write_bytes(b'{"text": "a", "sha')
-    with appending(path) as (found, add):
+    found: list[ScoredText] = []
+    with appending(path, found.append) as add:
         assert found == []
         assert path.read_bytes() == b'{"text": "a", "sha'
-        add(LINES[0])
+        add([LINES[0]])
         assert path.read_text() == LINES[0] + "\n"  # at once, not at the end
-        add(LINES[1])
+        add([LINES[1]])
     assert path.read_text() == f"{LINES[0]}\n{LINES[1]}\n"
 
 
@@ -147,24 +159,66 @@ def test_two_at_a_time_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("fcntl", reason="this system has no file locks")
     path = tmp_path / "out.jsonl"
     with (
-        appending(path),
+        appending(path, print),
         pytest.raises(NpgptError, match="another process is adding to"),
-        appending(path),
+        appending(path, print),
     ):
         pass
-    with appending(path) as (found, add):
-        add(LINES[0])
+    with appending(path, print) as add:
+        add([LINES[0]])
     assert path.read_text() == LINES[0] + "\n"
-    assert found == []
+
+
+def known(found: list[Any], settings: dict[str, Any] = SETTINGS) -> Known:
+    """What a file of these records says."""
+    of_file = Known("out.jsonl", settings)
+    for record in found:
+        of_file.add(ScoredText(*record))
+    return of_file
 
 
 def test_a_text_is_done_as_often_as_it_is_there() -> None:
-    known = [records.ScoredText(*found) for found in READ]
     names, texts = list(TEXTS), list(TEXTS.values())
-    assert done(known, names, texts, SETTINGS, "out.jsonl") == {0, 1, 2}
-    assert done(known[1:], names, texts, SETTINGS, "out.jsonl") == {1, 2}
-    assert done(known, [names[0], "new", names[0]], [texts[0], "b", texts[0]], SETTINGS, "out.jsonl") == {0}
+
+    def done(known: Known, names: list[str], texts: list[str]) -> list[int]:
+        of_all = enumerate(zip(names, texts, strict=True))
+        return [n for n, (name, text) in of_all if known.has(name) and known.take(name, sha256(text))]
+
+    assert done(known(READ), names, texts) == [0, 1, 2]
+    assert done(known(READ[1:]), names, texts) == [1, 2]
+    assert done(known(READ), [names[0], "new", names[0]], [texts[0], "b", texts[0]]) == [0]
+    assert done(known([READ[0], *READ]), [names[0], "new", names[0]], [texts[0], "b", texts[0]]) == [0, 2]
+    assert known(READ).sums.totals() == total(found[3] for found in READ)
     with pytest.raises(NpgptError, match=r"new is another text than the new in out\.jsonl: take another file"):
-        done([known[0]._replace(text="new")], ["new"], ["b"], SETTINGS, "out.jsonl")
+        done(known([("new", *READ[0][1:])]), ["new"], ["b"])
     with pytest.raises(NpgptError, match=r"out\.jsonl was made with stride 4, and now it is 5: take another file"):
-        done(known, names, texts, SETTINGS | {"stride": 5}, "out.jsonl")
+        known(READ, SETTINGS | {"stride": 5})
+
+
+@pytest.mark.parametrize("longest", [1, 2, 100, 300, 400, 500])
+def test_of_a_long_record_the_beginning_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
+    """The lists of its tokens are not: a record of 50 MB of text has a line of a gigabyte."""
+    monkeypatch.setattr(records, "LONGEST", longest)
+    path = tmp_path / "out.jsonl"
+    path.write_text("".join(text + "\n" for text in LINES) + LINES[0][:-7])
+    found: list[ScoredText] = []
+    if longest < 400:  # not even the sums are within
+        with pytest.raises(NpgptError, match="line 1 is not as they are written"), appending(path, print):
+            pass
+        return
+    with appending(path, found.append) as add:
+        add([LINES[0]])
+    assert found == READ
+    assert path.read_text() == "".join(text + "\n" for text in [*LINES, LINES[0]])
+    for wrong in (LINES[0][:-1], LINES[0] + " ", LINES[0].replace('"scored": 3', '"scored": "3"')):
+        path.write_text(wrong + "\n")
+        with pytest.raises(NpgptError, match="line 1 is not as they are written"), appending(path, print):
+            pass
+
+
+def test_a_record_is_written_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = LINES[2]
+    monkeypatch.setattr(records, "VALUES", 2)
+    parts = list(records.line("", sha256("naïve"), made("naïve"), SETTINGS))
+    assert "".join(parts) == expected == json.dumps(json.loads(expected))
+    assert max(map(len, parts[1:])) < 40

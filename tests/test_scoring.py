@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import pickle
@@ -26,7 +27,8 @@ from npgpt.parameters import Array
 from npgpt.process import cores
 from npgpt.scoring import likelihood as likelihoods
 from npgpt.scoring import scoring, windows
-from npgpt.scoring.likelihood import Score, Totals, likelihood, total, unknown
+from npgpt.scoring import texts as texts_of
+from npgpt.scoring.likelihood import Score, Totals, exact, likelihood, total, unknown
 from npgpt.scoring.scoring import SharedModel, score
 from npgpt.scoring.workers import processes
 from tests.support.austen import AUSTEN
@@ -199,6 +201,36 @@ def test_words_are_those_between_white_space(text: str) -> None:
     assert found.totals.tokens == found.totals.scored == len(found.pieces)
 
 
+@given(st.lists(st.floats(-1e300, 1e300), max_size=30), st.integers(1, 30))
+def test_sums_are_rounded_once_however_they_are_cut(values: list[float], size: int) -> None:
+    kept: list[float] = []
+    for start in range(0, len(values), size):
+        kept = exact([*kept, *values[start : start + size]])
+    assert math.fsum(kept) == math.fsum(values)
+
+
+def test_few_numbers_hold_an_exact_sum() -> None:
+    assert exact([1.0, 1e-20, 1e-40]) == [1.0, 1e-20, 1e-40]
+    assert exact([0.1] * 10) == [1.0, 5.551115123125783e-17]
+    assert exact([1e100, 1.0, -1e100]) == [1.0]
+    assert exact([-math.inf, 1.0]) == [-math.inf]
+    assert str(exact([math.nan, 1.0])) == "[nan]"
+    assert exact([]) == exact([0.5, -0.5]) == []
+
+
+@given(st.text("ab é日\u3000\n", max_size=40), st.integers(1, 5), st.data())
+def test_words_are_counted_by_parts(text: str, size: int, data: st.DataObject) -> None:
+    raw = text.encode()
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(raw) - 1)), max_size=20)) if len(raw) > 1 else [])
+    pieces = [raw[a:b] for a, b in itertools.pairwise([0, *cuts, len(raw)]) if raw]
+    whole = likelihoods.measured(pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(likelihoods, "PIECES", size)
+        for one, other in zip(likelihoods.measured(pieces), whole, strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert whole[1].sum() == len(text.split())
+
+
 def test_sums_of_several_and_of_none() -> None:
     parts = [Totals(3, 2, 1, 9, 0.1), Totals(5, 4, 2, 10, 0.2)]
     assert total(parts) == Totals(8, 6, 3, 19, math.fsum([0.1, 0.2]))
@@ -285,6 +317,79 @@ def test_who_stops_early_leaves_no_work_behind() -> None:
         assert sum(future.cancelled() for future in submitted) > 30
 
 
+@given(
+    texts=st.lists(
+        st.lists(st.sampled_from(["Emma", "don't", " ", "\n", "\t ", "日本", "\u3000", "<|endoftext|>", "—1"]))
+    ),
+    convention=st.sampled_from(windows.NAMES),
+    context=st.integers(2, 9),
+    stride=st.integers(1, 9),
+    part=st.integers(1, 12),
+    special=st.booleans(),
+    skip=st.sets(st.integers(0, 4)),
+)
+@settings(max_examples=examples(8, 100))
+def test_totals_are_those_of_the_scores_however_a_text_comes(
+    texts: list[list[str]],
+    convention: str,
+    context: int,
+    stride: int,
+    part: int,
+    special: bool,
+    skip: set[int],
+) -> None:
+    """In parts of the user's and of the reader's, one token's figures being kept or none."""
+    whole = [text for text in map("".join, texts) if len(AUSTEN.tokenizer.encode(text, special=special)) > 9]
+    stride = context if convention == "llama.cpp" else min(stride, context)
+    options: dict[str, Any] = {"convention": convention, "context": context, "stride": stride, "special": special}
+    expected = list(score(whole, AUSTEN, skip=skip, **options))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("npgpt.scoring.texts.PART", part)
+        same(score(map(iter, whole), AUSTEN, skip=skip, **options), expected)
+        assert list(scoring.totals(whole, AUSTEN, skip=skip, **options)) == [found.totals for found in expected]
+
+
+def test_sums_only_take_no_memory_for_a_longer_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a text in parts, and of many texts: what is held of 100 KB is what is held of 10 KB."""
+    monkeypatch.setattr(
+        scoring,
+        "compute",
+        lambda _, ids, skip, top: unknown(ids[:, skip + 1 :].size, top)._replace(
+            log_probs=np.full(ids[:, skip + 1 :].size, -0.1)
+        ),
+    )
+    monkeypatch.setattr(texts_of, "PART", 2**10)
+
+    def peak(parts: int, texts: int) -> int:
+        tracemalloc.start()
+        try:
+            several = (("Emma was glad. " * 16 + "\n" for _ in range(parts)) for _ in range(texts))
+            for found in scoring.totals(several, AUSTEN, context=64):
+                assert found.tokens > 60 * parts
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    few = peak(40, 1)
+    assert few < 2**20
+    assert max(peak(400, 1), peak(1, 400)) < few + 2**17
+
+
+def test_what_is_asked_of_the_last_text_is_read_when_it_is_reached() -> None:
+    """A long text that is done ends its group before it is read to its end."""
+    read = 0
+
+    def parts() -> Iterator[str]:
+        nonlocal read
+        for _ in range(100):
+            read += 1
+            yield "Emma was glad. " * 1000
+
+    (found,) = score([parts(), "and"], AUSTEN, context=16, skip={0})
+    assert found.totals.tokens == 1
+    assert read < 20
+
+
 def test_texts_may_be_endless() -> None:
     def more() -> Iterator[str]:
         while True:
@@ -329,12 +434,22 @@ def test_a_stride_of_one_takes_no_memory_for_all_its_windows(monkeypatch: pytest
     assert peak < model.config.n_positions * 4000 * 8 / 2
 
 
-def test_progress_counts_tokens_up_to_their_number() -> None:
+@pytest.mark.parametrize("convention", windows.NAMES)
+def test_progress_counts_tokens_and_the_bytes_read_for_them(convention: str) -> None:
     seen: list[tuple[int, int]] = []
-    found = list(score(TEXTS, AUSTEN, progress=lambda *numbers: seen.append(numbers)))
-    count = sum(text.totals.scored for text in found)
-    assert seen[-1] == (count, count)
+    texts = TEXTS if convention == "rolling" else [TEXTS[0], TEXTS[2]]
+    found = list(score(texts, AUSTEN, convention=convention, context=8, progress=lambda *two: seen.append(two)))
+    assert seen[-1][0] == sum(text.totals.scored for text in found)
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    # llama.cpp leaves out what is no whole window
+    left_out = [
+        b"".join(text.pieces[len(text.pieces) // 8 * 8 :]) if convention == "llama.cpp" else b"" for text in found
+    ]
+    assert seen[-1][1] == sum(map(len, map(str.encode, texts))) - sum(map(len, left_out))
+    some = []
+    list(score(TEXTS, AUSTEN, skip={0, 2}, progress=lambda *two: some.append(two)))
+    wanted = [text for number, text in enumerate(score(TEXTS, AUSTEN)) if number not in {0, 2}]
+    assert some[-1] == (sum(text.totals.scored for text in wanted), sum(text.totals.bytes for text in wanted))
 
 
 def test_processes_give_the_same_share_the_weights_and_end(tmp_path: Path) -> None:
@@ -472,6 +587,11 @@ def test_a_model_of_no_file_stays_here() -> None:
         (["and"], {"end_of_text": False}, r"text 0 has too few tokens, 1, .*it takes 2, or <\|endoftext\|> before it"),
         (["and"], {"convention": "llama.cpp"}, "it takes a whole window of 256"),
         (["\ud800"], {}, "lone surrogate"),
+        ([iter(["Emma", "\ud800"])], {}, "lone surrogate"),
+        ([iter([b"Emma"])], {}, "a part of a text must be a str, not bytes"),
+        ([iter([])], {}, "text 0 is empty"),
+        ([b"Emma"], {}, "text 0 must be integers"),
+        ([["Emma"]], {}, "text 0 must be integers"),
         (["Emma"], {"top": -1}, "top, .* at least 0, not -1"),
         (["Emma"], {"top": 4097}, "top, .* at most 4096, not 4097"),
         (["Emma"], {"stride": 257}, "a stride of 257 above the window of 256"),

@@ -19,20 +19,6 @@ NOT_ZERO: dict[tuple[bool, ...], str] = {
 }
 
 
-def decoded(content: bytes, name: str) -> tuple[str, bool]:
-    """Return a text without the byte order mark at its beginning, and whether there was one.
-
-    Raises NpgptError, which begins with the name, for UTF-16, UTF-32 and whatever else is not UTF-8.
-    """
-    check_encoding(content, name)
-    marked = content.startswith(codecs.BOM_UTF8)
-    try:
-        return content.removeprefix(codecs.BOM_UTF8).decode("utf-8"), marked
-    except UnicodeDecodeError as error:
-        at = error.start + (len(codecs.BOM_UTF8) if marked else 0)
-        raise NpgptError(f"{name} is not UTF-8: byte 0x{content[at]:02X} at {at}") from None
-
-
 def check_encoding(content: bytes, name: str) -> None:
     """Raise NpgptError for UTF-16 and UTF-32, told by a byte order mark or by where the zero bytes are."""
     found = next((encoding for encoding, marks in MARKS.items() if content.startswith(marks)), None)

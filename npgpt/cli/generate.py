@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
-from .options import add_common, importing, note, open_model, text_or_ids, tune
+from .options import add_common, importing, note, open_model, read_file, text_or_ids, tune
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
@@ -26,6 +26,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     argument = parser.add_argument
     argument("prompt", nargs="?", help="the text, or - for all of standard input; none: <|endoftext|>, or bos_token_id")
     argument("--ids", metavar="1,2,3", help="the prompt as token ids")
+    argument("--prompts", metavar="FILE", help="a prompt a line, continued side by side: JSON, prompt i of seed S + i")
     add_common(parser, "--model", "--n-head", "--activation")
     argument("--max-tokens", type=int, default=100, metavar="N", help="stop after N tokens (default: 100)")
     argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default: 0.8)")
@@ -55,26 +56,28 @@ def run(options: argparse.Namespace) -> int:
     model = open_model(options)
     for text in model.ends.notes:
         note(text)
-    prompt_ids = _prompt_ids(options, model)
-    steps = model.steps(
-        prompt_ids,
-        max_tokens=options.max_tokens,
-        sampling=sampling,
-        seed=seed,
-        stop=options.stop,
-        ignore_eos=options.ignore_eos,
-        samples=options.samples,
-    )
-    shown = prompt_ids if options.ids is not None else _own(model, prompt_ids)
-    prompt = "" if options.prompt is None and options.ids is None else _as_text(model, shown)
-    about = {
-        "model": model.name,
-        "dtype": str(model.parameters.wte.weight.dtype),
-        "prompt": prompt,
-        "prompt_ids": prompt_ids,
+    settings = {
+        "max_tokens": options.max_tokens,
+        "sampling": sampling,
+        "seed": seed,
+        "stop": options.stop,
+        "ignore_eos": options.ignore_eos,
     }
-    samples = [_Sample(number, seed + number - 1) for number in range(1, options.samples + 1)]
-    streamed = len(samples) == 1 and not options.json
+    if options.prompts is None:
+        prompt_ids = _prompt_ids(options, model)
+        steps = model.steps(prompt_ids, samples=options.samples, **settings)
+        prompts = [prompt_ids] * options.samples
+        empty = options.prompt is None and options.ids is None
+    else:
+        prompts, empty = _lines_ids(options, model), False
+        steps = model.steps_many(prompts, **settings)
+    samples = [
+        _Sample(number, ids, "" if empty else _as_text(model, _own(options, model, ids)), seed + number - 1)
+        for number, ids in enumerate(prompts, 1)
+    ]
+    about = {"model": model.name, "dtype": str(model.parameters.wte.weight.dtype)}
+    as_json = options.json or options.prompts is not None
+    streamed = len(samples) == 1 and not as_json
     complete = 0  # how many samples, from the first on, are printed
     started = time.perf_counter()
     for number, step in enumerate(steps):
@@ -86,28 +89,31 @@ def run(options: argparse.Namespace) -> int:
         sample.text += piece
         sample.finish = step.finish
         if streamed:
-            print(piece if number else prompt + piece, end="" if step.finish is None else "\n", flush=True)
+            print(piece if number else sample.prompt + piece, end="" if step.finish is None else "\n", flush=True)
         for ended in itertools.takewhile(lambda sample: sample.finish, samples[complete:]):
             complete += 1
-            if options.json:
+            if as_json:
                 print(json.dumps(about | ended.report()), flush=True)
             elif not streamed:
                 title = f"--- sample {ended.number} of {len(samples)}, seed {ended.seed} ---"
-                print(f"{title}\n{prompt}{ended.text}", flush=True)
+                print(f"{title}\n{ended.prompt}{ended.text}", flush=True)
 
     if any(sample.finish == "context" for sample in samples):
         note(f"the context of {model.config.n_positions} tokens is full")
     if options.verbose:
-        note(f"{len(prompt_ids)} prompt tokens, {_counts(samples)}")
+        read = sum(map(len, prompts)) if options.prompts is not None else len(prompts[0])
+        note(f"{read} prompt tokens, {_counts(samples)}")
         note("; ".join(tuned))
     return 0
 
 
 @dataclass
 class _Sample:
-    """One continuation: its number, from 1, and what is known of it so far."""
+    """One continuation: its number, from 1, its prompt, and what is known of it so far."""
 
     number: int
+    prompt_ids: list[int]
+    prompt: str
     seed: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
@@ -117,6 +123,8 @@ class _Sample:
     def report(self) -> dict[str, Any]:
         """Return the sample as --json prints it."""
         return {
+            "prompt": self.prompt,
+            "prompt_ids": self.prompt_ids,
             "sample": self.number,
             "text": self.text,
             "token_ids": self.token_ids,
@@ -147,22 +155,45 @@ def _prompt_ids(options: argparse.Namespace, model: LanguageModel) -> list[int]:
     """Return the prompt's ids, cut to the context with --keep-last. Raises NpgptError where they do not fit."""
     given = text_or_ids(options.prompt, options.ids, "prompt", say=options.verbose)
     ids = given if isinstance(given, list) else model.encode_prompt(given or "", special=options.special)
+    return _fitting(ids, "the prompt", options, model)
+
+
+def _lines_ids(options: argparse.Namespace, model: LanguageModel) -> list[list[int]]:
+    """Return the ids of the prompts in the lines of a file. Raises NpgptError, which names the line, as _prompt_ids."""
+    if options.prompt is not None or options.ids is not None:
+        raise NpgptError("give one prompt, as text or as --ids, or several as --prompts, not both")
+    if options.samples != 1:
+        raise NpgptError("--prompts takes one sample of each prompt: write a line several times, instead of --samples")
+    lines = read_file(options.prompts, options.verbose).removesuffix("\n").split("\n")
+    found = []
+    for number, line in enumerate(lines, 1):
+        name = f"{'standard input' if options.prompts == '-' else options.prompts}: line {number}"
+        text = line.removesuffix("\r")
+        if not text:
+            raise NpgptError(f"{name} is empty, and a prompt is a line: take it out")
+        ids = model.encode_prompt(text, special=options.special)
+        found.append(_fitting(ids, f"{name}: the prompt", options, model))
+    return found
+
+
+def _fitting(ids: list[int], name: str, options: argparse.Namespace, model: LanguageModel) -> list[int]:
+    """Return a prompt's ids, cut to the context with --keep-last. Raises NpgptError where they do not fit."""
     context = model.config.n_positions
     if len(ids) <= context:
         return ids
     if not options.keep_last:
-        raise NpgptError(f"the prompt has {len(ids)} tokens, the context holds {context}; --keep-last cuts its head")
+        raise NpgptError(f"{name} has {len(ids)} tokens, the context holds {context}; --keep-last cuts its head")
     from ..text.generation import kept_prompt
 
     kept: list[int] = kept_prompt(ids, model.config, options.max_tokens).tolist()
     cut = len(ids) - len(kept)
-    note(f"the prompt's first {cut} of {len(ids)} tokens are cut, {len(kept)} kept in the context of {context}")
+    note(f"{name}'s first {cut} of {len(ids)} tokens are cut, {len(kept)} kept in the context of {context}")
     return kept
 
 
-def _own(model: LanguageModel, prompt_ids: list[int]) -> list[int]:
+def _own(options: argparse.Namespace, model: LanguageModel, prompt_ids: list[int]) -> list[int]:
     """Return the ids of the text that was given, without those that the tokenizer put before it."""
-    before = [] if model.why_no_text else list(model.tokenizer.before)
+    before = [] if model.why_no_text or options.ids is not None else list(model.tokenizer.before)
     return prompt_ids[len(before) :] if prompt_ids[: len(before)] == before else prompt_ids
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from .options import note, output_path
+from .options import note, output_path, unwinding
 
 
 def page_writer(argument: str | None) -> Callable[[Iterable[str]], None] | None:
@@ -19,7 +19,7 @@ def page_writer(argument: str | None) -> Callable[[Iterable[str]], None] | None:
     def write_page(page: Iterable[str]) -> None:
         from ..checkpoints.atomic import writing
 
-        with writing(path) as file:
+        with unwinding(), writing(path) as file:
             file.writelines(part.encode() for part in page)
         note(f"wrote {argument}, {path.stat().st_size:,} bytes")
 

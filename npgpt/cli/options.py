@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import os
 import re
 import stat
 import sys
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ..checkpoints.files import is_input, is_output, naming
-from ..checkpoints.utf8 import decoded
+from ..checkpoints.utf8 import check_encoding
 from ..errors import NpgptError, printable, whole_number
 from ..process import THREAD_VARIABLES, handling, tune_process
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from ..language_model import LanguageModel
 
 
+PART = 2**16  # bytes of a file that are read at a time
 COMMON: dict[str, dict[str, Any]] = {
     "--model": {"metavar": "M", "help": "folder, file, or name such as gpt2 (default: the embedded model)"},
     "--n-head": {"type": int, "metavar": "N", "help": "number of heads, where the model states none or a wrong one"},
@@ -125,25 +128,47 @@ def read_text(argument: str, say: bool = True) -> str:
 
 
 def read_file(name: str, say: bool = True) -> str:
-    """Return all of a file, or of standard input for '-', without a byte order mark, of which it is said.
+    """Return all of a file, or of standard input for '-'; see text_parts."""
+    with open_file(name) as file:
+        return "".join(text_parts(file, name, say))
 
-    Raises NpgptError where it is not UTF-8, OSError as open.
-    """
+
+def open_file(name: str) -> AbstractContextManager[IO[bytes]]:
+    """Open a file, or standard input for '-', which stays open. Raises NpgptError where there is none, OSError."""
     if name == "-":
         if sys.stdin is None:
             raise NpgptError("standard input is closed")
-        name, content = "standard input", sys.stdin.buffer.read()
-    elif not name:
+        return contextlib.nullcontext(sys.stdin.buffer)
+    if not name:
         raise NpgptError("a file's name must not be empty")
-    else:
-        path = Path(os.path.expanduser(name))
-        is_input(path)
-        with naming(path):
-            content = path.read_bytes()
-    text, marked = decoded(content, name)
-    if marked and say:
-        note(f"{name} begins with a byte order mark, which is dropped")
-    return text
+    path = Path(os.path.expanduser(name))
+    is_input(path)
+    return open(path, "rb")
+
+
+def text_parts(file: IO[bytes], name: str, say: bool = True) -> Iterator[str]:
+    """Yield the text of a file in UTF-8, in parts, without a byte order mark at its beginning, of which it is said.
+
+    Raises NpgptError for UTF-16 and UTF-32 by their names, and, with the place, for what else is not UTF-8.
+    """
+    shown, decoder, at = "standard input" if name == "-" else name, codecs.getincrementaldecoder("utf-8")(), 0
+    with naming(shown):
+        part = file.read(PART)
+        check_encoding(part, shown)
+        if part.startswith(codecs.BOM_UTF8):
+            at, part = len(codecs.BOM_UTF8), part.removeprefix(codecs.BOM_UTF8)
+            if say:
+                note(f"{shown} begins with a byte order mark, which is dropped")
+        while True:
+            begun = decoder.getstate()[0]  # the bytes of a character that is not whole yet
+            try:
+                yield decoder.decode(part, final=not part)
+            except UnicodeDecodeError as error:
+                place = at - len(begun) + error.start
+                raise NpgptError(f"{shown} is not UTF-8: byte 0x{error.object[error.start]:02X} at {place}") from None
+            if not part:
+                return
+            at, part = at + len(part), file.read(PART)
 
 
 def output_path(option: str, argument: str) -> Path:

@@ -11,32 +11,39 @@ from contextlib import contextmanager
 INTERVAL = 0.1  # seconds between two drawings
 
 
-@contextmanager
-def bar(unit: str, scale: float = 1) -> Iterator[Callable[[int, int], None] | None]:
-    """Yield progress(done, total), which draws the amounts in `scale` units, the rate and the time left.
+def clear() -> None:
+    """Clear the bar's line, where stderr is a terminal, before something else is printed; it is drawn again later."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
 
-    Yields None where stderr is not a terminal. The line is cleared at the end.
+
+@contextmanager
+def bar(unit: str, scale: float = 1, of: str = "of") -> Iterator[Callable[[int, int | None], None] | None]:
+    """Yield progress(done, total), which draws the amounts in `scale` units, the rate and the time left, if known.
+
+    Yields None where stderr is not a terminal. The line is cleared at the end. of: what stands before the total.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         yield None
         return
     started, drawn, before = time.monotonic(), 0.0, 0
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int | None) -> None:
         nonlocal started, drawn, before
         now = time.monotonic()
         started, before = started if done >= before else now, done  # another part of the work begins
         if now - drawn < INTERVAL:
             return
         drawn = now
-        numbers = f" {done / scale:,.0f} of {total / scale:,.0f} {unit}"
+        numbers = f" {done / scale:,.0f} {unit if total is None else f'{of} {total / scale:,.0f} {unit}'}"
         if done:
             each = max(now - started, 1e-9) * scale / done
             rate = f"{1 / each:,.0f} {unit}/s" if each <= 1 else f"{each:,.1f} s/{unit.removesuffix('s')}"
-            numbers += f", {rate}, {(total - done) / scale * each:.0f} s left"
+            numbers += f", {rate}" if total is None else f", {rate}, {(total - done) / scale * each:.0f} s left"
         columns = shutil.get_terminal_size().columns - 1  # a full line would scroll
-        width = min(40, columns - len(numbers) - 2)
-        filled = width * done // max(total, 1)
+        width = min(40, columns - len(numbers) - 2) if total is not None else 0
+        filled = width * done // max(total or 0, 1)
         drawing = f"[{'#' * filled}{' ' * (width - filled)}]{numbers}" if width > 4 else numbers[1:]
         sys.stderr.write(f"\r{drawing[:columns]}\x1b[K")
         sys.stderr.flush()
@@ -44,5 +51,4 @@ def bar(unit: str, scale: float = 1) -> Iterator[Callable[[int, int], None] | No
     try:
         yield progress
     finally:
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
+        clear()

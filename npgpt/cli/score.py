@@ -4,34 +4,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
 from ..process import cores
 from .html import page_writer
-from .options import (
-    add_common,
-    coloured,
-    importing,
-    into_file,
-    note,
-    open_model,
-    output_path,
-    read_file,
-    read_ids,
-    tune,
-)
-from .progress import bar
+from .inputs import Input, inputs, of_ids
+from .options import add_common, coloured, importing, into_file, note, open_model, output_path, read_ids, tune
+from .progress import bar, clear
 from .streams import paint
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from ..language_model import LanguageModel
-    from ..scoring.likelihood import Score
+    from ..scoring.likelihood import Score, Totals
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +59,6 @@ def run(options: argparse.Namespace) -> int:
     tune(options.threads)
     with importing():
         from ..scoring import records
-        from ..scoring.likelihood import total
         from ..scoring.page import score_page
         from ..scoring.report import summary
         from ..scoring.scoring import convention_of
@@ -79,38 +68,42 @@ def run(options: argparse.Namespace) -> int:
     most = 4 * cores()
     if options.workers is not None and not 1 <= options.workers <= most:
         raise NpgptError(f"--workers must be from 1 to {most}, four for each core, not {options.workers}")
+    if options.ids is not None and options.files:
+        raise NpgptError("give the text as files or as --ids, not both")
     if options.ids is None:
-        names = options.files or ["-"]
-        texts: list[str | list[int]] = [read_file(name) for name in names]
+        texts = inputs(options.files or ["-"], again=resume is not None)
     else:
-        names, texts = ["--ids"], [read_ids(options.ids)]
-        if options.files:
-            raise NpgptError("give the text as files or as --ids, not both")
+        texts = [of_ids("--ids", read_ids(options.ids))]
     model = open_model(options)
     rule = convention_of(model, options.convention, options.context, options.stride, options.bos)
     as_lines = options.json or resume is not None
+    by_token = as_lines or write_page is not None or options.top or coloured(sys.stdout)
     settings = records.settings(model, rule, options.top, options.special) if as_lines else {}
-    scores = []  # kept until the progress bar is gone
-    output: AbstractContextManager[Any] = nullcontext(([], partial(print, flush=True)))
-    if resume is not None:
-        output = records.appending(resume)
-    with output as (known, add_line):
-        done = records.done(known, names, texts, settings, options.resume)
+    known = records.Known(options.resume, settings)
+    with records.appending(resume, known.add) if resume is not None else nullcontext(_print_line) as add_line:
+        done = {number for number, text in enumerate(texts) if known.has(text.name) and known.take(*_hashed(text))}
         if done:
             note(f"{len(done)} of {len(texts)} texts are in {options.resume} already")
-        sums = [record.totals for record in known]
-        for number, score in _scores(options, names, texts, model, done):
-            sums.append(score.totals)
-            if as_lines:
-                add_line(records.line(names[number], texts[number], score, settings))
-            else:
-                scores.append((names[number], score))
-    for name, score in scores:
-        _print(name, score, options.top, model)
-    if write_page is not None:
-        write_page(score_page(scores, model, rule))
+
+        def scored() -> Iterator[tuple[str, Any]]:
+            """Print each text, or write its line, as soon as it is scored; then hand it on to the page."""
+            for number, found in _scores(options, texts, model, done, by_token):
+                text = texts[number]
+                known.sums.add(found.totals if by_token else found)
+                if as_lines:
+                    add_line(records.line(text.name, text.sha256, found, settings))
+                else:
+                    clear()
+                    _print(text.name, found, options.top, model)
+                yield text.name, found
+
+        if write_page is not None:
+            write_page(score_page(scored(), model, rule))
+        else:
+            deque(scored(), maxlen=0)
     where = "" if resume is None else f" in {options.resume}"
-    rows = summary(f"all {len(sums)} texts{where}", total(sums)) if len(sums) > 1 or where else []
+    several = known.sums.texts > 1 or where
+    rows = summary(f"all {known.sums.texts} texts{where}", known.sums.totals()) if several else []
     rows.append(f"{model.name}, {options.dtype}; {rule}")
     if options.json:
         note("; ".join(" ".join(row.split()) for row in rows))
@@ -119,39 +112,65 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print(name: str, score: Score, top: int, model: LanguageModel) -> None:
-    """Print a text's tokens, coloured where a terminal shows colours, and its sums."""
+def _hashed(text: Input) -> tuple[str, str]:
+    """Read a text; return its name and its sha256."""
+    for _ in () if text.ids else text.parts():
+        pass
+    return text.name, text.sha256
+
+
+def _print_line(parts: Iterable[str]) -> None:
+    sys.stdout.writelines(parts)
+    print(flush=True)
+
+
+def _print(name: str, found: Score | Totals, top: int, model: LanguageModel) -> None:
+    """Print a text's tokens, if they are known, coloured where a terminal shows colours, and its sums."""
     from ..scoring import report
 
     colours = coloured(sys.stdout)
-    if top:
-        paint("\n".join((*report.table(score, model, colours), "")))
-    elif colours:
-        paint(f"{''.join(report.tinted(score))}\n\n{report.legend()}\n")
-    print(*report.summary(name, score.totals), sep="\n")
+    if not isinstance(found, tuple) and (top or colours):
+        for line in report.table(found, model, colours) if top else ():
+            paint(line)
+        if not top:
+            for part in report.tinted(found):
+                paint(part, end="")
+            paint(f"\n\n{report.legend()}")
+        print()
+    print(*report.summary(name, found if isinstance(found, tuple) else found.totals), sep="\n", flush=True)
 
 
 def _scores(
-    options: argparse.Namespace, names: list[str], texts: list[str | list[int]], model: LanguageModel, done: set[int]
-) -> Iterator[tuple[int, Score]]:
-    """Yield the number and the score of each text that is not done, under a progress bar.
+    options: argparse.Namespace, texts: list[Input], model: LanguageModel, done: set[int], by_token: bool
+) -> Iterator[tuple[int, Any]]:
+    """Yield the number of each text that is not done and its Score, or only its Totals, under a progress bar.
 
     Raises NpgptError where a worker process was killed.
     """
     from concurrent.futures import BrokenExecutor
 
-    from ..scoring.scoring import score
+    from ..scoring import scoring
 
     pool: AbstractContextManager[Executor | None] = nullcontext()
     if options.workers is not None:
         from ..scoring.workers import processes
 
         pool = processes(options.workers, options.threads)
-    quiet = options.json and not into_file(sys.stdout)  # a bar would lie between the lines
+    numbers = [number for number in range(len(texts)) if number not in done]
+    sizes = [texts[number].size for number in numbers]
+    size = None if None in sizes else sum(filter(None, sizes))
+    # a bar would lie between the lines, unless they go to a file, or to this terminal one after another
+    between = options.json or (len(texts) > 1 and not options.resume and not sys.stdout.isatty())
+    quiet = between and not into_file(sys.stdout)
     try:
-        with pool as executor, nullcontext() if quiet else bar("tokens") as progress:
-            scores = score(
-                texts,
+        with pool as executor, nullcontext() if quiet else bar("tokens", of="of about") as draw:
+
+            def progress(tokens: int, read: int) -> None:
+                if draw is not None:
+                    draw(tokens, None if size is None else max(tokens, tokens * size // max(read, 1)))
+
+            found = (scoring.score if by_token else scoring.totals)(
+                (text.ids or text.parts() for text in texts),
                 model,
                 executor,
                 convention=options.convention,
@@ -159,12 +178,12 @@ def _scores(
                 stride=options.stride,
                 end_of_text=options.bos,
                 special=options.special,
-                top=options.top,
-                names=["standard input" if name == "-" else name for name in names],
+                **({"top": options.top} if by_token else {}),
+                names=["standard input" if text.name == "-" else text.name for text in texts],
                 skip=done,
-                progress=progress or (lambda *_: None),  # makes score() check all texts before the work begins
+                progress=progress,
             )
-            yield from zip((number for number in range(len(texts)) if number not in done), scores, strict=True)
+            yield from zip(numbers, found, strict=True)
     except BrokenExecutor:
         file, keeps = (options.resume, "keeps") if options.resume else ("--resume FILE.jsonl", "would keep")
         raise NpgptError(

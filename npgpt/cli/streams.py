@@ -89,10 +89,10 @@ def _escaped(found: re.Match[str]) -> str:
     return found[0].encode("unicode_escape").decode()
 
 
-def paint(text: str) -> None:
+def paint(text: str, end: str = "\n") -> None:
     """Print a text whose control characters are npgpt's own, and a line break."""
     write = sys.stdout.paint if isinstance(sys.stdout, Screen) else sys.stdout.write
-    write(f"{text}\n")
+    write(f"{text}{end}")
 
 
 def finish() -> None:

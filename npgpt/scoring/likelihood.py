@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from ..text.sampling import check_finite
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
+PIECES = 2**14  # tokens in which words are counted at a time
 BLOCK = 2**18  # logits that are turned into probabilities at a time, so that they stay in a core's L2 cache
 
 
@@ -54,10 +55,46 @@ def _exp_mean(nll: float, count: int) -> float:
     return math.inf if mean > 700 else math.exp(mean)
 
 
+class Sums:
+    """Totals of several texts, which are not kept."""
+
+    def __init__(self) -> None:
+        self.texts = 0
+        self._counts = [0, 0, 0, 0]
+        self._nll: list[float] = []
+
+    def add(self, part: Totals) -> None:
+        """Add one text's totals."""
+        *counts, nll = part
+        self.texts += 1
+        self._counts = [a + b for a, b in zip(self._counts, counts, strict=True)]
+        self._nll = exact([*self._nll, nll])
+
+    def totals(self) -> Totals:
+        """Return the sums so far; they do not depend on the order."""
+        return Totals._make([*self._counts, math.fsum(self._nll)])
+
+
 def total(parts: Iterable[Totals]) -> Totals:
     """Return the sums over several texts."""
-    *counts, nll = zip(*parts, strict=True)
-    return Totals._make([*map(sum, counts), math.fsum(nll)])
+    sums = Sums()
+    for part in parts:
+        sums.add(part)
+    return sums.totals()
+
+
+def exact(values: list[float]) -> list[float]:
+    """Return the few numbers whose sum is that of all the values, without rounding.
+
+    math.fsum rounds the exact sum once; what the rounding took away is the sum of all that is left, and so on.
+    """
+    found: list[float] = []
+    while left := math.fsum(values):
+        found.append(left)
+        if not math.isfinite(left):
+            break  # nothing added to it is seen
+        values = [*values, -left]
+    return found
 
 
 class Likelihood(NamedTuple):
@@ -72,15 +109,60 @@ class Likelihood(NamedTuple):
     top_ids: Ids
     top_log_probs: Floats
 
-    def without(self, first: int) -> Likelihood:
-        """Return the figures of all tokens after the first so many."""
-        return Likelihood._make(figures[first:] for figures in self)
-
 
 def unknown(n: int, top: int) -> Likelihood:
     """Return the figures of n tokens that are not scored: NaN, and rank 0."""
     ranks, top_ids = np.zeros(n, np.int64), np.zeros((n, top), np.int64)
     return Likelihood(np.full(n, np.nan), ranks, top_ids, np.full((n, top), np.nan))
+
+
+class Figures:
+    """The likelihood of a text whose length is not known yet: room for its tokens is made as they are scored."""
+
+    def __init__(self, top: int) -> None:
+        self._known = unknown(0, top)
+
+    def put(self, first: int, part: Likelihood) -> None:
+        """Put the figures of the tokens from `first` on into their places."""
+        last = first + len(part.ranks)
+        self._make_room(last, last // 8)
+        for whole, some in zip(self._known, part, strict=True):
+            whole[first:last] = some
+
+    def between(self, first: int, last: int) -> Likelihood:
+        """Return the figures of these tokens."""
+        self._make_room(last)
+        return Likelihood._make(figures[first:last] for figures in self._known)
+
+    def _make_room(self, length: int, more: int = 0) -> None:
+        if length > len(self._known.ranks):
+            larger = unknown(length + more, self._known.top_ids.shape[1])
+            for new, old in zip(larger, self._known, strict=True):
+                new[: len(old)] = old
+            self._known = larger
+
+
+def measured(pieces: Sequence[bytes]) -> tuple[Ids, Ids]:
+    """Return each token's size in bytes, and the number of words that begin in it; together they are a text.
+
+    Ids need not be whole characters. Words are looked for in PIECES tokens at a time, and those up to the next one that
+    white space begins.
+    """
+    sizes, words = np.fromiter(map(len, pieces), np.int64, len(pieces)), np.zeros(len(pieces), np.int64)
+    begin = 0
+    while begin < len(pieces):
+        end = begin + PIECES
+        while end < len(pieces) and pieces[end][:1] not in (b" ", b"\n", b"\r", b"\t"):
+            end += 1
+        text, begins, at, byte = b"".join(pieces[begin:end]).decode(errors="surrogateescape"), [], 0, 0
+        for word in re.finditer(r"\S+", text):
+            byte += len(text[at : word.start()].encode(errors="surrogateescape"))
+            at = word.start()
+            begins.append(byte)
+        begun_in = np.searchsorted(np.cumsum(sizes[begin:end]), begins, side="right")
+        words[begin:end] = np.bincount(begun_in, minlength=len(words[begin:end]))
+        begin = end
+    return sizes, words
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,24 +190,18 @@ class Score:
     @cached_property
     def byte_offsets(self) -> Ids:
         """The offsets [n] at which the tokens begin in the text's UTF-8."""
-        return np.cumsum([0, *map(len, self.pieces[:-1])])
+        sizes = np.fromiter(map(len, self.pieces), np.int64, len(self.pieces))
+        return np.cumsum(sizes) - sizes
 
     @cached_property
     def totals(self) -> Totals:
         """The sums over the text's tokens."""
         scored = ~np.isnan(self.log_probs)
-        # ids need not be whole characters
-        text, begins, at, byte = b"".join(self.pieces).decode(errors="surrogateescape"), [], 0, 0
-        for word in re.finditer(r"\S+", text):
-            byte += len(text[at : word.start()].encode(errors="surrogateescape"))
-            at = word.start()
-            begins.append(byte)
-        begun_in = np.searchsorted(self.byte_offsets, begins, side="right") - 1
-        sizes = np.array([len(piece) for piece in self.pieces])
+        sizes, words = measured(self.pieces)
         return Totals(
             tokens=len(self.pieces),
             scored=int(scored.sum()),
-            words=int(scored[begun_in].sum()),
+            words=int(words[scored].sum()),
             bytes=int(sizes[scored].sum()),
             nll=-math.fsum(self.log_probs[scored]),
         )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -17,11 +16,14 @@ from ..checkpoints.files import naming
 from ..errors import NpgptError
 from ..language_model import LanguageModel
 from ..text.tokenizer import shown
-from .likelihood import Score, Totals
+from .likelihood import Score, Sums, Totals
 from .windows import Convention
 
 # the keys that a record must have, and their types
 NEEDED = {"text": str, "sha256": str, "settings": dict, **dict.fromkeys(Totals._fields, int), "nll": float}
+LONGEST = 2**20  # bytes of a line that are read at a time
+VALUES = 2**12  # of a list that are written at a time
+COLUMNS = b', "token_ids": ['  # the first list in a record; in a string its quotes would have a backslash before them
 BEGINNING, BEHIND = b'{"text": "', b'", "sha256": "'  # what surrounds a record's name
 QUOTED = re.compile(rb'(?:[^"\\]|\\.?)*')  # the characters between the quotes of a JSON string
 
@@ -41,37 +43,49 @@ def settings(model: LanguageModel, rule: Convention, top: int, special: bool) ->
     return {"weights": model.fingerprint, "convention": cut.pop("name"), **cut, "special": special, "top": top}
 
 
-def line(name: str, text: str | Sequence[int], score: Score, settings: dict[str, Any]) -> str:
-    """Return a score as one line of ASCII JSON: its sums, and each token's figures to compare with another engine."""
-    totals, ranks = score.totals, score.ranks.tolist()
+def line(name: str, sha256: str, score: Score, settings: dict[str, Any]) -> Iterator[str]:
+    """Yield a score as one line of ASCII JSON, part by part: its sums, and each token's figures.
+
+    They can be compared with those of another engine. sha256 is that of the text, whose name is given.
+    """
+    totals, figures = score.totals, score.likelihood._asdict()
     rates = {key: getattr(totals, key) for key in ("perplexity", "word_perplexity", "bits_per_byte")}
-    columns = {
-        key: [value if rank else None for value, rank in zip(values.tolist(), ranks, strict=True)]
-        for key, values in score.likelihood._asdict().items()
-        if values.size  # top_ids are [n, 0] where none were asked for
-    }
-    record = {
+    head = {
         "text": name,
-        "sha256": sha256(text),
+        "sha256": sha256,
         "settings": settings,
         **totals._asdict(),
         **{key: value if math.isfinite(value) else None for key, value in rates.items()},  # JSON has no NaN
-        "token_ids": score.token_ids.tolist(),
-        "pieces": [shown(piece) for piece in score.pieces],
-        "byte_offsets": score.byte_offsets.tolist(),
-        **columns,
     }
-    return json.dumps(record, allow_nan=False)
-
-
-def sha256(text: str | Sequence[int]) -> str:
-    """Return the hash of a text's UTF-8; of ids, of their numbers with commas between them."""
-    content = text if isinstance(text, str) else ",".join(map(str, text))
-    return hashlib.sha256(content.encode()).hexdigest()
+    yield json.dumps(head, allow_nan=False)[:-1]
+    columns = {
+        "token_ids": score.token_ids,
+        "pieces": score.pieces,
+        "byte_offsets": score.byte_offsets,
+        **{
+            key: column for key, column in figures.items() if column.size
+        },  # top_ids are [n, 0] where none were asked for
+    }
+    for key, column in columns.items():
+        yield f', "{key}": ['
+        for start in range(0, len(column), VALUES):
+            some = slice(start, start + VALUES)
+            values = [shown(piece) for piece in column[some]] if key == "pieces" else column[some].tolist()
+            if key in figures:
+                ranks = score.ranks[some].tolist()
+                values = [value if rank else None for value, rank in zip(values, ranks, strict=True)]
+            yield (", " if start else "") + json.dumps(values, allow_nan=False)[1:-1]
+        yield "]"
+    yield "}"
 
 
 def read(text: bytes) -> ScoredText | None:
-    """Return the record in a line, or None where it holds anything else."""
+    """Return the record in a line, or None where it holds anything else.
+
+    Of a line that is longer than LONGEST the beginning is enough, up to that many bytes.
+    """
+    if not text.endswith(b"\n"):
+        text = text.partition(COLUMNS)[0] + b"}"
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
@@ -82,9 +96,43 @@ def read(text: bytes) -> ScoredText | None:
     return ScoredText(found["text"], found["sha256"], found["settings"], totals)
 
 
+@dataclass
+class Known:
+    """What the records of a file say: how often each text is in it, and the sums of all."""
+
+    file: str
+    settings: dict[str, Any]  # as the records must have them
+    sums: Sums = field(default_factory=Sums)
+    _texts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # by name and sha256
+
+    def add(self, record: ScoredText) -> None:
+        """Count a record. Raises NpgptError where it was made with other settings."""
+        for key, value in self.settings.items():
+            if (theirs := record.settings.get(key)) != value:
+                other = f"{key} {theirs!r:.80}, and now it is {value!r}"
+                raise NpgptError(f"{self.file} was made with {other}: take another file")
+        self._texts[record.text][record.sha256] += 1
+        self.sums.add(record.totals)
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a record of a text of this name."""
+        return name in self._texts
+
+    def take(self, name: str, sha256: str) -> bool:
+        """Tell whether a text of this name is done, each record counting once.
+
+        Raises NpgptError where there is one of another text of this name.
+        """
+        left = self._texts[name]
+        if left.keys() - {sha256}:
+            raise NpgptError(f"{name} is another text than the {name} in {self.file}: take another file")
+        left[sha256] -= 1
+        return left[sha256] >= 0
+
+
 @contextmanager
-def appending(path: Path) -> Iterator[tuple[list[ScoredText], Callable[[str], None]]]:
-    """Open or create a file of records; yield those in it, and a function that adds a line.
+def appending(path: Path, found: Callable[[ScoredText], object]) -> Iterator[Callable[[Iterable[str]], None]]:
+    """Open or create a file of records, hand each to found(), and yield a function that adds a line, in parts.
 
     Nothing is changed until a line is added. Then a last line that an interruption cut short is removed first. A file
     created here is deleted again where no line was added. Raises NpgptError for a file that holds anything else and
@@ -94,25 +142,32 @@ def appending(path: Path) -> Iterator[tuple[list[ScoredText], Callable[[str], No
     with naming(path), open(path, "a+b") as file:
         _lock(file, path)
         file.seek(0)
-        end, records = 0, []  # the size of the whole lines in bytes, and their records
-        for number, text in enumerate(file, 1):
-            if text.endswith(b"\n"):
-                record = read(text)
+        end = number = 0  # bytes and number of the whole lines
+        while text := file.readline(LONGEST):
+            number += 1
+            ending = text[-3:]
+            while not ending.endswith(b"\n") and (more := file.readline(LONGEST)):  # the line is longer
+                ending = (ending + more)[-3:]
+            if ending.endswith(b"\n"):
+                record = read(text) if text.endswith(b"\n") or ending == b"]}\n" else None
                 if record is None:
                     raise NpgptError(f"{path}: line {number} is not as they are written here: {text[:40]!r}")
-                records.append(record)
-                end += len(text)
+                found(record)
+                end = file.tell()
             elif not _is_cut_short(text):
                 raise NpgptError(f"{path} ends with something else than a line that was cut short: {text[:40]!r}")
 
-        def add(text: str) -> None:
+        def add(parts: Iterable[str]) -> None:
             nonlocal end
             file.truncate(end)
-            end += file.write(text.encode() + b"\n")
+            for part in parts:
+                file.write(part.encode())
+            file.write(b"\n")
             file.flush()
+            end = file.tell()
 
         try:
-            yield records, add
+            yield add
         finally:
             if made and end == 0:
                 with suppress(OSError):
@@ -137,32 +192,3 @@ def _lock(file: BinaryIO, path: Path) -> None:
         raise NpgptError(f"another process is adding to {path}") from None
     except (ImportError, OSError):
         pass
-
-
-def done(
-    records: Sequence[ScoredText],
-    names: Sequence[str],
-    texts: Sequence[str | Sequence[int]],
-    settings: dict[str, Any],
-    file: str,
-) -> set[int]:
-    """Return the numbers of the texts that a file's records already hold, each record counting once.
-
-    Raises NpgptError where a record was made with other settings, or from another text of the same name.
-    """
-    wanted = [(name, sha256(text)) for name, text in zip(names, texts, strict=True)]
-    digests = dict(wanted)
-    for record in records:
-        for key, value in settings.items():
-            if (theirs := record.settings.get(key)) != value:
-                other = f"{key} {theirs!r:.80}, and now it is {value!r}"
-                raise NpgptError(f"{file} was made with {other}: take another file")
-        if digests.get(record.text, record.sha256) != record.sha256:
-            raise NpgptError(f"{record.text} is another text than the {record.text} in {file}: take another file")
-    left = Counter((record.text, record.sha256) for record in records)
-    found = set()
-    for number, text in enumerate(wanted):
-        if left[text]:
-            left[text] -= 1
-            found.add(number)
-    return found

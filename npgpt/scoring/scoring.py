@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -14,50 +14,41 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..checkpoints.find import find
-from ..errors import CHECKS, NpgptError, checked, numbers, whole_number
+from ..errors import CHECKS, NpgptError, checked, whole_number
 from ..language_model import LanguageModel, Source, load, open_model
-from .likelihood import Ids, Likelihood, Score, likelihood, unknown
-from .windows import Convention, Window, windows
+from .likelihood import Figures, Ids, Likelihood, Score, Totals, likelihood
+from .texts import Row, Text, tokens
+from .windows import Convention
 from .windows import convention as by_name
 
 GROUP = 16  # contexts of tokens in the texts whose windows are batched together
 AHEAD = 64  # batches handed out and not yet taken back
 
 
-class Text(NamedTuple):
-    """A text to score: its ids, after <|endoftext|> where the convention puts it there, and its windows."""
-
-    number: int
-    ids: Ids
-    windows: list[Window]
-
-
 class Batch(NamedTuple):
-    """Windows of equal length from one group of texts, read together as rows.
+    """Windows of equal length, and with as many tokens to score, from one group of texts, read together as rows."""
 
-    known holds what is known so far of each text in the group, by its number. The group's last batch names its texts,
-    which are then complete.
-    """
-
-    rows: list[tuple[Text, Window]]
-    known: dict[int, Likelihood]
-    complete: list[Text]
+    rows: list[Row]
 
     def ids(self) -> Ids:
-        """Return the windows' ids [B, L + 1]. They are not stored: overlapping windows take many times the text."""
-        return np.stack([text.ids[window.begin : window.last] for text, window in self.rows])
+        """Return the windows' ids [B, L + 1]."""
+        return np.stack([row.ids for row in self.rows])
 
     def skip(self) -> int:
         """Return how many ids of each row are only read: those from skip + 1 on are scored."""
-        _, window = self.rows[0]
+        window = self.rows[0].window
         return window.first - window.begin - 1
 
-    def take(self, scored: Likelihood) -> None:
-        """Put the batch's tokens into their places."""
+    def take(self, scored: Likelihood) -> tuple[int, int]:
+        """Hand each row's figures to its text, if that is wanted. Return the numbers of tokens and of bytes of such."""
         length = len(scored.ranks) // len(self.rows)
-        for row, (text, window) in enumerate(self.rows):
-            for whole, part in zip(self.known[text.number], scored, strict=True):
-                whole[window.first : window.last] = part[row * length : (row + 1) * length]
+        tokens = read = 0
+        for number, (text, window, _, covered) in enumerate(self.rows):
+            if text.wanted:
+                some = slice(number * length, (number + 1) * length)
+                text.take(window, Likelihood._make(figures[some] for figures in scored))
+                tokens, read = tokens + length, read + covered
+        return tokens, read
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +106,7 @@ def compute(shared: SharedModel | StoredModel, ids: Ids, skip: int, top: int) ->
 
 @checked
 def score(
-    texts: Iterable[str | ArrayLike],
+    texts: Iterable[str | Iterator[str] | ArrayLike],
     model: LanguageModel | str | os.PathLike[str] | None = None,
     executor: Executor | None = None,
     *,
@@ -131,58 +122,109 @@ def score(
 ) -> Iterator[Score]:
     """Yield each text's Score in order: the log-probability and the rank that the model gives every token.
 
-    A text is a str, or its ids [T], which need no vocabulary.
+    A text is a str, or its ids [T], which need no vocabulary. Texts are read as they are scored; a long one may be an
+    iterator of its parts, such as an open file.
     executor: any concurrent.futures.Executor, such as a process pool or Dask's, which is given the name of the model's
     file; without one the work is done here. Batches hold windows of equal length and no more tokens than one context.
     They are formed before they are handed out, so that neither memory nor result depends on who computes. Ids that pad
     a vocabulary take part in the softmax, as in other programs, though generate never draws them.
     convention, context, stride and end_of_text: see windows.convention. special: read <|endoftext|> in a text as a
     special token. top: how many of the likeliest tokens to name in each place. names: of the texts, for messages.
-    skip: numbers of texts whose scores are not wanted; the batches stay the same. progress(tokens scored, of how many)
-    is called after every batch; all texts are then read first.
+    skip: numbers of texts whose scores are not wanted; the batches stay the same. progress(tokens scored, bytes of text
+    read for that) is called after every batch.
 
     Raises NpgptError at once for an argument out of range. An empty text, one of which no token can be scored, and one
     that is a str for a model without text raise it when they are read.
+    """
+    pieces: dict[int, bytes] = {}
+    complete = _complete(
+        texts,
+        model,
+        executor,
+        pieces,
+        top,
+        convention=convention,
+        context=context,
+        stride=stride,
+        end_of_text=end_of_text,
+        special=special,
+        names=names,
+        skip=skip,
+        progress=progress,
+    )
+    return (text.score(pieces) for text in complete)
+
+
+@checked
+def totals(
+    texts: Iterable[str | Iterator[str] | ArrayLike],
+    model: LanguageModel | str | os.PathLike[str] | None = None,
+    executor: Executor | None = None,
+    **options: Any,
+) -> Iterator[Totals]:
+    """Yield each text's Totals in order: those of its Score, without keeping any token's figures.
+
+    The options are those of score(), but for top. Raises NpgptError as score() does.
+    """
+    return (text.totals() for text in _complete(texts, model, executor, {}, None, **options))
+
+
+def _complete(
+    texts: Iterable[str | Iterator[str] | ArrayLike],
+    model: LanguageModel | str | os.PathLike[str] | None,
+    executor: Executor | None,
+    pieces: dict[int, bytes],
+    top: int | None,
+    *,
+    convention: str = "rolling",
+    context: int | None = None,
+    stride: int | None = None,
+    end_of_text: bool | None = None,
+    special: bool = False,
+    names: Sequence[str] = (),
+    skip: Container[int] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Text]:
+    """Check the arguments of score(), then yield the texts that are wanted, in order, each once all of it is scored.
+
+    pieces: takes in the bytes of every id. top: None where no token's figures are to be kept.
     """
     if isinstance(texts, str):
         raise NpgptError("texts are several: put a single one into a list, [text]")
     CHECKS["Iterable[str]"]("texts", texts)
     model = model if isinstance(model, LanguageModel) else load(model)
     rule = convention_of(model, convention, context, stride, end_of_text)
-    top = whole_number("top, the number of likeliest tokens to name,", top, low=0, high=model.config.vocab_size)
-    before, names = [], tuple(names)
-    if rule.end_of_text:
-        if not model.begin_ids:
-            has = f"has no text ({model.why_no_text}), and so" if model.why_no_text else "has"
-            raise NpgptError(f"{model.name} {has} no <|endoftext|> to stand before a text: end_of_text=False, --no-bos")
-        before = list(model.begin_ids)
-
-    def ids_of(text: str | ArrayLike, name: str) -> list[int]:
-        if isinstance(text, str):
-            return model.tokenizer.encode(text, special=special, alone=True)
-        return _ids(text, model, name)
+    keep, high = top is not None, model.config.vocab_size
+    top = whole_number("top, the number of likeliest tokens to name,", top if keep else 0, low=0, high=high)
+    before = np.array(model.begin_ids if rule.end_of_text else [], np.int64)
+    if rule.end_of_text and not before.size:
+        has = f"has no text ({model.why_no_text}), and so" if model.why_no_text else "has"
+        raise NpgptError(f"{model.name} {has} no <|endoftext|> to stand before a text: end_of_text=False, --no-bos")
+    names = tuple(names)
+    waiting: deque[Text] = deque()  # the texts that are wanted, from the first one that is not complete
 
     def read() -> Iterator[Text]:
         for number, text in enumerate(texts):
-            name = names[number] if number < len(names) else f"text {number}"
-            yield _text(number, before, ids_of(text, name), rule, name)
+            name, wanted = names[number] if number < len(names) else f"text {number}", number not in skip
+            parts = tokens(text, model, special, pieces, name)
+            found = Text(number, name, wanted, parts, before, Figures(top) if keep and wanted else None)
+            if wanted:
+                waiting.append(found)
+            yield found
 
-    return _scores(model, len(before), _groups(read(), rule.context), rule.context, executor, top, skip, progress)
+    batches = _computed(model, _batches(read(), rule), executor, top)
 
+    def complete() -> Iterator[Text]:
+        scored = covered = 0
+        for batch, figures in batches:
+            more, further = batch.take(figures)
+            scored, covered = scored + more, covered + further
+            if progress is not None:
+                progress(scored, covered)
+            while waiting and not waiting[0].left:
+                yield waiting.popleft()
 
-def _ids(text: ArrayLike, model: LanguageModel, name: str) -> list[int]:
-    """Return a text that is given as ids. Raises NpgptError for what is none of the model's."""
-    ids = numbers(name, text)
-    if ids.ndim != 1:
-        raise NpgptError(f"{name} must be a text or ids [T], not of shape {list(ids.shape)}: [ids] for a single one")
-    model.config.check_ids(ids)
-    found: list[int] = ids.tolist()
-    return found
-
-
-def _piece(model: LanguageModel, token_id: int) -> bytes:
-    """Return a token's bytes, none where the model or the id has no text."""
-    return b"" if model.why_no_text or not model.tokenizer.has_text(token_id) else model.tokenizer.piece(token_id)
+    return complete()
 
 
 def convention_of(
@@ -194,75 +236,44 @@ def convention_of(
     return by_name(name, model.config, context, stride, end_of_text, model.begins_with)
 
 
-def _text(number: int, before: list[int], ids: list[int], rule: Convention, name: str) -> Text:
-    """Return a text with its windows. Raises NpgptError, which gives its name, where no token can be scored."""
-    if not ids:
-        raise NpgptError(f"{name} is empty: there is nothing to score")
-    ids = before + ids
-    found = windows(len(ids), rule)
-    if not found:
-        least = f"a whole window of {rule.context}" if rule.name == "llama.cpp" else "2, or <|endoftext|> before it"
-        raise NpgptError(f"{name} has too few tokens, {len(ids)}, to score one of them ({rule.name}): it takes {least}")
-    return Text(number, np.array(ids, np.int64), found)
+def _batches(texts: Iterable[Text], rule: Convention) -> Iterator[Batch]:
+    """Yield the texts' windows by equal length, as many together as have a context of tokens.
 
-
-def _groups(texts: Iterable[Text], context: int) -> Iterator[list[Text]]:
-    """Yield the texts in their order, as many together as have GROUP contexts of tokens."""
-    group: list[Text] = []
-    size = 0
+    Windows of different texts come together within a group: as many texts, in their order, as have GROUP contexts of
+    tokens. Batches of which nothing is wanted are left out.
+    """
+    group: list[Text] = []  # whose windows are not read, since nothing of the group is wanted so far
+    alike: dict[tuple[int, int], list[Row]] = {}
+    size, wanted = 0, False
     for text in texts:
         group.append(text)
-        size += len(text.ids)
-        if size >= GROUP * context:
-            yield group
-            group, size = [], 0
-    yield group
+        if wanted or text.wanted:
+            size, wanted = size if wanted else 0, True
+            for one in group:
+                yield from _full(one.rows(rule), alike, rule.context)
+                size += len(one)
+            group = []
+        else:
+            text.known(GROUP * rule.context)  # its size, as far as that decides where the group ends
+            size += len(text)
+        if size >= GROUP * rule.context:
+            yield from _wanted(alike.values())
+            group, alike, size, wanted = [], {}, 0, False
+    yield from _wanted(alike.values())
 
 
-def _batches(group: list[Text], context: int, top: int) -> Iterator[Batch]:
-    """Yield the windows of a group of texts by equal length, as many together as have a context of tokens."""
-    alike: dict[tuple[int, int], list[tuple[Text, Window]]] = defaultdict(list)
-    for text in group:
-        for window in text.windows:
-            alike[window.last - window.begin, window.first - window.begin].append((text, window))
-    *parts, last = (
-        rows[start : start + most]
-        for (length, _), rows in alike.items()
-        for most in [max(1, context // (length - 1))]
-        for start in range(0, len(rows), most)
-    )
-    known = {text.number: unknown(len(text.ids), top) for text in group}
-    yield from (Batch(rows, known, complete=[]) for rows in parts)
-    yield Batch(last, known, complete=group)
+def _full(rows: Iterable[Row], alike: dict[tuple[int, int], list[Row]], context: int) -> Iterator[Batch]:
+    """Put rows beside those that are alike, and yield each batch that is full."""
+    for row in rows:
+        key = len(row.ids), row.window.first - row.window.begin
+        batch = alike.setdefault(key, [])
+        batch.append(row)
+        if len(batch) == max(1, context // (len(row.ids) - 1)):
+            yield from _wanted([alike.pop(key)])
 
 
-def _scores(
-    model: LanguageModel,
-    begin: int,
-    groups: Iterable[list[Text]],
-    context: int,
-    executor: Executor | None,
-    top: int,
-    skip: Container[int],
-    progress: Callable[[int, int], None] | None,
-) -> Iterator[Score]:
-    """Yield the scores of each group's texts, without the `begin` ids in front, once its last batch is computed."""
-    groups = (group for group in groups if any(text.number not in skip for text in group))
-    done = expected = 0
-    if progress is not None:
-        groups = list(groups)
-        expected = sum(w.last - w.first for group in groups for text in group for w in text.windows)
-    batches = (batch for group in groups for batch in _batches(group, context, top))
-    for batch, scored in _computed(model, batches, executor, top):
-        batch.take(scored)
-        done += len(scored.ranks)
-        if progress is not None:
-            progress(done, expected)
-        for text in batch.complete:
-            if text.number not in skip:
-                ids = text.ids[begin:]
-                pieces = tuple(_piece(model, token_id) for token_id in ids.tolist())
-                yield Score(ids, pieces, batch.known[text.number].without(begin))
+def _wanted(batches: Iterable[list[Row]]) -> Iterator[Batch]:
+    return (Batch(rows) for rows in batches if any(row.text.wanted for row in rows))
 
 
 def _computed(

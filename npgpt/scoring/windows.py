@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,18 +87,20 @@ def convention(
 
 def windows(length: int, c: Convention) -> list[Window]:
     """Return the windows of `length` ids, <|endoftext|> included; none where no token can be scored."""
+    return list(sliding(lambda most: min(most, length), c))
+
+
+def sliding(known: Callable[[int], int], c: Convention) -> Iterator[Window]:
+    """Yield the windows of ids that are read meanwhile: known(most) returns how many there are, up to so many."""
     span = c.context + 1 if c.name == "rolling" else c.context  # ids read, and the last one predicted
-    found: list[Window] = []
     begin, scored = 0, 1  # the first id is never scored
-    while scored < length:
-        last = min(begin + span, length)
+    while scored < (last := known(begin + span)):
         if c.name == "llama.cpp":
             if last - begin < span:
                 break
-            found.append(Window(begin, begin + c.context // 2 + 1, last))
+            yield Window(begin, begin + c.context // 2 + 1, last)
         elif c.name == "rolling":
-            found.append(Window(max(0, last - span), scored, last))
+            yield Window(max(0, last - span), scored, last)
         elif last > max(scored, begin + 1):
-            found.append(Window(begin, max(scored, begin + 1), last))
+            yield Window(begin, max(scored, begin + 1), last)
         begin, scored = begin + c.stride, last
-    return found

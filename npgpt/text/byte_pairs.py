@@ -224,7 +224,13 @@ def tokenizer(
         {content: token_id for content, (token, token_id) in tokens.items() if token.special},
         pairs.files,
         beyond=beyond,
+        by_parts=not prefix_space and not any(_minds_space(token) for token, _ in tokens.values()),
     )
+
+
+def _minds_space(token: AddedToken) -> bool:
+    """Return whether what an added token matches may depend on white space in it or round it."""
+    return token.lstrip or token.rstrip or token.single_word or any(map(str.isspace, token.content))
 
 
 def _ids_of(

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..cache import KVCache
+from ..cache import KVCache, side_by_side
 from ..config import Config
 from ..errors import NpgptError, numbers, whole_number
 from ..model import forward
-from ..parameters import Parameters
+from ..parameters import Array, Parameters
 from .sampling import Sampling, next_token
 from .tokenizer import TextDecoder, Tokenizer, check_text
 
+Ids: TypeAlias = NDArray[np.integer[Any]]
+ROWS = 32  # prompts that are continued side by side, at most; more do not come faster
+ROWS_BYTES = 2**30  # of their caches, unless a single one takes more
 MOST_SAMPLES = 1024  # rows of a batch, each with a cache of its own: gpt2's whole context takes 75 MB
 
 # Why a generation ended: an id that ends a text (<|endoftext|>), a stop string, max_tokens reached, the context full.
@@ -61,60 +65,163 @@ def generate(
     ids = config.token_rows(prompt)
     if len(ids) != 1:
         raise NpgptError(f"one prompt at a time is continued, not {len(ids)} rows")
-    max_tokens = _most(max_tokens, config)
     samples = whole_number("samples", samples, high=MOST_SAMPLES)
-    seeds: Sequence[int | None] = [None] * samples
-    if seed is not None:
-        seed = whole_number("a seed", seed, low=0, high=2**64 - 1)
-        last = whole_number("the last sample's seed, seed + samples − 1,", seed + samples - 1, low=0, high=2**64 - 1)
-        seeds = range(seed, last + 1)
-    stop = tuple(stop)
-    if stop and tokenizer is None:
-        raise NpgptError("a stop string needs a model that has text")
-    for text in stop:
-        check_text(text, "a stop string")
-        if not text:
-            raise NpgptError("a stop string must not be empty")
-    # ends that stand for no text, such as a row that pads the vocabulary, are drawn all the same
-    mute = [end for end in ends if tokenizer and not tokenizer.has_text(end) and 0 <= end < config.vocab_size]
-    seen = ids[0].tolist()
-    all_samples = [
-        _Sample(n, [*seen], np.random.default_rng(seeds[n]), TextDecoder(tokenizer, seen) if tokenizer else None, stop)
-        for n in range(samples)
-    ]
+    drawing = _Drawing(parameters, config, max_tokens, sampling, tokenizer, stop, ends)
+    seeds = _seeds(seed, samples, "sample")
+    all_samples = [drawing.sample(n, ids, seeds[n]) for n in range(samples)]
 
-    def draw(running: list[_Sample], ids: NDArray[np.integer[Any]], cache: KVCache) -> Iterator[Step]:
-        """Draw after ids: first the prompt [1, T], then the last token [R, 1] of each running sample.
+    def read() -> tuple[Array, KVCache]:
+        return drawing.read(ids, min(config.n_positions, ids.shape[1] + drawing.max_tokens))
 
-        The context holds n_positions tokens; one more can be drawn, but not fed back.
+    return drawing.draw(all_samples, read)
+
+
+def generate_many(
+    parameters: Parameters,
+    config: Config,
+    prompts: Iterable[ArrayLike],
+    *,
+    max_tokens: int | None,
+    sampling: Sampling,
+    seed: int | None = None,
+    tokenizer: Tokenizer | None = None,
+    stop: Iterable[str] = (),
+    ends: Collection[int] = (),
+) -> Iterator[Step]:
+    """Continue several prompts, each of ids [T] of its own length; a step's `sample` is its prompt's number from 0.
+
+    Each is continued as generate() would alone, prompt i with seed + i (in float32 up to near ties, since the last
+    bits of a batch differ). Prompts are read one by one; then up to ROWS of them, or as many as have a cache of
+    ROWS_BYTES, are the rows of one batch, whose steps alternate. The next ones begin when all of these have ended.
+
+    Raises NpgptError at once as generate() does, with the prompt's number, and where there are no prompts.
+    """
+    if not isinstance(prompts, Iterable):
+        raise NpgptError(f"prompts are several, each of ids, not {prompts!r:.80}")
+    rows = [_prompt(number, prompt, config) for number, prompt in enumerate(prompts)]
+    if not rows:
+        raise NpgptError("there are no prompts to continue")
+    drawing = _Drawing(parameters, config, max_tokens, sampling, tokenizer, stop, ends)
+    seeds = _seeds(seed, len(rows), "prompt")
+
+    def batches() -> Iterator[Step]:
+        begin = 0
+        while begin < len(rows):
+            end, longest = begin, 0
+            while end < min(begin + ROWS, len(rows)):
+                longer = min(config.n_positions, max(longest, rows[end].size + drawing.max_tokens))
+                if end > begin and (end + 1 - begin) * longer * drawing.bytes_of_a_token > ROWS_BYTES:
+                    break
+                end, longest = end + 1, longer
+            batch = [drawing.sample(n, rows[n], seeds[n]) for n in range(begin, end)]
+            for row, sample in enumerate(batch):
+                sample.row = row
+            yield from drawing.draw(batch, partial(read, rows[begin:end], longest))
+            begin = end
+
+    def read(batch: Sequence[Ids], capacity: int) -> tuple[Array, KVCache]:
+        logits, caches = zip(*(drawing.read(ids, ids.size) for ids in batch), strict=True)
+        return np.concatenate(logits), side_by_side(config, caches, capacity)
+
+    return batches()
+
+
+def _prompt(number: int, prompt: ArrayLike, config: Config) -> Ids:
+    try:
+        ids = config.token_rows(prompt)
+    except NpgptError as error:
+        raise NpgptError(f"prompt {number}: {error}") from None
+    if len(ids) != 1:
+        raise NpgptError(f"prompt {number}: it is one row of ids, not {len(ids)} rows")
+    return ids
+
+
+def _seeds(seed: int | None, count: int, kind: str) -> Sequence[int | None]:
+    """Return the seeds of so many samples or prompts, one after another from `seed` on."""
+    if seed is None:
+        return [None] * count
+    seed = whole_number("a seed", seed, low=0, high=2**64 - 1)
+    last = whole_number(f"the last {kind}'s seed, seed + {kind}s − 1,", seed + count - 1, low=0, high=2**64 - 1)
+    return range(seed, last + 1)
+
+
+class _Drawing:
+    """How samples are drawn, side by side; checks the arguments of generate()."""
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        config: Config,
+        max_tokens: int | None,
+        sampling: Sampling,
+        tokenizer: Tokenizer | None,
+        stop: Iterable[str],
+        ends: Collection[int],
+    ) -> None:
+        self.parameters, self.config, self.sampling, self.tokenizer = parameters, config, sampling, tokenizer
+        self.max_tokens = _most(max_tokens, config)
+        self.stop = tuple(stop)
+        if self.stop and tokenizer is None:
+            raise NpgptError("a stop string needs a model that has text")
+        for text in self.stop:
+            check_text(text, "a stop string")
+            if not text:
+                raise NpgptError("a stop string must not be empty")
+        self.ends = ends
+        # ends that stand for no text, such as a row that pads the vocabulary, are drawn all the same
+        self.mute = [end for end in ends if tokenizer and not tokenizer.has_text(end) and 0 <= end < config.vocab_size]
+
+    @property
+    def bytes_of_a_token(self) -> int:
+        """The bytes of a token's keys and values."""
+        return 2 * self.config.n_layer * self.config.n_embd * self.parameters.wte.weight.itemsize
+
+    def sample(self, number: int, ids: Ids, seed: int | None) -> _Sample:
+        """Return a continuation that begins with a prompt [1, T]."""
+        seen = ids[0].tolist()
+        decoder = TextDecoder(self.tokenizer, seen) if self.tokenizer else None
+        return _Sample(number, seen, np.random.default_rng(seed), decoder, self.stop)
+
+    def read(self, ids: Ids, capacity: int) -> tuple[Array, KVCache]:
+        """Read a prompt [1, T]; return the logits [1, V] after it and a cache that holds it."""
+        cache = KVCache(self.config, 1, capacity, self.parameters.wte.weight.dtype)
+        return self.logits(ids, cache), cache
+
+    def logits(self, ids: ArrayLike, cache: KVCache) -> Array:
+        """Return the logits [B, V] after ids [B, T]; next_token says in words what is wrong with them."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits: Array = forward(self.parameters, self.config, ids, cache, logits_from=-1)[:, -1]
+        if self.tokenizer:
+            of_mute = logits[:, self.mute]
+            self.tokenizer.hide_unused(logits)
+            logits[:, self.mute] = of_mute
+        return logits
+
+    def draw(self, running: list[_Sample], read: Callable[[], tuple[Array, KVCache]]) -> Iterator[Step]:
+        """Draw after the prompts, which read() reads, and feed each token back, until all have ended.
+
+        The context holds n_positions tokens of a sample; one more can be drawn, but not fed back.
         """
-        finish: Finish = "length"
-        for _ in range(max_tokens):
-            if cache.length + ids.shape[1] > config.n_positions:
-                finish = "context"
-                break
-            with np.errstate(over="ignore", invalid="ignore"):  # next_token says in words what is wrong
-                logits = forward(parameters, config, ids, cache, logits_from=-1)[:, -1]
-            if tokenizer:
-                of_mute = logits[:, mute]
-                tokenizer.hide_unused(logits)
-                logits[:, mute] = of_mute
-            for sample in running:
-                token_id = next_token(logits[sample.row], sampling, sample.generator, sample.seen)
-                yield sample.end("end_of_text") if token_id in ends else sample.take(token_id)
+        for drawn in range(self.max_tokens):
+            full = [sample for sample in running if len(sample.seen) > self.config.n_positions]
+            yield from (sample.end("context") for sample in full)
             running = [sample for sample in running if sample.finish is None]
             if not running:
                 return
-            if len(running) != len(logits):
-                cache = cache.rows([sample.row for sample in running])
-                for row, sample in enumerate(running):
-                    sample.row = row
-            ids = np.array([[sample.seen[-1]] for sample in running])
+            if drawn == 0:
+                logits, cache = read()
+            else:
+                if [sample.row for sample in running] != [*range(len(logits))]:
+                    cache = cache.rows([sample.row for sample in running])
+                    for row, sample in enumerate(running):
+                        sample.row = row
+                logits = self.logits([[sample.seen[-1]] for sample in running], cache)
+            for sample in running:
+                token_id = next_token(logits[sample.row], self.sampling, sample.generator, sample.seen)
+                yield sample.end("end_of_text") if token_id in self.ends else sample.take(token_id)
+            running = [sample for sample in running if sample.finish is None]
         for sample in running:
-            yield sample.end(finish)
-
-    capacity = min(config.n_positions, ids.shape[1] + max_tokens)
-    return draw(all_samples, ids, KVCache(config, 1, capacity, parameters.wte.weight.dtype))
+            yield sample.end("length")
 
 
 def kept_prompt(prompt: ArrayLike, config: Config, max_tokens: int | None) -> NDArray[np.integer[Any]]:

@@ -51,6 +51,7 @@ class Tokenizer:
     beyond: Mapping[int, str] = field(default_factory=dict, repr=False)  # tokens for which the model has no row
     leading: bytes = field(default=b"", repr=False)  # what a piece loses where it begins a text
     beside: tuple[File, ...] = field(default=(), repr=False)  # files that say more of the vocabulary
+    by_parts: bool = False  # whether a text that is cut before white space has its ids, one part's after another's
 
     @property
     def source(self) -> str:

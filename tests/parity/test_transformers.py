@@ -11,11 +11,14 @@ import pytest
 
 import npgpt
 from npgpt import parameters
+from npgpt.cache import KVCache
 from npgpt.checkpoints import configs, find
 from npgpt.config import PUBLISHED, Config
 from npgpt.language_model import LanguageModel
 from npgpt.model import forward
 from npgpt.parameters import Array
+from npgpt.text.generation import generate_many
+from npgpt.text.sampling import Sampling
 from tests.support.models import SHAPES, no_text, random_arrays, random_ids, small
 from tests.support.tolerances import largest_difference, relative_error, rounding_bound
 
@@ -160,3 +163,45 @@ def test_the_cache_against_theirs(difference: Report) -> None:
         error = largest_difference(out.logits.numpy(), forward(p, config, ids[:, start:stop], cache))
         difference("transformers, float64, cached", "logits", error)
         assert error < FLOAT64
+
+
+@pytest.mark.parametrize("shape", ["3 heads x 7", "untied", "scaled by layer"])
+def test_left_padding_is_their_attention_mask(shape: str) -> None:
+    """With the positions that generate() makes of the mask; then token by token, and greedy to the end."""
+    config, padding = SHAPES[shape], [4, 0, 7]
+    arrays, ids = random_arrays(config), random_ids(config, (3, 12))
+    theirs = peers.transformers_model(config, arrays)
+    mask = torch.tensor([[column >= empty for column in range(12)] for empty in padding]).long()
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids), attention_mask=mask, position_ids=positions).logits.numpy()
+    mine = parameters.from_arrays(config, arrays)
+    cache = KVCache(config, 3, 12, "float64", padding)
+    logits = [
+        forward(mine, config, ids[:, :9], cache),
+        *(forward(mine, config, ids[:, n : n + 1], cache) for n in (9, 10, 11)),
+    ]
+    for row, empty in enumerate(padding):
+        whole = np.concatenate(logits, axis=1)[row, empty:]
+        assert largest_difference(expected[row, empty:], whole) < FLOAT64
+    with torch.no_grad():
+        written = theirs.generate(
+            torch.tensor(ids),
+            attention_mask=mask,
+            max_new_tokens=10,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+        ).numpy()
+    steps = generate_many(
+        mine,
+        config,
+        [row[empty:] for row, empty in zip(ids, padding, strict=True)],
+        max_tokens=10,
+        sampling=Sampling(temperature=0),
+    )
+    found: list[list[int]] = [[], [], []]
+    for step in steps:
+        if step.token_id is not None:
+            found[step.sample].append(step.token_id)
+    assert found == written[:, 12:].tolist()

@@ -1,0 +1,191 @@
+"""A text as it is read for scoring: part by part, and no more of it at a time than its windows need."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..errors import NpgptError, numbers
+from ..language_model import LanguageModel
+from ..text.tokenizer import check_text
+from .likelihood import Figures, Ids, Likelihood, Score, Totals, exact, measured
+from .windows import Convention, Window, sliding
+
+PART = 2**16  # characters that are cut into tokens at a time
+LAST_CUT = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
+
+
+class Tokens(NamedTuple):
+    """Some of a text's tokens [n]: their ids, their sizes in bytes, and how many words begin in each."""
+
+    ids: Ids
+    sizes: Ids
+    words: Ids
+
+    def after(self, first: int) -> Tokens:
+        """Return all tokens after the first so many."""
+        return Tokens._make(column[first:] for column in self)
+
+
+NO_TOKENS = Tokens(*np.zeros((3, 0), np.int64))
+
+
+def tokens(
+    text: str | Iterator[str] | ArrayLike, model: LanguageModel, special: bool, pieces: dict[int, bytes], name: str
+) -> Iterator[Tokens]:
+    """Yield a text's tokens, part by part; the text itself may come in parts, too, or as ids.
+
+    They are those of the whole text. pieces: takes in the bytes of every id, none for one without text. Raises
+    NpgptError for what Tokenizer.encode refuses, and for ids, which it calls by the text's name, that are none.
+    """
+    for ids in _parts_of_ids(text, model, special, name):
+        pieces.update((token_id, _piece(model, token_id)) for token_id in {*ids} - pieces.keys())
+        yield Tokens(np.array(ids, np.int64), *measured([pieces[token_id] for token_id in ids]))
+
+
+def _parts_of_ids(
+    text: str | Iterator[str] | ArrayLike, model: LanguageModel, special: bool, name: str
+) -> Iterator[list[int]]:
+    if not isinstance(text, (str, Iterator)):
+        ids = numbers(name, text)
+        if ids.ndim != 1:
+            shape = list(ids.shape)
+            raise NpgptError(f"{name} must be a text or ids [T], not of shape {shape}: [ids] for a single one")
+        model.config.check_ids(ids)
+        yield ids.tolist()
+        return
+    tokenizer = model.tokenizer
+    if isinstance(text, str):
+        check_text(text, "the text")  # whole, so that an error tells the place in it
+        text = iter([text])
+    for part in cut(text) if tokenizer.by_parts else ["".join(text)]:
+        yield tokenizer.encode(part, special=special, alone=True)
+
+
+def _piece(model: LanguageModel, token_id: int) -> bytes:
+    """Return a token's bytes, none where the model or the id has no text."""
+    return b"" if model.why_no_text or not model.tokenizer.has_text(token_id) else model.tokenizer.piece(token_id)
+
+
+def cut(parts: Iterable[str]) -> Iterator[str]:
+    """Yield a text in parts of about PART characters whose ids, one after another, are those of the whole text.
+
+    A cut stands before white space that follows something else. Such white space begins a piece in the vocabularies'
+    pattern, whatever follows: in every alternative white space is at the beginning or all there is, and none looks
+    back, or beyond the white space that it ends with.
+    """
+    held: list[str] = []
+    size = 0
+    for part in parts:
+        check_text(part, "a part of a text")
+        for some in (part[at : at + PART] for at in range(0, len(part), PART)):
+            held.append(some)
+            size += len(some)
+            if size >= PART and (found := LAST_CUT.match(some)):
+                yield "".join([*held[:-1], found[0]])
+                held = [some[found.end() :]]
+                size = len(held[0])
+    if size:
+        yield "".join(held)
+
+
+@dataclass(eq=False)
+class Text:
+    """A text that is being scored.
+
+    parts: its tokens, after the ids that the convention puts `before` it. figures: where those of its tokens are kept,
+    or None where its totals are enough. left counts its windows that are not scored yet, and the reading as one more.
+    """
+
+    number: int
+    name: str
+    wanted: bool
+    parts: Iterator[Tokens]
+    before: Ids
+    figures: Figures | None
+    left: int = 1
+    _held: Tokens = NO_TOKENS  # what was read, from the id `_base` on
+    _base: int = 0
+    _ids: list[Ids] = field(default_factory=list)
+    _counts: Ids = field(default_factory=lambda: np.zeros(3, np.int64))  # scored, words, bytes
+    _log_probs: list[float] = field(default_factory=list)  # the few whose sum is that of all
+
+    def __post_init__(self) -> None:
+        nothing = np.zeros_like(self.before)
+        self.parts = chain([Tokens(self.before, nothing, nothing)], self.parts)
+
+    def __len__(self) -> int:
+        """Return how many ids are read, those before the text included."""
+        return self._base + len(self._held.ids)
+
+    def known(self, most: int) -> int:
+        """Read until there are so many ids, or all; return how many there are, up to so many."""
+        while len(self) < most:
+            part = next(self.parts, None)
+            if part is None:
+                return len(self)
+            if self.figures:
+                self._ids.append(part.ids)
+            self._held = Tokens._make(map(np.concatenate, zip(self._held, part, strict=True)))
+        return most
+
+    def rows(self, rule: Convention) -> Iterator[Row]:
+        """Yield the windows as they are read. Raises NpgptError where no token can be scored."""
+        waiting, before = None, 0
+        for window in sliding(self.known, rule):
+            if waiting:
+                yield waiting
+            self._held, self._base = self._held.after(window.begin - self._base), window.begin
+            ids, sizes, words = (column[: window.last - window.begin] for column in self._held)
+            scored = slice(window.first - window.begin, None)
+            self._counts += (window.last - window.first, words[scored].sum(), sizes[scored].sum())
+            self.left += 1
+            waiting = Row(self, window, ids, int(sizes[before - window.begin :].sum()))
+            before = window.last
+        if waiting is None:
+            self._refuse(rule)
+        self.left -= 1  # before the last one is handed out, so that the text is complete as soon as that is scored
+        yield waiting
+
+    def _refuse(self, rule: Convention) -> NoReturn:
+        if len(self) == len(self.before):
+            raise NpgptError(f"{self.name} is empty: there is nothing to score")
+        least = f"a whole window of {rule.context}" if rule.name == "llama.cpp" else "2, or <|endoftext|> before it"
+        raise NpgptError(
+            f"{self.name} has too few tokens, {len(self)}, to score one of them ({rule.name}): it takes {least}"
+        )
+
+    def take(self, window: Window, scored: Likelihood) -> None:
+        """Take in the figures of a window's tokens."""
+        if self.figures:
+            self.figures.put(window.first, scored)
+        else:
+            self._log_probs = exact([*self._log_probs, *scored.log_probs.tolist()])
+        self.left -= 1
+
+    def totals(self) -> Totals:
+        """Return the sums over the text, all of whose windows are scored."""
+        return Totals._make([len(self) - len(self.before), *self._counts.tolist(), -math.fsum(self._log_probs)])
+
+    def score(self, pieces: dict[int, bytes]) -> Score:
+        """Return its Score, where figures are kept and all windows scored. pieces: the tokens' bytes by id."""
+        assert self.figures is not None
+        ids = np.concatenate(self._ids)[len(self.before) :]
+        known = self.figures.between(len(self.before), len(self))
+        return Score(ids, tuple(pieces[int(token_id)] for token_id in ids), known)
+
+
+class Row(NamedTuple):
+    """A window with its ids [L + 1], and the bytes of text from the end of the window before to its own."""
+
+    text: Text
+    window: Window
+    ids: Ids
+    bytes: int
