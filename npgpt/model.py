@@ -87,8 +87,8 @@ def merge_heads(x: Array) -> Array:
 def attention_scores(q: Array, k: Array, scale: float, padding: Padding = 0) -> Array:
     """Return scale · q kᵀ, and −∞ where a key comes after the query: q [B, H, T, D], k [B, H, S, D] → [B, H, T, S].
 
-    The causal mask is aligned to the lower right corner: query t is token S − T + t. padding, 0 or [B, 1, 1, 1]: how many
-    keys at a row's beginning stand for no token. They are hidden, too; a query that is padding itself sees its own key.
+    The causal mask is aligned to the lower right corner: query t is token S − T + t. padding, 0 or [B, 1, 1, 1], is the
+    number of keys at a row's beginning that stand for no token: they are hidden, but for a padded query's own.
     """
     T, S = q.shape[2], k.shape[2]
     queries, keys = np.arange(S - T, S)[:, None], np.arange(S)
