@@ -36,10 +36,12 @@ def printable(text: str) -> str:
 def whole_number(name: str, value: object, low: int = 1, high: int = 2**31 - 1) -> int:
     """Return the value, which may be NumPy's, as an int. Raises NpgptError for another type and outside low to high."""
     try:
-        number = None if is_masked(value) else operator.index(value)  # type: ignore[arg-type]
+        # truth values first: operator.index would take NumPy's, with a warning in NumPy 2.0
+        is_none = is_masked(value) or type(value).__name__ in TRUTH
+        number = None if is_none else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         number = None
-    if number is None or isinstance(value, bool):
+    if number is None:
         raise NpgptError(f"{name} must be a whole number, not {value!r:.80}")
     if not low <= number <= high:
         bound = f"at least {low}" if number < low else f"at most {high}"
@@ -51,6 +53,8 @@ def real_number(name: str, value: object) -> float:
     """Return the value, which may be NumPy's, as a float. Raises NpgptError for another type, a truth value too."""
     try:
         if isinstance(value, (str, bytes, bytearray)) or is_masked(value) or type(value).__name__ in TRUTH:
+            raise TypeError
+        if getattr(value, "ndim", 0):  # NumPy would take an array of one number, with a warning
             raise TypeError
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
