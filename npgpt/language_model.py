@@ -22,7 +22,7 @@ from .config import Config
 from .errors import NpgptError, check_kinds, checked, float_dtype, printable
 from .model import forward as unchecked_forward
 from .parameters import Array, Parameters, Record
-from .text.generation import Step, generate, generate_many, kept_prompt
+from .text.generation import Step, generate, generate_many, kept_prompt, several
 from .text.sampling import Sampling
 from .text.tokenizer import Tokenizer, shown
 from .text.vocabularies import beside, in_folder, tokenizer_of
@@ -264,16 +264,17 @@ class LanguageModel:
         The prompts run side by side, whatever their lengths; prompt i is drawn with seed + i. The arguments are those
         of generate(), and so are the exceptions.
         """
+        self._check_logits()
         settings, _ = Sampling(**sampling), self.tokenizer
-        if isinstance(prompts, str) or not isinstance(prompts, Iterable):
-            raise NpgptError(f"prompts are several: put a single one into a list, [prompt], not {prompts!r:.80}")
-        rows = [self.encode_prompt(text, special=special) if isinstance(text, str) else text for text in prompts]
+        rows = [self.encode_prompt(one, special=special) if isinstance(one, str) else one for one in several(prompts)]
         if keep_last:
             rows = [kept_prompt(ids, self.config, max_tokens) for ids in rows]
         stops = [stop] if isinstance(stop, str) else () if stop is None else stop
-        options: dict[str, Any] = {"seed": seed, "stop": stops, "ignore_eos": ignore_eos}
-        steps = self.steps_many(rows, max_tokens=max_tokens, sampling=settings, **options)
-        return _in_order(steps)
+        return _in_order(
+            self.steps_many(
+                rows, max_tokens=max_tokens, sampling=settings, seed=seed, stop=stops, ignore_eos=ignore_eos
+            )
+        )
 
     @checked
     def steps(
@@ -308,14 +309,32 @@ class LanguageModel:
         )
 
     @checked
-    def steps_many(self, prompts: Iterable[ArrayLike], *, ignore_eos: bool = False, **options: Any) -> Iterator[Step]:
+    def steps_many(
+        self,
+        prompts: Iterable[ArrayLike],
+        *,
+        max_tokens: int | None,
+        sampling: Sampling,
+        seed: int | None = None,
+        stop: Iterable[str] = (),
+        ignore_eos: bool = False,
+    ) -> Iterator[Step]:
         """Continue several prompts of ids, each [T] of its own length, side by side; step.sample is a prompt's number.
 
         The options are those of steps(), but for samples. See npgpt.text.generation.generate_many.
         """
         self._check_logits()
-        tokenizer, ends = None if self.why_no_text else self.tokenizer, () if ignore_eos else self.end_ids
-        return generate_many(self.parameters, self.config, prompts, tokenizer=tokenizer, ends=ends, **options)
+        return generate_many(
+            self.parameters,
+            self.config,
+            prompts,
+            max_tokens=max_tokens,
+            sampling=sampling,
+            seed=seed,
+            tokenizer=None if self.why_no_text else self.tokenizer,
+            stop=stop,
+            ends=() if ignore_eos else self.end_ids,
+        )
 
 
 def _in_order(steps: Iterable[Step]) -> Iterator[str]:

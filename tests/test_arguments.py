@@ -22,6 +22,7 @@ from npgpt.oracle import parts
 from npgpt.oracle.diagnosis import Diagnosis
 from npgpt.oracle.report import Report
 from npgpt.pictures.attention import attention_weights
+from npgpt.scoring.scoring import totals
 from npgpt.text.sampling import Sampling
 from tests.support.models import random_parameters, small, store
 from tests.support.thorough import examples
@@ -121,6 +122,7 @@ def consumed(call: Callable[..., Any]) -> Callable[..., Any]:
 
 IDS = [1, 2]
 LOGITS = np.zeros((2, 40))
+MANY = {"prompts": ["a"], "max_tokens": 1, "seed": 1, "stop": (), "ignore_eos": False}
 STEPS = {"prompt": IDS, "max_tokens": 1, "sampling": Sampling(), "seed": 1, "stop": (), "ignore_eos": False}
 CACHE = npgpt.KVCache(CONFIG, 1, 4, "float64")
 CONFIG_FIELDS: dict[str, Any] = {
@@ -186,11 +188,17 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
             "top_k": 1,
         },
     ),
+    "generate_many": (consumed(AUSTEN.generate_many), MANY | {"special": False, "keep_last": False, "top_k": 1}),
     "steps": (consumed(BARE.steps), STEPS | {"samples": 1}),
+    "steps_many": (consumed(BARE.steps_many), MANY | {"prompts": [IDS], "sampling": Sampling()}),
     "Tokenizer.encode": (AUSTEN.tokenizer.encode, {"text": "a", "special": False}),
     "Tokenizer.decode": (AUSTEN.tokenizer.decode, {"token_ids": IDS}),
     "Tokenizer.piece": (AUSTEN.tokenizer.piece, {"token_id": 1}),
     "Tokenizer.has_text": (AUSTEN.tokenizer.has_text, {"token_id": 1}),
+    "totals": (
+        consumed(totals),
+        {"texts": ["a"], "model": AUSTEN, "special": False, "names": (), "skip": (), "progress": None},
+    ),
     "score": (
         consumed(npgpt.score),
         {
@@ -280,7 +288,7 @@ TAKEN: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("token_ids", "prompt"), ("a range",)),
     **dict.fromkeys(("record", "progress"), NONE + FUNCTIONS),
     **dict.fromkeys(("chunks", "shape"), EMPTY),
-    **dict.fromkeys(("only", "names", "steps.stop"), TEXTS),
+    **dict.fromkeys(("only", "names", "steps.stop", "steps_many.stop"), TEXTS),
     "texts": (*TEXTS, "ragged"),
     "model": ("None", "a model"),
     "source": NONE,
@@ -296,6 +304,8 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "name": (*TEXT, "a surrogate"),
     "text": TEXT,
     "open_tokenizer": FUNCTIONS,
+    "generate_many.prompts": ("['a']", "['\\0']", "texts", "ragged", "three axes"),
+    "steps_many.prompts": ("ragged", "three axes"),
     "generate.prompt": (*TEXT, "a range"),
     "stop": (*TEXTS, "None", "'no'", "a zero byte"),
     "Tokenizer.decode.token_ids": (*EMPTY, "''", "a generator", "a range", "a set"),

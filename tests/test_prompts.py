@@ -221,6 +221,7 @@ def test_no_more_are_held_at_once_than_rows() -> None:
         ("Emma", {}, r"prompts are several: put a single one into a list, \[prompt\]"),
         (5, {}, "prompts are several: .*, not 5"),
         (None, {}, "prompts are several: .*, not None"),
+        ({"Emma": 1}, {}, "prompts are several: .*, not {'Emma': 1}"),
         ([5], {}, "prompt 0: it is one row|prompt 0: token ids must be one row"),
         ([None], {}, "prompt 0: token ids must be integers"),
         ([], {}, "there are no prompts to continue"),

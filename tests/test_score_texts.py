@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import npgpt
+from npgpt.errors import NpgptError
 from npgpt.scoring import texts
 from npgpt.text import byte_pairs
 from npgpt.text.added_tokens import AddedToken
@@ -42,7 +44,7 @@ SPACES = [" ", "  ", "\n", "\r\n", "\t", "\x0b", "\x0c", "\x85", "\xa0", "\u1680
 TEXTS = st.lists(st.sampled_from([*LETTERS, *SPACES, *SPACES[:4]]), max_size=40).map("".join)
 
 
-def read(parts: list[str], special: bool = False, model: npgpt.LanguageModel = AUSTEN) -> list[int]:
+def read(parts: list[Any], special: bool = False, model: npgpt.LanguageModel = AUSTEN) -> list[int]:
     """The ids of a text that comes in these parts."""
     found = list(texts.tokens(iter(parts), model, special, {}, "the text"))
     return [token_id for part in found for token_id in part.ids.tolist()]
@@ -122,6 +124,16 @@ def test_a_space_before_a_text_is_put_there_once(monkeypatch: pytest.MonkeyPatch
     tokenizer = byte_pairs.tokenizer(pairs, {}, 5000, prefix_space=True)
     model = replace(AUSTEN, open_tokenizer=lambda: tokenizer)
     assert read([*"Emma\nwas"], model=model) == tokenizer.encode("Emma\nwas") == AUSTEN.tokenizer.encode(" Emma\nwas")
+
+
+@pytest.mark.parametrize("prefix_space", [False, True])
+@pytest.mark.parametrize("part", [1, b"Emma"])
+def test_parts_that_are_no_text_are_refused_however_a_text_is_read(part: Any, prefix_space: bool) -> None:
+    pairs = byte_pairs.BytePairs(AUSTEN.tokenizer.ranks, {}, AUSTEN.tokenizer.files)
+    tokenizer = byte_pairs.tokenizer(pairs, {}, 5000, prefix_space=prefix_space)
+    model = replace(AUSTEN, open_tokenizer=lambda: tokenizer)
+    with pytest.raises(NpgptError, match="a part of a text must be a str, not"):
+        read(["Emma", part], model=model)
 
 
 def test_words_are_counted_where_they_begin() -> None:

@@ -169,6 +169,7 @@ def totals(
     return (text.totals() for text in _complete(texts, model, executor, {}, None, **options))
 
 
+@checked
 def _complete(
     texts: Iterable[str | Iterator[str] | ArrayLike],
     model: LanguageModel | str | os.PathLike[str] | None,

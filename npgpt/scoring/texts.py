@@ -65,7 +65,7 @@ def _parts_of_ids(
     if isinstance(text, str):
         check_text(text, "the text")  # whole, so that an error tells the place in it
         text = iter([text])
-    for part in cut(text) if tokenizer.by_parts else ["".join(text)]:
+    for part in cut(text) if tokenizer.by_parts else ["".join(_checked(text))]:
         yield tokenizer.encode(part, special=special, alone=True)
 
 
@@ -83,8 +83,7 @@ def cut(parts: Iterable[str]) -> Iterator[str]:
     """
     held: list[str] = []
     size = 0
-    for part in parts:
-        check_text(part, "a part of a text")
+    for part in _checked(parts):
         for some in (part[at : at + PART] for at in range(0, len(part), PART)):
             held.append(some)
             size += len(some)
@@ -94,6 +93,13 @@ def cut(parts: Iterable[str]) -> Iterator[str]:
                 size = len(held[0])
     if size:
         yield "".join(held)
+
+
+def _checked(parts: Iterable[str]) -> Iterator[str]:
+    """Yield the parts of a text. Raises NpgptError for one that is none, such as an id or bytes."""
+    for part in parts:
+        check_text(part, "a part of a text")
+        yield part
 
 
 @dataclass(eq=False)

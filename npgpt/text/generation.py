@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -96,9 +96,7 @@ def generate_many(
 
     Raises NpgptError at once as generate() does, with the prompt's number, and where there are no prompts.
     """
-    if not isinstance(prompts, Iterable):
-        raise NpgptError(f"prompts are several, each of ids, not {prompts!r:.80}")
-    rows = [_prompt(number, prompt, config) for number, prompt in enumerate(prompts)]
+    rows = [_prompt(number, prompt, config) for number, prompt in enumerate(several(prompts))]
     if not rows:
         raise NpgptError("there are no prompts to continue")
     drawing = _Drawing(parameters, config, max_tokens, sampling, tokenizer, stop, ends)
@@ -124,6 +122,16 @@ def generate_many(
         return np.concatenate(logits), side_by_side(config, caches, capacity)
 
     return batches()
+
+
+def several(prompts: Iterable[Any]) -> Iterator[Any]:
+    """Return prompts one by one. Raises NpgptError for a single one, and for a dict, whose values would be lost."""
+    try:
+        if not isinstance(prompts, (str, Mapping)):
+            return iter(prompts)
+    except TypeError:  # an array of one number is iterable by its type alone
+        pass
+    raise NpgptError(f"prompts are several: put a single one into a list, [prompt], not {prompts!r:.80}")
 
 
 def _prompt(number: int, prompt: ArrayLike, config: Config) -> Ids:
