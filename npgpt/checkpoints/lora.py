@@ -176,12 +176,14 @@ def opened(path: Path, contents: Contents) -> tuple[Path, Contents, Adapter | No
     found = formats.read(base)
     if base.name in ADAPTERS or any(map(FOREIGN.search, found.tensors)):
         raise NpgptError(f"{path}: its base {base} is an adapter too; npgpt merges one: {MERGE}")
+    speaks = any((path.parent / name).exists() for name in VOCABULARIES)
     whole = dataclasses.replace(
         found,
         format=f"{found.format} with the LoRA adapter {path}",
         files=(*found.files, *contents.files, source),
         outdated=frozenset({"vocab_size"} if "wte.weight" in names else ()),
-        home=path if any((path.parent / name).exists() for name in VOCABULARIES) else base,
+        home=path if speaks else base,
+        vocabulary=None if speaks else found.vocabulary,  # GGUF's own
     )
     return base, whole, Adapter(path, settings, factors, rest)
 

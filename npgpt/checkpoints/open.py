@@ -33,7 +33,8 @@ class Checkpoint:
     them.
     """
 
-    path: Path
+    path: Path  # the file beside which the vocabulary lies
+    base: Path  # and the one beside which the configuration lies: of an adapter, always its base
     contents: Contents
     scheme: Scheme
     config: Config
@@ -132,6 +133,7 @@ def open_checkpoint(
     _check_size(path, contents, sources, tensors)
     return Checkpoint(
         path=contents.home or path,
+        base=path,
         contents=contents,
         scheme=scheme,
         config=config,

@@ -70,10 +70,11 @@ def convert(
         raise NpgptError(f"written are {', '.join(DTYPES)}, not {dtype!r:.80}")
     layout = {name: (dtype, shape) for name, shape in checkpoint.shapes.items()}
     parts = _converted(checkpoint, dtype, progress)
-    files = _vocabulary_files(checkpoint) | _generation_file(checkpoint.path)
+    files = _vocabulary_files(checkpoint) | _generation_file(checkpoint.base)
     stated = {key: checkpoint.stated[key] for key in IDS if key in checkpoint.stated}
     ids = _ids(lambda: vocabularies.tokenizer_of(checkpoint)) | stated
-    if files and (tokenizer_class := vocabularies.stated_class(location.weights.parent)) is not None:
+    outside = files and checkpoint.contents.vocabulary is None  # config.json says nothing of one in GGUF
+    if outside and (tokenizer_class := vocabularies.stated_class(checkpoint.path.parent)) is not None:
         ids["tokenizer_class"] = tokenizer_class
     write_folder(folder, checkpoint.config, ids, files, layout, parts, replaceable)
     return checkpoint

@@ -233,6 +233,50 @@ def test_the_vocabulary_is_the_bases_or_the_adapters_own() -> None:
     assert load_tokenizer("mine").encode("!") == [257]
 
 
+# not: generation_config.json looked for beside the vocabulary
+def test_convert_keeps_the_bases_ends_whoever_brings_the_vocabulary() -> None:
+    put_base("base", eos_token_id=1)
+    Path("base/generation_config.json").write_text('{"eos_token_id": [3, 4]}')
+    put()
+    Path("mine/generation_config.json").write_text('{"eos_token_id": 2}')
+    npgpt.convert("mine", "first")
+    Path("mine/vocab.json").write_text("{}")
+    npgpt.convert("mine", "second")
+    for folder in ("mine", "first", "second"):
+        assert npgpt.load(folder).ends.eos == (3, 4), folder
+
+
+# not: a class that makes the vocabulary another one left behind with the base, or that of a vocabulary not taken
+def test_convert_keeps_the_class_of_the_vocabulary_that_is_taken() -> None:
+    put_base("base", tokenizer_class="BertTokenizer")
+    Path("base/vocab.json").write_text("{}")
+    put()
+    npgpt.convert("mine", "first")
+    assert json.loads(Path("first/config.json").read_text())["tokenizer_class"] == "BertTokenizer"
+    Path("mine/vocab.json").write_text("{}")
+    npgpt.convert("mine", "second")
+    assert "tokenizer_class" not in json.loads(Path("second/config.json").read_text())
+
+
+# not: a vocabulary within the base's own file taken before the adapter's
+def test_an_adapters_vocabulary_wins_over_one_within_a_gguf() -> None:
+    characters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 256 + 68))]
+    config = small(vocab_size=258, n_positions=3, n_embd=2, n_layer=1, n_head=1)
+    texts = [*characters, "<|endoftext|>", "<|user|>"]
+    keys = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": texts, "tokenizer.ggml.merges": ["! !"]}
+    arrays = llamacpp(random_arrays(config, dtype="float32"))
+    writers.write(Path("base"), {"model.gguf": writers.gguf(arrays, writers.gguf_keys(config) | keys)})
+    put()
+    with pytest.raises(NpgptError, match=r"vocab\.json in base/model\.gguf"):
+        _ = npgpt.load("mine").tokenizer
+    Path("mine/vocab.json").write_text(json.dumps({text: 257 - number for number, text in enumerate(texts)}))
+    Path("mine/merges.txt").write_text("#version: 0.2\n")
+    npgpt.convert("mine", "out")
+    for folder in ("mine", "out"):
+        assert npgpt.load(folder).tokenizer.encode("!") == [257]
+    assert load_tokenizer("mine").encode("!") == [257]
+
+
 def test_a_folder_with_a_model_and_an_adapter_is_ambiguous() -> None:
     put_base("mine")
     put()
