@@ -68,7 +68,7 @@ class Checkpoint:
 
         Raises NpgptError for integers, a wrong checksum, and values too large for dtype.
         """
-        return load(*self.stored(name), dtype, f"{self.path}: {self.stored_name(name)}")
+        return load(*self.stored(name), dtype, f"{self.base}: {self.stored_name(name)}")
 
     def stored_name(self, name: str) -> str:
         """Return the name in the file of the tensor, or of its first part."""

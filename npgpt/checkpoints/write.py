@@ -65,7 +65,7 @@ def convert(
     check_destination(folder, location.weights, replaceable)
     checkpoint = open_checkpoint(location.weights, n_head=n_head, activation=activation, name_scheme=name_scheme)
     if checkpoint.no_logits:
-        raise NpgptError(f"{checkpoint.path} is no language model to write: {checkpoint.no_logits}")
+        raise NpgptError(f"{checkpoint.base} is no language model to write: {checkpoint.no_logits}")
     if dtype not in DTYPES:
         raise NpgptError(f"written are {', '.join(DTYPES)}, not {dtype!r:.80}")
     layout = {name: (dtype, shape) for name, shape in checkpoint.shapes.items()}
@@ -158,7 +158,7 @@ def _converted(
         nonlocal done
         stored, stored_dtype = checkpoint.stored(name)
         for rows in row_blocks(stored):
-            part = cast(rows, stored_dtype, dtype, f"{checkpoint.path}: {checkpoint.stored_name(name)}")
+            part = cast(rows, stored_dtype, dtype, f"{checkpoint.base}: {checkpoint.stored_name(name)}")
             yield part
             done += part.nbytes
             if progress is not None:

@@ -244,6 +244,8 @@ def test_convert_keeps_the_bases_ends_whoever_brings_the_vocabulary() -> None:
     npgpt.convert("mine", "second")
     for folder in ("mine", "first", "second"):
         assert npgpt.load(folder).ends.eos == (3, 4), folder
+    # not: the adapter, beside which the vocabulary lies, named as what was read
+    assert npgpt.load("mine").origin.startswith("base/model.safetensors: safetensors with the LoRA adapter mine/")
 
 
 # not: a class that makes the vocabulary another one left behind with the base, or that of a vocabulary not taken
