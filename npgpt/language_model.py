@@ -85,7 +85,7 @@ def open_model(source: Source) -> LanguageModel:
         checkpoint.config,
         P.from_arrays(checkpoint.config, arrays),
         lambda: tokenizer_of(checkpoint),
-        origin="" if checkpoint.description == CONVERTED else f"{checkpoint.path}: {checkpoint.description}",
+        origin="" if checkpoint.description == CONVERTED else f"{checkpoint.base}: {checkpoint.description}",
         notes=checkpoint.notes,
         no_logits=checkpoint.no_logits,
         files=checkpoint.contents.files,

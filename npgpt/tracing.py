@@ -25,19 +25,23 @@ def trace(model: LanguageModel, token_ids: Sequence[int], only: Sequence[str] = 
     """Return the intermediates of token_ids [T] by name, in the order of computation, each with B = 1 in front.
 
     only: shell patterns such as logits or h.0.*; without any, all are returned. Raises NpgptError for a pattern that
-    matches no name, and for ids that do not fit the model.
+    matches no name, and for ids that do not fit the model. A classifier's body has no logits.
     """
     only = tuple(only)
     found: dict[str, Array] = {}
     names: list[str] = []
 
     def record(name: str, array: Array) -> None:
+        if name == "logits" and model.no_logits:  # products with wte, which is not this model's head
+            return
         names.append(name)
         if not only or any(fnmatchcase(name, pattern) for pattern in only):
             found[name] = array
 
     model(token_ids, record=record)
     for pattern in only:
+        if model.no_logits and fnmatchcase("logits", pattern) and not found:
+            raise NpgptError(f"{model.name} gives no logits: {model.no_logits}")
         if not any(fnmatchcase(name, pattern) for name in names):
             known = ", ".join(name for name in names if not name.startswith("h.") or name.startswith("h.0"))
             raise NpgptError(f"no intermediate is called {pattern!r:.80}; for the first block they are {known}")

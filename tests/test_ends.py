@@ -18,6 +18,7 @@ from npgpt.checkpoints.ends import GENERATION_FILE, Ends, ends_of, special_ids
 from npgpt.checkpoints.tensor import Stated
 from npgpt.errors import NpgptError
 from npgpt.text.sampling import Sampling
+from tests.support import writers
 from tests.support.command import here
 from tests.support.models import random_arrays, small, store
 
@@ -145,6 +146,20 @@ def test_an_id_that_is_none_is_refused_by_name(tmp_path: Path, where: str, key: 
     (folder / where).write_text(json.dumps(stated | {key: wrong}))
     with pytest.raises(NpgptError, match=rf"{where}: {key} must be a whole number.*, or null, not"):
         npgpt.load(folder)
+
+
+# not: a list left out of a training checkpoint's configuration, as no plain value
+@pytest.mark.parametrize("ends", [[3, 7], (3, 7)])
+@pytest.mark.parametrize("is_record", [False, True])
+def test_ends_in_a_training_checkpoint(tmp_path: Path, ends: Any, is_record: bool) -> None:
+    arrays = random_arrays(small(), dtype="float32")
+    stated = {"n_head": 3, "n_embd": 21, "n_layer": 2, "activation_function": "gelu_new", "eos_token_id": ends}
+    held = writers.Call(writers.Global("__main__", "GPTConfig"), (), stated) if is_record else stated
+    content = writers.torch_zip(arrays, wrap=lambda state: {"model": state, "config": held})
+    (tmp_path / "ckpt.pt").write_bytes(content)
+    assert npgpt.load(tmp_path / "ckpt.pt").ends.eos == (3, 7)
+    npgpt.convert(tmp_path / "ckpt.pt", tmp_path / "out")
+    assert npgpt.load(tmp_path / "out").ends.eos == (3, 7)
 
 
 def test_a_text_begins_with_one_id(tmp_path: Path) -> None:

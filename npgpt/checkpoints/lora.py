@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -114,6 +115,8 @@ class Adapter:
             rank = self._stated("rank_pattern", layer, "r")
             _check(self.path, found["A"], found["A"].shape, (rank, n_in))
             _check(self.path, found["B"], found["B"].shape, (n_out if third is None else n_out // 3, rank))
+            if any(update.third == third for update in updates.get(ours, ())):
+                raise NpgptError(f"{self.path} adapts {ours} twice, once as {layer:.200}: {MERGE}")
             scale = self._scale(layer, found["A"].shape[0])
             updates[ours] = (*updates.get(ours, ()), LowRank(found["A"], found["B"], scale, third))
         self._check_ties(tensors, sources, updates)
@@ -122,7 +125,7 @@ class Adapter:
     def _scale(self, layer: str, rank: int) -> float:
         """Return alpha / r, or alpha / √r where rslora is set."""
         alpha = self._stated("alpha_pattern", layer, "lora_alpha")
-        if type(alpha) not in (int, float) or not math.isfinite(alpha) or rank < 1:
+        if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max or rank < 1:
             raise NpgptError(f"{self.path}: alpha of {layer:.200} is {alpha!r:.40} and its r {rank}, no scale")
         return float(alpha / math.sqrt(rank) if self.settings.get("use_rslora") else alpha / rank)
 
@@ -176,12 +179,14 @@ def opened(path: Path, contents: Contents) -> tuple[Path, Contents, Adapter | No
     found = formats.read(base)
     if base.name in ADAPTERS or any(map(FOREIGN.search, found.tensors)):
         raise NpgptError(f"{path}: its base {base} is an adapter too; npgpt merges one: {MERGE}")
+    speaks = any((path.parent / name).exists() for name in VOCABULARIES)
     whole = dataclasses.replace(
         found,
         format=f"{found.format} with the LoRA adapter {path}",
         files=(*found.files, *contents.files, source),
         outdated=frozenset({"vocab_size"} if "wte.weight" in names else ()),
-        home=path if any((path.parent / name).exists() for name in VOCABULARIES) else base,
+        home=path if speaks else base,
+        vocabulary=None if speaks else found.vocabulary,  # GGUF's own
     )
     return base, whole, Adapter(path, settings, factors, rest)
 
@@ -208,6 +213,8 @@ def _check_settings(source: Path, settings: Mapping[str, Any]) -> None:
         raise _refusal(source, "peft_type", settings.get("peft_type"))
     if (init := settings.get("init_lora_weights")) not in INNOCENT:  # PiSSA and OLoRA change the base too
         raise _refusal(source, "init_lora_weights", init)
+    if type(rslora := settings.get("use_rslora")) not in (bool, type(None)):  # "false" counts as true in Python
+        raise _refusal(source, "use_rslora", rslora)
     known = HONOURED | WITHOUT_EFFECT | {"init_lora_weights"}
     for key, value in settings.items():
         if value and key not in known and (key, value) != ("revision", "main"):

@@ -33,7 +33,8 @@ class Checkpoint:
     them.
     """
 
-    path: Path
+    path: Path  # the file beside which the vocabulary lies
+    base: Path  # and the one beside which the configuration lies: of an adapter, always its base
     contents: Contents
     scheme: Scheme
     config: Config
@@ -67,7 +68,7 @@ class Checkpoint:
 
         Raises NpgptError for integers, a wrong checksum, and values too large for dtype.
         """
-        return load(*self.stored(name), dtype, f"{self.path}: {self.stored_name(name)}")
+        return load(*self.stored(name), dtype, f"{self.base}: {self.stored_name(name)}")
 
     def stored_name(self, name: str) -> str:
         """Return the name in the file of the tensor, or of its first part."""
@@ -132,6 +133,7 @@ def open_checkpoint(
     _check_size(path, contents, sources, tensors)
     return Checkpoint(
         path=contents.home or path,
+        base=path,
         contents=contents,
         scheme=scheme,
         config=config,

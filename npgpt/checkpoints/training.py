@@ -135,7 +135,13 @@ def _statement(path: Path, held: Mapping[Any, Any]) -> Stated | None:
                 and len({SPELLINGS.get(key, key) for key in SIZES if _plain(place.get(key)) is not None}) >= enough
             ):
                 texts = {key: _plain(item) for key, item in place.items() if type(key) is str}
-                return Stated(f"{name} in {path}", {key: item for key, item in texts.items() if type(item) in PLAIN})
+                several = {  # the ends of a text, the only key that counts whose value may be a list
+                    key: [_plain(token_id) for token_id in item]
+                    for key, item in texts.items()
+                    if key == "eos_token_id" and isinstance(item, list | tuple)
+                }
+                plain = {key: item for key, item in texts.items() if type(item) in PLAIN}
+                return Stated(f"{name} in {path}", plain | several)
     return None
 
 

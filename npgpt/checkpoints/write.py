@@ -65,15 +65,16 @@ def convert(
     check_destination(folder, location.weights, replaceable)
     checkpoint = open_checkpoint(location.weights, n_head=n_head, activation=activation, name_scheme=name_scheme)
     if checkpoint.no_logits:
-        raise NpgptError(f"{checkpoint.path} is no language model to write: {checkpoint.no_logits}")
+        raise NpgptError(f"{checkpoint.base} is no language model to write: {checkpoint.no_logits}")
     if dtype not in DTYPES:
         raise NpgptError(f"written are {', '.join(DTYPES)}, not {dtype!r:.80}")
     layout = {name: (dtype, shape) for name, shape in checkpoint.shapes.items()}
     parts = _converted(checkpoint, dtype, progress)
-    files = _vocabulary_files(checkpoint) | _generation_file(checkpoint.path)
+    files = _vocabulary_files(checkpoint) | _generation_file(checkpoint.base)
     stated = {key: checkpoint.stated[key] for key in IDS if key in checkpoint.stated}
     ids = _ids(lambda: vocabularies.tokenizer_of(checkpoint)) | stated
-    if files and (tokenizer_class := vocabularies.stated_class(location.weights.parent)) is not None:
+    outside = files and checkpoint.contents.vocabulary is None  # config.json says nothing of one in GGUF
+    if outside and (tokenizer_class := vocabularies.stated_class(checkpoint.path.parent)) is not None:
         ids["tokenizer_class"] = tokenizer_class
     write_folder(folder, checkpoint.config, ids, files, layout, parts, replaceable)
     return checkpoint
@@ -157,7 +158,7 @@ def _converted(
         nonlocal done
         stored, stored_dtype = checkpoint.stored(name)
         for rows in row_blocks(stored):
-            part = cast(rows, stored_dtype, dtype, f"{checkpoint.path}: {checkpoint.stored_name(name)}")
+            part = cast(rows, stored_dtype, dtype, f"{checkpoint.base}: {checkpoint.stored_name(name)}")
             yield part
             done += part.nbytes
             if progress is not None:

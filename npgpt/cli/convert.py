@@ -72,7 +72,7 @@ def report(checkpoint: Checkpoint, folder: str, dtype: str) -> list[str]:
     zeros = sum(not source.parts for source in checkpoint.sources.values())
     absent = f", {zeros} absent biases are zeros" if zeros else ""
     return [
-        f"read     {checkpoint.path}: {checkpoint.description}, {', '.join(sorted(stored))}",
+        f"read     {checkpoint.base}: {checkpoint.description}, {', '.join(sorted(stored))}",
         f"model    {config.n_layer} blocks, {config.n_embd} = {config.n_head} heads × {config.head_width}, "
         f"{config.n_positions} positions, {config.vocab_size} ids, {activation}, {head}{absent}",
         *(f"note     {line}" for line in checkpoint.notes),

@@ -233,6 +233,52 @@ def test_the_vocabulary_is_the_bases_or_the_adapters_own() -> None:
     assert load_tokenizer("mine").encode("!") == [257]
 
 
+# not: generation_config.json looked for beside the vocabulary
+def test_convert_keeps_the_bases_ends_whoever_brings_the_vocabulary() -> None:
+    put_base("base", eos_token_id=1)
+    Path("base/generation_config.json").write_text('{"eos_token_id": [3, 4]}')
+    put()
+    Path("mine/generation_config.json").write_text('{"eos_token_id": 2}')
+    npgpt.convert("mine", "first")
+    Path("mine/vocab.json").write_text("{}")
+    npgpt.convert("mine", "second")
+    for folder in ("mine", "first", "second"):
+        assert npgpt.load(folder).ends.eos == (3, 4), folder
+    # not: the adapter, beside which the vocabulary lies, named as what was read
+    assert npgpt.load("mine").origin.startswith("base/model.safetensors: safetensors with the LoRA adapter mine/")
+
+
+# not: a class that makes the vocabulary another one left behind with the base, or that of a vocabulary not taken
+def test_convert_keeps_the_class_of_the_vocabulary_that_is_taken() -> None:
+    put_base("base", tokenizer_class="BertTokenizer")
+    Path("base/vocab.json").write_text("{}")
+    put()
+    npgpt.convert("mine", "first")
+    assert json.loads(Path("first/config.json").read_text())["tokenizer_class"] == "BertTokenizer"
+    Path("mine/vocab.json").write_text("{}")
+    npgpt.convert("mine", "second")
+    assert "tokenizer_class" not in json.loads(Path("second/config.json").read_text())
+
+
+# not: a vocabulary within the base's own file taken before the adapter's
+def test_an_adapters_vocabulary_wins_over_one_within_a_gguf() -> None:
+    characters = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 256 + 68))]
+    config = small(vocab_size=258, n_positions=3, n_embd=2, n_layer=1, n_head=1)
+    texts = [*characters, "<|endoftext|>", "<|user|>"]
+    keys = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": texts, "tokenizer.ggml.merges": ["! !"]}
+    arrays = llamacpp(random_arrays(config, dtype="float32"))
+    writers.write(Path("base"), {"model.gguf": writers.gguf(arrays, writers.gguf_keys(config) | keys)})
+    put()
+    with pytest.raises(NpgptError, match=r"vocab\.json in base/model\.gguf"):
+        _ = npgpt.load("mine").tokenizer
+    Path("mine/vocab.json").write_text(json.dumps({text: 257 - number for number, text in enumerate(texts)}))
+    Path("mine/merges.txt").write_text("#version: 0.2\n")
+    npgpt.convert("mine", "out")
+    for folder in ("mine", "out"):
+        assert npgpt.load(folder).tokenizer.encode("!") == [257]
+    assert load_tokenizer("mine").encode("!") == [257]
+
+
 def test_a_folder_with_a_model_and_an_adapter_is_ambiguous() -> None:
     put_base("mine")
     put()
@@ -250,6 +296,7 @@ LAYER = f"{PREFIX}h.0.attn.c_attn"
         ({}, {"peft_type": "IA3"}, "mine/adapter_config.json: peft_type is 'IA3', with which npgpt merges no adapter"),
         ({}, {"use_dora": True}, "use_dora is True"),
         ({}, {"lora_bias": True}, "lora_bias is True"),
+        ({}, {"use_rslora": "false"}, "use_rslora is 'false'"),
         ({}, {"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
         ({}, {"init_lora_weights": "olora"}, "init_lora_weights is 'olora'"),
         ({}, {"init_lora_weights": ["pissa"]}, "init_lora_weights is ['pissa']"),
@@ -271,6 +318,7 @@ LAYER = f"{PREFIX}h.0.attn.c_attn"
         ({f"{PREFIX}wte.weight": ARRAYS["wte.weight"] + 1}, {}, "changes wte, and GPT-2's head is tied to wte"),
         ({f"{PREFIX}wte.weight": np.ones((6, 3))}, {}, "wte.weight is [6, 3], and [6, 2] fits"),
         ({f"{PREFIX}wte.weight": np.ones((6, 2))}, {}, "changes wte, and GPT-2's head is tied to wte"),
+        ({k.replace("transformer.", ""): x for k, x in FACTORS.items()}, {}, "adapts h.0.attn.c_attn.weight twice"),
         ({f"{LAYER}.lora_A.weight": np.ones((2, 2))}, {}, "lora_A.weight is [2, 2], and [1, 2] fits its base"),
         ({f"{LAYER}.lora_B.weight": np.ones((5, 1))}, {}, "lora_B.weight is [5, 1], and [6, 1] fits its base"),
     ],
@@ -291,6 +339,7 @@ def test_what_is_not_merged_is_refused_by_name(tensors: Any, settings: dict[str,
         ({"base_model_name_or_path": "../.."}, r"base_model_name_or_path is '\.\./\.\.'"),
         ({"lora_alpha": "16"}, "alpha of .*c_attn is '16' and its r 1, no scale"),
         ({"lora_alpha": None}, "alpha of .*c_attn is None"),
+        ({"lora_alpha": 10**400}, "alpha of .*c_attn is 10+ and its r 1, no scale"),
         ({"r": 1.5}, r"lora_A.weight is \[1, 2\], and \[1.5, 2\] fits"),
     ],
 )

@@ -18,6 +18,7 @@ from npgpt.checkpoints.inspect import inspect
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.parameters import Array, from_arrays, to_arrays
+from npgpt.tracing import trace
 from tests.support.models import random_arrays, small, stored
 from tests.support.namings import llms_from_scratch, transposed
 from tests.support.thorough import examples
@@ -235,6 +236,7 @@ def test_llms_from_scratchs_classifier_is_a_body(
         lambda: model([1, 2]),
         lambda: list(model.generate([1, 2])),
         lambda: list(model.steps([1, 2], max_tokens=1, sampling=npgpt.Sampling())),
+        lambda: list(model.steps_many([[1, 2]], max_tokens=1, sampling=npgpt.Sampling())),
         lambda: npgpt.save(model, tmp_path / "saved"),
     )
     for call in calls:
@@ -243,6 +245,9 @@ def test_llms_from_scratchs_classifier_is_a_body(
     seen: list[str] = []
     model([1, 2], record=lambda name, array: seen.append(name))
     assert "ln_f" in seen
+    assert list(trace(model, [1, 2]))[-1] == "ln_f"
+    with pytest.raises(NpgptError, match="gives no logits: its head gives 2 classes"):
+        trace(model, [1, 2], ["logits"])
     for arguments in (["generate", "--ids", "1", "--model"], ["convert"]):
         assert cli.main([*arguments, str(file), *([str(tmp_path / "out")] if arguments == ["convert"] else [])]) == 2
         captured = capfd.readouterr()
