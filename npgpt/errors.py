@@ -134,7 +134,7 @@ def _may_be_numbers(value: Any) -> bool:
 
 def _are_whole(value: Any) -> bool:
     found = () if isinstance(value, range) or not isinstance(value, Iterable) else value
-    if any(isinstance(number, bool) or operator.index(number) is None for number in found):
+    if any(type(number).__name__ in TRUTH or operator.index(number) is None for number in found):
         return False
     return isinstance(value, Container) and not isinstance(value, (str, bytes, bytearray))
 
