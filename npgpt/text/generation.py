@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..cache import KVCache, side_by_side
 from ..config import Config
-from ..errors import NpgptError, numbers, whole_number
+from ..errors import NpgptError, about, numbers, whole_number
 from ..model import forward
 from ..parameters import Array, Parameters
 from .sampling import Sampling, next_token
@@ -135,12 +135,10 @@ def several(prompts: Iterable[Any]) -> Iterator[Any]:
 
 
 def _prompt(number: int, prompt: ArrayLike, config: Config) -> Ids:
-    try:
+    with about(f"prompt {number}"):
         ids = config.token_rows(prompt)
-    except NpgptError as error:
-        raise NpgptError(f"prompt {number}: {error}") from None
-    if len(ids) != 1:
-        raise NpgptError(f"prompt {number}: it is one row of ids, not {len(ids)} rows")
+        if len(ids) != 1:
+            raise NpgptError(f"it is one row of ids, not {len(ids)} rows")
     return ids
 
 
