@@ -199,6 +199,15 @@ def test_a_model_without_text_continues_several_ids() -> None:
         model.generate_many([[1]])
 
 
+@pytest.mark.parametrize("length", [1, 2, 24])
+def test_without_a_limit_the_context_is_what_ends(length: int) -> None:
+    model = LanguageModel("bare", small(), random_parameters(small()))
+    steps = list(model.steps([1] * length, max_tokens=None, sampling=GREEDY))
+    assert len(steps) == 24 - length + 2  # the drawn ones, the last of which is not fed back, and the end
+    assert steps[-1].finish == "context"
+    assert list(model.steps_many([[1] * length], max_tokens=None, sampling=GREEDY)) == steps
+
+
 def test_no_more_are_held_at_once_than_rows() -> None:
     most: list[int] = []
 

@@ -243,8 +243,8 @@ def kept_prompt(prompt: ArrayLike, config: Config, max_tokens: int | None) -> ND
 
 
 def _most(max_tokens: int | None, config: Config) -> int:
-    """Return how many tokens are drawn at most; None is no limit, but the context is one."""
-    return config.n_positions if max_tokens is None else whole_number("max_tokens", max_tokens, low=0)
+    """Return how many tokens are drawn at most; None is no limit: one more than there is room for after one id."""
+    return config.n_positions + 1 if max_tokens is None else whole_number("max_tokens", max_tokens, low=0)
 
 
 @dataclass(eq=False)
