@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,6 +60,15 @@ def real_number(name: str, value: object) -> float:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         raise NpgptError(f"{name} must be a number, not {value!r:.80}") from None
+
+
+@contextmanager
+def about(name: str) -> Iterator[None]:
+    """Put the name of what an error is about before its message."""
+    try:
+        yield
+    except NpgptError as error:
+        raise NpgptError(f"{name}: {error}") from None
 
 
 def numbers(name: str, value: object, kinds: str = "iu") -> NDArray[Any]:

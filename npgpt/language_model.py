@@ -19,7 +19,7 @@ from .checkpoints.files import is_input
 from .checkpoints.find import find
 from .checkpoints.open import CONVERTED, open_checkpoint
 from .config import Config
-from .errors import NpgptError, check_kinds, checked, float_dtype, printable
+from .errors import NpgptError, about, check_kinds, checked, float_dtype, printable
 from .model import forward as unchecked_forward
 from .parameters import Array, Parameters, Record
 from .text.generation import Step, generate, generate_many, kept_prompt, several
@@ -266,9 +266,11 @@ class LanguageModel:
         """
         self._check_logits()
         settings, _ = Sampling(**sampling), self.tokenizer
-        rows = [self.encode_prompt(one, special=special) if isinstance(one, str) else one for one in several(prompts)]
-        if keep_last:
-            rows = [kept_prompt(ids, self.config, max_tokens) for ids in rows]
+        rows = []
+        for number, prompt in enumerate(several(prompts)):
+            with about(f"prompt {number}"):
+                ids = self.encode_prompt(prompt, special=special) if isinstance(prompt, str) else prompt
+                rows.append(kept_prompt(ids, self.config, max_tokens) if keep_last else ids)
         stops = [stop] if isinstance(stop, str) else () if stop is None else stop
         return _in_order(
             self.steps_many(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
@@ -24,7 +25,7 @@ from npgpt.text.generation import Step
 from npgpt.text.sampling import Sampling
 from tests.support.austen import AUSTEN
 from tests.support.command import here, refused
-from tests.support.models import SHAPES, random_ids, random_parameters, small
+from tests.support.models import SHAPES, random_ids, random_parameters, small, store
 from tests.support.thorough import examples
 
 GREEDY = Sampling(temperature=0)
@@ -198,6 +199,15 @@ def test_a_model_without_text_continues_several_ids() -> None:
         model.generate_many([[1]])
 
 
+@pytest.mark.parametrize("length", [1, 2, 24])
+def test_without_a_limit_the_context_is_what_ends(length: int) -> None:
+    model = LanguageModel("bare", small(), random_parameters(small()))
+    steps = list(model.steps([1] * length, max_tokens=None, sampling=GREEDY))
+    assert len(steps) == 24 - length + 2  # the drawn ones, the last of which is not fed back, and the end
+    assert steps[-1].finish == "context"
+    assert list(model.steps_many([[1] * length], max_tokens=None, sampling=GREEDY)) == steps
+
+
 def test_no_more_are_held_at_once_than_rows() -> None:
     most: list[int] = []
 
@@ -288,3 +298,19 @@ def test_the_head_of_a_long_line_is_cut_where_that_is_asked_for(tmp_path: Path) 
     assert (
         error == "npgpt: p.txt: line 2: the prompt's first 45 of 300 tokens are cut, 255 kept in the context of 256\n"
     )
+
+
+def test_a_character_that_the_vocabulary_has_not_is_named_with_its_text(tmp_path: Path) -> None:
+    store(tmp_path / "m", small(vocab_size=2))
+    meta = {"vocab_size": 2, "itos": {0: "a", 1: "b"}, "stoi": {"a": 0, "b": 1}}
+    (tmp_path / "m" / "meta.pkl").write_bytes(pickle.dumps(meta))
+    (tmp_path / "p.txt").write_text("ab\naZ")
+    assert "p.txt: line 2: " in refused("generate", "--prompts", "p.txt", "--model", "m", cwd=tmp_path)
+    assert "p.txt: " in refused("score", "--no-bos", "p.txt", "--model", "m", cwd=tmp_path)
+    model = npgpt.load(tmp_path / "m")
+    with pytest.raises(NpgptError, match=r"prompt 1: .* has no id for 'Z'"):
+        model.generate_many(["ab", "aZ"])
+    with pytest.raises(NpgptError, match=r"text 1: .* has no id for 'Z'"):
+        list(npgpt.score(["ab", "aZ"], model, end_of_text=False))
+    with pytest.raises(NpgptError, match="text 1: token id 7 at position"):
+        list(npgpt.score([[0, 1], [0, 7]], model, end_of_text=False))

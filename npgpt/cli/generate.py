@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NpgptError
+from ..errors import NpgptError, about
 from .options import add_common, importing, note, open_model, read_file, text_or_ids, tune
 
 if TYPE_CHECKING:
@@ -171,7 +171,8 @@ def _lines_ids(options: argparse.Namespace, model: LanguageModel) -> list[list[i
         text = line.removesuffix("\r")
         if not text:
             raise NpgptError(f"{name} is empty, and a prompt is a line: take it out")
-        ids = model.encode_prompt(text, special=options.special)
+        with about(name):
+            ids = model.encode_prompt(text, special=options.special)
         found.append(_fitting(ids, f"{name}: the prompt", options, model))
     return found
 

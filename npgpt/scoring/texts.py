@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import NpgptError, numbers
+from ..errors import NpgptError, about, numbers
 from ..language_model import LanguageModel
 from ..text.tokenizer import check_text
 from .likelihood import Figures, Ids, Likelihood, Score, Totals, exact, measured
@@ -54,19 +54,22 @@ def _parts_of_ids(
     text: str | Iterator[str] | ArrayLike, model: LanguageModel, special: bool, name: str
 ) -> Iterator[list[int]]:
     if not isinstance(text, (str, Iterator)):
-        ids = numbers(name, text)
-        if ids.ndim != 1:
-            shape = list(ids.shape)
+        array = numbers(name, text)
+        if array.ndim != 1:
+            shape = list(array.shape)
             raise NpgptError(f"{name} must be a text or ids [T], not of shape {shape}: [ids] for a single one")
-        model.config.check_ids(ids)
-        yield ids.tolist()
+        with about(name):
+            model.config.check_ids(array)
+        yield array.tolist()
         return
     tokenizer = model.tokenizer
     if isinstance(text, str):
         check_text(text, "the text")  # whole, so that an error tells the place in it
         text = iter([text])
     for part in cut(text) if tokenizer.by_parts else ["".join(_checked(text))]:
-        yield tokenizer.encode(part, special=special, alone=True)
+        with about(name):
+            ids = tokenizer.encode(part, special=special, alone=True)
+        yield ids
 
 
 def _piece(model: LanguageModel, token_id: int) -> bytes:

@@ -60,13 +60,15 @@ def convention(
 ) -> Convention:
     """Return a convention by name; None stands for its own default. before: what a text begins with, in words.
 
-    Raises NpgptError for an unknown name, a context below 2 or beyond the model's, and a stride above the context.
+    Raises NpgptError for an unknown name, a context below 2 (llama.cpp: 3) or beyond the model's, and a stride
+    above the context.
     """
     if name not in NAMES:
         raise NpgptError(f"no convention is called {name!r:.80}; there are {', '.join(NAMES)}")
     if context is None:
         context = min(512, config.n_positions) if name == "llama.cpp" else config.n_positions
-    context = whole_number(f"the context of a window (n_positions = {config.n_positions} at most)", context, low=2)
+    low = 3 if name == "llama.cpp" else 2  # the second half of 2, but for the token that begins it, is nothing
+    context = whole_number(f"the context of a window (n_positions = {config.n_positions} at most)", context, low=low)
     if context > config.n_positions:
         raise NpgptError(f"a window of {context} tokens is longer than the model's context, {config.n_positions}")
     if stride is None:

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..cache import KVCache, side_by_side
 from ..config import Config
-from ..errors import NpgptError, numbers, whole_number
+from ..errors import NpgptError, about, numbers, whole_number
 from ..model import forward
 from ..parameters import Array, Parameters
 from .sampling import Sampling, next_token
@@ -135,12 +135,10 @@ def several(prompts: Iterable[Any]) -> Iterator[Any]:
 
 
 def _prompt(number: int, prompt: ArrayLike, config: Config) -> Ids:
-    try:
+    with about(f"prompt {number}"):
         ids = config.token_rows(prompt)
-    except NpgptError as error:
-        raise NpgptError(f"prompt {number}: {error}") from None
-    if len(ids) != 1:
-        raise NpgptError(f"prompt {number}: it is one row of ids, not {len(ids)} rows")
+        if len(ids) != 1:
+            raise NpgptError(f"it is one row of ids, not {len(ids)} rows")
     return ids
 
 
@@ -245,8 +243,8 @@ def kept_prompt(prompt: ArrayLike, config: Config, max_tokens: int | None) -> ND
 
 
 def _most(max_tokens: int | None, config: Config) -> int:
-    """Return how many tokens are drawn at most; None is no limit, but the context is one."""
-    return config.n_positions if max_tokens is None else whole_number("max_tokens", max_tokens, low=0)
+    """Return how many tokens are drawn at most; None is no limit: one more than there is room for after one id."""
+    return config.n_positions + 1 if max_tokens is None else whole_number("max_tokens", max_tokens, low=0)
 
 
 @dataclass(eq=False)
