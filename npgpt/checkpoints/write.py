@@ -99,6 +99,9 @@ def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     arrays = parameters.to_arrays(model.parameters)
     layout = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
     ids = _ids(model.open_tokenizer) | model.ends.stated()
+    for place in {file.parent for file in own if isinstance(file, Path)}:  # how the vocabulary is to be read
+        if (tokenizer_class := vocabularies.stated_class(place)) is not None:
+            ids["tokenizer_class"] = tokenizer_class
     write_folder(folder, model.config, ids, files, layout, lambda name: [arrays[name]])
 
 
