@@ -326,6 +326,21 @@ def test_what_lies_beside_a_vocabulary_travels(tmp_path: Path, step: str) -> Non
     assert npgpt.load(tmp_path / "out").tokenizer.encode("<|user|>in") == [261, 259]
 
 
+# not: config.json's class, which says how the vocabulary is read, kept by convert alone
+@pytest.mark.parametrize("write", ["save", "convert"])
+def test_a_class_in_config_json_is_kept(tmp_path: Path, write: str) -> None:
+    splitter = {"type": "ByteLevel", "add_prefix_space": True, "use_regex": True}
+    source = store(tmp_path / "m", small(vocab_size=300), tokenizer_class="PreTrainedTokenizerFast")
+    put(source, small_whole(pre_tokenizer=splitter))
+    ids = npgpt.load(source).tokenizer.encode("the")
+    assert ids == [258]  # " the"
+    if write == "save":
+        npgpt.save(npgpt.load(source), tmp_path / "out")
+    else:
+        npgpt.convert(source, tmp_path / "out")
+    assert npgpt.load(tmp_path / "out").tokenizer.encode("the") == ids
+
+
 # --- merges ---
 
 

@@ -25,7 +25,7 @@ from .atomic import sync_folder, writing
 from .ends import GENERATION_FILE, IDS, ends_of
 from .files import CONFIGURATION, is_output, one_run, read_bytes
 from .find import GPT2_RANKS, expanded, find
-from .formats import WEIGHTS_FILE
+from .formats import ADAPTERS, WEIGHTS_FILE
 from .open import CONFIG_FILES, Checkpoint, open_checkpoint
 from .strict_json import read_object
 from .tensor import Stated, cast, itemsize, row_blocks
@@ -95,10 +95,15 @@ def save(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
     own = [file for file in used if file != GPT2_RANKS]
     files = {file.name: contents(file) for file in own}
     if model.source is not None:
-        files |= _generation_file(model.source.weights, model)
+        weights = model.source.weights
+        base = model.files[0] if weights.name in ADAPTERS else weights  # whose files come first
+        files |= _generation_file(base, model)
     arrays = parameters.to_arrays(model.parameters)
     layout = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
     ids = _ids(model.open_tokenizer) | model.ends.stated()
+    for place in {file.parent for file in own if isinstance(file, Path)}:  # how the vocabulary is to be read
+        if (tokenizer_class := vocabularies.stated_class(place)) is not None:
+            ids["tokenizer_class"] = tokenizer_class
     write_folder(folder, model.config, ids, files, layout, lambda name: [arrays[name]])
 
 

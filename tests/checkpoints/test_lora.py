@@ -248,6 +248,17 @@ def test_convert_keeps_the_bases_ends_whoever_brings_the_vocabulary() -> None:
     assert npgpt.load("mine").origin.startswith("base/model.safetensors: safetensors with the LoRA adapter mine/")
 
 
+# not: generation_config.json looked for beside the adapter
+def test_save_keeps_the_bases_settings_of_generation() -> None:
+    put_base("base")
+    Path("base/generation_config.json").write_text('{"eos_token_id": 3, "temperature": 0.5}')
+    put()
+    Path("mine/generation_config.json").write_text('{"temperature": 2.0}')
+    npgpt.save(npgpt.load("mine"), "out")
+    kept = json.loads(Path("out/generation_config.json").read_text())
+    assert kept == {"eos_token_id": 3, "temperature": 0.5}
+
+
 # not: a class that makes the vocabulary another one left behind with the base, or that of a vocabulary not taken
 def test_convert_keeps_the_class_of_the_vocabulary_that_is_taken() -> None:
     put_base("base", tokenizer_class="BertTokenizer")
