@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import sys
 from collections import Counter
@@ -105,6 +104,8 @@ def check_spelling(
     texts = Counter(text for value in given if value for text in (value if isinstance(value, list) else [value]))
     after = Counter(arguments[arguments.index("--") + 1 :] if "--" in arguments else ())
     for text in (Counter(unknown) + texts) - after:
+        import difflib  # only a mistake needs it
+
         name = re.split(r"[\s=]", text)[0]
         nearest = [option for option in own if option.startswith(name)] or difflib.get_close_matches(name, own, 1)
         if name in own and text in unknown:

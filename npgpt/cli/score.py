@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NpgptError
 from ..process import cores
 from .html import page_writer
-from .inputs import Input, inputs, of_ids
 from .options import add_common, coloured, importing, into_file, note, open_model, output_path, read_ids, tune
 from .progress import bar, clear
 from .streams import paint
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
     from ..language_model import LanguageModel
     from ..scoring.likelihood import Score, Totals
+    from .inputs import Input
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +62,7 @@ def run(options: argparse.Namespace) -> int:
         from ..scoring.page import score_page
         from ..scoring.report import summary
         from ..scoring.scoring import convention_of
+        from .inputs import inputs, of_ids
 
     write_page = page_writer(options.html)
     resume = None if options.resume is None else output_path("--resume", options.resume)
