@@ -24,7 +24,9 @@ import pytest
 import npgpt
 from npgpt.cli.progress import bar
 from tests.support.command import COMMAND, ROOT, here, refused, run, wait_for_the_end
+from tests.support.models import small, store
 from tests.support.thorough import examples
+from tests.support.vocabularies import put, small_pair
 
 LINE = "Emma Woodhouse, handsome, clever, and rich, with a comfortable home.\n"
 TEXTS = {
@@ -463,3 +465,16 @@ def test_a_bar_on_a_narrow_terminal_is_one_line(capsys: pytest.CaptureFixture[st
         assert 0 < len(drawn) < columns
         assert ("86,016 of 228,336 tokens" in drawn) == (columns >= 40)
         assert drawn.startswith("[") == (columns == 200)
+
+
+def test_a_tokenizer_that_changes_a_text_is_said(tmp_path: Path) -> None:
+    """With a space before a text, its bytes are not those that the user gave."""
+    folder = store(tmp_path / "m", small(vocab_size=300))
+    put(folder, small_pair() | {"tokenizer_config.json": {"add_prefix_space": True}})
+    (tmp_path / "text").write_text("the")
+    said = "npgpt: its tokenizer may change a text: bytes, words and bits per byte are those of the tokens"
+    code, printed, notes = here("score", str(tmp_path / "text"), "--model", str(folder))
+    assert (code, "of 4 bytes and 1 words" in printed, said in notes) == (0, True, True)
+    assert said not in here("score", "--ids", "1,2", "--model", str(folder))[2]
+    (folder / "tokenizer_config.json").unlink()
+    assert said not in here("score", str(tmp_path / "text"), "--model", str(folder))[2]

@@ -169,8 +169,8 @@ def measured(pieces: Sequence[bytes]) -> tuple[Ids, Ids]:
 class Score:
     """A text of n tokens as the model sees it.
 
-    pieces are the tokens' bytes, empty for ids without text; joined they are the text. likelihood has NaN and rank 0
-    for a token that the convention does not score.
+    pieces are the tokens' bytes, empty for ids without text; joined they are the text, as the tokenizer has it.
+    likelihood has NaN and rank 0 for a token that the convention does not score.
     """
 
     token_ids: Ids

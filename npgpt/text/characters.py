@@ -48,7 +48,8 @@ def from_meta(path: File, vocab_size: int) -> Tokenizer:
                 )
         return [ids[character] for character in text]
 
-    return Tokenizer(ids_of, {number: character.encode() for number, character in characters.items()}, {}, (path,))
+    pieces = {number: character.encode() for number, character in characters.items()}
+    return Tokenizer(ids_of, pieces, {}, (path,), by_parts=True)
 
 
 def _refuse(path: File, what: str) -> Any:

@@ -51,7 +51,8 @@ class Tokenizer:
     beyond: Mapping[int, str] = field(default_factory=dict, repr=False)  # tokens for which the model has no row
     leading: bytes = field(default=b"", repr=False)  # what a piece loses where it begins a text
     beside: tuple[File, ...] = field(default=(), repr=False)  # files that say more of the vocabulary
-    by_parts: bool = False  # whether a text that is cut before white space has its ids, one part's after another's
+    # whether the pieces of a text are that text, and those of its parts, cut before white space, one after another
+    by_parts: bool = False
 
     @property
     def source(self) -> str:
