@@ -44,8 +44,6 @@ class KVCache:
         self.keys: Array = np.empty(shape, dtype)
         self.values: Array = np.empty(shape, dtype)
         self.length = 0
-        if not isinstance(padding, (Sequence, np.ndarray)) or np.ndim(padding) != 1:
-            raise NpgptError(f"padding is a list with a number for each row, not {padding!r:.80}")
         if len(padding) not in (0, batch_size):
             raise NpgptError(
                 f"padding is a number for each of the cache's {batch_size} rows, not {len(padding)} numbers"

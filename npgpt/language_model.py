@@ -239,11 +239,10 @@ class LanguageModel:
         """
         self._check_logits()
         settings, _ = Sampling(**sampling), self.tokenizer
-        ids = self.encode_prompt(prompt, special=special) if isinstance(prompt, str) else prompt
-        if keep_last:
-            ids = kept_prompt(ids, self.config, max_tokens)
-        stops = [stop] if isinstance(stop, str) else () if stop is None else stop
-        steps = self.steps(ids, max_tokens=max_tokens, sampling=settings, seed=seed, stop=stops, ignore_eos=ignore_eos)
+        ids = self._prompt_ids(prompt, special, keep_last, max_tokens)
+        steps = self.steps(
+            ids, max_tokens=max_tokens, sampling=settings, seed=seed, stop=_stops(stop), ignore_eos=ignore_eos
+        )
         return (step.text for step in steps if step.text)
 
     @checked
@@ -269,14 +268,16 @@ class LanguageModel:
         rows = []
         for number, prompt in enumerate(several(prompts)):
             with about(f"prompt {number}"):
-                ids = self.encode_prompt(prompt, special=special) if isinstance(prompt, str) else prompt
-                rows.append(kept_prompt(ids, self.config, max_tokens) if keep_last else ids)
-        stops = [stop] if isinstance(stop, str) else () if stop is None else stop
-        return _in_order(
-            self.steps_many(
-                rows, max_tokens=max_tokens, sampling=settings, seed=seed, stop=stops, ignore_eos=ignore_eos
-            )
+                rows.append(self._prompt_ids(prompt, special, keep_last, max_tokens))
+        steps = self.steps_many(
+            rows, max_tokens=max_tokens, sampling=settings, seed=seed, stop=_stops(stop), ignore_eos=ignore_eos
         )
+        return _in_order(steps)
+
+    def _prompt_ids(self, prompt: str | ArrayLike, special: bool, keep_last: bool, max_tokens: int | None) -> ArrayLike:
+        """Return the ids of a prompt, cut to the context where keep_last asks for it."""
+        ids = self.encode_prompt(prompt, special=special) if isinstance(prompt, str) else prompt
+        return kept_prompt(ids, self.config, max_tokens) if keep_last else ids
 
     @checked
     def steps(
@@ -337,6 +338,11 @@ class LanguageModel:
             stop=stop,
             ends=() if ignore_eos else self.end_ids,
         )
+
+
+def _stops(stop: str | Iterable[str] | None) -> Iterable[str]:
+    """Return stop strings, of which a single one and none may be given as such."""
+    return [stop] if isinstance(stop, str) else () if stop is None else stop
 
 
 def _in_order(steps: Iterable[Step]) -> Iterator[str]:

@@ -120,8 +120,8 @@ def test_caches_side_by_side_end_together() -> None:
     [
         (5, "padding must be whole numbers, several, in a list or the like, not 5"),
         (None, "padding must be whole numbers, several, in a list or the like, not None"),
-        ("ab", "padding is a list with a number for each row, not 'ab'"),
-        ([[1], [2]], "padding is a list with a number for each row"),
+        ("ab", "a row's padding .* must be a whole number, not 'a'"),
+        ([[1], [2]], r"a row's padding .* must be a whole number, not \[1\]"),
         ([1], "padding is a number for each of the cache's 2 rows, not 1 numbers"),
         ([0, 5], "a row's padding .* at most 4, not 5"),
         ([-1, 0], "a row's padding .* at least 0, not -1"),

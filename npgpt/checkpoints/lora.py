@@ -43,7 +43,8 @@ PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 FOREIGN = re.compile(r"(?:^|\.)(?:lora_|lora\.|token_adapter\.|ia3_|original_module\.|prompt_)")
 WHOLE = {"wte.weight", "wpe.weight", "ln_f.weight"}  # what a model has, and its adapter, as a rule, has not
-VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.tiktoken")  # an adapter's own, which then wins
+# an adapter's own vocabulary, which then wins, or is refused by name where it is of another kind
+VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.tiktoken", "spiece.model", "tokenizer.model")
 ENLARGED = ("wte.weight", "lm_head.weight")  # which may have got rows for new tokens
 BOOK = re.compile(r"(.+\.)?lora\.[AB]")  # LLMs-from-scratch's, appendix E, whose A is [in, r] and B [r, out]
 BY_HAND = (

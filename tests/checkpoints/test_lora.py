@@ -392,3 +392,10 @@ def test_the_books_own_lora_is_named() -> None:
 def test_a_module_that_was_not_merged_is_named_for_what_it_is() -> None:
     with pytest.raises(NpgptError, match=r"weights has an adapter that is not merged \(.*give model\.merge_and_unload"):
         npgpt.check(np.zeros((1, 3, 5)), [0, 1, 2], weights=unmerged())
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "tokenizer.model"])
+def test_a_vocabulary_of_another_kind_beside_an_adapter_is_not_passed_over(name: str) -> None:
+    put_base("base")
+    (put() / name).write_bytes(b"\n\x0e")
+    assert f"mine has {name}, which alone is no vocabulary" in npgpt.load("mine").why_no_text
