@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from ..errors import NpgptError
 from ..language_model import LanguageModel
 from ..parameters import Array
 from .attention import AttentionWeights, attention_weights, selected
-from .page import STYLE
+from .page import filled
 
 TEMPLATE = Path(__file__).with_name("attention_page.html")
 LARGEST = 64 * 2**20  # bytes; a browser opens a page of this size without delay
@@ -43,9 +42,7 @@ def attention_page(attention: AttentionWeights) -> str:
         "pieces": attention.texts,
         "weights": base64.b64encode(packed(attention.weights)).decode(),
     }
-    # no "<" and so no "</script>": a text must not end the element that holds it
-    text = json.dumps(data).replace("<", "\\u003c")
-    return TEMPLATE.read_text("utf-8").replace("{{style}}", STYLE).replace("{{data}}", text)
+    return filled(TEMPLATE, data)
 
 
 def packed(weights: Array) -> bytes:
