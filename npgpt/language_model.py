@@ -54,6 +54,11 @@ def load(
     return open_model(Source(location.name, location.weights, dtype, n_head, config, name_scheme, activation))
 
 
+def opened(model: LanguageModel | str | os.PathLike[str] | None = None) -> LanguageModel:
+    """Return the model itself, or load it by name or path. Raises NpgptError as load() does."""
+    return model if isinstance(model, LanguageModel) else load(model)
+
+
 @dataclass(frozen=True)
 class Source:
     """What opens a model, here or in another process: the file of its weights, and how load() was called."""
@@ -273,6 +278,14 @@ class LanguageModel:
             rows, max_tokens=max_tokens, sampling=settings, seed=seed, stop=_stops(stop), ignore_eos=ignore_eos
         )
         return _in_order(steps)
+
+    def prompt_ids(self, prompt: str | ArrayLike, *, special: bool = False) -> list[int]:
+        """Return the ids of a prompt, a text or ids [T]. Raises NpgptError where they do not fit the model."""
+        ids = self.encode_prompt(prompt, special=special) if isinstance(prompt, str) else prompt
+        rows = self.config.token_rows(ids)
+        if len(rows) != 1:
+            raise NpgptError(f"one row of ids is expected, not {len(rows)}")
+        return [int(token_id) for token_id in rows[0]]
 
     def _prompt_ids(self, prompt: str | ArrayLike, special: bool, keep_last: bool, max_tokens: int | None) -> ArrayLike:
         """Return the ids of a prompt, cut to the context where keep_last asks for it."""

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from ..checkpoints.find import find
 from ..errors import CHECKS, NpgptError, checked, whole_number
-from ..language_model import LanguageModel, Source, load, open_model
+from ..language_model import LanguageModel, Source, open_model, opened
 from .likelihood import Figures, Ids, Likelihood, Score, Totals, likelihood
 from .texts import Row, Text, tokens
 from .windows import Convention
@@ -193,7 +193,7 @@ def _complete(
     if isinstance(texts, str):
         raise NpgptError("texts are several: put a single one into a list, [text]")
     CHECKS["Iterable[str]"]("texts", texts)
-    model = model if isinstance(model, LanguageModel) else load(model)
+    model = opened(model)
     rule = convention_of(model, convention, context, stride, end_of_text)
     keep, high = top is not None, model.config.vocab_size
     top = whole_number("top, the number of likeliest tokens to name,", top if keep else 0, low=0, high=high)
