@@ -56,9 +56,8 @@ def prefill_operations(config: Config, length: int) -> float:
 
 def token_bytes(config: Config, seen: float, batch: int = 1) -> float:
     """Return the bytes a decoding step must read: all weights once, and keys and values of `seen` tokens a row."""
-    weights = (
-        sum(count(config).values()) - config.n_positions * config.n_embd
-    )  # wte serves as the head; only one row of wpe is read
+    # wte serves as the head; only one row of wpe is read
+    weights = sum(count(config).values()) - config.n_positions * config.n_embd
     return 4 * (weights + batch * seen * 2 * config.n_layer * config.n_embd)
 
 

@@ -294,7 +294,7 @@ class LlamaCpp:
         return self.contexts[sequences]
 
     def logits(self, context: Any, rows: list[Ids], past: int, every: bool = False) -> NDArray[np.float32]:
-        """Return logits of every position or each row's last one, [positions, vocabulary], valid until the next call."""
+        """Return logits [positions, vocabulary] of every position or each row's last, valid until the next call."""
         import llama_cpp
 
         length = len(rows[0])

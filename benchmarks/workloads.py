@@ -18,7 +18,7 @@ class Engine(Protocol):
     """A model opened by some engine, with ids in and ids out."""
 
     def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
-        """Return `new` greedy ids after each prompt (all of one length), by a prefill and new - 1 steps of the batch."""
+        """Return `new` greedy ids after each prompt (all of one length): one prefill, then new - 1 steps."""
 
     def score(self, ids: list[int]) -> list[float]:
         """Return the log-probability of each of ids[1:]. Raises NotImplementedError if the engine cannot."""
