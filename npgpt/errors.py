@@ -62,6 +62,18 @@ def real_number(name: str, value: object) -> float:
         raise NpgptError(f"{name} must be a number, not {value!r:.80}") from None
 
 
+def reason(error: OSError) -> str:
+    """Return a system's error in npgpt's words: the file, then what is wrong with it."""
+    if error.filename is None or not error.strerror:
+        return str(error)
+    file = os.fsdecode(error.filename) if not isinstance(error.filename, int) else "a file"
+    if isinstance(error, FileNotFoundError):
+        return f"{file} does not exist"
+    if isinstance(error, IsADirectoryError):
+        return f"{file} is a folder, not a file"
+    return f"{file}: {error.strerror[0].lower()}{error.strerror[1:]}"
+
+
 @contextmanager
 def about(name: str) -> Iterator[None]:
     """Put the name of what an error is about before its message."""

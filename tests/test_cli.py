@@ -284,7 +284,7 @@ def test_version_and_help() -> None:
         (["generate", "--ids", "1,5000"], "token id 5000 at position [1] is out of range"),
         (["generate", "--ids", "1,-1"], "token id -1"),
         (["generate", "--ids", "99999999999999999999"], "integers"),
-        (["generate", "a", "--model", "no/such/model/here"], "the model no/such/model/here does not exist"),
+        (["generate", "a", "--model", "no/such/model/here"], "no/such/model/here does not exist"),
         (["generate", "a", "--n-head", "7"], "192 / 7 = 27.43"),
         (["inspect", "/etc/hostname"], "/etc/hostname"),
         (["tokens", "a", "--model", ""], "a model's name must be a folder, a file, or a name such as gpt2"),

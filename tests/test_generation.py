@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import npgpt
 from npgpt.cache import KVCache
-from npgpt.checkpoints.find import GPT2_RANKS
+from npgpt.checkpoints.places import GPT2_RANKS
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.model import forward

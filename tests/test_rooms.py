@@ -146,3 +146,10 @@ def test_every_public_name_is_there() -> None:
 def test_the_textbook_is_a_second_derivation() -> None:
     """It takes nothing from the forward pass that it keeps honest."""
     assert rooms(HOUSE / "oracle" / "textbook.py") & FORWARD_PASS == set()
+
+
+def test_the_names_of_models_are_known_without_numpy() -> None:
+    code = (
+        "import sys; from npgpt.checkpoints.places import names; assert 'austen' in names(); assert 'numpy' not in {}"
+    )
+    subprocess.run([sys.executable, "-c", code.format("sys.modules")], check=True)

@@ -265,7 +265,7 @@ def test_a_full_disk_is_an_error(arguments: tuple[str, ...], room: int) -> None:
     error = io.BytesIO()
     assert called(b"", Full(room) if room else io.BufferedWriter(Full()), error, *arguments) == 2
     lines = [line for line in error.getvalue().decode().splitlines() if " tokens of " not in line]
-    assert lines == ["npgpt: error: [Errno 28] No space left on device: 'standard output'"]
+    assert lines == ["npgpt: error: standard output: no space left on device"]
 
 
 @posix
@@ -280,7 +280,7 @@ def test_a_file_that_may_not_grow_is_an_error_to_the_end_of_the_process(tmp_path
             env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)),
         )
-    assert (done.returncode, done.stderr) == (2, b"npgpt: error: [Errno 27] File too large: 'standard output'\n")
+    assert (done.returncode, done.stderr) == (2, b"npgpt: error: standard output: file too large\n")
 
 
 AFTER = "; a text that begins like an option goes after -- (see npgpt {} --help)\n"

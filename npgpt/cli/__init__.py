@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..checkpoints.files import one_run
-from ..errors import NpgptError
+from ..errors import NpgptError, reason
 from . import attend, check, convert, download, generate, inspect, score, tokens, trace
 from .options import note
 from .streams import finish, paint, standard_streams
@@ -63,8 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
         except BrokenPipeError:
             return PIPE_CLOSED
-        except (NpgptError, OSError) as error:
+        except NpgptError as error:
             note(f"error: {error}")
+        except OSError as error:
+            note(f"error: {reason(error)}")
         except MemoryError:
             note("error: not enough memory for this model in this dtype")
         return 2

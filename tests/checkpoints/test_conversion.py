@@ -394,5 +394,5 @@ def test_a_full_disk_is_told_with_the_folder_and_leaves_nothing(
     put(tmp_path / "source")
     monkeypatch.setattr(safetensors, "write_parts", full)
     error = refused("convert", "source", "new/out", "--n-head", "3", cwd=tmp_path)
-    assert error == "npgpt: error: [Errno 28] No space left on device: 'new/out'\n"
+    assert error == "npgpt: error: new/out: no space left on device\n"
     assert listed(tmp_path) == ["source"]
