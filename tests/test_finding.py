@@ -40,7 +40,7 @@ def snapshot(cache: Path, repository: str, commit: str = "abc", main: bool = Tru
 def test_nothing_named_is_the_embedded_model() -> None:
     location = find.find()
     assert location.name == "austen"
-    assert location.weights.parent == find.EMBEDDED_WEIGHTS / "austen"
+    assert location.weights.parent == places.EMBEDDED_WEIGHTS / "austen"
     put(Path("weights/austen"))
     assert location == find.find("austen")
     put(Path("austen"))
@@ -212,7 +212,7 @@ def test_models_are_those_that_a_name_finds(tmp_path: Path, monkeypatch: pytest.
     (Path("weights") / "notes.txt").touch()
     found = {location.name: location.weights.parent for location in find.models()}
     expected = {"mine": Path("weights/mine"), "org/story": story, "gpt2": gpt2, "org/tuned": tuned}
-    assert found == {"austen": find.EMBEDDED_WEIGHTS / "austen"} | expected
+    assert found == {"austen": places.EMBEDDED_WEIGHTS / "austen"} | expected
     assert own != found["mine"], "weights/ comes before $NPGPT_WEIGHTS"
     assert all(find.find(name).weights.parent == folder for name, folder in found.items())
     assert "org/begun" in places.names()
