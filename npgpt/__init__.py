@@ -14,7 +14,7 @@ Run
     Score           what score yields for a text
 
 Check
-    check           another implementation's logits or stages against GPT-2's
+    check           another implementation's logits or stages, compared
     check_part      one function or layer of it: gelu, layer_norm, attention
     check_greedy    its greedy tokens
     (npgpt.testing.assert_matches does the same in a test suite)
@@ -33,7 +33,7 @@ Files
     NpgptError      the one exception for bad input
     tune_process    threads and memory settings, before NumPy is imported
 
-The formulas are in npgpt/model.py. `npgpt --help` lists the same as commands.
+The formulas are in npgpt/model.py. `npgpt --help` lists the commands.
 """
 
 from __future__ import annotations

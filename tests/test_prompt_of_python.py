@@ -30,7 +30,7 @@ PARAMETERS = random_parameters(small(), dtype="float32")
             npgpt.LanguageModel("m", small(), PARAMETERS, origin="a.pt: torch.save"),
             "LanguageModel('m': 2 blocks, 21 = 3 × 7, 24 positions, 40 ids, float32; a.pt: torch.save)",
         ),
-        (npgpt.KVCache(small(), 1, 9), "KVCache(0 of 9 tokens: 2 blocks, 1 rows, 3 heads × 7, float32)"),
+        (npgpt.KVCache(small(), 1, 9), "KVCache(0 of 9 tokens: 2 blocks, 1 row, 3 heads × 7, float32)"),
         (
             PARAMETERS,
             "Parameters(wte=Embedding(weight=float32[40, 21]), wpe=Embedding(weight=float32[24, 21]), h=<2 blocks>, "
@@ -67,7 +67,7 @@ def test_completion_offers_what_is_public_and_no_imports() -> None:
 
 
 def test_help_begins_with_a_table_of_everything_public() -> None:
-    """Each name once, in a line of at most 80 columns, which pydoc indents by four."""
+    """Each name once; pydoc indents the lines by four."""
     contents = npgpt.__doc__ or ""
     listed = re.findall(r"^    (\w+)(?:\(.*?\))?  +\S", contents, re.MULTILINE)
     assert sorted(listed) == [*npgpt.__all__]
