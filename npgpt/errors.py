@@ -74,6 +74,15 @@ def reason(error: OSError) -> str:
     return f"{file}: {error.strerror[0].lower()}{error.strerror[1:]}"
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean NAME?)" with the known name that is most like a misspelt one; empty if none is."""
+    import difflib  # only a mistake needs it
+
+    by_letters = {word.lower(): word for word in known}
+    found = difflib.get_close_matches(str(name).lower(), by_letters, 1)
+    return f" (did you mean {by_letters[found[0]]}?)" if found else ""
+
+
 @contextmanager
 def about(name: str) -> Iterator[None]:
     """Put the name of what an error is about before its message."""

@@ -75,6 +75,11 @@ def thread_count() -> int:
     """
     if not 0 < _number("OPENBLAS_THREAD_TIMEOUT") <= SHORT_TIMEOUT:
         return 1
+    return blas_threads()
+
+
+def blas_threads() -> int:
+    """Return how many threads NumPy's products use: as many as the environment says, up to every core."""
     return min(cores(), next(filter(None, map(_number, THREAD_VARIABLES)), cores()))
 
 

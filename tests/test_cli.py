@@ -255,16 +255,20 @@ def test_help_has_an_example_and_fits_a_screen(verb: str) -> None:
 
 
 def test_version_and_help() -> None:
-    assert run("--version") == (0, f"npgpt {npgpt.__version__}\n", "")
+    code, out, error = run("--version", OPENBLAS_NUM_THREADS="1")
+    assert (code, error) == (0, "")
+    assert re.fullmatch(
+        rf"npgpt {npgpt.__version__}\nNumPy {re.escape(np.__version__)}, \S+ [\d.]+\S*, threads: 1\n", out
+    )
     code, out, _ = here("--help")
     assert (code, "example: npgpt generate" in out) == (0, True)
+    assert here() == (2, out, "")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "VERB"),
-        (["nonsense"], "invalid choice"),
+        (["nonsense"], "there is no verb 'nonsense' (see npgpt --help)"),
         (["generate", "a", "--max-tokens", "x"], "--max-tokens"),
         (["generate", "a", "--max-tokens", "-1"], "max_tokens must be at least 0, not -1"),
         (["generate", "a", "--temperature", "-1"], "temperature must be 0 (greedy) or above, not -1.0"),

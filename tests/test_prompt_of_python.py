@@ -72,7 +72,7 @@ def test_help_begins_with_a_table_of_everything_public() -> None:
     listed = re.findall(r"^    (\w+)(?:\(.*?\))?  +\S", contents, re.MULTILINE)
     assert sorted(listed) == [*npgpt.__all__]
     assert max(map(len, contents.splitlines())) <= 76
-    page = pydoc.render_doc(npgpt, renderer=pydoc.plaintext)
+    page = pydoc.plain(pydoc.render_doc(npgpt))
     assert page.index("npgpt.load") < page.index("PACKAGE CONTENTS")
     assert "load(model: 'str | os.PathLike[str] | None' = None" in page
 

@@ -39,7 +39,13 @@ EXCEPTIONS = {
     ("checkpoints/write.py", "text"),
 }
 # imported inside functions, each in one room
-EXTRAS = {"huggingface_hub": "checkpoints", "google_crc32c": "checkpoints", "gguf": "checkpoints", "tokenizers": "text"}
+EXTRAS = {
+    "huggingface_hub": "checkpoints",
+    "google_crc32c": "checkpoints",
+    "gguf": "checkpoints",
+    "tokenizers": "text",
+    "argcomplete": "cli",
+}
 
 
 def room_of(path: Path) -> str:

@@ -7,9 +7,11 @@ import codecs
 import contextlib
 import os
 import re
+import shutil
 import stat
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TextIO
@@ -203,7 +205,26 @@ def into_file(stream: TextIO) -> bool:
         return False
 
 
+def show(lines: Iterable[str]) -> None:
+    """Print lines, without control characters; on a terminal break long ones between words."""
+    for line in lines:
+        print(filled(printable(line), sys.stdout))
+
+
 def note(message: str) -> None:
-    """Print a line on stderr; do nothing where stderr cannot be written."""
+    """Print a line on stderr; do nothing if stderr cannot be written."""
     with contextlib.suppress(OSError):
-        print(f"npgpt: {printable(message)}", file=sys.stderr, flush=True)
+        print(filled(f"npgpt: {printable(message)}", sys.stderr), file=sys.stderr, flush=True)
+
+
+def filled(line: str, stream: TextIO | None) -> str:
+    """Return a line broken between words at the width of a terminal; unchanged for any other stream.
+
+    What follows a break is indented as the text behind the line's label is: two spaces end a label.
+    """
+    columns = shutil.get_terminal_size().columns
+    if stream is None or not stream.isatty() or len(line) <= columns:
+        return line
+    label = re.match(r" *(?:\S+(?: \S+)* {2,})?", line)
+    indent = len(label[0]) if label and len(label[0]) <= columns // 2 else 2
+    return textwrap.fill(line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
