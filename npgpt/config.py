@@ -118,6 +118,7 @@ class Config:
         return whole_number("logits_from", logits_from, low=-T, high=T - 1) % T
 
 
+END_OF_TEXT = "<|endoftext|>"  # the special token between two documents of GPT-2's training text
 GPT2_VOCAB_SIZES = (50257, 50304)  # OpenAI's 50000 merges + 256 bytes + <|endoftext|>; nanoGPT pads to a multiple of 64
 
 
