@@ -140,7 +140,10 @@ def test_samples_on_ids_to_the_contexts_end(bare: Path) -> None:
     arguments = ("--model", str(bare), "--ids", "1,2,3", "--max-tokens", "99", "--samples", "2", "--temperature", "0")
     code, out, error = here("generate", *arguments)
     first, second = (part.partition(" ---\n")[2] for part in out.split("--- sample ")[1:])
-    assert (code, error) == (0, "npgpt: the context of 24 tokens is full\n")
+    assert code == 0
+    same, full = error.splitlines()
+    assert same == "npgpt: --temperature 0 is greedy: the 2 samples are the same text"
+    assert full == "npgpt: the context of 24 tokens is full"
     assert first == second
     assert len(first.split()) == 25
 

@@ -274,12 +274,12 @@ def test_the_command_prints_a_line_for_each_prompt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        ("a\n\nb\n", [], "p.txt: line 2 is empty, and a prompt is a line"),
+        ("a\n\nb\n", [], "p.txt: line 2 is empty: remove it"),
         ("", [], "p.txt: line 1 is empty"),
         ("a\n" + " and" * 300, [], "p.txt: line 2: the prompt has 300 tokens, the context holds 256; --keep-last cuts"),
-        ("a", ["Emma"], "give one prompt, as text or as --ids, or several as --prompts, not both"),
-        ("a", ["--ids", "1"], "or several as --prompts, not both"),
-        ("a", ["--samples", "2"], "--prompts takes one sample of each prompt: write a line several times"),
+        ("a", ["Emma"], "give one prompt, as text or as --ids, or several with --prompts, not both"),
+        ("a", ["--ids", "1"], "or several with --prompts, not both"),
+        ("a", ["--samples", "2"], "--prompts draws one sample per prompt: repeat a line in the file"),
         ("a\nb", ["--seed", str(2**64 - 1)], "the last prompt's seed"),
         ("a", ["--stop", ""], "a stop string must not be empty"),
     ],

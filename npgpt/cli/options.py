@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 PART = 2**16  # bytes read at a time
 COMMON: dict[str, dict[str, Any]] = {
-    "--model": {"metavar": "M", "help": "folder, file or name; see npgpt list (default: the embedded model)"},
-    "--n-head": {"type": int, "metavar": "N", "help": "number of heads, if the checkpoint states none or a wrong one"},
+    "--model": {"metavar": "M", "help": "name or path of a model (default: the embedded one)"},
+    "--n-head": {"type": int, "metavar": "N", "help": "number of heads, overriding the checkpoint"},
     "--activation": {
         "choices": ("gelu", "gelu_new"),
         "metavar": "A",
-        "help": "the GELU: gelu (erf) or gelu_new (tanh)",
+        "help": "form of GELU: gelu (erf) or gelu_new (tanh)",
     },
     "--dtype": {
         "choices": ("float32", "float64"),
@@ -41,7 +41,7 @@ COMMON: dict[str, dict[str, Any]] = {
         "help": "float32 (default) or float64",
     },
     "--threads": {"type": int, "metavar": "N", "help": "threads per process (default: all cores)"},
-    "--special": {"action": "store_true", "help": "encode <|endoftext|> and the like in the text as special tokens"},
+    "--special": {"action": "store_true", "help": "encode <|endoftext|> and the like as special tokens"},
     "--ids": {"metavar": "1,2,3", "help": "token ids in place of a text"},
 }
 
@@ -78,7 +78,7 @@ def text_ids(options: argparse.Namespace, model: LanguageModel) -> tuple[str | N
     """Return the text, or None for --ids, and its ids. Raises NpgptError if they do not fit the context."""
     given = text_or_ids(options.text, options.ids, "text")
     if given is None:
-        raise NpgptError("there is no text: give one, or - for standard input, or --ids 1,2,3")
+        raise NpgptError("there is no text: give it, or - for standard input, or --ids 1,2,3")
     if given == "":
         raise NpgptError('the text is empty, and at least one token is needed: give one, or "<|endoftext|>" --special')
     text = given if isinstance(given, str) else None

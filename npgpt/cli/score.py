@@ -40,7 +40,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         default="rolling",
         choices=NAMES,
         metavar="NAME",
-        help="how long texts are cut: rolling (default), as lm-evaluation-harness does; huggingface; llama.cpp",
+        help="how long texts are cut: rolling (default, lm-evaluation-harness), huggingface or llama.cpp",
     )
     contexts = [f"{name}: {default.context}" for name, default in DEFAULTS.items() if default.context]
     strides = [f"{name}: 1/{default.per_window} of it" for name, default in DEFAULTS.items() if default.per_window > 1]

@@ -201,8 +201,8 @@ def test_the_base_is_looked_for_by_name_and_beside_the_adapter(tmp_path: Path) -
     with pytest.raises(NpgptError) as error:
         npgpt.load("mine")
     assert str(error.value) == (
-        "mine/adapter_model.safetensors is a LoRA adapter whose base is not here: the model /data/elsewhere/model does "
-        "not exist; or put the base into mine/model/"
+        "mine/adapter_model.safetensors is a LoRA adapter whose base is not here: /data/elsewhere/model does not "
+        "exist; or put the base into mine/model/"
     )
     put_base("mine/model")
     differs_in_c_attn(loaded("mine"), ADDED)
