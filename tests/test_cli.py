@@ -442,3 +442,34 @@ def test_idle_blas_threads_sleep_soon_unless_the_user_says_when(users: str | Non
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True, env=told)
     assert ast.literal_eval(done.stdout) == {**ast.literal_eval(done.stdout), **told, "OPENBLAS_THREAD_TIMEOUT": then}
     assert "OPENBLAS_NUM_THREADS" not in ast.literal_eval(done.stdout)
+
+
+def test_inspect_as_json(tmp_path: Path) -> None:
+    code, out, error = here("inspect", "--json")
+    found = json.loads(out)
+    assert (code, error, out.count("\n")) == (0, "", 1)
+    assert (found["name"], found["parameters"], found["head_width"], found["config"]["n_head"]) == (
+        "austen",
+        3_505_152,
+        32,
+        6,
+    )
+    (file,) = found["files"]
+    assert file["sha256"] == "eb46f3475b614bc0f1f3e11eb525ff15d30107b9afe3dc677c03cc11463e8595"
+    assert (file["bytes"], Path(file["path"]).name, found["path"]) == (7016832, "model.safetensors", file["path"])
+    assert (found["non_finite"], found["dtypes"], sum(found["counts"].values())) == ({}, {"float16": 76}, 3_505_152)
+    arrays = random_arrays(small(), dtype="float32")
+    arrays["wpe.weight"][0, :3] = np.nan, np.inf, -np.inf
+    safetensors.write(tmp_path / "model.safetensors", arrays)
+    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(small())))
+    found = json.loads(here("inspect", str(tmp_path), "--json")[1])
+    assert found["non_finite"] == {"wpe.weight": {"nan": 1, "infinite": 2}}
+
+
+def test_greedy_samples_are_said_to_be_the_same() -> None:
+    said = "npgpt: --temperature 0 is greedy: the 2 samples are the same text\n"
+    arguments = ("generate", "It", "--max-tokens", "2", "--temperature", "0")
+    code, out, error = here(*arguments, "--samples", "2")
+    assert (code, error) == (0, said)
+    assert out.split(" ---\n")[1].splitlines()[0] == out.split(" ---\n")[2].splitlines()[0]
+    assert here(*arguments)[2] == here(*arguments, "--samples", "2", "--temperature", "1")[2] == ""

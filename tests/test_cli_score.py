@@ -125,6 +125,31 @@ def test_a_terminal_shows_the_text_tinted_and_a_bar(folder: Path) -> None:
         assert ("48;5" in out) == coloured
 
 
+@pytest.mark.parametrize("variables", [{"TERM": "xterm", "NO_COLOR": "1"}, {"TERM": "dumb", "NO_COLOR": ""}])
+def test_a_terminal_without_colours_shows_figures(folder: Path, variables: dict[str, str]) -> None:
+    """And not the sums alone; a pipe gets these."""
+    out = here("score", "d.txt", cwd=folder, terminal=True, **variables)[1]
+    rows = out.splitlines()
+    assert rows[0].split() == ["byte", "rank", "bits", "token"]
+    assert re.fullmatch(r" +0 +\d+ +\d+\.\d\d  'and' *", rows[1])
+    assert "\n\nd.txt: 1 tokens" in out
+    assert "rank" not in here("score", "d.txt", cwd=folder, **variables)[1]
+
+
+def test_a_byte_order_mark_is_mentioned_once(folder: Path) -> None:
+    (folder / "marked.txt").write_bytes(b"\xef\xbb\xbfIt is a truth")
+    said = "npgpt: marked.txt begins with a byte order mark, which is dropped\n"
+    for _ in range(2):  # the second run reads it only to compare
+        assert here("score", "marked.txt", "--resume", "out.jsonl", cwd=folder)[2].count(said) == 1
+    assert here("score", "marked.txt", cwd=folder)[2] == said
+
+
+def test_a_text_for_a_model_without_text_is_answered_with_ids(folder: Path, bare: Path) -> None:
+    assert "has no text: give --ids 1,2,3 in place of files" in refused(
+        "score", "d.txt", "--model", str(bare), cwd=folder
+    )
+
+
 def test_html(folder: Path) -> None:
     code, out, error = here("score", "b.txt", "d.txt", "--html", "page.html", "--top", "2", cwd=folder)
     page = (folder / "page.html").read_text("utf-8")

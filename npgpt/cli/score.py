@@ -95,6 +95,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         texts = [of_ids("--ids", read_ids(options.ids))]
     model = open_model(options)
+    if options.ids is None and model.why_no_text:
+        raise NpgptError(f"{model.name} has no text: give --ids 1,2,3 in place of files; {model.why_no_text}")
     if options.ids is None and not model.why_no_text and not model.tokenizer.by_parts:
         note("the model's tokenizer may change a text: bytes, words and bits per byte count the tokens' own text")
     rule = convention_of(model, options.convention, options.context, options.stride, options.bos)
