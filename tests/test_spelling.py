@@ -135,11 +135,13 @@ def test_notes_break_between_words_on_a_terminal_alone(tmp_path: Path) -> None:
 
 
 def test_the_lines_of_inspect_are_indented_behind_their_label() -> None:
-    out = here("inspect", terminal=True, COLUMNS="50")[1]
-    at = out.splitlines().index("  mlp             192 → 768 → 192, gelu_new")
-    assert at > 0
-    below = [line for line in out.splitlines() if line.startswith(" " * 18)]
-    assert below, "a path or a list of ids is longer than the line"
+    lines = here("inspect", terminal=True, COLUMNS="80")[1].splitlines()
+    assert "  mlp             192 → 768 → 192, gelu_new" in lines
+    digest = "eb46f3475b614bc0f1f3e11eb525ff15d30107b9afe3dc677c03cc11463e8595"
+    assert lines[lines.index("  sha256") + 1] == " " * 16 + digest
+    lines = here("inspect", terminal=True, COLUMNS="44")[1].splitlines()
+    at = lines.index("  tensors         76 float16; converted to")
+    assert lines[at + 1] == " " * 18 + "float32 at load"
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])

@@ -242,4 +242,5 @@ def filled(line: str, stream: TextIO | None) -> str:
         return line
     label = re.match(r" *(?:\S+(?: \S+)* {2,})?", line)
     indent = len(label[0]) if label and len(label[0]) <= columns // 2 else 2
+    indent = max(0, min(indent, columns - max(map(len, line.split()))))  # a long path or digest may need the room
     return textwrap.fill(line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)

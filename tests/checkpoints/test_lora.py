@@ -15,6 +15,7 @@ from npgpt.errors import NpgptError
 from npgpt.parameters import Array, to_arrays
 from npgpt.text.vocabularies import load_tokenizer
 from tests.support import writers
+from tests.support.command import here
 from tests.support.models import random_arrays, small
 from tests.support.namings import llamacpp, llms_from_scratch, nanogpt
 from tests.support.places import VARIABLES
@@ -152,6 +153,14 @@ def test_new_tokens_enlarge_embeddings_and_head_together() -> None:
     put(FACTORS | {f"{PREFIX}wte.weight": wte, "base_model.model.lm_head.weight": wte + 1})
     with pytest.raises(NpgptError, match=r"lm_head\.weight differs from wte\.weight, but .* ties them"):
         npgpt.load("mine")
+
+
+def test_a_merged_adapter_is_said_to_be_rounded() -> None:
+    put_base("base")
+    put()
+    for source, rounded in (("base", False), ("mine", True)):
+        out = here("convert", source, f"{source}.out", "--n-head", "1")[1]
+        assert (" float32, rounded" in out) == rounded
 
 
 # not: the base replaced by what was made of it
