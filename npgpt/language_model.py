@@ -133,7 +133,9 @@ class LanguageModel:
         c, origin = self.config, self.origin or next((str(file) for file in self.files), "")
         sizes = f"{c.n_layer} blocks, {c.n_embd} = {c.n_head} × {c.head_width}, {c.n_positions:,} positions"
         ids = f"{c.vocab_size:,} ids, {self.parameters.wte.weight.dtype}"
-        return printable(f"LanguageModel({self.name!r}: {sizes}, {ids}{origin and f'; {origin}'})")
+        notes = f"{len(self.notes)} note{'s' * (len(self.notes) != 1)}" if self.notes else ""
+        shown = "; ".join(filter(None, (f"{self.name!r}: {sizes}, {ids}", origin, notes)))
+        return printable(f"LanguageModel({shown})")
 
     @cached_property
     def fingerprint(self) -> str:
