@@ -125,15 +125,15 @@ def test_a_terminal_shows_the_text_tinted_and_a_bar(folder: Path) -> None:
         assert ("48;5" in out) == coloured
 
 
-@pytest.mark.parametrize("variables", [{"TERM": "xterm", "NO_COLOR": "1"}, {"TERM": "dumb", "NO_COLOR": ""}])
-def test_a_terminal_without_colours_shows_figures(folder: Path, variables: dict[str, str]) -> None:
+@pytest.mark.parametrize(("term", "no_color"), [("xterm", "1"), ("dumb", "")])
+def test_a_terminal_without_colours_shows_figures(folder: Path, term: str, no_color: str) -> None:
     """And not the sums alone; a pipe gets these."""
-    out = here("score", "d.txt", cwd=folder, terminal=True, **variables)[1]
+    out = here("score", "d.txt", cwd=folder, terminal=True, TERM=term, NO_COLOR=no_color)[1]
     rows = out.splitlines()
     assert rows[0].split() == ["byte", "rank", "bits", "token"]
     assert re.fullmatch(r" +0 +\d+ +\d+\.\d\d  'and' *", rows[1])
     assert "\n\nd.txt: 1 tokens" in out
-    assert "rank" not in here("score", "d.txt", cwd=folder, **variables)[1]
+    assert "rank" not in here("score", "d.txt", cwd=folder, TERM=term, NO_COLOR=no_color)[1]
 
 
 def test_a_byte_order_mark_is_mentioned_once(folder: Path) -> None:

@@ -9,13 +9,16 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import NpgptError, about
 from .options import add_common, importing, note, open_model, read_file, text_or_ids, tune
 
 if TYPE_CHECKING:
     from ..language_model import LanguageModel
+
+
+Prompt: TypeAlias = tuple[list[int], str | list[int] | None]  # its ids, and what was given: a text, ids or nothing
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -66,16 +69,15 @@ def run(options: argparse.Namespace) -> int:
         "ignore_eos": options.ignore_eos,
     }
     if options.prompts is None:
-        prompt_ids = _prompt_ids(options, model)
-        steps = model.steps(prompt_ids, samples=options.samples, **settings)
-        prompts = [prompt_ids] * options.samples
-        empty = options.prompt is None and options.ids is None
+        prompt = _prompt(options, model)
+        steps = model.steps(prompt[0], samples=options.samples, **settings)
+        prompts = [prompt] * options.samples
     else:
-        prompts, empty = _lines_ids(options, model), False
-        steps = model.steps_many(prompts, **settings)
+        prompts = _lines(options, model)
+        steps = model.steps_many([ids for ids, _ in prompts], **settings)
     samples = [
-        _Sample(number, ids, "" if empty else _as_text(model, _own(options, model, ids)), seed + number - 1)
-        for number, ids in enumerate(prompts, 1)
+        _Sample(number, ids, _shown(model, ids, given), seed + number - 1)
+        for number, (ids, given) in enumerate(prompts, 1)
     ]
     about = {"model": model.name, "dtype": str(model.parameters.wte.weight.dtype)}
     as_json = options.json or options.prompts is not None
@@ -103,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
     if any(sample.finish == "context" for sample in samples):
         note(f"the context of {model.config.n_positions} tokens is full")
     if options.verbose:
-        read = sum(map(len, prompts)) if options.prompts is not None else len(prompts[0])
+        read = sum(len(ids) for ids, _ in (prompts if options.prompts is not None else prompts[:1]))
         note(f"{read} prompt tokens, {_counts(samples)}")
         note("; ".join(tuned))
     return 0
@@ -153,21 +155,21 @@ def _rate(samples: list[_Sample]) -> float | None:
     return after / (max(times[-1] for times in begun) - begun[0][0]) if after else None
 
 
-def _prompt_ids(options: argparse.Namespace, model: LanguageModel) -> list[int]:
-    """Return the prompt's ids. Raises NpgptError if they do not fit the context and --keep-last is not given."""
+def _prompt(options: argparse.Namespace, model: LanguageModel) -> Prompt:
+    """Return the prompt. Raises NpgptError if its ids do not fit the context."""
     given = text_or_ids(options.prompt, options.ids, "prompt", say=options.verbose)
     ids = given if isinstance(given, list) else model.encode_prompt(given or "", special=options.special)
-    return _fitting(ids, "the prompt", options, model)
+    return _fitting(ids, "the prompt", options, model), given
 
 
-def _lines_ids(options: argparse.Namespace, model: LanguageModel) -> list[list[int]]:
-    """Return the ids of the prompts in the lines of a file. Raises NpgptError, with the line's number."""
+def _lines(options: argparse.Namespace, model: LanguageModel) -> list[Prompt]:
+    """Return the prompts in the lines of a file. Raises NpgptError, with the line's number."""
     if options.prompt is not None or options.ids is not None:
         raise NpgptError("give one prompt, as text or as --ids, or several with --prompts, not both")
     if options.samples != 1:
         raise NpgptError("--prompts draws one sample per prompt: repeat a line in the file instead of using --samples")
     lines = read_file(options.prompts, options.verbose).removesuffix("\n").split("\n")
-    found = []
+    found: list[Prompt] = []
     for number, line in enumerate(lines, 1):
         name = f"{'standard input' if options.prompts == '-' else options.prompts}: line {number}"
         text = line.removesuffix("\r")
@@ -175,7 +177,7 @@ def _lines_ids(options: argparse.Namespace, model: LanguageModel) -> list[list[i
             raise NpgptError(f"{name} is empty: remove it, since every line is a prompt")
         with about(name):
             ids = model.encode_prompt(text, special=options.special)
-        found.append(_fitting(ids, f"{name}: the prompt", options, model))
+        found.append((_fitting(ids, f"{name}: the prompt", options, model), text))
     return found
 
 
@@ -194,17 +196,21 @@ def _fitting(ids: list[int], name: str, options: argparse.Namespace, model: Lang
     return kept
 
 
-def _own(options: argparse.Namespace, model: LanguageModel, prompt_ids: list[int]) -> list[int]:
-    """Return a prompt's ids without those that the tokenizer put before the text."""
-    before = [] if model.why_no_text or options.ids is not None else list(model.tokenizer.before)
-    return prompt_ids[len(before) :] if prompt_ids[: len(before)] == before else prompt_ids
+def _shown(model: LanguageModel, prompt_ids: list[int], given: str | list[int] | None) -> str:
+    """Return the prompt to show: its ids as text, without what the tokenizer put before the text that was given.
 
-
-def _as_text(model: LanguageModel, prompt_ids: list[int]) -> str:
-    """Return the prompt as text, without an incomplete character at its end; as ids if the model has no text."""
+    An incomplete character at the end is held back. A model without text shows ids.
+    """
     from ..text.tokenizer import TextDecoder
 
-    return _spaced(prompt_ids) if model.why_no_text else TextDecoder(model.tokenizer, prompt_ids).before
+    if given is None:
+        return ""
+    if model.why_no_text:
+        return _spaced(prompt_ids)
+    before = [] if isinstance(given, list) else list(model.tokenizer.before)
+    own = prompt_ids[len(before) :] if prompt_ids[: len(before)] == before else prompt_ids
+    text = TextDecoder(model.tokenizer, own).before
+    return given if isinstance(given, str) and text == f" {given}" else text
 
 
 def _spaced(token_ids: Iterable[int | None]) -> str:
