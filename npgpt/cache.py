@@ -68,7 +68,9 @@ class KVCache:
         return np.maximum(slots - self._padding[:, 0, 0], 0) if self._padding.any() else slots
 
     def __repr__(self) -> str:
-        return f"KVCache({self.length} of {self.capacity} tokens, {self.keys.dtype} {list(self.keys.shape)})"
+        n_layer, rows, n_head, capacity, width = self.keys.shape
+        shape = f"{n_layer} blocks, {rows} row{'s' * (rows != 1)}, {n_head} heads × {width}"
+        return f"KVCache({self.length} of {capacity} tokens: {shape}, {self.keys.dtype})"
 
     @checked
     def past(self, config: Config) -> int:

@@ -6,12 +6,13 @@ import functools
 import math
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Any
-
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from typing import TYPE_CHECKING, Any
 
 from .errors import NpgptError, numbers, whole_number
+
+if TYPE_CHECKING:  # the command line needs the published names without waiting for NumPy
+    import numpy as np
+    from numpy.typing import ArrayLike, NDArray
 
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu")  # the first two name the same formula
 REQUIRED = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
@@ -98,12 +99,12 @@ class Config:
         T, cached = ids.shape[-1], f" after {past} in the cache" if past else ""
         if past + T > self.n_positions:
             raise NpgptError(f"{T} tokens{cached} do not fit into the context of {self.n_positions} (n_positions)")
-        return np.atleast_2d(ids)
+        return ids.reshape(-1, T)
 
     def check_ids(self, ids: NDArray[np.integer[Any]]) -> None:
         """Raise NpgptError where an id is negative or not below vocab_size."""
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
-            where = tuple(int(i) for i in np.argwhere((ids < 0) | (ids >= self.vocab_size))[0])
+            where = tuple(int(axis[0]) for axis in ((ids < 0) | (ids >= self.vocab_size)).nonzero())
             raise NpgptError(
                 f"token id {ids[where]} at position {list(where)} is out of range: "
                 f"vocab_size is {self.vocab_size}, so ids run from 0 to {self.vocab_size - 1}"
@@ -117,6 +118,7 @@ class Config:
         return whole_number("logits_from", logits_from, low=-T, high=T - 1) % T
 
 
+END_OF_TEXT = "<|endoftext|>"  # the special token between two documents of GPT-2's training text
 GPT2_VOCAB_SIZES = (50257, 50304)  # OpenAI's 50000 merges + 256 bytes + <|endoftext|>; nanoGPT pads to a multiple of 64
 
 

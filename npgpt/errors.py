@@ -62,6 +62,27 @@ def real_number(name: str, value: object) -> float:
         raise NpgptError(f"{name} must be a number, not {value!r:.80}") from None
 
 
+def reason(error: OSError) -> str:
+    """Return a system's error in npgpt's words: the file, then what is wrong with it."""
+    if error.filename is None or not error.strerror:
+        return str(error)
+    file = os.fsdecode(error.filename) if not isinstance(error.filename, int) else "a file"
+    if isinstance(error, FileNotFoundError):
+        return f"{file} does not exist"
+    if isinstance(error, IsADirectoryError):
+        return f"{file} is a folder, not a file"
+    return f"{file}: {error.strerror[0].lower()}{error.strerror[1:]}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean NAME?)" with the known name that is most like a misspelt one; empty if none is."""
+    import difflib  # only a mistake needs it
+
+    by_letters = {word.lower(): word for word in known}
+    found = difflib.get_close_matches(str(name).lower(), by_letters, 1)
+    return f" (did you mean {by_letters[found[0]]}?)" if found else ""
+
+
 @contextmanager
 def about(name: str) -> Iterator[None]:
     """Put the name of what an error is about before its message."""

@@ -116,18 +116,26 @@ class LanguageModel:
 
     name: str
     config: Config
-    parameters: Parameters = field(repr=False)
-    open_tokenizer: Callable[[], Tokenizer] = field(default=_no_vocabulary, repr=False)
+    parameters: Parameters
+    open_tokenizer: Callable[[], Tokenizer] = _no_vocabulary
     origin: str = ""
     notes: tuple[str, ...] = ()
     no_logits: str = ""
     files: tuple[Path, ...] = ()
-    source: Source | None = field(default=None, repr=False)
-    ends: Ends = field(default=Ends(), repr=False)
+    source: Source | None = None
+    ends: Ends = field(default=Ends())
 
     def __post_init__(self) -> None:
         check_kinds(type(self).__annotations__, vars(self).items())
         P.check_fit(self.config, self.parameters, self.name)
+
+    def __repr__(self) -> str:
+        c, origin = self.config, self.origin or next((str(file) for file in self.files), "")
+        sizes = f"{c.n_layer} blocks, {c.n_embd} = {c.n_head} × {c.head_width}, {c.n_positions:,} positions"
+        ids = f"{c.vocab_size:,} ids, {self.parameters.wte.weight.dtype}"
+        notes = f"{len(self.notes)} note{'s' * (len(self.notes) != 1)}" if self.notes else ""
+        shown = "; ".join(filter(None, (f"{self.name!r}: {sizes}, {ids}", origin, notes)))
+        return printable(f"LanguageModel({shown})")
 
     @cached_property
     def fingerprint(self) -> str:

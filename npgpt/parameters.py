@@ -52,12 +52,18 @@ class Attention(NamedTuple):
     c_attn: Linear  # [C, 3C]
     c_proj: Linear  # [C, C]
 
+    def __repr__(self) -> str:
+        return in_short(self)
+
 
 class MLP(NamedTuple):
     """Up, activation, down."""
 
     c_fc: Linear  # [C, F]
     c_proj: Linear  # [F, C]
+
+    def __repr__(self) -> str:
+        return in_short(self)
 
 
 class Block(NamedTuple):
@@ -68,6 +74,9 @@ class Block(NamedTuple):
     ln_2: LayerNorm
     mlp: MLP
 
+    def __repr__(self) -> str:
+        return in_short(self)
+
 
 class Parameters(NamedTuple):
     """A whole GPT-2. A tied output head is the very same object as wte."""
@@ -77,6 +86,19 @@ class Parameters(NamedTuple):
     h: tuple[Block, ...]
     ln_f: LayerNorm
     lm_head: Embedding  # [V, C]
+
+    def __repr__(self) -> str:
+        return in_short(self)
+
+
+def in_short(value: object) -> str:
+    """Return a part of the parameters as text, with the arrays' shapes in place of their numbers."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, (Embedding, LayerNorm, Linear, Attention, MLP, Block, Parameters)):
+        fields = [f"{name}={in_short(part)}" for name, part in value._asdict().items()]
+        return f"{type(value).__name__}({', '.join(fields)})"
+    return f"<{len(value)} blocks>" if isinstance(value, tuple) else repr(value)
 
 
 def schema(config: Config) -> dict[str, Shape]:

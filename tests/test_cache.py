@@ -141,4 +141,4 @@ def test_rows_that_are_not_there(rows: list[Any], message: str) -> None:
 
 
 def test_what_a_cache_shows_of_itself() -> None:
-    assert repr(KVCache(small(), 1, 9)) == "KVCache(0 of 9 tokens, float32 [2, 1, 3, 9, 7])"
+    assert repr(KVCache(small(), 1, 9)) == "KVCache(0 of 9 tokens: 2 blocks, 1 row, 3 heads × 7, float32)"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import npgpt
 from npgpt.cache import KVCache
-from npgpt.checkpoints.find import GPT2_RANKS
+from npgpt.checkpoints.places import GPT2_RANKS
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.model import forward
@@ -298,8 +298,6 @@ def test_broken_weights_are_told_in_words_and_not_in_warnings() -> None:
 def test_models_and_tokenizers_can_be_compared_and_hashed() -> None:
     assert AUSTEN == AUSTEN
     assert len({AUSTEN, AUSTEN.tokenizer}) == 2
-    assert len(repr(AUSTEN)) < 600
-    assert len(repr(AUSTEN.tokenizer)) < 200
 
 
 def test_the_cache_is_of_the_models_dtype(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from tests.support.austen import AUSTEN
 from tests.support.command import here, refused
 from tests.support.models import SHAPES, random_ids, random_parameters, small, store
 from tests.support.thorough import examples
+from tests.support.vocabularies import put, small_pair
 
 GREEDY = Sampling(temperature=0)
 AUSTEN_64 = npgpt.load(dtype="float64")
@@ -274,12 +275,12 @@ def test_the_command_prints_a_line_for_each_prompt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        ("a\n\nb\n", [], "p.txt: line 2 is empty, and a prompt is a line"),
+        ("a\n\nb\n", [], "p.txt: line 2 is empty: remove it"),
         ("", [], "p.txt: line 1 is empty"),
         ("a\n" + " and" * 300, [], "p.txt: line 2: the prompt has 300 tokens, the context holds 256; --keep-last cuts"),
-        ("a", ["Emma"], "give one prompt, as text or as --ids, or several as --prompts, not both"),
-        ("a", ["--ids", "1"], "or several as --prompts, not both"),
-        ("a", ["--samples", "2"], "--prompts takes one sample of each prompt: write a line several times"),
+        ("a", ["Emma"], "give one prompt, as text or as --ids, or several with --prompts, not both"),
+        ("a", ["--ids", "1"], "or several with --prompts, not both"),
+        ("a", ["--samples", "2"], "--prompts draws one sample per prompt: repeat a line in the file"),
         ("a\nb", ["--seed", str(2**64 - 1)], "the last prompt's seed"),
         ("a", ["--stop", ""], "a stop string must not be empty"),
     ],
@@ -314,3 +315,16 @@ def test_a_character_that_the_vocabulary_has_not_is_named_with_its_text(tmp_path
         list(npgpt.score(["ab", "aZ"], model, end_of_text=False))
     with pytest.raises(NpgptError, match="text 1: token id 7 at position"):
         list(npgpt.score([[0, 1], [0, 7]], model, end_of_text=False))
+
+
+def test_a_space_that_the_tokenizer_puts_before_a_prompt_is_not_shown(tmp_path: Path) -> None:
+    """The text is what the user gave, with what follows; a space of the user's stays."""
+    folder = store(tmp_path / "m", small(vocab_size=300))
+    put(folder, small_pair() | {"tokenizer_config.json": {"add_prefix_space": True}})
+    arguments = ("--model", str(folder), "--max-tokens", "0")
+    (tmp_path / "p.txt").write_text("the\n the")
+    assert here("generate", "the", *arguments)[1] == "the\n"
+    assert here("generate", " the", *arguments)[1] == " the\n"
+    assert json.loads(here("generate", "the", "--json", *arguments)[1])["prompt"] == "the"
+    lines = here("generate", "--prompts", str(tmp_path / "p.txt"), *arguments)[1].splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == ["the", " the"]

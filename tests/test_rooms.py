@@ -39,7 +39,13 @@ EXCEPTIONS = {
     ("checkpoints/write.py", "text"),
 }
 # imported inside functions, each in one room
-EXTRAS = {"huggingface_hub": "checkpoints", "google_crc32c": "checkpoints", "gguf": "checkpoints", "tokenizers": "text"}
+EXTRAS = {
+    "huggingface_hub": "checkpoints",
+    "google_crc32c": "checkpoints",
+    "gguf": "checkpoints",
+    "tokenizers": "text",
+    "argcomplete": "cli",
+}
 
 
 def room_of(path: Path) -> str:
@@ -146,3 +152,8 @@ def test_every_public_name_is_there() -> None:
 def test_the_textbook_is_a_second_derivation() -> None:
     """It takes nothing from the forward pass that it keeps honest."""
     assert rooms(HOUSE / "oracle" / "textbook.py") & FORWARD_PASS == set()
+
+
+def test_the_names_of_models_are_known_without_numpy() -> None:
+    code = "from npgpt.checkpoints.places import names; assert 'austen' in names()"
+    subprocess.run([sys.executable, "-c", f"{code}; import sys; assert 'numpy' not in sys.modules"], check=True)

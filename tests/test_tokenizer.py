@@ -15,7 +15,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npgpt.checkpoints.find import EMBEDDED_WEIGHTS, GPT2_RANKS
+from npgpt.checkpoints.places import EMBEDDED_WEIGHTS, GPT2_RANKS
 from npgpt.errors import NpgptError
 from npgpt.text import vocabularies as tokenizers
 from npgpt.text.byte_pairs import byte_characters

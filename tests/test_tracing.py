@@ -11,7 +11,7 @@ import pytest
 import npgpt
 from npgpt import tracing
 from npgpt.checkpoints import configs
-from npgpt.checkpoints.find import EMBEDDED_WEIGHTS
+from npgpt.checkpoints.places import EMBEDDED_WEIGHTS
 from npgpt.errors import NpgptError
 from npgpt.oracle import files
 from tests.support.austen import AUSTEN

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import npgpt
 from npgpt.checkpoints.download import choose
-from npgpt.checkpoints.find import GPT2_RANKS
+from npgpt.checkpoints.places import GPT2_RANKS
 from npgpt.cli import main
 from npgpt.errors import NpgptError
 from npgpt.text import byte_pairs

@@ -23,9 +23,10 @@ from . import atomic
 from .configs import read_fields
 from .ends import GENERATION_FILE
 from .files import CONFIGURATION, REVISION, read_bytes
-from .find import EMBEDDED, ORGANISATIONS, hub_cache, suggestion
+from .find import suggestion
 from .formats import ADAPTER_CONFIG
 from .inspect import digest, sha256
+from .places import EMBEDDED, ORGANISATIONS, hub_cache
 from .strict_json import read_object
 
 CONFIG = "config.json"

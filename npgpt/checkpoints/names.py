@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from ..config import MOST_LAYERS
-from ..errors import NpgptError
+from ..errors import NpgptError, nearest
 from .tensor import Source, Tensor, same_bits
 
 BLOCK = re.compile(r"(?<=[.h])\d+(?=[./]|\Z)")  # a block's number: h.3.ln_1, model/h3/ln_1
@@ -200,7 +200,8 @@ def choose(name: str | None, tensors: Mapping[str, Tensor], source: str) -> Sche
             return scheme
     if name is not None:
         known = ", ".join(scheme.name for scheme in SCHEMES)
-        raise NpgptError(f"there is no naming scheme {name!r:.80}; there are {known}")
+        like = nearest(name, (scheme.name for scheme in SCHEMES))
+        raise NpgptError(f"there is no naming scheme {name!r:.80}{like}; there are {known}")
     names = ", ".join([tensor.name for tensor in tensors.values()][:3]) or "no tensors at all"
     known = ", ".join(scheme.title for scheme in SCHEMES)
     raise NpgptError(f"{source} is no GPT-2 that npgpt knows: it has {names:.300}, …, and known are {known}")

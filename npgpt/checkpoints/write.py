@@ -24,9 +24,10 @@ from . import configs, safetensors, stand_ins
 from .atomic import sync_folder, writing
 from .ends import GENERATION_FILE, IDS, ends_of
 from .files import CONFIGURATION, is_output, one_run, read_bytes
-from .find import GPT2_RANKS, expanded, find
+from .find import find
 from .formats import ADAPTERS, WEIGHTS_FILE
 from .open import CONFIG_FILES, Checkpoint, open_checkpoint
+from .places import GPT2_RANKS, expanded
 from .strict_json import read_object
 from .tensor import Stated, cast, itemsize, row_blocks
 

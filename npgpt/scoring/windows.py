@@ -1,4 +1,7 @@
-"""How a text longer than the context is cut into windows, and which tokens count; published numbers differ by it."""
+"""How a text longer than the context is cut into windows, and which tokens count; published numbers differ by it.
+
+Imports no NumPy: the command line's help states the defaults.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ..config import Config
-from ..errors import NpgptError, whole_number
-from ..text.tokenizer import END_OF_TEXT
+from ..config import END_OF_TEXT, Config
+from ..errors import NpgptError, nearest, whole_number
 
-NAMES = ("rolling", "huggingface", "llama.cpp")
+
+class Default(NamedTuple):
+    """A convention's defaults, and its rule in words."""
+
+    context: int | None  # of a window; None is the model's
+    per_window: int  # how many strides make a window
+    end_of_text: bool  # whether it stands before the text
+    counted: str
+
+
+DEFAULTS = {
+    "rolling": Default(None, 1, True, "every token that has one before it counts, once"),
+    "huggingface": Default(None, 2, False, "what is new in a window counts, if it has one before it there"),
+    "llama.cpp": Default(512, 1, False, "the second half of every full window counts"),
+}
+NAMES = tuple(DEFAULTS)
 
 
 class Window(NamedTuple):
@@ -42,12 +59,8 @@ class Convention:
 
     def __str__(self) -> str:
         before = f"{self.before} before the text" if self.end_of_text else "nothing before the text"
-        counted = {
-            "rolling": "every token that has one before it counts, once",
-            "huggingface": "what is new in a window counts, if it has one before it there",
-            "llama.cpp": "the second half of every full window counts",
-        }
-        return f"{self.name}: windows of {self.context} tokens, stride {self.stride}, {before}; {counted[self.name]}"
+        counted = DEFAULTS[self.name].counted
+        return f"{self.name}: windows of {self.context} tokens, stride {self.stride}, {before}; {counted}"
 
 
 def convention(
@@ -64,15 +77,16 @@ def convention(
     above the context.
     """
     if name not in NAMES:
-        raise NpgptError(f"no convention is called {name!r:.80}; there are {', '.join(NAMES)}")
+        raise NpgptError(f"no convention is called {name!r:.80}{nearest(name, NAMES)}; there are {', '.join(NAMES)}")
+    default = DEFAULTS[name]
     if context is None:
-        context = min(512, config.n_positions) if name == "llama.cpp" else config.n_positions
+        context = min(default.context or config.n_positions, config.n_positions)
     low = 3 if name == "llama.cpp" else 2  # the second half of 2, but for the token that begins it, is nothing
     context = whole_number(f"the context of a window (n_positions = {config.n_positions} at most)", context, low=low)
     if context > config.n_positions:
         raise NpgptError(f"a window of {context} tokens is longer than the model's context, {config.n_positions}")
     if stride is None:
-        stride = max(1, context // 2) if name == "huggingface" else context
+        stride = max(1, context // default.per_window)
     stride = whole_number("the stride", stride)
     if stride > context:
         raise NpgptError(f"a stride of {stride} above the window of {context} would leave tokens out: up to {context}")
@@ -82,7 +96,7 @@ def convention(
         name=name,
         context=context,
         stride=stride,
-        end_of_text=name == "rolling" if end_of_text is None else end_of_text,
+        end_of_text=default.end_of_text if end_of_text is None else end_of_text,
         before=before,
     )
 

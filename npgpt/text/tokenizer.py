@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checkpoints.files import VOCABULARY, read_bytes
+from ..config import END_OF_TEXT as END_OF_TEXT
 from ..errors import NpgptError, checked, whole_number
-
-END_OF_TEXT = "<|endoftext|>"
 
 
 class File(Protocol):

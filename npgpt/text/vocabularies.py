@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints import strict_json
-from ..checkpoints.find import GPT2_RANKS, find
+from ..checkpoints.find import find
 from ..checkpoints.open import Checkpoint, open_vocabulary
+from ..checkpoints.places import GPT2_RANKS
 from ..config import GPT2_VOCAB_SIZES, PUBLISHED
-from ..errors import NpgptError
+from ..errors import NpgptError, reason
 from . import byte_pairs, characters, companions, tokenizer_json
 from .added_tokens import AddedToken, check_stated, numbered
 from .byte_pairs import BytePairs
@@ -115,7 +116,7 @@ def open_tokenizer(
                 raise NpgptError(f"{tokenizer.source}: {around} is none of the model's {vocab_size} with text")
         return replace(tokenizer, beside=tuple(here[name] for name in COMPANIONS if name in here))
     except OSError as error:
-        raise NpgptError(str(error)) from None
+        raise NpgptError(reason(error)) from None
 
 
 def stated_class(folder: Path) -> object:

@@ -336,8 +336,12 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     put(tmp_path / "source")
     assert "states no n_head" in refused("convert", "source", "out", cwd=tmp_path)
     assert "does not exist" in refused("convert", "/no/such", "out", cwd=tmp_path)
-    assert "no naming scheme 'x'" in refused("convert", "source", "out", "--name-scheme", "x", cwd=tmp_path)
-    assert "invalid choice: 'int8'" in refused("convert", "source", "out", "--dtype", "int8", cwd=tmp_path)
+    assert "no naming scheme 'x'; there are" in refused("convert", "source", "out", "--name-scheme", "x", cwd=tmp_path)
+    error = refused("convert", "source", "out", "--name-scheme", "Open-AI", cwd=tmp_path)
+    assert "no naming scheme 'Open-AI' (did you mean openai?); there are" in error
+    assert "--dtype must be float32, float16 or bfloat16, not 'int8'" in refused(
+        "convert", "source", "out", "--dtype", "int8", cwd=tmp_path
+    )
     assert "is the current folder" in refused("convert", "source", ".", "--n-head", "3", cwd=tmp_path)
     put(tmp_path / "full")
     assert "--overwrite" in refused("convert", "source", "full", "--n-head", "3", cwd=tmp_path)
@@ -349,7 +353,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
 def test_the_help_names_every_scheme() -> None:
     help_text = " ".join(here("convert", "--help")[1].split())
     assert ", ".join(sorted(scheme.name for scheme in naming.SCHEMES)) == ", ".join(
-        sorted(help_text.partition("another's: ")[2].partition(" --n-head")[0].split(", "))
+        sorted(help_text.partition("guesses wrong: ")[2].partition(" --n-head")[0].split(", "))
     )
 
 
@@ -394,5 +398,5 @@ def test_a_full_disk_is_told_with_the_folder_and_leaves_nothing(
     put(tmp_path / "source")
     monkeypatch.setattr(safetensors, "write_parts", full)
     error = refused("convert", "source", "new/out", "--n-head", "3", cwd=tmp_path)
-    assert error == "npgpt: error: [Errno 28] No space left on device: 'new/out'\n"
+    assert error == "npgpt: error: new/out: no space left on device\n"
     assert listed(tmp_path) == ["source"]

@@ -15,6 +15,7 @@ from npgpt.errors import NpgptError
 from npgpt.parameters import Array, to_arrays
 from npgpt.text.vocabularies import load_tokenizer
 from tests.support import writers
+from tests.support.command import here
 from tests.support.models import random_arrays, small
 from tests.support.namings import llamacpp, llms_from_scratch, nanogpt
 from tests.support.places import VARIABLES
@@ -154,6 +155,14 @@ def test_new_tokens_enlarge_embeddings_and_head_together() -> None:
         npgpt.load("mine")
 
 
+def test_a_merged_adapter_is_said_to_be_rounded() -> None:
+    put_base("base")
+    put()
+    for source, rounded in (("base", False), ("mine", True)):
+        out = here("convert", source, f"{source}.out", "--n-head", "1")[1]
+        assert (" float32, rounded" in out) == rounded
+
+
 # not: the base replaced by what was made of it
 def test_the_base_is_not_converted_into() -> None:
     put_base("base")
@@ -201,8 +210,8 @@ def test_the_base_is_looked_for_by_name_and_beside_the_adapter(tmp_path: Path) -
     with pytest.raises(NpgptError) as error:
         npgpt.load("mine")
     assert str(error.value) == (
-        "mine/adapter_model.safetensors is a LoRA adapter whose base is not here: the model /data/elsewhere/model does "
-        "not exist; or put the base into mine/model/"
+        "mine/adapter_model.safetensors is a LoRA adapter whose base is not here: /data/elsewhere/model does not "
+        "exist; or put the base into mine/model/"
     )
     put_base("mine/model")
     differs_in_c_attn(loaded("mine"), ADDED)

@@ -238,7 +238,7 @@ def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
     assert "n_head 2" in html.read_text()
     assert not re.search(r"https?://|<script", html.read_text())
     assert main(["check", str(bad), "--ids", ids, "--prompt", "It is"]) == 2
-    assert "--prompt and --ids say the same" in capsys.readouterr().err
+    assert "--prompt and --ids exclude each other" in capsys.readouterr().err
     assert main(["check", str(bad), "--ids", ids, "--html", str(tmp_path / "none" / "x.html")]) == 2
     assert "there is no folder" in capsys.readouterr().err
     assert main(["check", str(bad), "--model", str(folder), "--ids", ids, "--json"]) == 1
@@ -308,7 +308,7 @@ def test_greedy_ids_in_a_file(tmp_path: Path, folder: Path, capsys: pytest.Captu
         assert main(["check", str(path), "--model", str(folder), "--json", "--html", str(page_path)]) == code
         captured = capsys.readouterr()
         assert json.loads(captured.out)["matches"] == (code == 0)
-        assert "there is no page" in captured.err
+        assert "no page was written" in captured.err
         assert not page_path.exists()
     assert str(npgpt.check_greedy([best], IDS, MODEL)) == "Matches: every greedy token is the reference's."
     with pytest.raises(NpgptError, match="not float8"):
