@@ -178,7 +178,7 @@ def test_a_swap_that_divides_is_caught_by_the_published_shapes(distilgpt2: Path)
         npgpt.load(folder)
     assert str(error.value) == (
         f"{folder / 'config.json'} says n_head = 6, but the weights have the shapes of distilgpt2, whose n_head is 12 "
-        "(6 is its n_layer): 768 = 12 × 64; correct it, or insist with --n-head 6 (load(…, n_head=6))"
+        "(6 is its n_layer): 768 = 12 × 64; correct it, or force it with --n-head 6 (load(…, n_head=6))"
     )
     assert npgpt.load(folder, n_head=6).config.n_head == 6
     (folder / "config.json").write_text(json.dumps(configs.to_dict(size) | {"n_head": 6, "n_layer": 12}))
@@ -209,7 +209,9 @@ def test_without_a_configuration_a_published_shape_tells_the_heads(distilgpt2: P
 def test_without_a_configuration_another_shape_asks(tmp_path: Path) -> None:
     config = small(n_inner=30)
     folder = put(tmp_path / "m", random_arrays(config, dtype="float32"), None)
-    with pytest.raises(NpgptError, match=r"states no n_head, and no shape tells it: give it \(--n-head N.*n_embd = 21"):
+    with pytest.raises(
+        NpgptError, match=r"does not state n_head, and no shape depends on it: give it \(--n-head N.*n_embd = 21"
+    ):
         npgpt.load(folder)
     assert npgpt.load(folder, n_head=3).config == config
     with pytest.raises(NpgptError, match="n_embd = 21 does not divide by n_head = 4"):

@@ -256,7 +256,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path: Path) ->
     source = put(tmp_path / "source")
     with pytest.raises(NpgptError, match="written are float32, float16, bfloat16, not 'float64'"):
         npgpt.convert(source, tmp_path / "out", n_head=3, dtype="float64")
-    with pytest.raises(NpgptError, match="states no n_head"):
+    with pytest.raises(NpgptError, match="does not state n_head"):
         npgpt.convert(source, tmp_path / "out")
     assert listed(tmp_path) == ["source"]
 
@@ -301,8 +301,8 @@ def test_memory_stays_far_below_the_models(tmp_path: Path) -> None:
 
 
 GUESS = (
-    "nothing tells which GELU it has, and the erf form (nanoGPT's) is a guess: "
-    "state it with --activation gelu (erf) or gelu_new (tanh), load(…, activation=…)"
+    "the checkpoint does not state its GELU, and the erf form (nanoGPT's) is a guess: "
+    "choose with --activation gelu (erf) or gelu_new (tanh), or load(…, activation=…)"
 )
 
 
@@ -334,7 +334,7 @@ def test_the_command_says_what_it_found_and_what_comes_next(tmp_path: Path) -> N
 
 def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     put(tmp_path / "source")
-    assert "states no n_head" in refused("convert", "source", "out", cwd=tmp_path)
+    assert "does not state n_head" in refused("convert", "source", "out", cwd=tmp_path)
     assert "does not exist" in refused("convert", "/no/such", "out", cwd=tmp_path)
     assert "no naming scheme 'x'" in refused("convert", "source", "out", "--name-scheme", "x", cwd=tmp_path)
     assert "invalid choice: 'int8'" in refused("convert", "source", "out", "--dtype", "int8", cwd=tmp_path)

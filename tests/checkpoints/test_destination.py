@@ -172,5 +172,5 @@ def test_a_fifo_in_a_vocabularys_place_does_not_hang(tmp_path: Path, verb: str) 
     command = [sys.executable, "-m", "npgpt", verb, str(source), *out, "--n-head", "3"]
     done = subprocess.run(command, timeout=20, check=False, capture_output=True, text=True)
     assert done.returncode == (2 if verb == "convert" else 0)
-    assert "vocab.tiktoken is no regular file" in done.stdout + done.stderr
+    assert "vocab.tiktoken is not a regular file" in done.stdout + done.stderr
     assert listed(tmp_path) == ["source"]

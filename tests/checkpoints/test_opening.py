@@ -66,7 +66,7 @@ def test_llms_from_scratchs_dictionary_beside_its_weights(tmp_path: Path) -> Non
     path = put(tmp_path / "m", "llms-from-scratch", config=book | {"qkv_bias": True})
     assert npgpt.load(path).config == CONFIG
     (path.parent / "config.json").unlink()
-    with pytest.raises(NpgptError, match=r"states no n_head, and no shape tells it: give it \(--n-head N"):
+    with pytest.raises(NpgptError, match=r"does not state n_head, and no shape depends on it: give it \(--n-head N"):
         npgpt.load(path)
 
 
@@ -77,16 +77,14 @@ def test_a_contradiction_names_both_sources(tmp_path: Path, within: Any) -> None
         npgpt.load(path)
     beside = path.parent / "config.json"
     assert str(error.value) == (
-        f"model_args in {path} says that n_head is 7, and {beside} that it is 3: correct or remove the wrong one"
+        f"n_head is 7 in model_args in {path}, but 3 in {beside}: correct or remove the wrong one"
     )
     assert npgpt.load(path, n_head=3).config.n_head == 3  # the argument settles it
 
 
 def test_config_json_and_hparams_json_too(tmp_path: Path) -> None:
     path = put(tmp_path / "m", config={"n_head": 3, "n_ctx": 24}, hparams={"n_head": 3, "n_ctx": 25})
-    with pytest.raises(
-        NpgptError, match=r"config\.json says that n_positions is 24, and .*hparams\.json that it is 25"
-    ):
+    with pytest.raises(NpgptError, match=r"n_positions is 24 in .*config\.json, but 25 in .*hparams\.json"):
         npgpt.load(path)
 
 
@@ -114,7 +112,8 @@ def test_an_older_nanogpt_says_beside_it_that_its_activation_is_the_tanh_form(tm
 
 
 GUESS = (
-    "nothing tells which GELU it has, and the {} is a guess: state it with --activation gelu (erf) or gelu_new (tanh)"
+    "the checkpoint does not state its GELU, and the {} is a guess: "
+    "choose with --activation gelu (erf) or gelu_new (tanh)"
 )
 ERF, TANH = GUESS.format("erf form (nanoGPT's)"), GUESS.format("tanh form (build-nanogpt's, minGPT's)")
 BUILD_NANOGPT = {key: value for key, value in NANOGPT_ARGS.items() if key not in ("bias", "dropout")}
@@ -261,7 +260,7 @@ def test_a_head_is_tied_by_its_bits_and_not_by_its_values(tmp_path: Path) -> Non
 def test_every_key_may_contradict(tmp_path: Path, within: Any, key: str, inside: object, beside: object) -> None:
     within({"n_head": 3, key: inside})
     path = put(tmp_path / "m", config={key: beside})
-    with pytest.raises(NpgptError, match=rf"model_args in .* says that {key} is .*, and .*config\.json that it is"):
+    with pytest.raises(NpgptError, match=rf"{key} is .* in model_args in .*, but .* in .*config\.json"):
         open_checkpoint(path)
     put(tmp_path / "m", config={key: inside})
     assert open_checkpoint(path).config == CONFIG
@@ -417,7 +416,9 @@ def test_an_index_of_shards_that_is_too_large(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors.index.json"
     path.write_bytes(b"{")
     os.truncate(path, 16_000_001)
-    with pytest.raises(NpgptError, match="is no index of a checkpoint: it has 16000001 bytes, above 16000000"):
+    with pytest.raises(
+        NpgptError, match="is too large for a checkpoint index: 16000001 bytes exceed the limit of 16000000"
+    ):
         npgpt.load(tmp_path)
 
 

@@ -307,7 +307,7 @@ def test_only_floats_and_ids_are_written(tmp_path: Path) -> None:
 def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    with pytest.raises(NpgptError, match="pipe is no regular file, and would be replaced by one"):
+    with pytest.raises(NpgptError, match="pipe is not a regular file: choose another path for the output"):
         safetensors.write(path, {"x": np.ones(3)})
     assert path.is_fifo()
     assert list(tmp_path.iterdir()) == [path]

@@ -270,7 +270,7 @@ def test_an_address_tells_the_name(address: str, name: str | None) -> None:
     )
     with pytest.raises(NpgptError) as error:
         repository_name(address)
-    assert f"{address!r} (did you mean {name}?) is no model to download: names are" in str(error.value)
+    assert f"{address!r} (did you mean {name}?) cannot be downloaded: give one of" in str(error.value)
 
 
 @pytest.mark.parametrize(

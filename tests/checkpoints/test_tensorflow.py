@@ -55,7 +55,7 @@ def test_half_precision() -> None:
 
 def test_hparams_json_tells_the_heads(tmp_path: Path) -> None:
     assert npgpt.load(FIXTURES / "saver").config.n_head == 3
-    with pytest.raises(NpgptError, match="states no n_head"):
+    with pytest.raises(NpgptError, match="does not state n_head"):
         npgpt.load(FIXTURES / "sharded")
 
 

@@ -327,7 +327,7 @@ def test_an_object_states_the_configuration(tmp_path: Path, form: str) -> None:
 def test_an_object_that_states_nothing(tmp_path: Path, value: object) -> None:
     views, storages = writers.in_storages(random_arrays(small(), dtype="float32"))
     path = put(tmp_path / "m.pth", {"model": StateDict(views), "config": value, "conf": {"n_head": 7}}, storages)
-    with pytest.raises(NpgptError, match="states no n_head, and no shape tells it"):
+    with pytest.raises(NpgptError, match="does not state n_head, and no shape depends on it"):
         npgpt.load(path)
     assert npgpt.load(path, n_head=3).config == small()
 

@@ -288,6 +288,8 @@ def test_a_state_dict_given_to_check() -> None:
     logits = model([1, 2, 3])
     report = npgpt.check(logits, [1, 2, 3], under("policy.", nano, value__weight=OTHER), n_head=3)
     assert report.matches
-    assert any(note.startswith("The reference, weights: nothing tells which GELU it has") for note in report.notes)
+    assert any(
+        note.startswith("The reference, weights: the checkpoint does not state its GELU") for note in report.notes
+    )
     with pytest.raises(NpgptError, match=r"weights holds several GPT-2s, policy\.\*, teacher\.\*"):
         npgpt.check(logits, [1, 2, 3], under("policy.", nano) | under("teacher.", nano), n_head=3)

@@ -246,7 +246,7 @@ def test_the_book(tmp_path: Path, kind: str, config: Config, qkv_bias: bool, dif
     assert all(parameter.any() for parameter in model.parameters())
     path = tmp_path / "model.pth"
     torch.save(model.state_dict(), path)
-    refused(path, rf"states no n_head.*give it \(--n-head N.*divides n_embd = {config.n_embd}")
+    refused(path, rf"does not state n_head.*give it \(--n-head N.*divides n_embd = {config.n_embd}")
     saved = Saved(path, model, config, arrays)
     mine = check(saved, "LLMs-from-scratch, torch.save", difference, n_head=config.n_head)
     assert mine.origin == f"{path}: torch zip, LLMs-from-scratch's names"
