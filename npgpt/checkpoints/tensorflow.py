@@ -74,7 +74,7 @@ def read(path: Path) -> Contents:
             raise NpgptError(f"{path}: {name}, {list(shape)} of {dtype}, does not take the {size} bytes it has")
         if offset + size > len(shards[file]):
             raise NpgptError(
-                f"{file} is cut short: {name} ends at byte {offset + size}, the file at {len(shards[file])}"
+                f"{file} is truncated: {name} ends at byte {offset + size}, the file at {len(shards[file])}"
             )
         verify = functools.partial(_verify, file, name, shards[file], offset, size, checksum)
         checked = verify if size <= SMALL or available() else None

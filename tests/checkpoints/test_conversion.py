@@ -111,7 +111,7 @@ def test_literal_casts() -> None:
     assert cast(big, "float32", "float32", "x").dtype == np.float32
     np.testing.assert_array_equal(cast(big, "float32", "float64", "x"), x)
     for dtype, value in (("float16", 65520.0), ("bfloat16", 3.4e38), ("float32", 1e39)):
-        with pytest.raises(NpgptError, match=f"w has values too large for {dtype}; take a wider dtype"):
+        with pytest.raises(NpgptError, match=f"w has values too large for {dtype}: use a wider dtype"):
             cast(np.array([value]), "float64", dtype, "w")
 
 

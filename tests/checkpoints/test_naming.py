@@ -105,7 +105,7 @@ def test_queries_keys_and_values_of_different_shapes(tmp_path: Path) -> None:
     book = llms_from_scratch(random_arrays(CONFIG, dtype="float32"))
     book["trf_blocks.0.att.W_key.weight"] = np.ones((7, 21), np.float32)
     book["trf_blocks.0.att.W_value.weight"] = np.ones((35, 21), np.float32)  # together they would fit
-    with pytest.raises(NpgptError, match=r"W_query\.weight is \[21, 21\] and .*W_key\.weight \[7, 21\]"):
+    with pytest.raises(NpgptError, match=r"W_query\.weight is \[21, 21\], but .*W_key\.weight is \[7, 21\]"):
         npgpt.load(stored(tmp_path / "a", book), n_head=3)
 
 
@@ -155,7 +155,9 @@ def test_queries_keys_and_values_of_different_dtypes(tmp_path: Path) -> None:
     arrays = NAMINGS["llms-from-scratch"](random_arrays(CONFIG, dtype="float32"))
     name = "trf_blocks.0.att.W_key.weight"
     path = stored(tmp_path / "a", arrays | {name: arrays[name].astype(np.float16)})
-    with pytest.raises(NpgptError, match=r"W_query\.weight is float32 and trf_blocks\.0\.att\.W_key\.weight float16"):
+    with pytest.raises(
+        NpgptError, match=r"W_query\.weight is float32, but trf_blocks\.0\.att\.W_key\.weight is float16"
+    ):
         npgpt.load(path, n_head=3)
 
 

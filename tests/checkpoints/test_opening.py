@@ -291,7 +291,7 @@ def test_the_usual_names_come_first_and_several_others_are_asked_about(tmp_path:
     (tmp_path / "m" / "empty").touch()
     assert formats.find(path.parent) == path
     (tmp_path / "m" / "b.safetensors").write_bytes(path.read_bytes())
-    with pytest.raises(NpgptError, match=r"has several checkpoints: b\.safetensors, m\.safetensors; say which"):
+    with pytest.raises(NpgptError, match=r"has several checkpoints: b\.safetensors, m\.safetensors; give one of them"):
         npgpt.load(tmp_path / "m")
     (tmp_path / "m" / "pytorch_model.bin").write_bytes(path.read_bytes())
     assert formats.find(path.parent) == path.parent / "pytorch_model.bin"
@@ -305,12 +305,12 @@ def test_the_usual_names_come_first_and_several_others_are_asked_about(tmp_path:
         (b"", "is empty: 0 bytes"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a Git LFS pointer, not the file itself"),
         (b"\x89HDF\r\n\x1a\n", "is HDF5"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "is torch.save's form from before 1.6"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "is in torch.save's format before PyTorch 1.6"),
         (b"\x80\x04\x95", "is a bare pickle"),
         (b"\x1f\x8b\x08", "is compressed with gzip"),
         (b"<!DOCTYPE html>", "is a web page"),
-        (b"abcdefghijkl", r"is no checkpoint that npgpt reads \(.*\): it begins with b'abcdefgh'"),
-        (b'{"a": 1}', "is JSON but no index of a checkpoint"),
+        (b"abcdefghijkl", r"is not a checkpoint that npgpt reads \(.*\): it begins with b'abcdefgh'"),
+        (b'{"a": 1}', "is JSON but not a checkpoint index"),
         (b"{", "is not valid JSON"),
         (b"PK\x03\x04", "is no whole ZIP archive"),
     ],
@@ -366,14 +366,20 @@ def test_a_sharded_checkpoint_is_one_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: m | {"ln_f.bias": "three.safetensors"}, "says that ln_f.bias lies in 'three.safetensors', which is"),
-        (lambda m: m | {"ln_f.bias": "../one.safetensors"}, r"lies in '\.\./one\.safetensors', which is not beside it"),
-        (lambda m: m | {"ln_f.bias": ""}, "lies in '', which is not beside it"),
-        (lambda m: m | {"ln_f.bias": "one.safetensors"}, "says nothing of ln_f.bias, which two.safetensors holds"),
-        (lambda m: m | {"lm_head.weight": "two.safetensors"}, "lm_head.weight lies in two.safetensors, which does not"),
-        (lambda m: {k: v for k, v in m.items() if k != "ln_f.bias"}, "says nothing of ln_f.bias"),
+        (lambda m: m | {"ln_f.bias": "three.safetensors"}, "lists ln_f.bias in 'three.safetensors', but that file is"),
+        (
+            lambda m: m | {"ln_f.bias": "../one.safetensors"},
+            r"in '\.\./one\.safetensors', but that file is not beside it",
+        ),
+        (lambda m: m | {"ln_f.bias": ""}, "in '', but that file is not beside it"),
+        (lambda m: m | {"ln_f.bias": "one.safetensors"}, "does not list ln_f.bias, which two.safetensors contains"),
+        (
+            lambda m: m | {"lm_head.weight": "two.safetensors"},
+            "lm_head.weight in two.safetensors, but that file does not",
+        ),
+        (lambda m: {k: v for k, v in m.items() if k != "ln_f.bias"}, "does not list ln_f.bias"),
         (lambda m: m | {"ln_f.bias": 3}, "has no weight_map"),
-        (lambda m: m | {"ln_f.bias": "model.safetensors.index.json"}, "is no checkpoint that npgpt reads"),
+        (lambda m: m | {"ln_f.bias": "model.safetensors.index.json"}, "is not a checkpoint that npgpt reads"),
     ],
 )
 def test_an_index_and_files_that_do_not_agree(tmp_path: Path, change: Any, message: str) -> None:
@@ -386,7 +392,7 @@ def test_an_index_and_files_that_do_not_agree(tmp_path: Path, change: Any, messa
 def test_a_missing_shard_is_an_error_and_no_smaller_model(tmp_path: Path) -> None:
     index, _ = put_shards(tmp_path / "m")
     (tmp_path / "m" / "two.safetensors").unlink()
-    with pytest.raises(NpgptError, match=r"lies in 'two\.safetensors', which is not beside it"):
+    with pytest.raises(NpgptError, match=r"in 'two\.safetensors', but that file is not beside it"):
         npgpt.load(index)
 
 

@@ -65,7 +65,7 @@ def test_a_prefix_an_index_and_the_latest_of_several(tmp_path: Path) -> None:
             shutil.copy(FIXTURES / "saver" / f"model.ckpt.{part}", tmp_path / f"{prefix}.ckpt.{part}")
     assert npgpt.checkpoints.find.find(tmp_path / "a.ckpt").weights == tmp_path / "a.ckpt.index"
     assert npgpt.checkpoints.find.find(tmp_path / "a.ckpt.index").weights == tmp_path / "a.ckpt.index"
-    with pytest.raises(NpgptError, match=r"has several checkpoints: a\.ckpt\.index, b\.ckpt\.index; say which"):
+    with pytest.raises(NpgptError, match=r"has several checkpoints: a\.ckpt\.index, b\.ckpt\.index; give one of them"):
         npgpt.checkpoints.find.find(tmp_path)
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/elsewhere/b.ckpt"\n')
     assert npgpt.checkpoints.find.find(tmp_path).weights == tmp_path / "b.ckpt.index"
@@ -99,7 +99,7 @@ def test_a_data_file_cut_short_or_damaged(tmp_path: Path) -> None:
     with pytest.raises(NpgptError, match=r"data-00000-of-00001: model/\S+ is damaged: its checksum is"):
         npgpt.load(index)
     data.write_bytes(content[:-1])
-    with pytest.raises(NpgptError, match=r"data-00000-of-00001 is cut short: model/\S+ ends at byte 50064"):
+    with pytest.raises(NpgptError, match=r"data-00000-of-00001 is truncated: model/\S+ ends at byte 50064"):
         npgpt.load(index)
 
 
@@ -306,7 +306,7 @@ def test_the_package_has_the_same_checksums(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_data_file_sends_to_its_index() -> None:
-    with pytest.raises(NpgptError, match=r"is a part of a TensorFlow checkpoint: give its \.index file"):
+    with pytest.raises(NpgptError, match=r"is part of a TensorFlow checkpoint: give its \.index file"):
         npgpt.load(FIXTURES / "saver" / "model.ckpt.data-00000-of-00001")
 
 

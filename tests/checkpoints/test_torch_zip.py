@@ -104,7 +104,7 @@ def test_every_type_of_storage(tmp_path: Path, kind: str, order: writers.Order) 
         np.testing.assert_array_equal(tensor.load("float64"), expected)
     else:
         name = {"Long": "int64", "Int": "int32", "Short": "int16", "Char": "int8", "Byte": "uint8", "Bool": "bool"}
-        with pytest.raises(NpgptError, match=f"a.weight is {name[kind]}; a weight is one of float16"):
+        with pytest.raises(NpgptError, match=f"a.weight is {name[kind]}, not one of float16"):
             tensor.load()
 
 
@@ -561,8 +561,8 @@ def refused(content: bytes, folder: Path, message: str) -> None:
         (View(FLOAT6, 0, (7,), (0,)), r"h\.0, .* does not fit"),
         (View(FLOAT6, 0, (10**15,), (0,)), r"h\.0, .* does not fit"),
         (View(FLOAT6, 0, (3, 3), (1, 1)), r"h\.0, .* does not fit"),
-        (View(FLOAT6, 0, (2**40, 2**40), (0, 0)), r"h\.0 has a shape that no file can hold"),
-        (View(FLOAT6, 0, (0, 2**58, 2**58), (0, 0, 0)), r"h\.0 has a shape that no file can hold"),
+        (View(FLOAT6, 0, (2**40, 2**40), (0, 0)), r"h\.0 has an impossible shape"),
+        (View(FLOAT6, 0, (0, 2**58, 2**58), (0, 0, 0)), r"h\.0 has an impossible shape"),
         (View(FLOAT6, -1, (1,), (1,)), "malformed: .*a tensor's storage, offset, size or stride"),
         (View(FLOAT6, 5, (2, 3), (-3, -1)), "a tensor's storage, offset, size or stride"),
         (View(FLOAT6, 0, (-2, -3), (3, 1)), "a tensor's storage, offset, size or stride"),

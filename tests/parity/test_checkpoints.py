@@ -847,7 +847,7 @@ def test_integers_are_refused_when_asked_for(tmp_path: Path) -> None:
     assert_exact({"weight": found["weight"]}, {"weight": torch.ones(3)})
     for name in names:
         assert found[f"a.{name}"].dtype == name
-        with pytest.raises(NpgptError, match=rf"x\.pt: a\.{name} is {name}; a weight is one of float16") as caught:
+        with pytest.raises(NpgptError, match=rf"x\.pt: a\.{name} is {name}, not one of float16") as caught:
             found[f"a.{name}"].load()
         assert "\n" not in str(caught.value)
 
