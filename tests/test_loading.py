@@ -103,7 +103,7 @@ def test_save_takes_the_vocabulary_along_and_fills_only_empty_folders(tmp_path: 
         "vocab.tiktoken",
     ]
     assert npgpt.load(tmp_path / "copy").tokenizer.encode(CARD_PROMPT) == CARD_IDS
-    with pytest.raises(NpgptError, match="not an empty folder"):
+    with pytest.raises(NpgptError, match="is not empty"):
         npgpt.save(model, tmp_path / "copy")
 
 
@@ -160,7 +160,7 @@ def test_an_untied_head_that_equals_wte_is_tied_and_one_that_differs_is_used(tmp
         (tmp_path / "other" / "config.json").unlink(missing_ok=True)
     with pytest.raises(NpgptError, match=r"lm_head.weight differs from wte.weight, but .* ties them"):
         npgpt.load(put(tmp_path / "other", other, configs.to_dict(config)))
-    with pytest.raises(NpgptError, match=r"differs from wte.weight, but the config given ties them"):
+    with pytest.raises(NpgptError, match=r"differs from wte.weight, but the given config ties them"):
         npgpt.load(tmp_path / "other", config=config)
     apart = small(tie_word_embeddings=False)
     assert npgpt.load(put(tmp_path / "same", same, None), config=apart).config == apart

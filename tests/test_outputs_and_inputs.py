@@ -131,7 +131,7 @@ def test_in_python_a_trace_does_not_replace_the_models_weights(tmp_path: Path) -
 def test_in_python_save_takes_no_folder_that_holds_the_model(tmp_path: Path) -> None:
     folder = speaking(tmp_path / "m")
     before = contents(folder)
-    with pytest.raises(NpgptError, match="not an empty folder"):
+    with pytest.raises(NpgptError, match="is not empty"):
         npgpt.save(npgpt.load(folder), folder)
     assert contents(folder) == before
 

@@ -765,7 +765,7 @@ def test_blocks_of_an_index_that_are_empty_and_one_and_the_same(tmp_path: Path) 
     path = writers.write(
         tmp_path, {"m.index": content + handles.ljust(40, b"\0") + (0xDB4775248B80FB57).to_bytes(8, "little")}
     )
-    with small_and_quick(len(content)), pytest.raises(NpgptError, match="the block at 0 begins within the one"):
+    with small_and_quick(len(content)), pytest.raises(NpgptError, match="the block at 0 overlaps the one"):
         npgpt.load(path)
 
 

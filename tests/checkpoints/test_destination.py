@@ -73,7 +73,7 @@ def test_the_current_folder_stays_the_current_folder(tmp_path: Path, monkeypatch
     source, out = put(tmp_path / "source"), tmp_path / "out"
     out.mkdir()
     monkeypatch.chdir(out)
-    with pytest.raises(NpgptError, match="is the current folder, one above it, or a mount point"):
+    with pytest.raises(NpgptError, match="is the current folder, its parent, or a mount point"):
         npgpt.convert(source, ".", n_head=3)
     assert os.listdir(".") == []
     assert os.path.samefile(".", out)
@@ -95,7 +95,7 @@ def test_impossible_destinations_are_errors_of_our_own(
 def test_a_link_to_nowhere_is_no_destination(tmp_path: Path) -> None:
     path = put(tmp_path / "m")
     (tmp_path / "out").symlink_to("nowhere")
-    with pytest.raises(NpgptError, match="out is there and not a folder: choose another name"):
+    with pytest.raises(NpgptError, match="out exists and is not a folder: choose another name"):
         npgpt.convert(path, tmp_path / "out", n_head=3)
     assert not (tmp_path / "nowhere").exists()
 

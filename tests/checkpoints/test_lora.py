@@ -159,7 +159,7 @@ def test_the_base_is_not_converted_into() -> None:
     put_base("base")
     put()
     for folder in ("base", "mine"):
-        with pytest.raises(NpgptError, match=rf"^{folder}.* (holds the source|would replace)"):
+        with pytest.raises(NpgptError, match=rf"^{folder}.* (contains the source|would replace)"):
             npgpt.convert("mine", folder, overwrite=True)
 
 

@@ -163,9 +163,9 @@ def test_an_activation_that_is_none(tmp_path: Path) -> None:
             NpgptError, match=r"activation_function .* is not one that GPT-2 uses|activation must be a str"
         ):
             npgpt.load(path, activation=other)  # type: ignore[arg-type]
-    with pytest.raises(NpgptError, match="give activation or a whole config, not both"):
+    with pytest.raises(NpgptError, match="give activation or config, not both"):
         npgpt.load(path, activation="gelu", config=CONFIG)
-    with pytest.raises(NpgptError, match="give n_head or a whole config, not both"):
+    with pytest.raises(NpgptError, match="give n_head or config, not both"):
         npgpt.load(path, n_head=3, activation="gelu", config=CONFIG)
 
 
@@ -175,7 +175,7 @@ def test_wpe_decides_between_two_contexts(tmp_path: Path, n_ctx: int, n_position
     model = npgpt.load(path)
     assert model.config == CONFIG
     config = path.parent / "config.json"
-    assert model.notes == (f"{config} says n_ctx {n_ctx} and n_positions {n_positions}: its wpe has 24",)
+    assert model.notes == (f"{config} states n_ctx {n_ctx} and n_positions {n_positions}: wpe has 24 rows",)
     put(tmp_path / "m", config={"n_head": 3, "n_ctx": 24, "n_positions": 24})
     assert npgpt.load(path).notes == ()
     put(tmp_path / "m", config={"n_head": 3, "n_ctx": 12, "n_positions": 13})
@@ -312,7 +312,7 @@ def test_the_usual_names_come_first_and_several_others_are_asked_about(tmp_path:
         (b"abcdefghijkl", r"is not a checkpoint that npgpt reads \(.*\): it begins with b'abcdefgh'"),
         (b'{"a": 1}', "is JSON but not a checkpoint index"),
         (b"{", "is not valid JSON"),
-        (b"PK\x03\x04", "is no whole ZIP archive"),
+        (b"PK\x03\x04", "is not a valid ZIP archive"),
     ],
 )
 def test_files_that_are_no_checkpoint_are_told_what_they_are(tmp_path: Path, content: bytes, message: str) -> None:
@@ -431,5 +431,5 @@ def test_an_index_of_shards_that_is_too_large(tmp_path: Path) -> None:
 def test_a_vocabulary_is_wanted_of_what_is_no_model(tmp_path: Path) -> None:
     arrays = random_arrays(small(), dtype="float32")
     del arrays["wte.weight"]
-    with pytest.raises(NpgptError, match=r"holds no wte\.weight \[vocab_size, n_embd\], and so no GPT-2"):
+    with pytest.raises(NpgptError, match=r"contains no GPT-2: it has no wte\.weight \[vocab_size, n_embd\]"):
         load_tokenizer(stored(tmp_path / "model.safetensors", arrays))

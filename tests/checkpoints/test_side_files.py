@@ -265,7 +265,7 @@ def test_an_old_folder_that_cannot_be_deleted_is_said(tmp_path: Path, monkeypatc
     npgpt.convert(source, out)
     (out / "config.json").write_text(json.dumps({"old": True}))
     monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: None)
-    message = r"out is written, but what it replaced cannot be deleted: .*/\.out\.[0-9a-f]{8}\.old is left"
+    message = r"out is written, but the folder it replaced cannot be deleted: .*/\.out\.[0-9a-f]{8}\.old remains"
     with pytest.warns(UserWarning, match=message):
         npgpt.convert(source, out, overwrite=True)
     assert "old" not in json.loads((out / "config.json").read_text())
