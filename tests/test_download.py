@@ -347,7 +347,7 @@ def test_after_a_transfer_that_never_completes_whole_files_are_kept(hub: Hub, ca
     hub.faults["GET model.safetensors"] = [Fault(kind, CHUNK + 999), *[Fault(kind, 0)] * 9]
     error = refused(hub, "org/big")
     assert error.startswith("the download of model.safetensors of org/big failed (")
-    assert error.endswith("): run the same command again, files that are whole are kept")
+    assert error.endswith("): run the same command again; complete files are kept")
     assert partial(cache) == []
     with pytest.raises(npgpt.NpgptError, match="no model 'org/big' here"):
         find.find("org/big")
@@ -402,7 +402,7 @@ def test_a_file_of_another_size(hub: Hub, weights: Path) -> None:
 def test_a_cache_that_cannot_be_written(hub: Hub, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     error = refused(hub, "gpt2", HF_HUB_CACHE=str(tmp_path / "file"))
-    assert f"config.json of openai-community/gpt2 cannot be written into {tmp_path}/file (" in error
+    assert f"config.json of openai-community/gpt2 cannot be written to {tmp_path}/file (" in error
     assert error.endswith("): free some space, or change HF_HOME")
 
 
@@ -414,7 +414,7 @@ def test_a_disk_without_room(hub: Hub, cache: Path) -> None:
 
     done = subprocess.run([*COMMAND, "org/big"], env=variables(hub), capture_output=True, preexec_fn=limit, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert f"model.safetensors of org/big cannot be written into {cache} (" in done.stderr
+    assert f"model.safetensors of org/big cannot be written to {cache} (" in done.stderr
     assert partial(cache) == []
 
 
