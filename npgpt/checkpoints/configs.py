@@ -12,13 +12,12 @@ from typing import Any
 
 from .. import parameters
 from ..config import PUBLISHED, REQUIRED, Config
-from ..errors import NpgptError
+from ..errors import NpgptError, about
 from ..parameters import Shape
 from .ends import special_ids
 from .tensor import Stated
 
 FIELDS = {field.name for field in fields(Config)}
-
 CONTEXT = "max_position_embeddings"
 
 # Aliases of Config's fields: Hugging Face's attribute map, OpenAI's hparams.json, LLMs-from-scratch, nanoGPT.
@@ -178,19 +177,20 @@ def complete(
     missing = [key for key in REQUIRED if key not in fields and key != "n_head"]
     if missing:
         raise NpgptError(f"{source} lacks {', '.join(missing)}, and no weight's name or shape determines it")
-    found = _config(fields | sizes | {"n_head": 1}, source)
+    with about(source):
+        found = Config(**fields | sizes | {"n_head": 1})
     exact, alike = found.published_name(), _published_of_width_and_depth(found)
-    size = PUBLISHED[exact] if exact else None
     if n_head is not None:
         fields["n_head"] = n_head
     elif "n_head" not in fields:
-        if size is None:
+        if exact is None:
             raise NpgptError(
                 f"{source} does not state n_head, and no shape depends on it: give it (--n-head N, or "
                 f"load(…, n_head=N)); it must divide n_embd = {fields['n_embd']}"
             )
-        fields["n_head"] = size.n_head
-    config = _config(fields, source if n_head is None else f"{source}, with the given n_head = {n_head}")
+        fields["n_head"] = PUBLISHED[exact].n_head
+    with about(source if n_head is None else f"{source}, with the given n_head = {n_head}"):
+        config = Config(**fields)
     theirs = PUBLISHED[alike] if alike else config
     if n_head is None and config.n_head != theirs.n_head:
         swapped = f" ({config.n_head} is its n_layer)" if config.n_head == theirs.n_layer else ""
@@ -207,13 +207,6 @@ def _published_of_width_and_depth(config: Config) -> str | None:
     """Return the published model with a config's width and depth; vocabulary and context may differ."""
     shape = attrgetter("n_layer", "n_embd", "inner_width")
     return next((name for name, size in PUBLISHED.items() if shape(size) == shape(config)), None)
-
-
-def _config(fields: Mapping[str, Any], source: str) -> Config:
-    try:
-        return Config(**fields)
-    except NpgptError as error:
-        raise NpgptError(f"{source}: {error}") from None
 
 
 def _sizes(shapes: Mapping[str, Shape | None]) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class Adapter:
                 raise NpgptError(f"{self.path} contains {tensor.name:.200}, which npgpt cannot merge: {MERGE}")
             expected = theirs.shape(tensors) or tensor.shape
             rows = tensor.shape[:1] if ours in ENLARGED else expected[:1]
-            _check(self.path, tensor, tensor.shape, (*rows, *expected[1:]))
+            _check(self.path, tensor, (*rows, *expected[1:]))
             tensors[tensor.name], sources[ours] = tensor, Source((tensor.name,))
         for layer, found in self.factors.items():
             ours, third = _canonical(layer)
@@ -115,8 +115,8 @@ class Adapter:
                 raise NpgptError(f"{self.path} is incomplete: it has only factor {''.join(found)} of {layer:.200}")
             n_in, n_out = shape if ".c_" in ours else shape[::-1]
             rank = self._stated("rank_pattern", layer, "r")
-            _check(self.path, found["A"], found["A"].shape, (rank, n_in))
-            _check(self.path, found["B"], found["B"].shape, (n_out if third is None else n_out // 3, rank))
+            _check(self.path, found["A"], (rank, n_in))
+            _check(self.path, found["B"], (n_out if third is None else n_out // 3, rank))
             if any(update.third == third for update in updates.get(ours, ())):
                 raise NpgptError(f"{self.path} adapts {ours} twice, once as {layer:.200}: {MERGE}")
             scale = self._scale(layer, found["A"].shape[0])
@@ -260,10 +260,9 @@ def _canonical(layer: str) -> tuple[str, int | None]:
         match = BLOCK.search(theirs)
         starred = f"{theirs[: match.start()]}*{theirs[match.end() :]}" if match else theirs
         if ours := next((scheme.layers[starred] for scheme in SCHEMES if starred in scheme.layers), None):
-            module, _, last = ours.replace("*", match[0] if match else "*").rpartition(".")
-            return (
-                (f"{module}.c_attn", THIRDS.index(last)) if last in THIRDS else (f"{module}.{last}".lstrip("."), None)
-            )
+            canonical = ours.replace("*", match[0] if match else "*")
+            module, _, last = canonical.rpartition(".")
+            return (f"{module}.c_attn", THIRDS.index(last)) if last in THIRDS else (canonical, None)
     return layer, None
 
 
@@ -273,11 +272,10 @@ def _shape(sources: Mapping[str, Source], tensors: Mapping[str, Tensor], name: s
     return shape if shape is not None and len(shape) == 2 else None
 
 
-def _check(path: Path, tensor: Tensor, shape: Shape, expected: tuple[Any, ...]) -> None:
-    if shape != expected:
-        raise NpgptError(
-            f"{path}: {tensor.name:.200} is {list(shape)}, but its base and settings need {list(expected)}: {MERGE}"
-        )
+def _check(path: Path, tensor: Tensor, expected: tuple[Any, ...]) -> None:
+    if tensor.shape != expected:
+        shapes = f"is {list(tensor.shape)}, but its base and settings need {list(expected)}"
+        raise NpgptError(f"{path}: {tensor.name:.200} {shapes}: {MERGE}")
 
 
 def _base(path: Path, source: Path, settings: Mapping[str, Any]) -> Path:

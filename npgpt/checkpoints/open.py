@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,10 @@ def _statements(path: Path, contents: Contents) -> list[Stated]:
     """Return the statements of the configuration in the checkpoint and in the files beside it."""
     statements = [] if contents.stated is None else [contents.stated]
     statements += [stated for name in CONFIG_FILES if (stated := _beside(path, name)) is not None]
-    return [Stated(source, _without(fields, contents.outdated)) for source, fields in statements]
+    return [
+        Stated(source, {key: fields[key] for key in fields if configs.SPELLINGS.get(key, key) not in contents.outdated})
+        for source, fields in statements
+    ]
 
 
 def _beside(path: Path, name: str) -> Stated | None:
@@ -218,10 +221,6 @@ def _beside(path: Path, name: str) -> Stated | None:
     """
     file = path.with_name(name)
     return Stated(str(file), strict_json.read_file(file)) if os.path.lexists(file) else None
-
-
-def _without(fields: Mapping[str, Any], outdated: Set[str]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if configs.SPELLINGS.get(key, key) not in outdated}
 
 
 def _check_size(path: Path, contents: Contents, sources: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> None:

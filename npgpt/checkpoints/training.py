@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,8 +56,9 @@ def weights_and_configuration(path: Path, value: object) -> Chosen:
         ((taken, views),) = states.items()
     if not views:
         weights = [held[key] for key in WEIGHTS_KEYS if key in held]
-        if inert := _first_inert([*weights, *(item for each in weights for item in (_items(each) or {}).values())]):
-            raise refusal(f"{path}: its pickle", inert.name)
+        values = [*weights, *(item for each in weights for item in (_items(each) or {}).values())]
+        if inert := [value for value in values if isinstance(value, Record | Global)]:
+            raise refusal(f"{path}: its pickle", inert[0].name)
         raise NpgptError(f"{path} has no state dict; its keys are {', '.join(map(repr, list(held)[:20])):.300}")
     others = [repr(key) for key, state in states.items() if key != taken and len(state) >= len(views)]
     is_bare = views is not states.get(taken)
@@ -102,11 +103,6 @@ def _items(value: object) -> dict[Any, Any] | None:
     return items if isinstance(items, dict) else None
 
 
-def _first_inert(values: Sequence[object]) -> Record | Global | None:
-    """Return the first value that is a call or a name that npgpt does not run, if any."""
-    return next((value for value in values if isinstance(value, Record | Global)), None)
-
-
 def _views(mapping: Mapping[Any, Any]) -> dict[str, View | Unread]:
     """Return the tensors in a dictionary under keys that are strings."""
     texts = {key: item for key, item in mapping.items() if isinstance(key, str)}
@@ -133,10 +129,8 @@ def _statement(path: Path, held: Mapping[Any, Any]) -> Stated | None:
     for places, enough in ((usual | within, 3), (usual | within, 1), (others, 3)):
         for name, place in places.items():
             known = enough > 1 or name.rpartition(".")[-1] in CONFIG_KEYS
-            if (
-                known
-                and len({SPELLINGS.get(key, key) for key in SIZES if _plain(place.get(key)) is not None}) >= enough
-            ):
+            sizes = {SPELLINGS.get(key, key) for key in SIZES if _plain(place.get(key)) is not None}
+            if known and len(sizes) >= enough:
                 texts = {key: _plain(item) for key, item in place.items() if type(key) is str}
                 several = {  # the only key in use whose value may be a list
                     key: [_plain(token_id) for token_id in item]
