@@ -178,7 +178,7 @@ def test_a_swap_that_divides_is_caught_by_the_published_shapes(distilgpt2: Path)
         npgpt.load(folder)
     assert str(error.value) == (
         f"{folder / 'config.json'} says n_head = 6, but the weights have the shapes of distilgpt2, whose n_head is 12 "
-        "(6 is its n_layer): 768 = 12 × 64; correct it, or force it with --n-head 6 (load(…, n_head=6))"
+        "(6 is its n_layer): 768 = 12 × 64; correct it, or insist with --n-head 6 (load(…, n_head=6))"
     )
     assert npgpt.load(folder, n_head=6).config.n_head == 6
     (folder / "config.json").write_text(json.dumps(configs.to_dict(size) | {"n_head": 6, "n_layer": 12}))

@@ -17,7 +17,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a temporary file beside path; on success sync it and rename it to path, on failure remove it.
 
     An interrupted write leaves the old file unchanged. Raises NpgptError if path is a device or another special file,
-    which the rename would replace, or if this run reads path. OSErrors from open, write and rename name path.
+    which the rename would replace, or if this run reads path. An OSError names path, not the temporary file.
     """
     path = Path(path)
     if path.exists() and not path.is_file():

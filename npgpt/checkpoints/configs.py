@@ -198,7 +198,7 @@ def complete(
             f"{source} says n_head = {config.n_head}, but the weights have the "
             f"{'shapes' if exact else 'width and depth'} of {alike}, whose n_head is "
             f"{theirs.n_head}{swapped}: {theirs.n_embd} = {theirs.n_head} × {theirs.head_width}; "
-            f"correct it, or force it with --n-head {config.n_head} (load(…, n_head={config.n_head}))"
+            f"correct it, or insist with --n-head {config.n_head} (load(…, n_head={config.n_head}))"
         )
     return config
 

@@ -86,7 +86,7 @@ class Values(Cursor):
 
     @functools.cached_property
     def order(self) -> Literal["<", ">"]:
-        """Return the byte order, told by the version: read in the wrong order, it is 2**16 or more."""
+        """Return the byte order; read in the wrong one, the version is 2**16 or more."""
         return "<" if int.from_bytes(self.data[4:8], "little") < 2**16 else ">"
 
     def number(self, kind: str) -> int:

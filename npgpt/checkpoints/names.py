@@ -56,7 +56,7 @@ class Scheme:
         return any(_starred(name)[0] in known for name in tensors) and self.condition(tensors)
 
     def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
-        """Return {canonical name: source} of unwrapped tensors, without those to ignore.
+        """Return {canonical name: source} of unwrapped tensors, without those that the scheme drops.
 
         Unknown names, and second names for the same tensor, stay unchanged; loading reports them.
         """

@@ -134,8 +134,8 @@ class Contents:
 
     stated is the configuration inside the files. vocabulary returns the vocabulary inside the files as Hugging Face's
     files by name, or is None. unchecked names the checksums that are not verified and how to verify them; None if all
-    are verified or the format has none. notes tell the user what is left out. home is set for an adapter: the file
-    beside which the vocabulary lies. outdated are configuration fields that the adapter's tensors change.
+    are verified or the format has none. notes tell the user what is left out. home, set only for an adapter, is the
+    file beside the vocabulary. outdated are the configuration fields that an adapter's tensors change.
     """
 
     format: str
