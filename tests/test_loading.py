@@ -103,7 +103,9 @@ def test_save_takes_the_vocabulary_along_and_fills_only_empty_folders(tmp_path: 
         "vocab.tiktoken",
     ]
     assert npgpt.load(tmp_path / "copy").tokenizer.encode(CARD_PROMPT) == CARD_IDS
-    with pytest.raises(NpgptError, match="is not empty"):
+    with pytest.raises(
+        NpgptError, match="is not empty: choose a new folder; npgpt convert --overwrite"
+    ):  # save has none
         npgpt.save(model, tmp_path / "copy")
 
 

@@ -203,7 +203,9 @@ def _check_contents(folder: Path, shown: Path, replaceable: Set[str] | None) -> 
     if not held:
         return
     if replaceable is None:
-        raise NpgptError(f"{shown} is not empty: choose a new folder, or overwrite it (--overwrite)")
+        raise NpgptError(
+            f"{shown} is not empty: choose a new folder; npgpt convert --overwrite replaces a converted model"
+        )
     others = [path.name for path in held if path.name not in replaceable or not path.is_file()]
     if others or not (folder / WEIGHTS_FILE).is_file():
         what = f"contains {others[0]}" if others else f"has no {WEIGHTS_FILE}"
