@@ -25,10 +25,7 @@ TEXTS: tuple[tuple[bytes, str], ...] = (
 BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     *TEXTS,
     (rb"\x89HDF", f"HDF5 (Keras), {INSTEAD}"),
-    (
-        rb"\x80\x02\x8a\nl\xfc\x9cF",
-        "in torch.save's format before PyTorch 1.6: load it in PyTorch and save it again",
-    ),
+    (rb"\x80\x02\x8a\nl\xfc\x9cF", "in torch.save's format before PyTorch 1.6: load it in PyTorch and save it"),
     (rb"\x80", "a bare pickle, which npgpt does not read: use torch.save(model.state_dict(), …)"),
     (re.escape(llmc.STATE), "llm.c's reference state (logits and gradients), not a model"),
     (re.escape(llmc.TOKENIZER), "llm.c's tokenizer, not a model"),

@@ -204,7 +204,7 @@ def _check_contents(folder: Path, shown: Path, replaceable: Set[str] | None) -> 
         return
     if replaceable is None:
         raise NpgptError(
-            f"{shown} is not empty: choose a new folder; npgpt convert --overwrite replaces a converted model"
+            f"{shown} is not empty: choose a new folder; npgpt convert --overwrite replaces a converted one"
         )
     others = [path.name for path in held if path.name not in replaceable or not path.is_file()]
     if others or not (folder / WEIGHTS_FILE).is_file():
