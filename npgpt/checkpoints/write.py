@@ -73,7 +73,7 @@ def convert(
     files = _vocabulary_files(checkpoint) | _generation_file(checkpoint.base)
     stated = {key: checkpoint.stated[key] for key in IDS if key in checkpoint.stated}
     ids = _ids(lambda: vocabularies.tokenizer_of(checkpoint)) | stated
-    outside = files and checkpoint.contents.vocabulary is None  # GGUF's vocabulary has no config.json
+    outside = files and checkpoint.contents.vocabulary is None  # not one embedded in GGUF
     if outside and (tokenizer_class := vocabularies.stated_class(checkpoint.path.parent)) is not None:
         ids["tokenizer_class"] = tokenizer_class
     write_folder(folder, checkpoint.config, ids, files, layout, parts, replaceable)
