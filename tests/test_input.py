@@ -65,7 +65,7 @@ def test_score_and_check_say_it(tmp_path: Path) -> None:
 def test_other_encodings_are_named(tmp_path: Path, encoding: str, name: str) -> None:
     content = "Emma was happy.\n".encode(encoding)
     (tmp_path / "t.txt").write_bytes(content)
-    way_out = f"is {name}, and read is UTF-8: iconv -f {name} -t UTF-8 converts it"
+    way_out = f"is {name}, but npgpt reads UTF-8: convert it with iconv -f {name} -t UTF-8"
     assert f"t.txt {way_out}" in refused("score", "t.txt", cwd=tmp_path)
     assert f"standard input {way_out}" in refused("generate", "-", stdin=content)
     if "-" not in encoding[4:]:
@@ -78,7 +78,7 @@ def test_a_configuration_in_another_encoding_is_named(tmp_path: Path) -> None:
     stated = (folder / "config.json").read_text()
     for name in ("config.json", "generation_config.json"):
         (folder / name).write_text(stated, encoding="utf-16")
-        with pytest.raises(NpgptError, match=rf"{name} is UTF-16, and read is UTF-8"):
+        with pytest.raises(NpgptError, match=rf"{name} is UTF-16, but npgpt reads UTF-8"):
             npgpt.load(folder)
         (folder / name).write_text(stated)
 

@@ -360,4 +360,4 @@ def test_files_that_are_not_even_text(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_bytes(b"")
     assert "not valid JSON" in reason(tmp_path)
     (tmp_path / "vocab.json").write_bytes(b'{"a": 1, "a": 2}')
-    assert "the key 'a' stands twice" in reason(tmp_path)
+    assert "duplicate key 'a'" in reason(tmp_path)

@@ -299,7 +299,7 @@ def test_a_file_that_only_sounds_like_a_vocabulary_is_not_overwritten(tmp_path: 
     npgpt.convert(source, tmp_path / "out")
     npgpt.convert(source, tmp_path / "out", overwrite=True)
     (tmp_path / "out" / "my_vocab_notes.txt").write_text("mine")
-    with pytest.raises(NpgptError, match=r"holds my_vocab_notes\.txt, which is no part of a converted model"):
+    with pytest.raises(NpgptError, match=r"contains my_vocab_notes\.txt, so it is not just a converted model"):
         npgpt.convert(source, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "my_vocab_notes.txt").read_text() == "mine"
 

@@ -95,13 +95,13 @@ def test_bfloat16(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({1: 2}, "version 2; read are 3 .* and 5"),
+        ({1: 2}, "version 2 of .* but npgpt reads only 3 .* and 5"),
         ({1: 1}, "version 1"),
         ({7: 39}, "vocab_size 40 padded to 39"),
         ({4: 0}, "n_layer 0"),
         ({6: -21}, "n_embd -21"),
-        ({2: 25}, "by its header it ends at byte .*, the file at"),
-        ({2: 2**31 - 1, 6: 2**31 - 1, 4: 2**31 - 1}, "by its header it ends"),
+        ({2: 25}, "by its header it should have .* bytes, but it has"),
+        ({2: 2**31 - 1, 6: 2**31 - 1, 4: 2**31 - 1}, "by its header it should have"),
         ({5: 2}, "n_embd = 21 does not divide by n_head = 2"),
     ],
 )
@@ -119,7 +119,7 @@ def test_a_byte_too_many(tmp_path: Path) -> None:
     content = writers.llmc(CONFIG, random_arrays(CONFIG, dtype="float32"))
     path = writers.write(tmp_path, {"m.bin": content + b"\0"})
     with pytest.raises(
-        NpgptError, match=rf"by its header it ends at byte {len(content)}, the file at {len(content) + 1}"
+        NpgptError, match=rf"by its header it should have {len(content)} bytes, but it has {len(content) + 1}"
     ):
         formats.read(path)
 

@@ -246,7 +246,7 @@ def test_the_book(tmp_path: Path, kind: str, config: Config, qkv_bias: bool, dif
     assert all(parameter.any() for parameter in model.parameters())
     path = tmp_path / "model.pth"
     torch.save(model.state_dict(), path)
-    refused(path, rf"states no n_head.*give it \(--n-head N.*divides n_embd = {config.n_embd}")
+    refused(path, rf"does not state n_head.*give it \(--n-head N.*divides n_embd = {config.n_embd}")
     saved = Saved(path, model, config, arrays)
     mine = check(saved, "LLMs-from-scratch, torch.save", difference, n_head=config.n_head)
     assert mine.origin == f"{path}: torch zip, LLMs-from-scratch's names"
@@ -847,7 +847,7 @@ def test_integers_are_refused_when_asked_for(tmp_path: Path) -> None:
     assert_exact({"weight": found["weight"]}, {"weight": torch.ones(3)})
     for name in names:
         assert found[f"a.{name}"].dtype == name
-        with pytest.raises(NpgptError, match=rf"x\.pt: a\.{name} is {name}; a weight is one of float16") as caught:
+        with pytest.raises(NpgptError, match=rf"x\.pt: a\.{name} is {name}, not one of float16") as caught:
             found[f"a.{name}"].load()
         assert "\n" not in str(caught.value)
 
