@@ -76,8 +76,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         texts = [of_ids("--ids", read_ids(options.ids))]
     model = open_model(options)
-    if options.ids is None and not model.why_no_text and not model.tokenizer.by_parts:
-        note("its tokenizer may change a text: bytes, words and bits per byte are those of the tokens, not of the text")
     rule = convention_of(model, options.convention, options.context, options.stride, options.bos)
     as_lines = options.json or resume is not None
     by_token = as_lines or write_page is not None or options.top or coloured(sys.stdout)

@@ -169,13 +169,15 @@ def measured(pieces: Sequence[bytes]) -> tuple[Ids, Ids]:
 class Score:
     """A text of n tokens as the model sees it.
 
-    pieces are the tokens' bytes, empty for ids without text; joined they are the text, as the tokenizer has it.
-    likelihood has NaN and rank 0 for a token that the convention does not score.
+    pieces are the tokens' bytes, empty for ids without text. likelihood has NaN and rank 0 for a token that the
+    convention does not score. measures are the numbers [n] of bytes of the text that each token covers and of words
+    that begin there (see Tokenizer.stretches); None where the pieces joined are the text.
     """
 
     token_ids: Ids
     pieces: tuple[bytes, ...]
     likelihood: Likelihood
+    measures: tuple[Ids, Ids] | None = None
 
     @property
     def log_probs(self) -> Floats:
@@ -190,14 +192,14 @@ class Score:
     @cached_property
     def byte_offsets(self) -> Ids:
         """The offsets [n] at which the tokens begin in the text's UTF-8."""
-        sizes = np.fromiter(map(len, self.pieces), np.int64, len(self.pieces))
+        sizes, _ = self.measures or measured(self.pieces)
         return np.cumsum(sizes) - sizes
 
     @cached_property
     def totals(self) -> Totals:
         """The sums over the text's tokens."""
         scored = ~np.isnan(self.log_probs)
-        sizes, words = measured(self.pieces)
+        sizes, words = self.measures or measured(self.pieces)
         return Totals(
             tokens=len(self.pieces),
             scored=int(scored.sum()),

@@ -37,6 +37,10 @@ class Tokens(NamedTuple):
 NO_TOKENS = Tokens(*np.zeros((3, 0), np.int64))
 
 
+def _joined(parts: Iterable[Tokens]) -> Tokens:
+    return Tokens._make(map(np.concatenate, zip(*parts, strict=True)))
+
+
 def tokens(
     text: str | Iterator[str] | ArrayLike, model: LanguageModel, special: bool, pieces: dict[int, bytes], name: str
 ) -> Iterator[Tokens]:
@@ -45,14 +49,15 @@ def tokens(
     They are those of the whole text. pieces: takes in the bytes of every id, none for one without text. Raises
     NpgptError for what Tokenizer.encode refuses, and for ids, which it calls by the text's name, that are none.
     """
-    for ids in _parts_of_ids(text, model, special, name):
+    for ids, stretches in _encoded(text, model, special, name):
         pieces.update((token_id, _piece(model, token_id)) for token_id in {*ids} - pieces.keys())
-        yield Tokens(np.array(ids, np.int64), *measured([pieces[token_id] for token_id in ids]))
+        yield Tokens(np.array(ids, np.int64), *measured(stretches or [pieces[token_id] for token_id in ids]))
 
 
-def _parts_of_ids(
+def _encoded(
     text: str | Iterator[str] | ArrayLike, model: LanguageModel, special: bool, name: str
-) -> Iterator[list[int]]:
+) -> Iterator[tuple[list[int], list[bytes]]]:
+    """Yield ids and the bytes of text that each covers; none where they are the tokens' own."""
     if not isinstance(text, (str, Iterator)):
         array = numbers(name, text)
         if array.ndim != 1:
@@ -60,16 +65,17 @@ def _parts_of_ids(
             raise NpgptError(f"{name} must be a text or ids [T], not of shape {shape}: [ids] for a single one")
         with about(name):
             model.config.check_ids(array)
-        yield array.tolist()
+        yield array.tolist(), []
         return
     tokenizer = model.tokenizer
     if isinstance(text, str):
         check_text(text, "the text")  # whole, so that an error tells the place in it
         text = iter([text])
-    for part in cut(text) if tokenizer.by_parts else ["".join(_checked(text))]:
+    for part in cut(text) if tokenizer.ends_of is None else ["".join(_checked(text))]:
         with about(name):
             ids = tokenizer.encode(part, special=special, alone=True)
-        yield ids
+            stretches = [] if tokenizer.ends_of is None else tokenizer.stretches(part, special)
+        yield ids, stretches
 
 
 def _piece(model: LanguageModel, token_id: int) -> bytes:
@@ -122,7 +128,7 @@ class Text:
     left: int = 1
     _held: Tokens = NO_TOKENS  # what was read, from the id `_base` on
     _base: int = 0
-    _ids: list[Ids] = field(default_factory=list)
+    _kept: list[Tokens] = field(default_factory=list)  # all of them, where figures are kept
     _counts: Ids = field(default_factory=lambda: np.zeros(3, np.int64))  # scored, words, bytes
     _log_probs: list[float] = field(default_factory=list)  # the few whose sum is that of all
 
@@ -141,8 +147,8 @@ class Text:
             if part is None:
                 return len(self)
             if self.figures:
-                self._ids.append(part.ids)
-            self._held = Tokens._make(map(np.concatenate, zip(self._held, part, strict=True)))
+                self._kept.append(part)
+            self._held = _joined([self._held, part])
         return most
 
     def rows(self, rule: Convention) -> Iterator[Row]:
@@ -186,9 +192,9 @@ class Text:
     def score(self, pieces: dict[int, bytes]) -> Score:
         """Return its Score, where figures are kept and all windows scored. pieces: the tokens' bytes by id."""
         assert self.figures is not None
-        ids = np.concatenate(self._ids)[len(self.before) :]
+        ids, sizes, words = _joined(self._kept).after(len(self.before))
         known = self.figures.between(len(self.before), len(self))
-        return Score(ids, tuple(pieces[int(token_id)] for token_id in ids), known)
+        return Score(ids, tuple(pieces[int(token_id)] for token_id in ids), known, (sizes, words))
 
 
 class Row(NamedTuple):

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import NpgptError
 
@@ -67,6 +67,17 @@ def numbered(
     return found
 
 
+class Span(NamedTuple):
+    """The characters start to end − 1 of a text: an added token, or (id None) text for the vocabulary.
+
+    A span begins before the end of the previous one where both tokens take the same white space.
+    """
+
+    start: int
+    end: int
+    token_id: int | None
+
+
 class Splitter:
     """Cuts a text at its added tokens: what is between them is left to the vocabulary."""
 
@@ -78,41 +89,44 @@ class Splitter:
             if (some := [content for content, (token, _) in tokens.items() if token.normalized == normalized])
         ]
 
-    def parts(self, text: str, special: bool) -> list[str | int]:
-        """Return the ids of added tokens and the texts between them, none of which is empty."""
-        parts: list[str | int] = [text] if text else []
+    def spans(self, text: str, special: bool) -> list[Span]:
+        """Return the added tokens of a text and what lies between them, in order; none is empty."""
+        spans = [Span(0, len(text), None)] if text else []
         for pattern in self._patterns:
-            parts = [
-                p for part in parts for p in ([part] if isinstance(part, int) else self._cut(part, pattern, special))
+            spans = [
+                part
+                for span in spans
+                for part in ([span] if span.token_id is not None else self._cut(text, span, pattern, special))
             ]
-        return parts
+        return spans
 
-    def _cut(self, text: str, pattern: re.Pattern[str], special: bool) -> Iterator[str | int]:
-        done = 0
-        for match in pattern.finditer(text):
+    def _cut(self, text: str, span: Span, pattern: re.Pattern[str], special: bool) -> Iterator[Span]:
+        done, last = span.start, span.end
+        for match in pattern.finditer(text, span.start, span.end):
             (token, token_id), start, end = self._tokens[match[0]], *match.span()
             if token.special and not special:
                 continue
-            if token.single_word and (_is_word(text[start - 1 : start]) or _is_word(text[end : end + 1])):
+            if token.single_word and (
+                _is_word(text[max(start - 1, span.start) : start]) or _is_word(text[end : min(end + 1, last)])
+            ):
                 continue
             while token.lstrip and start > done and text[start - 1] in SPACES:
                 start -= 1
-            while token.rstrip and end < len(text) and text[end] in SPACES:
+            while token.rstrip and end < last and text[end] in SPACES:
                 end += 1
-            if token.lstrip and start < done:  # the token before took this one's white space, or part of it
+            if token.lstrip and start < done:  # the previous token took this one's white space, or part of it
                 if done > end:
                     raise NpgptError(
                         f"the added token {token.content!r:.60} lies in white space that another one takes"
                     )
                 start = done
             if start > done:
-                yield text[done:start]
-            done, taken = end, start == end
-            if taken:
-                continue
-            yield token_id
-        if done < len(text):
-            yield text[done:]
+                yield Span(done, start, None)
+            if start < end:
+                yield Span(start, end, token_id)
+            done = end
+        if done < last:
+            yield Span(done, last, None)
 
 
 def _is_word(character: str) -> bool:

@@ -6,8 +6,9 @@ import base64
 import binascii
 import functools
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import tiktoken
@@ -15,7 +16,7 @@ import tiktoken
 from ..checkpoints import stand_ins, strict_json
 from ..errors import NpgptError
 from .added_tokens import AddedToken, Splitter
-from .tokenizer import END_OF_TEXT, File, Tokenizer, check_text, contents
+from .tokenizer import END_OF_TEXT, File, Tokenizer, check_text, contents, utf8_offsets
 
 # How GPT-2 cuts text into pieces before any merging: contractions; a run of letters, of digits, or of other signs, each
 # with the space before it; white space without the last space of a run, which belongs to the next piece.
@@ -218,13 +219,27 @@ def tokenizer(
             )
         pieces[token_id] = content.encode()
     beyond = {token_id: content for content, (_, token_id) in tokens.items() if token_id >= vocab_size}
+    encode = _encoder(path.name, pairs.ranks, Splitter(tokens), prefix_space)
+
+    def ids_of(text: str, special: bool) -> list[int]:
+        return [token_id for _, ids in encode(text, special) for token_id in ids]
+
+    def ends_of(text: str, special: bool) -> list[int]:
+        offsets, ends = utf8_offsets(text), []
+        for end, ids in encode(text, special):
+            sizes = [len(pieces[token_id]) for token_id in ids]
+            start = offsets[end] - sum(sizes)
+            ends += [start + size for size in accumulate(sizes)]
+        return ends
+
+    cuttable = not prefix_space and not any(_minds_space(token) for token, _ in tokens.values())
     return Tokenizer(
-        _ids_of(path.name, pairs.ranks, Splitter(tokens), prefix_space),
+        ids_of,
         {token_id: piece for token_id, piece in pieces.items() if token_id not in beyond} if beyond else pieces,
         {content: token_id for content, (token, token_id) in tokens.items() if token.special},
         pairs.files,
         beyond=beyond,
-        by_parts=not prefix_space and not any(_minds_space(token) for token, _ in tokens.values()),
+        ends_of=None if cuttable else ends_of,
     )
 
 
@@ -233,28 +248,25 @@ def _minds_space(token: AddedToken) -> bool:
     return token.lstrip or token.rstrip or token.single_word or any(map(str.isspace, token.content))
 
 
-def _ids_of(
+def _encoder(
     name: str, ranks: Mapping[bytes, int], splitter: Splitter, prefix_space: bool
-) -> Callable[[str, bool], list[int]]:
-    """Return the function that gives a text's ids: what is between added tokens is merged by itself."""
+) -> Callable[[str, bool], Iterator[tuple[int, list[int]]]]:
+    """Return a function that cuts a text at its added tokens and yields the end and the ids of each part."""
     encoding = tiktoken.Encoding(name, pat_str=PIECES, mergeable_ranks=dict(ranks), special_tokens={})
 
-    def ids_of(text: str, special: bool) -> list[int]:
-        ids: list[int] = []
-        for part in splitter.parts(text, special):
-            if isinstance(part, int):
-                ids.append(part)
+    def encode(text: str, special: bool) -> Iterator[tuple[int, list[int]]]:
+        for start, end, token_id in splitter.spans(text, special):
+            if token_id is not None:
+                yield end, [token_id]
                 continue
-            if prefix_space and not part.startswith(" "):
-                part = " " + part
+            space = " " if prefix_space and text[start] != " " else ""
             try:
-                ids += encoding.encode(part, disallowed_special=())
+                yield end, encoding.encode(space + text[start:end], disallowed_special=())
             except ValueError as error:
                 what = f"{error} (a very long run of white space?)"
                 raise NpgptError(f"the text cannot be cut into tokens: {what}") from None
-        return ids
 
-    return ids_of
+    return encode
 
 
 @functools.cache

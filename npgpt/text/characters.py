@@ -49,7 +49,7 @@ def from_meta(path: File, vocab_size: int) -> Tokenizer:
         return [ids[character] for character in text]
 
     pieces = {number: character.encode() for number, character in characters.items()}
-    return Tokenizer(ids_of, pieces, {}, (path,), by_parts=True)
+    return Tokenizer(ids_of, pieces, {}, (path,))
 
 
 def _refuse(path: File, what: str) -> Any:

@@ -6,6 +6,7 @@ import codecs
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +40,9 @@ class Tokenizer:
     """Text to ids and back, whatever stands behind it: tiktoken, the package tokenizers, a table of characters.
 
     ids_of(text, special) returns the ids of a text, with special tokens in it as such or as plain text. pieces are the
-    bytes of every id that stands for text; files are those that they came from.
+    bytes of every id that stands for text; files are those that they came from. ends_of(text, special) returns
+    the offset in the text's UTF-8 at which each token ends. It is None where the pieces of a text are always that text,
+    and cutting the text before white space does not change its ids.
     """
 
     ids_of: Callable[[str, bool], list[int]] = field(repr=False)
@@ -51,8 +54,7 @@ class Tokenizer:
     beyond: Mapping[int, str] = field(default_factory=dict, repr=False)  # tokens for which the model has no row
     leading: bytes = field(default=b"", repr=False)  # what a piece loses where it begins a text
     beside: tuple[File, ...] = field(default=(), repr=False)  # files that say more of the vocabulary
-    # whether the pieces of a text are that text, and those of its parts, cut before white space, one after another
-    by_parts: bool = False
+    ends_of: Callable[[str, bool], list[int]] | None = field(default=None, repr=False)
 
     @property
     def source(self) -> str:
@@ -100,6 +102,19 @@ class Tokenizer:
             )
         return ids
 
+    def stretches(self, text: str, special: bool) -> list[bytes]:
+        """Return the bytes of a text that each of its tokens covers; joined they are the text.
+
+        They differ from the tokens' pieces where the tokenizer rewrites a text: lower case, a space before it, <unk>.
+        A token covers what lies between the previous one and its own end; the last token covers the rest.
+        """
+        if self.ends_of is None:
+            return [self.pieces[token_id] for token_id in self.ids_of(text, special)]
+        if not (ends := self.ends_of(text, special)):
+            return []
+        raw = text.encode()
+        return [raw[start:end] for start, end in pairwise(accumulate([0, *ends[:-1], len(raw)], max))]
+
     def has_text(self, token_id: int) -> bool:
         """Tell whether an id stands for text; ids that pad the vocabulary do not."""
         return whole_number("a token id", token_id, low=-(2**63), high=2**64 - 1) in self.pieces
@@ -122,6 +137,13 @@ class Tokenizer:
         """Set to −inf, in place, the logits [..., V] that stand for no text, such as the rows that pad V to 50304."""
         logits[..., self.holes] = -np.inf
         logits[..., self.n_vocab :] = -np.inf
+
+
+def utf8_offsets(text: str) -> NDArray[np.intp]:
+    """Return the offsets [n + 1] in UTF-8 at which the n characters of a text begin, and that of its end."""
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
+    return np.concatenate([[0], np.cumsum(sizes)])
 
 
 def shown(piece: bytes) -> str:

@@ -11,7 +11,7 @@ from ..errors import NpgptError
 from .added_tokens import check_stated, numbered
 from .byte_pairs import byte_characters
 from .companions import Companions
-from .tokenizer import File, Tokenizer, contents
+from .tokenizer import File, Tokenizer, contents, utf8_offsets
 
 KEYS = frozenset(
     "version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder model".split()
@@ -174,20 +174,21 @@ def by_package(path: File, whole: Mapping[str, Any], companions: Companions, voc
             f"{path} has ids up to {max(own.values(), default=-1)}, the model's vocab_size is {vocab_size}"
         )
 
-    def ids_of(text: str, special: bool) -> list[int]:
+    def encoded(text: str, special: bool) -> Any:
         found.encode_special_tokens = not special
         with _refusing(f"tokenizers cannot cut the text into tokens by {path}"):
-            return list(found.encode(text, add_special_tokens=False).ids)
+            return found.encode(text, add_special_tokens=False)
 
     with _refusing(f"{path}: tokenizers cannot tell what its tokens are as text"):
         pieces, leading = _pieces(found, whole.get("decoder"), ids, tokens.keys())
     return Tokenizer(
-        ids_of,
+        lambda text, special: list(encoded(text, special).ids),
         pieces,
         {content: token_id for content, (token, token_id) in tokens.items() if token.special},
         (path,),
         beyond={token_id: content for content, token_id in vocabulary.items() if token_id >= vocab_size},
         leading=leading,
+        ends_of=lambda text, special: utf8_offsets(text)[[end for _, end in encoded(text, special).offsets]].tolist(),
     )
 
 
