@@ -211,6 +211,17 @@ def to_arrays(parameters: Parameters) -> dict[str, Array]:
     return arrays
 
 
+def sha256(config: Config, parameters: Parameters) -> str:
+    """Return the sha256 of the configuration and of every parameter's name, dtype and values, in hexadecimal."""
+    import hashlib  # takes 5 ms, which a prompt never needs
+
+    digest = hashlib.sha256(repr(config).encode())
+    for name, array in to_arrays(parameters).items():
+        digest.update(f"{name} {array.dtype} ".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
 def count(config: Config) -> dict[str, int]:
     """How many parameters each part has: wte, wpe, one block's attn and mlp and norms times n_layer, ln_f, lm_head.
 

@@ -386,7 +386,7 @@ def test_a_vocabulary_without_end_of_text_has_nothing_to_start_from(tmp_path: Pa
     byte_text = vocabularies.from_ranks(tmp_path / "bytes.tiktoken", 256)
     config = small(vocab_size=256)
     model = LanguageModel("bytes", config, random_parameters(config), lambda: byte_text)
-    with pytest.raises(NpgptError, match=r"the prompt is empty, and bytes has no <\|endoftext\|> to start from"):
+    with pytest.raises(NpgptError, match=r"the prompt is empty, and bytes has no <\|endoftext\|> or bos_token_id to start"):
         model.encode_prompt("")
     with pytest.raises(NpgptError, match=r"bytes has no <\|endoftext\|> to stand before a text: .*--no-bos"):
         next(npgpt.score(["ab"], model))
@@ -457,13 +457,13 @@ def test_keep_last_is_there_in_python_too() -> None:
 
 def test_a_model_made_without_a_vocabulary_runs_on_ids() -> None:
     model = LanguageModel("mine", small(), random_parameters(small()))
-    assert model.why_no_text == "it was made without a vocabulary"
+    assert model.why_no_text == "it was created without a vocabulary"
     assert [step.token_id is not None for step in model.steps([1], max_tokens=2, sampling=GREEDY)] == [
         True,
         True,
         False,
     ]
-    with pytest.raises(NpgptError, match="mine has no text: it was made without a vocabulary"):
+    with pytest.raises(NpgptError, match="mine has no text: it was created without a vocabulary"):
         model.generate("a")
 
 

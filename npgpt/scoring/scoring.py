@@ -18,8 +18,7 @@ from ..errors import CHECKS, NpgptError, checked, whole_number
 from ..language_model import LanguageModel, Source, open_model, opened
 from .likelihood import Figures, Ids, Likelihood, Score, Totals, likelihood
 from .texts import Row, Text, tokens
-from .windows import Convention
-from .windows import convention as by_name
+from .windows import Convention, convention_of
 
 GROUP = 16  # contexts of tokens in the texts whose windows are batched together
 AHEAD = 64  # batches handed out and not yet taken back
@@ -226,15 +225,6 @@ def _complete(
                 yield waiting.popleft()
 
     return complete()
-
-
-def convention_of(
-    model: LanguageModel, name: str, context: int | None, stride: int | None, end_of_text: bool | None
-) -> Convention:
-    """Return a convention for a model; what its own tokenizer puts before every text stands there by default."""
-    own = () if model.why_no_text else model.tokenizer.before
-    end_of_text = True if own and end_of_text is None else end_of_text
-    return by_name(name, model.config, context, stride, end_of_text, model.begins_with)
 
 
 def _batches(texts: Iterable[Text], rule: Convention) -> Iterator[Batch]:

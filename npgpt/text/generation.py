@@ -283,3 +283,16 @@ def _beginning(text: str, stop: Sequence[str]) -> int:
     """Return the length of the longest suffix of text that a stop string begins with."""
     longest = max((len(s) - 1 for s in stop), default=0)
     return next((n for n in range(min(longest, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in stop)), 0)
+
+
+def in_order(steps: Iterable[Step]) -> Iterator[str]:
+    """Yield the whole text of each sample in order, as soon as it and all before it have ended."""
+    texts: dict[int, str] = {}
+    ended, number = set(), 0
+    for step in steps:
+        texts[step.sample] = texts.get(step.sample, "") + step.text
+        if step.finish is not None:
+            ended.add(step.sample)
+        while number in ended:
+            yield texts.pop(number)
+            number += 1
