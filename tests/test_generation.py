@@ -386,7 +386,9 @@ def test_a_vocabulary_without_end_of_text_has_nothing_to_start_from(tmp_path: Pa
     byte_text = vocabularies.from_ranks(tmp_path / "bytes.tiktoken", 256)
     config = small(vocab_size=256)
     model = LanguageModel("bytes", config, random_parameters(config), lambda: byte_text)
-    with pytest.raises(NpgptError, match=r"the prompt is empty, and bytes has no <\|endoftext\|> or bos_token_id to start"):
+    with pytest.raises(
+        NpgptError, match=r"the prompt is empty, and bytes has no <\|endoftext\|> or bos_token_id to start"
+    ):
         model.encode_prompt("")
     with pytest.raises(NpgptError, match=r"bytes has no <\|endoftext\|> to stand before a text: .*--no-bos"):
         next(npgpt.score(["ab"], model))

@@ -118,11 +118,11 @@ def test_caches_side_by_side_end_together() -> None:
 @pytest.mark.parametrize(
     ("padding", "message"),
     [
-        (5, "padding must be whole numbers, several, in a list or the like, not 5"),
-        (None, "padding must be whole numbers, several, in a list or the like, not None"),
+        (5, "padding must be whole numbers, in a list or another iterable, not 5"),
+        (None, "padding must be whole numbers, in a list or another iterable, not None"),
         ("ab", "a row's padding .* must be a whole number, not 'a'"),
         ([[1], [2]], r"a row's padding .* must be a whole number, not \[1\]"),
-        ([1], "padding is a number for each of the cache's 2 rows, not 1 numbers"),
+        ([1], "padding must have one number for each of the cache's 2 rows, not 1 numbers"),
         ([0, 5], "a row's padding .* at most 4, not 5"),
         ([-1, 0], "a row's padding .* at least 0, not -1"),
         ([0, 1.5], "a row's padding .* must be a whole number, not 1.5"),
@@ -232,7 +232,7 @@ def test_no_more_are_held_at_once_than_rows() -> None:
         (5, {}, "prompts are several: .*, not 5"),
         (None, {}, "prompts are several: .*, not None"),
         ({"Emma": 1}, {}, "prompts are several: .*, not {'Emma': 1}"),
-        ([5], {}, "prompt 0: it is one row|prompt 0: token ids must be one row"),
+        ([5], {}, "prompt 0: it is one row|prompt 0: token ids must have the shape"),
         ([None], {}, "prompt 0: token ids must be integers"),
         ([], {}, "there are no prompts to continue"),
         (["a", []], {}, "prompt 1: there are no token ids"),

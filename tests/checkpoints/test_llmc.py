@@ -102,7 +102,7 @@ def test_bfloat16(tmp_path: Path) -> None:
         ({6: -21}, "n_embd -21"),
         ({2: 25}, "by its header it ends at byte .*, the file at"),
         ({2: 2**31 - 1, 6: 2**31 - 1, 4: 2**31 - 1}, "by its header it ends"),
-        ({5: 2}, "n_embd = 21 does not divide by n_head = 2"),
+        ({5: 2}, "n_embd = 21 is not divisible by n_head = 2"),
     ],
 )
 def test_a_header_that_cannot_be(tmp_path: Path, change: dict[int, int], message: str) -> None:
