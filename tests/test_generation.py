@@ -225,7 +225,7 @@ def test_empty_prompt_starts_from_end_of_text() -> None:
         ({"prompt": []}, "no token ids"),
         ({"prompt": [4096]}, "token id 4096 at position"),
         ({"prompt": [1] * 257}, "257 tokens do not fit into the context of 256"),
-        ({"prompt": [[1], [2]]}, "one prompt at a time is continued, not 2 rows"),
+        ({"prompt": [[1], [2]]}, "the prompt must be one row of ids, not 2 rows"),
         ({"prompt": "a\ud800"}, "lone surrogate"),
     ],
 )
@@ -273,7 +273,7 @@ def test_a_model_without_text_runs_on_ids_and_says_why() -> None:
     ):
         with pytest.raises(NpgptError, match="bare has no text: its 40 ids are nobody's"):
             use()
-    with pytest.raises(NpgptError, match="needs a model that has text"):
+    with pytest.raises(NpgptError, match="needs a model with a vocabulary"):
         model.steps([1], max_tokens=1, sampling=GREEDY, stop=["x"])
 
 
@@ -390,7 +390,7 @@ def test_a_vocabulary_without_end_of_text_has_nothing_to_start_from(tmp_path: Pa
         NpgptError, match=r"the prompt is empty, and bytes has no <\|endoftext\|> or bos_token_id to start"
     ):
         model.encode_prompt("")
-    with pytest.raises(NpgptError, match=r"bytes has no <\|endoftext\|> to stand before a text: .*--no-bos"):
+    with pytest.raises(NpgptError, match=r"bytes has no <\|endoftext\|> to put before a text: .*--no-bos"):
         next(npgpt.score(["ab"], model))
     assert next(npgpt.score(["ab"], model, end_of_text=False)).totals.scored == 1
 

@@ -271,7 +271,7 @@ def test_a_truncated_ranks_file_is_found_out_by_the_end_of_text(tmp_path: Path) 
     ranks = tmp_path / "m" / "vocab.tiktoken"
     ranks.write_bytes(b"".join(ranks.read_bytes().splitlines(keepends=True)[:3000]))
     model = npgpt.load(tmp_path / "m")
-    with pytest.raises(NpgptError, match=r"3000 ranks, so that .* is 3000, .* eos_token_id is 4095"):
+    with pytest.raises(NpgptError, match=r"3000 ranks, which makes .* 3000, .* eos_token_id is 4095"):
         model.generate("a")
     assert model([1, 2]).shape == (1, 2, 4096)
 

@@ -155,7 +155,7 @@ def test_its_tokenizer_beside_it(tmp_path: Path) -> None:
     assert tokenizer.end_of_text == 257
     assert tokenizer.decode([97, 256]) == "aab"
     (tmp_path / "gpt2_tokenizer.bin").write_bytes(tokenizer_file(tokens)[:-3])
-    with pytest.raises(NpgptError, match=r"no tokenizer of llm\.c's, or cut short: 258 tokens of 258"):
+    with pytest.raises(NpgptError, match=r"not a tokenizer of llm\.c's or is truncated: 258 tokens of 258"):
         npgpt.load(tmp_path).generate("a")
 
 
@@ -163,5 +163,5 @@ def test_its_tokenizer_beside_it(tmp_path: Path) -> None:
 def test_a_tokenizer_with_fewer_tokens_than_it_counts(tmp_path: Path) -> None:
     tokens = [bytes([n]) for n in range(256)] + [b"ab"]
     (tmp_path / "gpt2_tokenizer.bin").write_bytes(tokenizer_file(tokens)[:-3])
-    with pytest.raises(NpgptError, match=r"is no tokenizer of llm\.c's, or cut short: 256 tokens of 257"):
+    with pytest.raises(NpgptError, match=r"is not a tokenizer of llm\.c's or is truncated: 256 tokens of 257"):
         npgpt.text.byte_pairs.from_llmc(tmp_path / "gpt2_tokenizer.bin", 300)
