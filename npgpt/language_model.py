@@ -106,9 +106,10 @@ class LanguageModel:
     """A GPT-2 that is ready to run.
 
     open_tokenizer returns its tokenizer, or raises NpgptError with the reason why there is none. origin names the file
-    it was loaded from and its format, unless npgpt wrote the file. notes list what was guessed or ignored. no_logits is
-    the reason why it predicts no tokens (a classifier, for example), or empty. files hold its weights; source opens it
-    again. ends are the ids that its files state for the beginning and end of a text; see begin_ids and end_ids.
+    it was loaded from and its format, or is empty for Hugging Face's safetensors. notes list what was guessed or
+    ignored. no_logits is the reason why it predicts no tokens (as a classifier), or empty. files hold its weights;
+    source opens it again. ends are the ids that its files state for the beginning and end of a text; see begin_ids and
+    end_ids.
     """
 
     name: str
@@ -221,9 +222,8 @@ class LanguageModel:
         max_tokens: None for as many as the context holds. special: encode special tokens in the prompt, such as
         <|endoftext|>, as such and not as plain text. keep_last: drop the beginning of a prompt longer than the context.
         seed: the same seed gives the same text. stop: strings that end the text and are not part of it. ignore_eos: do
-        not stop at end_ids. Other keywords are those of Sampling (temperature, top_k, top_p, min_p,
-        repetition_penalty). Raises NpgptError at once for an argument out of range, too long a prompt, and a model
-        without text.
+        not stop at end_ids. sampling: keywords of Sampling (temperature, top_k, top_p, min_p, repetition_penalty).
+        Raises NpgptError at once for an argument out of range, a prompt that is too long, and a model without text.
         """
         options = self._step_options(seed=seed, stop=stop, ignore_eos=ignore_eos, **sampling)
         ids = self._kept_ids(prompt, max_tokens, special, keep_last)
@@ -252,16 +252,11 @@ class LanguageModel:
 
     @checked
     def _step_options(
-        self,
-        *,
-        seed: int | None = None,
-        stop: str | Iterable[str] | None = (),
-        ignore_eos: bool = False,
-        **sampling: Any,
+        self, *, seed: int | None = None, stop: str | Iterable[str] | None = (), ignore_eos: bool = False, **others: Any
     ) -> dict[str, Any]:
         """Return the options of steps() for those of generate(). Raises NpgptError for a model without text."""
         self._check_logits()
-        settings, _ = Sampling(**sampling), self.tokenizer
+        settings, _ = Sampling(**others), self.tokenizer
         stops = [stop] if isinstance(stop, str) else () if stop is None else stop
         return {"sampling": settings, "seed": seed, "stop": stops, "ignore_eos": ignore_eos}
 
