@@ -17,7 +17,7 @@ import npgpt
 from npgpt.checkpoints.ends import GENERATION_FILE, Ends, ends_of, special_ids
 from npgpt.checkpoints.tensor import Stated
 from npgpt.errors import NpgptError
-from npgpt.scoring.windows import convention_of
+from npgpt.scoring.texts import convention_of
 from npgpt.text.sampling import Sampling
 from tests.support import writers
 from tests.support.command import here

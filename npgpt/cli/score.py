@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         from ..scoring import records
         from ..scoring.page import score_page
         from ..scoring.report import summary
-        from ..scoring.windows import convention_of
+        from ..scoring.texts import convention_of
         from .inputs import inputs, of_ids
 
     write_page = page_writer(options.html)

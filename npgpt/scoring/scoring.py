@@ -17,8 +17,8 @@ from ..checkpoints.find import find
 from ..errors import CHECKS, NpgptError, checked, whole_number
 from ..language_model import LanguageModel, Source, open_model, opened
 from .likelihood import Figures, Ids, Likelihood, Score, Totals, likelihood
-from .texts import Row, Text, tokens
-from .windows import Convention, convention_of
+from .texts import Row, Text, convention_of, tokens
+from .windows import Convention
 
 GROUP = 16  # size, in contexts, of a group of texts whose windows are batched together
 AHEAD = 64  # batches submitted ahead of the one awaited

@@ -12,14 +12,29 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import NpgptError, about, numbers
+from ..errors import NpgptError, about, numbers, printable
 from ..language_model import LanguageModel
-from ..text.tokenizer import check_text
+from ..text.tokenizer import check_text, shown
 from .likelihood import Figures, Ids, Likelihood, Score, Totals, exact, measured
-from .windows import Convention, Window, sliding
+from .windows import Convention, Window, convention, sliding
 
 PART = 2**16  # characters tokenized at a time
 LAST_CUT = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
+
+
+def convention_of(
+    model: LanguageModel, name: str, context: int | None, stride: int | None, end_of_text: bool | None
+) -> Convention:
+    """Return a convention for a model. Ids that its own tokenizer adds before a text precede it by default."""
+    tokenizer = None if model.why_no_text else model.tokenizer
+    end_of_text = True if end_of_text is None and tokenizer and tokenizer.before else end_of_text
+
+    def word(token_id: int) -> str:
+        known = tokenizer and tokenizer.has_text(token_id)
+        return printable(shown(model.tokenizer.piece(token_id))) if known else f"id {token_id}"
+
+    before = " ".join(map(word, model.begin_ids))
+    return convention(name, model.config, context, stride, end_of_text, before)
 
 
 class Tokens(NamedTuple):

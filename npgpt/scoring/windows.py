@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..config import Config
-from ..errors import NpgptError, printable, whole_number
-from ..text.tokenizer import END_OF_TEXT, shown
-
-if TYPE_CHECKING:
-    from ..language_model import LanguageModel
+from ..errors import NpgptError, whole_number
+from ..text.tokenizer import END_OF_TEXT
 
 NAMES = ("rolling", "huggingface", "llama.cpp")
 
@@ -88,21 +85,6 @@ def convention(
         end_of_text=name == "rolling" if end_of_text is None else end_of_text,
         before=before,
     )
-
-
-def convention_of(
-    model: LanguageModel, name: str, context: int | None, stride: int | None, end_of_text: bool | None
-) -> Convention:
-    """Return a convention for a model. Ids that its own tokenizer adds before a text precede it by default."""
-    tokenizer = None if model.why_no_text else model.tokenizer
-    end_of_text = True if end_of_text is None and tokenizer and tokenizer.before else end_of_text
-
-    def word(token_id: int) -> str:
-        known = tokenizer and tokenizer.has_text(token_id)
-        return printable(shown(model.tokenizer.piece(token_id))) if known else f"id {token_id}"
-
-    before = " ".join(map(word, model.begin_ids))
-    return convention(name, model.config, context, stride, end_of_text, before)
 
 
 def windows(length: int, c: Convention) -> list[Window]:
