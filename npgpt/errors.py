@@ -177,12 +177,12 @@ CHECKS: Mapping[str, Callable[[str, object], None]] = {
     "Mapping[str, Any]": _kind("a dict", lambda value: isinstance(value, Mapping)),
     "Container[int]": _kind("a set of whole numbers", _are_whole),
     "Sequence[str]": _kind(
-        f"texts, {_SEVERAL}", lambda value: _are_several(value) and all(isinstance(text, str) for text in value[:])
+        "texts in a list", lambda value: _are_several(value) and all(isinstance(text, str) for text in value[:])
     ),
-    "Iterable[str]": _kind(f"texts, {_SEVERAL}", _are_several),
+    "Iterable[str]": _kind(f"texts {_SEVERAL}", _are_several),
     "str | Iterable[str]": _kind("a text or several", lambda value: isinstance(value, str) or _are_several(value)),
-    "Iterable[int]": _kind(f"whole numbers, {_SEVERAL}", _may_be_numbers),
-    "Sequence[int]": _kind(f"whole numbers, {_SEVERAL}", lambda value: _may_be_numbers(value) and len(value[:]) >= 0),
+    "Iterable[int]": _kind(f"whole numbers {_SEVERAL}", _may_be_numbers),
+    "Sequence[int]": _kind("whole numbers in a list", lambda value: _may_be_numbers(value) and len(value[:]) >= 0),
 }
 
 

@@ -142,12 +142,12 @@ class LanguageModel:
 
     @property
     def why_no_text(self) -> str:
-        """The reason why the model runs on ids only; empty where it has a vocabulary."""
+        """The reason why the model runs on ids only; empty if it has a vocabulary."""
         return self._vocabulary[1]
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The model's tokenizer. Raises NpgptError with the reason where there is no vocabulary."""
+        """The model's tokenizer. Raises NpgptError with the reason if there is no vocabulary."""
         found, reason = self._vocabulary
         if found is None:
             raise NpgptError(f"{self.name} has no text: {reason}")
@@ -188,7 +188,7 @@ class LanguageModel:
     def encode_prompt(self, text: str, *, special: bool = False) -> list[int]:
         """Return the ids of a prompt; those of an empty one are begin_ids.
 
-        Raises NpgptError where the model has no text, or the prompt is empty and there is no id to start from.
+        Raises NpgptError if the model has no text, or the prompt is empty and there is no id to start from.
         """
         if text == "" and self.begin_ids:
             return [*self.begin_ids]
@@ -197,7 +197,7 @@ class LanguageModel:
         raise NpgptError(f"the prompt is empty, and {self.name} has no <|endoftext|> or bos_token_id to start from")
 
     def prompt_ids(self, prompt: str | ArrayLike, *, special: bool = False) -> list[int]:
-        """Return the ids of a prompt, a text or ids [T]. Raises NpgptError where they do not fit the model."""
+        """Return the ids of a prompt, a text or ids [T]. Raises NpgptError if they do not fit the model."""
         ids = self.encode_prompt(prompt, special=special) if isinstance(prompt, str) else prompt
         rows = self.config.token_rows(ids)
         if len(rows) != 1:

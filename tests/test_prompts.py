@@ -118,8 +118,8 @@ def test_caches_side_by_side_end_together() -> None:
 @pytest.mark.parametrize(
     ("padding", "message"),
     [
-        (5, "padding must be whole numbers, in a list or another iterable, not 5"),
-        (None, "padding must be whole numbers, in a list or another iterable, not None"),
+        (5, "padding must be whole numbers in a list, not 5"),
+        (None, "padding must be whole numbers in a list, not None"),
         ("ab", "a row's padding .* must be a whole number, not 'a'"),
         ([[1], [2]], r"a row's padding .* must be a whole number, not \[1\]"),
         ([1], "padding must have one number for each of the cache's 2 rows, not 1 numbers"),

@@ -64,7 +64,7 @@ class SharedModel:
         name, source = self.model.name, self.model.source
         if source is None:
             raise NpgptError(
-                f"{name} is not in a file that another process can load: npgpt.save it and npgpt.load that"
+                f"{name} is not in a file that another process can load: npgpt.save it, then npgpt.load it"
             )
         return StoredModel, (source, self.model.fingerprint)
 
@@ -91,7 +91,7 @@ def _opened(stored: StoredModel) -> LanguageModel:
     if model.fingerprint != stored.fingerprint:
         raise NpgptError(
             f"{weights} does not have the weights of the model to be used: the file differs on this machine, "
-            "or the model was changed in memory (npgpt.save it and npgpt.load that)"
+            "or the model was changed in memory (npgpt.save it, then npgpt.load it)"
         )
     return model
 
