@@ -141,7 +141,7 @@ class Tokenizer:
 
 def utf8_offsets(text: str) -> NDArray[np.intp]:
     """Return the offsets [n + 1] in UTF-8 at which the n characters of a text begin, and that of its end."""
-    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    points = np.frombuffer(text.encode("utf-32-le"), "<u4")
     sizes = 1 + (points >= 0x80) + (points >= 0x800) + (points >= 0x10000)
     return np.concatenate([[0], np.cumsum(sizes)])
 
