@@ -47,8 +47,8 @@ def erf(x: Array) -> Array:
     """Return the error function 2/√π ∫₀ˣ exp(−t²) dt elementwise, in the dtype of x (float32 or float64).
 
     The error is at most 4 units in the last place in float64 and 2e-7 in float32. Near 0 the result is x times a
-    rational function of x²; further out it is 1 − exp(−x²) times a rational function of |x|. Cody switches at 0.46875.
-    There erf is below 0.5, so that subtracting from 1 costs a bit; at 0.5 the first form is just as accurate. Cody's
+    rational function of x²; further out it is 1 − exp(−x²) times a rational function of |x|. Cody switches at 0.46875,
+    where erf is just below 0.5 and the rounding of 1 would show; at 0.5 the first form is still as accurate. Cody's
     third form, for |x| above 4, improves 1 − erf but not erf, because only 1.5e-8 is left to subtract from 1.
     """
     y = np.minimum(np.abs(x), 6)  # erf(6) is 1 in float64, and y⁸ must not overflow

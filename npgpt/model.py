@@ -47,7 +47,7 @@ def gelu(x: Array) -> Array:
 
 @kernels.elementwise
 def gelu_erf(x: Array) -> Array:
-    """Return the exact form ½ x (1 + erf(x / √2)), elementwise. nanoGPT uses it; it differs by up to 4.7e-4."""
+    """Return the exact form ½ x (1 + erf(x / √2)), elementwise, as in nanoGPT. It differs by up to 4.7e-4."""
     return 0.5 * x * (1 + erf(x / math.sqrt(2)))
 
 
@@ -72,7 +72,7 @@ def linear(x: Array, weight: Array, bias: Array) -> Array:
 def split_heads(x: Array, n_head: int) -> Array:
     """Split x [B, T, C] into heads [B, H, T, D]: head h gets columns h·D to (h+1)·D of every token.
 
-    A reshape to [B, H, T, D] alone would have the right shape but give head 0 the first tokens, all columns of them.
+    A reshape straight to [B, H, T, D] has the right shape but the wrong content: it gives head 0 the first tokens.
     """
     B, T, C = x.shape
     return x.reshape(B, T, n_head, C // n_head).transpose(0, 2, 1, 3)
@@ -88,7 +88,7 @@ def attention_scores(q: Array, k: Array, scale: float, padding: Padding = 0) -> 
     """Return scale · q kᵀ, or −∞ where a key comes after the query: q [B, H, T, D], k [B, H, S, D] → [B, H, T, S].
 
     The causal mask is aligned to the lower right corner: query t is token S − T + t. padding, 0 or [B, 1, 1, 1], is the
-    number of padding keys on the left of each row. They are masked, too, but a padded query still sees its own key.
+    number of padding keys on the left of each row. They are masked, too, except that a padded query sees its own key.
     """
     T, S = q.shape[2], k.shape[2]
     queries, keys = np.arange(S - T, S)[:, None], np.arange(S)
