@@ -347,7 +347,7 @@ def test_names_in_a_file_do_not_reach_the_terminal_raw(tmp_path: Path) -> None:
     arrays = random_arrays(small(), dtype="float32") | {"\x1b[2J": np.zeros(1, np.float32)}
     safetensors.write(tmp_path / "model.safetensors", arrays)
     (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(small()) | {"\x1b[31m": 1}))
-    assert "\\x1b[2J is left over" in refused("inspect", str(tmp_path))
+    assert "\\x1b[2J is unexpected" in refused("inspect", str(tmp_path))
 
 
 def test_json_loses_no_character() -> None:

@@ -17,6 +17,7 @@ import npgpt
 from npgpt.checkpoints.ends import GENERATION_FILE, Ends, ends_of, special_ids
 from npgpt.checkpoints.tensor import Stated
 from npgpt.errors import NpgptError
+from npgpt.scoring.texts import convention_of
 from npgpt.text.sampling import Sampling
 from tests.support import writers
 from tests.support.command import here
@@ -113,7 +114,8 @@ def test_what_a_text_begins_with(
 ) -> None:
     folder = wants(tmp_path / "m", 70, generation, **ids)
     model = npgpt.load(folder)
-    assert (model.begin_ids, model.begins_with) == (() if begin is None else (begin,), in_words)
+    assert model.begin_ids == (begin,)
+    assert convention_of(model, "rolling", None, None, None).before == in_words
     assert model.encode_prompt("") == [begin]
     (found,) = npgpt.score(["ab"], model)
     logits = model([begin])[0, 0].astype(np.float64)

@@ -141,7 +141,7 @@ def test_all_faults_of_the_names_and_shapes_come_in_one_message(tmp_path: Path) 
         inspect(tmp_path / "m")
     for part in (
         "ln_f.bias is missing",
-        "scores.weight is left over",
+        "scores.weight is unexpected",
         "c_attn.weight is [63, 21] and must be [21, 63]",
     ):
         assert part in str(error.value)
@@ -216,7 +216,7 @@ def test_without_a_configuration_another_shape_asks(tmp_path: Path) -> None:
     ):
         npgpt.load(folder)
     assert npgpt.load(folder, n_head=3).config == config
-    with pytest.raises(NpgptError, match="n_embd = 21 does not divide by n_head = 4"):
+    with pytest.raises(NpgptError, match="n_embd = 21 is not divisible by n_head = 4"):
         npgpt.load(folder, n_head=4)
     with pytest.raises(NpgptError, match=r"must be an npgpt\.Config, not dict"):
         npgpt.load(folder, config={"n_head": 3})  # type: ignore[arg-type]
@@ -227,7 +227,7 @@ def test_without_a_configuration_another_shape_asks(tmp_path: Path) -> None:
 def test_a_configuration_that_contradicts_the_weights(tmp_path: Path) -> None:
     with pytest.raises(NpgptError, match=r"wte.weight is \[40, 21\] and must be \[50, 21\]"):
         npgpt.load(store(tmp_path / "a", small(), vocab_size=50))
-    with pytest.raises(NpgptError, match=r"holds 2 blocks and n_layer is 3; h\.2\.ln_1\.weight is missing"):
+    with pytest.raises(NpgptError, match=r"has 2 blocks and n_layer is 3; h\.2\.ln_1\.weight is missing"):
         npgpt.load(store(tmp_path / "b", small(), n_layer=3))
 
 
@@ -275,7 +275,7 @@ def test_a_truncated_ranks_file_is_found_out_by_the_end_of_text(tmp_path: Path) 
     ranks = tmp_path / "m" / "vocab.tiktoken"
     ranks.write_bytes(b"".join(ranks.read_bytes().splitlines(keepends=True)[:3000]))
     model = npgpt.load(tmp_path / "m")
-    with pytest.raises(NpgptError, match=r"3000 ranks, so that .* is 3000, .* eos_token_id is 4095"):
+    with pytest.raises(NpgptError, match=r"3000 ranks, which makes .* 3000, .* eos_token_id is 4095"):
         model.generate("a")
     assert model([1, 2]).shape == (1, 2, 4096)
 

@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         from ..scoring import records
         from ..scoring.page import score_page
         from ..scoring.report import summary
-        from ..scoring.scoring import convention_of
+        from ..scoring.texts import convention_of
         from .inputs import inputs, of_ids
 
     write_page = page_writer(options.html)
@@ -97,8 +97,6 @@ def run(options: argparse.Namespace) -> int:
     model = open_model(options)
     if options.ids is None and model.why_no_text:
         raise NpgptError(f"{model.name} has no text: give --ids 1,2,3 in place of files; {model.why_no_text}")
-    if options.ids is None and not model.why_no_text and not model.tokenizer.by_parts:
-        note("the model's tokenizer may change a text: bytes, words and bits per byte count the tokens' own text")
     rule = convention_of(model, options.convention, options.context, options.stride, options.bos)
     as_lines = options.json or resume is not None
     by_token = as_lines or write_page is not None or options.top or sys.stdout.isatty()

@@ -749,7 +749,7 @@ def test_ten_thousand_blocks_that_are_not_there(tmp_path: Path, form: str) -> No
     else:
         files = FILES[form] | {"config.json": b'{"n_layer": 9999, "n_head": 1}'}
     path = writers.write(tmp_path, files)
-    with small_and_quick(2000), pytest.raises(NpgptError, match="it holds 1 blocks and n_layer is 9999"):
+    with small_and_quick(2000), pytest.raises(NpgptError, match="it has 1 blocks and n_layer is 9999"):
         npgpt.load(path, n_head=1)
 
 

@@ -102,7 +102,7 @@ def test_bfloat16(tmp_path: Path) -> None:
         ({6: -21}, "n_embd -21"),
         ({2: 25}, "by its header it should have .* bytes, but it has"),
         ({2: 2**31 - 1, 6: 2**31 - 1, 4: 2**31 - 1}, "by its header it should have"),
-        ({5: 2}, "n_embd = 21 does not divide by n_head = 2"),
+        ({5: 2}, "n_embd = 21 is not divisible by n_head = 2"),
     ],
 )
 def test_a_header_that_cannot_be(tmp_path: Path, change: dict[int, int], message: str) -> None:
@@ -155,7 +155,7 @@ def test_its_tokenizer_beside_it(tmp_path: Path) -> None:
     assert tokenizer.end_of_text == 257
     assert tokenizer.decode([97, 256]) == "aab"
     (tmp_path / "gpt2_tokenizer.bin").write_bytes(tokenizer_file(tokens)[:-3])
-    with pytest.raises(NpgptError, match=r"no tokenizer of llm\.c's, or cut short: 258 tokens of 258"):
+    with pytest.raises(NpgptError, match=r"not a tokenizer of llm\.c's or is truncated: 258 tokens of 258"):
         npgpt.load(tmp_path).generate("a")
 
 
@@ -163,5 +163,5 @@ def test_its_tokenizer_beside_it(tmp_path: Path) -> None:
 def test_a_tokenizer_with_fewer_tokens_than_it_counts(tmp_path: Path) -> None:
     tokens = [bytes([n]) for n in range(256)] + [b"ab"]
     (tmp_path / "gpt2_tokenizer.bin").write_bytes(tokenizer_file(tokens)[:-3])
-    with pytest.raises(NpgptError, match=r"is no tokenizer of llm\.c's, or cut short: 256 tokens of 257"):
+    with pytest.raises(NpgptError, match=r"is not a tokenizer of llm\.c's or is truncated: 256 tokens of 257"):
         npgpt.text.byte_pairs.from_llmc(tmp_path / "gpt2_tokenizer.bin", 300)

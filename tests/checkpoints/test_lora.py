@@ -405,4 +405,4 @@ def test_a_module_that_was_not_merged_is_named_for_what_it_is() -> None:
 def test_a_vocabulary_of_another_kind_beside_an_adapter_is_not_passed_over(name: str) -> None:
     put_base("base")
     (put() / name).write_bytes(b"\n\x0e")
-    assert f"mine has {name}, which alone is no vocabulary" in npgpt.load("mine").why_no_text
+    assert f"mine has {name}, which alone is not a vocabulary" in npgpt.load("mine").why_no_text

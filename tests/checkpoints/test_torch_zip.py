@@ -264,7 +264,7 @@ def test_the_configuration_beside_the_weights(tmp_path: Path, key: str) -> None:
     assert npgpt.load(path).config == small()
     stated["n_layer"] = 3
     put(path, {"model": StateDict(views), key: stated}, storages)
-    with pytest.raises(NpgptError, match=rf"does not fit {key} in .*m\.pth: it holds 2 blocks and n_layer is 3"):
+    with pytest.raises(NpgptError, match=rf"does not fit {key} in .*m\.pth: it has 2 blocks and n_layer is 3"):
         npgpt.load(path)
 
 
