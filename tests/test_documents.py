@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -44,8 +45,7 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_block_is_the_models() -> None:
-    (block,) = re.findall(r"^def block\(.*?^```", README, re.DOTALL | re.MULTILINE)
-    assert block.removesuffix("```") + "\n\n" in (ROOT / "npgpt" / "model.py").read_text("utf-8")
+    assert f"```python\n{documents.source()}```" in README
 
 
 def test_the_table_of_speed_is_that_of_the_results() -> None:
@@ -88,6 +88,13 @@ def test_options_that_documents_name_exist() -> None:
                 assert options <= set(re.findall(r"--[a-z][a-z-]*", helps.get(words[1], ""))) | {"--version"}, code
             elif words[0].startswith("--"):
                 assert words[0] in known, code
+
+
+def test_every_key_of_a_score_is_described() -> None:
+    record = json.loads(here("score", "--ids", "1,2", "--json", "--top", "1")[1])
+    table = (ROOT / "docs" / "scoring.md").read_text("utf-8").split("| key | value |")[1].split("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.splitlines()[2:]]
+    assert list(record) == re.findall("`(.*?)`", "".join(rows))
 
 
 def test_pictures_are_those_of_the_command() -> None:

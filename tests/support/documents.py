@@ -5,7 +5,7 @@ of the document's earlier ones. A block of `text` that follows holds the output,
 
     python -m tests.support.documents
 
-replaces output that has changed. A block with `…` in it has to be edited by hand.
+replaces output that has changed, and README.md's copy of `block`. Output with `…` in it has to be edited by hand.
 """
 
 from __future__ import annotations
@@ -182,8 +182,18 @@ def faults(document: Path, folder: Path) -> Iterator[tuple[Block, str]]:
                 yield block, printed
 
 
+def source() -> str:
+    """Return the function `block` of model.py."""
+    (found,) = re.findall(
+        r"^def block\(.*?(?=\n\n\n)", (ROOT / "npgpt" / "model.py").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    return found + "\n"
+
+
 def main() -> None:
     """Replace the output that has changed in every document."""
+    (copied,) = (block.text for block in blocks(ROOT / "README.md") if block.text.startswith("def block("))
+    (ROOT / "README.md").write_text((ROOT / "README.md").read_text("utf-8").replace(copied, source()), "utf-8")
     for document in RUN:
         with tempfile.TemporaryDirectory() as folder:
             found = list(faults(document, Path(folder)))

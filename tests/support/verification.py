@@ -1,6 +1,6 @@
 """What a parity run compared, with what, and how large the differences were.
 
-    pytest -m parity --verification docs/verification.md
+    pytest -m parity --verification=docs/verification.md
 
 writes the tables of that file. Tests hand in their figures by the fixture `difference`, as properties of their reports,
 which pytest-xdist carries from its processes to the one that writes.
@@ -45,7 +45,7 @@ PACKAGES = ("torch", "transformers", "peft", "gguf", "safetensors", "llms-from-s
 PREFACE = """\
 # What has been compared with what
 
-`pytest -m parity --verification docs/verification.md` runs the real packages beside npgpt and writes this file. Every
+`pytest -m parity --verification=docs/verification.md` runs the real packages beside npgpt and writes this file. Every
 figure is the largest one of that run. The last digits differ from machine to machine.
 
 - float64 figures near 1e-15 are rounding: two programs add the same numbers in another order.
