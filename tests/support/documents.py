@@ -5,7 +5,7 @@ of the document's earlier ones. A block of `text` that follows holds the output,
 
     python -m tests.support.documents
 
-replaces output that has changed, and README.md's copy of `block`. Output with `…` in it has to be edited by hand.
+replaces output that has changed, and README.md's copy of `block`. Look at what it did to output with `…` in it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -184,10 +185,19 @@ def faults(document: Path, folder: Path) -> Iterator[tuple[Block, str]]:
 
 def source() -> str:
     """Return the function `block` of model.py."""
-    (found,) = re.findall(
-        r"^def block\(.*?(?=\n\n\n)", (ROOT / "npgpt" / "model.py").read_text("utf-8"), re.DOTALL | re.MULTILINE
-    )
-    return found + "\n"
+    code = (ROOT / "npgpt" / "model.py").read_text("utf-8")
+    return code[code.index("def block(") :].partition("\n\n\n")[0] + "\n"
+
+
+def renewed(shown: str, printed: str) -> str:
+    """Return what was printed, of which a text with … shows the lines most like its own."""
+    lines = [
+        part for line in printed.splitlines() for part in (textwrap.wrap(line, WIDEST) if line[WIDEST:] else [line])
+    ]
+    if "…" in shown:
+        kept = [line if "…" in line else get_close_matches(line, lines, 1, 0.5) for line in shown.splitlines()]
+        lines = [line if isinstance(line, str) else "".join(line) for line in kept]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -199,11 +209,11 @@ def main() -> None:
             found = list(faults(document, Path(folder)))
         for block, printed in found:
             print(block, "", printed, sep="\n")
-            if block.shown is not None and "…" not in block.shown:
-                lines = [textwrap.fill(line, WIDEST) if len(line) > WIDEST else line for line in printed.splitlines()]
+            if block.shown is not None:
                 output = block.text + "```\n\n```text\n"
-                before, after = output + block.shown, output + "\n".join(lines) + "\n"
-                document.write_text(document.read_text("utf-8").replace(before, after), "utf-8")
+                after = output + renewed(block.shown, printed)
+                text = document.read_text("utf-8").replace(output + block.shown, after)
+                document.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
