@@ -145,6 +145,7 @@ def command(line: str, folder: Path) -> str:
 
 def run(block: Block, folder: Path, names: dict[str, Any]) -> str:
     """Return what a block prints. Python runs in `names`, and adds to them."""
+    assert block.language in ("sh", "python"), f"{block} is in neither language, nor in ELSEWHERE"
     if block.language == "sh":
         lines = block.text.replace("\\\n", "").splitlines()
         return "".join(command(line, folder) for line in lines if line.partition("#")[0].strip())
