@@ -44,11 +44,15 @@ FIGURE = re.compile(r"\d[\d,.]*(e[+-]\d+)?")
 
 # blocks that are not run here, by how they begin
 PIP = "installs packages: .ci/run runs it"
+SHELL = "a shell's start-up file: tests/test_completion.py runs the shells"
 PARITY = "needs the extra parity: tests/parity/test_documents.py runs it"
 ELSEWHERE = {
     "def block(": "the model's source: test_the_block_is_the_models",
     "python3 -m venv ../npgpt-run": PIP,
     "python3 -m venv ../npgpt-test": PIP,
+    'eval "$(register-python-argcomplete': SHELL,
+    "autoload -Uz compinit": SHELL,
+    "register-python-argcomplete": SHELL,
     "npgpt download gpt2": "fetches from the hub: tests/test_download.py has a server of its own",
     "npgpt.check(model": PARITY,
     "print(npgpt.check(model": PARITY,
