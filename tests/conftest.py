@@ -17,12 +17,21 @@ from hypothesis import settings
 with mock.patch.dict(os.environ, {"OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1")}):
     from npgpt.oracle import comparison, diagnosis
     from npgpt.oracle.mistakes import Mistake, catalogue
+    from tests.support import verification
     from tests.support.models import small, store
 
 # Registered before Hypothesis's own plugin looks for --hypothesis-profile, which happens in pytest_configure.
 settings.register_profile("quick", deadline=None, max_examples=20)
 settings.register_profile("thorough", deadline=None, max_examples=200)
 settings.load_profile("quick")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    verification.add_option(parser)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    verification.summarise(terminalreporter)
 
 
 def pytest_configure() -> None:

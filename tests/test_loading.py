@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -60,23 +59,6 @@ def test_the_embedded_model_in_short() -> None:
     assert found.files[found.path][1] == "eb46f3475b614bc0f1f3e11eb525ff15d30107b9afe3dc677c03cc11463e8595"
     assert sum(found.counts.values()) == 3_505_152
     assert (found.dtypes, found.non_finite, found.unknown_keys, found.published_name) == ({"float16": 76}, {}, [], None)
-
-
-def test_the_readmes_python(capsys: pytest.CaptureFixture[str]) -> None:
-    """The block as it stands there, with the embedded model for gpt2."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text("utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    (block,) = (block for block in blocks if "npgpt.load" in block and "distributed" not in block)  # see tests/parity/
-    names: dict[str, Any] = {}
-    exec(block.replace('npgpt.load("gpt2")', "npgpt.load()"), names)
-    model, stages = names["model"], names["stages"]
-    assert capsys.readouterr().out == "".join(model.generate("It is a truth", max_tokens=40, temperature=0))
-    assert (names["logits"].shape, str(names["logits"].dtype)) == ((1, 2, 4096), "float32")
-    assert names["cache"].length == 2
-    assert stages["h.0.attn.weights"].shape == (1, 6, 2, 2)
-    assert model.config.n_head == 6
-    assert model.parameters.h[0].attn.c_attn.weight.shape == (192, 576)
-    assert model.tokenizer.decode(model.tokenizer.encode("hello")) == "hello"
 
 
 # --- saving and loading ----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import npgpt
 from npgpt.errors import NpgptError
 from tests.support.models import random_arrays, random_ids, small
 from tests.support.tolerances import largest_difference
+from tests.support.verification import Report
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
@@ -66,14 +67,14 @@ HONOURED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", HONOURED)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_an_adapter_gives_pefts_logits(tmp_path: Path, kind: str, difference: Any) -> None:
+def test_an_adapter_gives_pefts_logits(tmp_path: Path, kind: str, difference: Report) -> None:
     model = trained(tmp_path, **HONOURED[kind])
     expected = logits(model)
     model.save_pretrained(tmp_path / "adapter", safe_serialization=kind != "patterns")
     mine = npgpt.load(tmp_path / "adapter", dtype="float64")
     assert largest_difference(expected, logits(model.base_model.model.eval())) == 0
     error = largest_difference(expected, mine(IDS))
-    difference("peft, float64", kind, error)
+    difference("model", "peft: logits with LoRA adapters", "float64", error)
     assert error < 1e-14
     plain = npgpt.load(tmp_path / "base", dtype="float64")(IDS)
     assert largest_difference(expected, plain) > 1e-3  # the adapter is no small thing

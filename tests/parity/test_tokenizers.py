@@ -26,6 +26,7 @@ from tests.support.tokenizer_folders import (
     whole,
 )
 from tests.support.tokenizer_table import differences, outcome, texts, write
+from tests.support.verification import Report
 
 pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers", reason="extra parity is not installed")
@@ -33,13 +34,14 @@ CASES = list(cases())
 FEW = texts(40)
 
 
-def test_no_setting_is_passed_over() -> None:
+def test_no_setting_is_passed_over(difference: Report) -> None:
     wrong: list[Any] = []
     for case in CASES:
         found = outcome(case, FEW)
         if found.silent or case.honoured == bool(found.reason):
             wrong.append((case.file, case.setting, found))
     assert not wrong
+    difference("text", "transformers: token ids under every setting of a tokenizer's folder", "ids", 0)
 
 
 def test_the_table_has_every_setting() -> None:

@@ -103,10 +103,10 @@ class Browser:
         found: dict[str, Any] = json.loads(message)
         return found
 
-    def open(self, path: Path) -> None:
-        """Load a file and wait until its scripts have run."""
+    def open(self, path: Path, fragment: str = "") -> None:
+        """Load a file, at a fragment such as #here, and wait until its scripts have run."""
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
         while not any(event["method"] == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive())
 
@@ -153,9 +153,9 @@ class Browser:
         """Dark or light."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def screenshot(self) -> bytes:
-        """What is seen, as PNG."""
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png", optimizeForSpeed=True)["data"])
+    def screenshot(self, small: bool = False) -> bytes:
+        """What is seen, as PNG; a small file takes longer."""
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png", optimizeForSpeed=not small)["data"])
 
 
 def pixels(png: bytes) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""How much of a check by many examples is done: less in plain `pytest`, which is to stay short (README.md), all of it
+"""How much of a check by many examples is done: less in plain `pytest`, which is to stay short, all of it
 under Hypothesis's profile `thorough`, `pytest --hypothesis-profile=thorough` (see tests/conftest.py).
 """
 
