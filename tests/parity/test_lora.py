@@ -154,9 +154,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "DoRA": ({"use_dora": True}, "use_dora is True"),
     "biases of LoRA's own": ({"lora_bias": True}, "lora_bias is True"),
     "embeddings": ({"target_modules": ["wpe", "c_attn"]}, "lora_embedding_A"),
-    "the tied head": ({"target_modules": ["lm_head"]}, "lm_head, and GPT-2's head is tied to wte"),
+    "the tied head": ({"target_modules": ["lm_head"]}, "changes only lm_head, but the base ties lm_head to wte"),
     "tied embeddings": ({"modules_to_save": ["wte"]}, "changes only wte, but the base ties lm_head to wte"),
-    "a matrix": ({"modules_to_save": ["c_fc"]}, r"mlp\.c_fc\.weight, which npgpt does not merge"),
+    "a matrix": ({"modules_to_save": ["c_fc"]}, r"mlp\.c_fc\.weight, which npgpt cannot merge"),
     "some tokens": ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices is \{'wte': \[1, 2\]\}|is \[1, 2\]"),
     "an activated LoRA": ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is"),
 }

@@ -318,7 +318,7 @@ def test_build_nanogpts_checkpoint(tmp_path: pathlib.Path, activation: str) -> N
         assert (model.notes, model.config) == ((), config)
         np.testing.assert_allclose(model(ids), expected, rtol=0, atol=1e-5)
     report = npgpt.check(theirs, [1, 2, 3], theirs.state_dict(), n_head=2, config=config)
-    assert any("which GELU it has" in note for note in report.notes)  # as a state dict does not tell it
+    assert any("does not state its GELU" in note for note in report.notes)  # as a state dict does not tell it
 
 
 def test_outputs_of_transformers_as_they_are_saved(tmp_path: pathlib.Path) -> None:
