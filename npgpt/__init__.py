@@ -20,6 +20,7 @@ Check
     (npgpt.testing.assert_matches does the same in a test suite)
 
 Look inside
+    trace           every intermediate array of a run, by name
     inspect         a checkpoint's configuration, tensors and files
     forward         the forward pass as a function: parameters, config, ids
     KVCache         keys and values of tokens already seen
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from .scoring.scoring import score as score
     from .text.sampling import Sampling as Sampling
     from .text.tokenizer import Tokenizer as Tokenizer
+    from .tracing import trace as trace
 
 __version__ = "0.1.0"
 
@@ -86,6 +88,7 @@ _HOME = {
     "Score": "scoring.likelihood",
     "score": "scoring.scoring",
     "Tokenizer": "text.tokenizer",
+    "trace": "tracing",
 }
 __all__ = sorted(_HOME)
 

@@ -260,7 +260,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
         },
     ),
     "save": (npgpt.save, {"model": BARE, "folder": PLACE}),
-    "trace": (tracing.trace, {"model": BARE, "token_ids": IDS, "only": ()}),
+    "trace": (tracing.trace, {"text": IDS, "model": BARE, "only": ()}),
     "inspect": (inspect.inspect, {"model": SOURCE, "n_head": None}),
     "attention_weights": (attention_weights, {"model": BARE, "token_ids": IDS, "layer": 0, "head": 0}),
 }

@@ -122,10 +122,10 @@ def test_in_python_a_trace_does_not_replace_the_models_weights(tmp_path: Path) -
     about = tracing.metadata(model, [1], None)
     for name in ("one.safetensors", "two.safetensors"):
         with pytest.raises(NpgptError, match=f"{name} holds the model's own weights"):
-            tracing.write(folder / name, tracing.trace(model, [1]), about)
+            tracing.write(folder / name, tracing.trace([1], model), about)
     assert contents(folder) == before
     for _ in range(2):
-        tracing.write(folder / "trace.safetensors", tracing.trace(model, [1]), about)
+        tracing.write(folder / "trace.safetensors", tracing.trace([1], model), about)
 
 
 def test_in_python_save_takes_no_folder_that_holds_the_model(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Atomic file writes: a file appears complete or not at all."""
+"""Atomic writes: a file or a folder appears complete or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,28 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary)):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside path; on success rename it to path, on failure remove it.
+
+    Raises NpgptError if path exists and is not an empty folder. An OSError names path, not the temporary folder.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise NpgptError(f"{path} exists and is not an empty folder: choose another place for the output")
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+    try:
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(path)  # replaces an empty folder only
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno and str(error.filename or temporary).startswith(str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
     sync_folder(path.parent)

@@ -247,9 +247,9 @@ def test_llms_from_scratchs_classifier_is_a_body(
     seen: list[str] = []
     model([1, 2], record=lambda name, array: seen.append(name))
     assert "ln_f" in seen
-    assert list(trace(model, [1, 2]))[-1] == "ln_f"
+    assert list(trace([1, 2], model))[-1] == "ln_f"
     with pytest.raises(NpgptError, match="gives no logits: its head has 2 classes"):
-        trace(model, [1, 2], ["logits"])
+        trace([1, 2], model, only="logits")
     for arguments in (["generate", "--ids", "1", "--model"], ["convert"]):
         assert cli.main([*arguments, str(file), *([str(tmp_path / "out")] if arguments == ["convert"] else [])]) == 2
         captured = capfd.readouterr()
