@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,14 @@ def test_a_text_is_continued_and_so_is_the_conversation() -> None:
 
 @pytest.mark.usefixtures("home")
 def test_options_are_mapped() -> None:
-    settings = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2, "seed": 5}
+    settings: dict[str, Any] = {
+        "temperature": 0.8,
+        "top_k": 20,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "repetition_penalty": 1.2,
+        "seed": 5,
+    }
     expected = "".join(AUSTEN.generate("It is", max_tokens=12, stop="Mr", **settings))
     given = [text for name, value in settings.items() for text in ("-o", name, str(value))]
     code, output = run("-m", "npgpt-austen", "It is", *given, "-o", "max_tokens", "12", "-o", "stop", "Mr")
