@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     model = open_model(options)
     if options.ids is None and model.why_no_text:
         raise NpgptError(f"{model.name} has no text: give --ids 1,2,3 in place of files; {model.why_no_text}")
-    if options.ids is None and not model.why_no_text and not model.tokenizer.by_parts:
+    if options.ids is None and not model.tokenizer.by_parts:
         note("the model's tokenizer may change a text: bytes, words and bits per byte count the tokens' own text")
     rule = convention_of(model, options.convention, options.context, options.stride, options.bos)
     as_lines = options.json or resume is not None
@@ -150,11 +150,11 @@ def _print_line(parts: Iterable[str]) -> None:
 
 
 def _print(name: str, found: Score | Totals, top: int, model: LanguageModel) -> None:
-    """Print a text's sums and, if its tokens are known, the coloured text, or figures where there are no colours."""
+    """Print a text's sums; for --top and on a terminal also its tokens: coloured, or as figures without colours."""
     from ..scoring import report
 
     colours = coloured(sys.stdout)
-    if not isinstance(found, tuple):
+    if not isinstance(found, tuple) and (top or sys.stdout.isatty()):
         if top or not colours:
             for line in report.table(found, model, colours):
                 paint(line)
