@@ -462,8 +462,9 @@ def test_inspect_as_json(tmp_path: Path) -> None:
     arrays["wpe.weight"][0, :3] = np.nan, np.inf, -np.inf
     safetensors.write(tmp_path / "model.safetensors", arrays)
     (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(small())))
-    found = json.loads(here("inspect", str(tmp_path), "--json")[1])
-    assert found["non_finite"] == {"wpe.weight": {"nan": 1, "infinite": 2}}
+    for terminal in (False, True):  # where lines are broken, but not JSON
+        found = json.loads(here("inspect", str(tmp_path), "--json", terminal=terminal)[1])
+        assert found["non_finite"] == {"wpe.weight": {"nan": 1, "infinite": 2}}
 
 
 def test_greedy_samples_are_said_to_be_the_same() -> None:

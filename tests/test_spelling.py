@@ -126,7 +126,7 @@ def test_a_terminal_that_is_waited_for_is_told(tmp_path: Path) -> None:
 
 
 def test_notes_break_between_words_on_a_terminal_alone(tmp_path: Path) -> None:
-    long = " ".join(["word"] * 40)
+    long = " ".join(["words-with-hyphens"] * 12)
     for columns in ("40", "80"):
         lines = here("tokens", "hi", "--model", f"no/{long}/x", terminal=True, COLUMNS=columns)[2].splitlines()
         assert len(lines) > 1

@@ -148,11 +148,11 @@ def _print_line(parts: Iterable[str]) -> None:
 
 
 def _print(name: str, found: Score | Totals, top: int, model: LanguageModel) -> None:
-    """Print a text's sums and, if its tokens are known, the coloured text, or figures where there are no colours."""
+    """Print a text's sums; for --top and on a terminal also its tokens: coloured, or as figures without colours."""
     from ..scoring import report
 
     colours = coloured(sys.stdout)
-    if not isinstance(found, tuple):
+    if not isinstance(found, tuple) and (top or sys.stdout.isatty()):
         if top or not colours:
             for line in report.table(found, model, colours):
                 paint(line)

@@ -25,6 +25,7 @@ from npgpt.oracle.page import page
 from npgpt.oracle.textbook import Pass, stages, textbook
 from npgpt.oracle.theirs import cases
 from npgpt.testing import assert_greedy, assert_matches
+from tests.support.command import here
 from tests.support.models import no_text, random_arrays, random_ids, small
 from tests.support.reports import said
 from tests.support.thorough import THOROUGH, examples
@@ -297,6 +298,21 @@ def test_a_file_is_checked_in_python_too(tmp_path: Path) -> None:
         npgpt.check(USUAL["logits"], weights=MODEL)
     with pytest.raises(NpgptError, match="does not exist"):
         npgpt.check(tmp_path / "nothing.npz", IDS, MODEL)
+
+
+def test_the_report_fits_a_terminal(tmp_path: Path, folder: Path) -> None:
+    """Its table too, which has two columns less there; in a pipe it has them all."""
+    bad = saved(tmp_path, logits=single(wrong("n_head 2")["logits"]), input_ids=IDS)
+    arguments = ("check", str(bad), "--model", str(folder))
+    for columns in (80, 90, 200):
+        lines = here(*arguments, terminal=True, COLUMNS=str(columns))[1].splitlines()
+        assert max(map(len, lines)) <= min(columns, 100)
+        (head,) = (line for line in lines if line.startswith("stage "))
+        assert head.endswith("  from their input")
+        assert ("ulps" in head, " dB " in head) == (columns >= 100,) * 2
+        (row,) = (line for line in lines if line.startswith("logits "))
+        assert len(row.split()) == len(head.split()) - 2 - (not row.endswith(("matches", "differs")))
+    assert "ulps" in here(*arguments, COLUMNS="80")[1]
 
 
 def test_greedy_ids_in_a_file(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

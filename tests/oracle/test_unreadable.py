@@ -93,7 +93,7 @@ def test_damaged_files_are_refused_or_compared(read_only: Path, kind: str) -> No
 
 ODD: dict[str, tuple[str, bytes]] = {  # a file's name, and what its error says, beside its content
     "object.npz": ("logits cannot be read as NumPy's: Object", npz(logits=with_header(HEADER.replace("<f4", "|O")))),
-    "no array.npz": ("there is nothing to compare", npz(logits=b"hello")),
+    "no array.npz": ("no array.npz: there is nothing to compare", npz(logits=b"hello")),
     "empty member.npz": ("there is nothing to compare", npz(logits=b"")),
     "text.npz": ("logits must be numbers, not <U1", npz(logits=[["a"]])),
     "structured.npz": ("logits must be numbers", npz(logits=np.zeros((1, 4, 40), "i4,f4"))),
@@ -120,7 +120,7 @@ ODD: dict[str, tuple[str, bytes]] = {  # a file's name, and what its error says,
     "ragged.json": ("logits: a list is no array of numbers", b"[[1], [1, 2]]"),
     "words.json": ("logits: a list is no array of numbers", b'[[1, "x", {}]]'),
     "twice.json": ("duplicate key 'logits'", b'{"logits": [[1]], "logits": [[2]]}'),
-    "nothing.json": ("there is nothing to compare", b"{}"),
+    "nothing.json": ("nothing.json: there is nothing to compare", b"{}"),
     "number.json": ("", b"3"),
     "null.json": ("", b"null"),
     "utf-16.json": ("cannot be read as nested lists", "[[1]]".encode("utf-16")),
