@@ -153,9 +153,9 @@ class Browser:
         """Dark or light."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def screenshot(self, small: bool = False) -> bytes:
-        """What is seen, as PNG; a small file takes longer."""
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png", optimizeForSpeed=not small)["data"])
+    def screenshot(self) -> bytes:
+        """What is seen, as PNG."""
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png", optimizeForSpeed=True)["data"])
 
 
 def pixels(png: bytes) -> NDArray[np.uint8]:
