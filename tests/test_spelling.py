@@ -46,7 +46,7 @@ from tests.support.models import small, store
         ("generate hi --temperature hot", "--temperature must be a number, not 'hot'"),
         ("generate hi --json=1", "--json takes no value, and '1' was given"),
         ("attend --ids", "--ids expects one argument"),
-        ("trace hi", "-o/--output is missing"),
+        ("trace hi", "give -o/--output or --to"),
         ("check", "THEIRS is missing"),
         ("tokens a b", "'b' is one argument too many: a text with spaces needs quotes"),
         ("score x --json --html y", "--html and --json exclude each other: give one of them"),
