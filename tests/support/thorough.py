@@ -12,5 +12,5 @@ only_thorough = pytest.mark.skipif(not THOROUGH, reason="takes long: --hypothesi
 
 
 def examples(few: int, many: int) -> int:
-    """Return how many examples to try, or every how-manieth, under the profile that is loaded."""
+    """Return the first value in plain runs, the second under the profile thorough."""
     return many if THOROUGH else few
