@@ -85,7 +85,9 @@ def test_save_takes_the_vocabulary_along_and_fills_only_empty_folders(tmp_path: 
         "vocab.tiktoken",
     ]
     assert npgpt.load(tmp_path / "copy").tokenizer.encode(CARD_PROMPT) == CARD_IDS
-    with pytest.raises(NpgptError, match="not an empty folder"):
+    with pytest.raises(
+        NpgptError, match="is not empty: choose a new folder; npgpt convert --overwrite"
+    ):  # save has none
         npgpt.save(model, tmp_path / "copy")
 
 
@@ -121,7 +123,7 @@ def test_all_faults_of_the_names_and_shapes_come_in_one_message(tmp_path: Path) 
         inspect(tmp_path / "m")
     for part in (
         "ln_f.bias is missing",
-        "scores.weight is left over",
+        "scores.weight is unexpected",
         "c_attn.weight is [63, 21] and must be [21, 63]",
     ):
         assert part in str(error.value)
@@ -142,7 +144,7 @@ def test_an_untied_head_that_equals_wte_is_tied_and_one_that_differs_is_used(tmp
         (tmp_path / "other" / "config.json").unlink(missing_ok=True)
     with pytest.raises(NpgptError, match=r"lm_head.weight differs from wte.weight, but .* ties them"):
         npgpt.load(put(tmp_path / "other", other, configs.to_dict(config)))
-    with pytest.raises(NpgptError, match=r"differs from wte.weight, but the config given ties them"):
+    with pytest.raises(NpgptError, match=r"differs from wte.weight, but the given config ties them"):
         npgpt.load(tmp_path / "other", config=config)
     apart = small(tie_word_embeddings=False)
     assert npgpt.load(put(tmp_path / "same", same, None), config=apart).config == apart
@@ -191,10 +193,12 @@ def test_without_a_configuration_a_published_shape_tells_the_heads(distilgpt2: P
 def test_without_a_configuration_another_shape_asks(tmp_path: Path) -> None:
     config = small(n_inner=30)
     folder = put(tmp_path / "m", random_arrays(config, dtype="float32"), None)
-    with pytest.raises(NpgptError, match=r"states no n_head, and no shape tells it: give it \(--n-head N.*n_embd = 21"):
+    with pytest.raises(
+        NpgptError, match=r"does not state n_head, and no shape depends on it: give it \(--n-head N.*n_embd = 21"
+    ):
         npgpt.load(folder)
     assert npgpt.load(folder, n_head=3).config == config
-    with pytest.raises(NpgptError, match="n_embd = 21 does not divide by n_head = 4"):
+    with pytest.raises(NpgptError, match="n_embd = 21 is not divisible by n_head = 4"):
         npgpt.load(folder, n_head=4)
     with pytest.raises(NpgptError, match=r"must be an npgpt\.Config, not dict"):
         npgpt.load(folder, config={"n_head": 3})  # type: ignore[arg-type]
@@ -205,7 +209,7 @@ def test_without_a_configuration_another_shape_asks(tmp_path: Path) -> None:
 def test_a_configuration_that_contradicts_the_weights(tmp_path: Path) -> None:
     with pytest.raises(NpgptError, match=r"wte.weight is \[40, 21\] and must be \[50, 21\]"):
         npgpt.load(store(tmp_path / "a", small(), vocab_size=50))
-    with pytest.raises(NpgptError, match=r"holds 2 blocks and n_layer is 3; h\.2\.ln_1\.weight is missing"):
+    with pytest.raises(NpgptError, match=r"has 2 blocks and n_layer is 3; h\.2\.ln_1\.weight is missing"):
         npgpt.load(store(tmp_path / "b", small(), n_layer=3))
 
 
@@ -253,7 +257,7 @@ def test_a_truncated_ranks_file_is_found_out_by_the_end_of_text(tmp_path: Path) 
     ranks = tmp_path / "m" / "vocab.tiktoken"
     ranks.write_bytes(b"".join(ranks.read_bytes().splitlines(keepends=True)[:3000]))
     model = npgpt.load(tmp_path / "m")
-    with pytest.raises(NpgptError, match=r"3000 ranks, so that .* is 3000, .* eos_token_id is 4095"):
+    with pytest.raises(NpgptError, match=r"3000 ranks, which makes .* 3000, .* eos_token_id is 4095"):
         model.generate("a")
     assert model([1, 2]).shape == (1, 2, 4096)
 

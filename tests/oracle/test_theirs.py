@@ -300,7 +300,7 @@ def test_rows_of_ids_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
     np.save(tmp_path / "logits.npy", austen([[1, 2, 3], [4, 5, 6]]))
     assert main(["check", str(tmp_path / "logits.npy"), "--ids", "1,2,3;4,5,6"]) == 0
     assert main(["check", str(tmp_path / "logits.npy"), "--ids", "1,2,3;4,5"]) == 2
-    assert "rows differ in length" in capsys.readouterr().err
+    assert "rows have different lengths" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("few_mistakes")

@@ -198,7 +198,7 @@ def test_transformers_in_many_shards(tmp_path: Path, difference: Report) -> None
     assert f"safetensors in {len(shards)} files" in mine.origin
     assert_same_bits(to_arrays(npgpt.load(tmp_path).parameters), arrays)
     shards[1].unlink()
-    refused(tmp_path, rf"lies in '{shards[1].name}', which is not beside it")
+    refused(tmp_path, rf"in '{shards[1].name}', but that file is not beside it")
 
 
 def test_transformers_pytorch_model_bin(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_the_book(tmp_path: Path, kind: str, config: Config, qkv_bias: bool, dif
     assert all(parameter.any() for parameter in model.parameters())
     path = tmp_path / "model.pth"
     torch.save(model.state_dict(), path)
-    refused(path, rf"states no n_head.*give it \(--n-head N.*divides n_embd = {config.n_embd}")
+    refused(path, rf"does not state n_head.*give it \(--n-head N.*must divide n_embd = {config.n_embd}")
     saved = Saved(path, model, config, arrays)
     mine = check(saved, "LLMs-from-scratch: torch.save", difference, n_head=config.n_head)
     assert mine.origin == f"{path}: torch zip, LLMs-from-scratch's names"
@@ -744,11 +744,11 @@ def optimizer_alone(path: Path) -> None:
 
 REFUSED: dict[Callable[[Path], None], str] = {
     whole_module: r"its pickle asks for tests\.support\.nanogpt\.GPT.*torch\.save\(model\.state_dict\(\), …\)",
-    legacy: r"torch\.save's form from before 1\.6: load it in PyTorch and torch\.save it anew",
+    legacy: r"torch\.save's format before PyTorch 1\.6: load it in PyTorch and save it",
     torchscript: r"is a TorchScript program, not a checkpoint: save model\.state_dict\(\) instead",
-    exported: r"is a ZIP but no checkpoint of torch\.save",
-    npz: r"is a ZIP but no checkpoint of torch\.save: .*\.npy",
-    compressed_npz: r"is a ZIP but no checkpoint of torch\.save: .*\.npy",
+    exported: r"is a ZIP archive but not a checkpoint of torch\.save",
+    npz: r"is a ZIP archive but not a checkpoint of torch\.save: .*\.npy",
+    compressed_npz: r"is a ZIP archive but not a checkpoint of torch\.save: .*\.npy",
     optimizer_alone: r"has no state dict; its keys are 'state', 'param_groups'",
 }
 
@@ -868,7 +868,7 @@ def test_integers_are_refused_when_asked_for(tmp_path: Path) -> None:
     assert_exact({"weight": found["weight"]}, {"weight": torch.ones(3)})
     for name in names:
         assert found[f"a.{name}"].dtype == name
-        with pytest.raises(NpgptError, match=rf"x\.pt: a\.{name} is {name}; a weight is one of float16") as caught:
+        with pytest.raises(NpgptError, match=rf"x\.pt: a\.{name} is {name}, not one of float16") as caught:
             found[f"a.{name}"].load()
         assert "\n" not in str(caught.value)
 

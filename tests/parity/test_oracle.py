@@ -206,7 +206,7 @@ def test_what_is_no_whole_gpt2_is_refused() -> None:
     body = transformers.GPT2Model(transformers.GPT2Config(vocab_size=40, n_embd=24, n_layer=1, n_head=4)).eval()
     with pytest.raises(NpgptError, match="it gives no logits, but last_hidden_state"):
         npgpt.check(body, IDS)
-    with pytest.raises(NpgptError, match="Linear is no GPT-2 that npgpt knows"):
+    with pytest.raises(NpgptError, match="Linear is not a GPT-2 that npgpt knows"):
         npgpt.check(torch.nn.Linear(3, 3), IDS)
 
 

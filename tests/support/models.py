@@ -75,7 +75,7 @@ def random_ids(config: Config, shape: tuple[int, ...], seed: int = 0) -> np.typi
 
 def put(folder: Path, arrays: dict[str, Array], config: dict[str, Any] | None) -> Path:
     """Write a model folder: weights and, where there is one, config.json; the folder."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     safetensors.write(folder / "model.safetensors", arrays)
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))

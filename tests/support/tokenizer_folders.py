@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from npgpt.checkpoints.find import GPT2_RANKS
+from npgpt.checkpoints.places import GPT2_RANKS
 from npgpt.text.byte_pairs import byte_characters, from_ranks
 
 N_RANKS, VOCAB_SIZE = 700, 800
