@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .oracle.check import check_greedy as check_greedy
     from .oracle.parts import check_part as check_part
     from .parameters import Parameters as Parameters
+    from .pictures.explain import explain as explain
     from .process import tune_process as tune_process
     from .scoring.likelihood import Score as Score
     from .scoring.scoring import score as score
@@ -49,6 +50,7 @@ _HOME = {
     "check_greedy": "oracle.check",
     "check_part": "oracle.parts",
     "Parameters": "parameters",
+    "explain": "pictures.explain",
     "tune_process": "process",
     "Sampling": "text.sampling",
     "Score": "scoring.likelihood",

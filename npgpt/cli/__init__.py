@@ -12,13 +12,14 @@ from typing import Any, NoReturn
 from .. import __version__
 from ..checkpoints.files import one_run
 from ..errors import NpgptError
-from . import attend, check, convert, download, generate, inspect, score, tokens, trace
+from . import attend, check, convert, download, explain, generate, inspect, score, tokens, trace
 from .options import note
 from .streams import finish, paint, standard_streams
 
 VERBS = {  # a file for each, and what --help says of it
     "generate": (generate, "continue a prompt"),
     "score": (score, "perplexity, and each token's probability"),
+    "explain": (explain, "model.py beside what each line computes"),
     "attend": (attend, "attention weights as a picture"),
     "check": (check, "name the mistake in another implementation"),
     "trace": (trace, "a run's intermediates, in a file"),
