@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import base64
-import io
-import keyword
-import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,9 +19,9 @@ from ..parameters import Array, LayerNorm
 from ..text.tokenizer import shown
 from .attention import _piece
 from .page import filled, in_notebook
+from .source import OUTPUT, Step, segments, source, walk
 
 TEMPLATE = Path(__file__).with_name("explain_page.html")
-OUTPUT = "h.{layer}"  # the block's output; the other stages of a block have it and a dot in front
 SHAPES = {  # of stages that are not B T C
     "wpe": "T C",
     "attn.c_attn": "B T 3C",
@@ -40,86 +35,6 @@ LARGEST = 32 * 2**20  # bytes of a page
 NUMBERS = 1_100_000  # bytes for single values, before base64; then 30 tokens of gpt2's shape take less than 3 MB
 POINTS = 128  # columns of a picture of [T, C], at most
 LIKELIEST = 10
-
-
-class Step(NamedTuple):
-    """A stage of model.py: its name there, the lines that compute it, and the functions that they call."""
-
-    stage: str  # "wte", "h.{layer}.ln_1"
-    lines: tuple[int, ...]
-    functions: tuple[str, ...]
-
-
-@cache
-def source() -> str:
-    """Return the text of model.py: of the file that runs."""
-    return Path(str(forward_pass.__file__)).read_text("utf-8")
-
-
-def calls_in(node: ast.AST, name: str = "") -> list[ast.Call]:
-    """Return the calls of functions by a plain name, of one or of all, in the order of the text."""
-    found = [part for part in ast.walk(node) if isinstance(part, ast.Call) and isinstance(part.func, ast.Name)]
-    found.sort(key=lambda call: (call.lineno, call.col_offset))
-    return [call for call in found if name in ("", ast.unparse(call.func))]
-
-
-@cache
-def walk() -> tuple[dict[str, Step], dict[int, list[tuple[int, int, str, str]]]]:
-    """Return the stages in the order of computation, and by line the spans (start, end, kind, what) of the source.
-
-    A stage's kind is "@". Raises ValueError where model.py has a form that is not expected.
-    """
-    functions = {node.name: node for node in ast.parse(source()).body if isinstance(node, ast.FunctionDef)}
-    known, lines = {*functions, "activation"}, source().splitlines()
-    spans: dict[int, list[tuple[int, int, str, str]]] = {}
-
-    def mark(node: ast.expr | ast.stmt, stage: str) -> None:
-        line = lines[node.lineno - 1].encode()  # ast counts bytes
-        start, end = (len(line[:at].decode()) for at in (node.col_offset, node.end_col_offset or 0))
-        spans.setdefault(node.lineno, []).append((start, end, "@", stage))
-
-    def steps_of(function: str, call: str, prefix: str) -> Iterator[Step]:
-        before: ast.stmt | None = None
-        for node in (part for part in ast.walk(functions[function]) if isinstance(part, ast.stmt)):
-            simple = isinstance(node, (ast.Assign, ast.Expr, ast.Return))
-            for found in calls_in(node, call) if simple else ():
-                name, value = found.args
-                text = ast.literal_eval(ast.unparse(name).removeprefix("f"))
-                mark(name, prefix + text)
-                origin = before if isinstance(value, ast.Name) and before else value  # the line before computed a name
-                used = [one for one in (ast.unparse(inner.func) for inner in calls_in(origin)) if one in known]
-                yield Step(prefix + text, (found.lineno,), tuple(used))
-            before = node if isinstance(node, ast.Assign) else before
-
-    def in_order(steps: Iterator[Step]) -> list[Step]:
-        return sorted(steps, key=lambda step: step.lines)  # stable: ast.walk goes breadth first
-
-    outside, inside = in_order(steps_of("forward", "stage", "")), in_order(steps_of("block", "record", OUTPUT + "."))
-    returned = functions["block"].body[-1]
-    mark(returned, OUTPUT)
-    at = next(number for number, step in enumerate(outside) if step.stage == OUTPUT)
-    outside[at : at + 1] = [*inside, Step(OUTPUT, (returned.lineno, *outside[at].lines), ())]
-    return {step.stage: step for step in outside}, _highlighted(spans, known)
-
-
-def _highlighted(
-    stages: Mapping[int, list[tuple[int, int, str, str]]], known: set[str]
-) -> dict[int, list[tuple[int, int, str, str]]]:
-    """Return stages' spans and those of keywords "k", strings "s", comments "c" and model.py's functions "f"."""
-    kinds, lines = {tokenize.COMMENT: "c", tokenize.STRING: "s"}, source().splitlines()
-    spans = {number: list(found) for number, found in stages.items()}
-    before = ""
-    for token in tokenize.generate_tokens(io.StringIO(source()).readline):
-        kind = kinds.get(token.type, "s" if tokenize.tok_name[token.type].startswith("FSTRING") else "")
-        if token.type == tokenize.NAME:
-            kind = "k" if keyword.iskeyword(token.string) else "f" if token.string in known and before != "." else ""
-        before = token.string
-        (first, start), (last, end) = token.start, token.end
-        for number in range(first, last + 1) if kind else ():
-            span = start if number == first else 0, end if number == last else len(lines[number - 1])
-            if not any(one[0] < span[1] and span[0] < one[1] for one in stages.get(number, ())):
-                spans.setdefault(number, []).append((*span, kind, token.string if kind == "f" else ""))
-    return {number: sorted(found) for number, found in spans.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,19 +72,21 @@ class Explanation:
             yield step.stage, step
 
     def steps(self) -> Iterator[str]:
-        """Yield the walk as text: for each stage its line of model.py and, below, its figures; at the end what is next."""
+        """Yield the walk as text: each stage's line of model.py with its figures, and then the next token."""
         lines, last = source().splitlines(), len(self.token_ids) - 1
         for name, step in self.order():
             array, code = self.stages[name], lines[step.lines[0] - 1].split("  # ")[0].strip()
             rows = as_rows(array)
             seen = rows[np.isfinite(rows)]
             token, channel = np.unravel_index(np.argmax(np.where(np.isfinite(rows), abs(rows), -1)), rows.shape)
-            numbers = " ".join(f"{value:.3g}" for value in rows[last, :4])
+            beginning = rows[last, : min(4, array.shape[-1])]
+            numbers = " ".join(f"{value:.3g}" for value in beginning) + " …" * (len(beginning) < array.shape[-1])
             yield (
                 f"model.py:{step.lines[0]}  {code}\n"
                 f"  {name} [{', '.join(letters(name).split())}] = {list(array.shape)}: mean {seen.mean():.3g}, "
-                f"spread {seen.std():.3g}, largest {rows[token, channel]:.4g} at token {token}, column {channel}; "
-                f"token {last} “{self.pieces[last]}”: {numbers}{' …' if rows.shape[1] > 4 else ''}"
+                f"spread {seen.std():.3g}, largest {rows[token, channel]:.4g} "
+                f"at {place(array, int(token), int(channel))}; "
+                f"token {last} “{self.pieces[last]}”{', head 0' * (array.ndim == 4)}: {numbers}"
             )
         if self.model.no_logits:
             yield f"no next token: {self.model.no_logits}"
@@ -194,7 +111,7 @@ class Explanation:
             "activation": forward_pass.ACTIVATIONS[config.activation_function].__name__,
             "epsilon": config.layer_norm_epsilon,
             "scales": [config.attention_scale(layer) for layer in range(config.n_layer)],
-            "source": [_segments(line, spans.get(n, [])) for n, line in enumerate(source().splitlines(), 1)],
+            "source": [segments(line, spans.get(n, [])) for n, line in enumerate(source().splitlines(), 1)],
             "steps": [step for step in steps.values() if not (step.stage == "logits" and self.model.no_logits)],
             "shapes": {step.stage: letters(step.stage) for step in steps.values()},
             "stages": {name: self.drawn(name, array, edge) for name, array in self.stages.items()},
@@ -252,7 +169,7 @@ class Explanation:
         yield "ln_f", self.model.parameters.ln_f
 
     def stream(self) -> list[dict[str, Any]]:
-        """Return the residual stream: after each sublayer its norm, the norm of what was added, and their cosine [T]."""
+        """Return, after each sublayer, the stream's norm, the norm of the addition and their cosine [T]."""
         before = as_rows(self.stages["embedding"]).astype(np.float64)
         norm = np.linalg.norm(before, axis=1)
         found = [{"stage": "embedding", "norm": [_short(value) for value in norm]}]
@@ -319,8 +236,14 @@ def letters(name: str) -> str:
 
 
 def as_rows(array: Array) -> Array:
-    """Return a stage as rows of tokens: [T, C] of [1, T, C], and heads [1, H, T, D] side by side, as they are merged."""
+    """Return a stage as rows of tokens: [T, C] of [1, T, C]; heads [1, H, T, D] are merged to [T, C]."""
     return forward_pass.merge_heads(array)[0] if array.ndim == 4 else array.reshape(-1, array.shape[-1])
+
+
+def place(array: Array, row: int, column: int) -> str:
+    """Return in words where a value of as_rows(array) lies: in a head, the columns are that head's own."""
+    head, column = divmod(column, array.shape[-1])
+    return f"token {row}, {f'head {head}, ' if array.ndim == 4 else ''}column {column}"
 
 
 def likeliest(logits: Array) -> list[list[tuple[int, float]]]:
@@ -342,10 +265,10 @@ def _pool(width: int, group: int, n_embd: int) -> int:
 def _halves(rows: Array, edge: int, group: int) -> tuple[Array, list[int]]:
     """Return the first and last `edge` of each group of columns as float16, and each row's power of two before that.
 
-    A row is divided by that power, so that its largest is near 2¹⁴ and what is 10⁹ times smaller has 11 bits too.
+    A row is divided by that power, so that its largest is near 2¹⁵ and what is 10⁸ times smaller has 11 bits too.
     """
     rows = np.atleast_2d(rows).astype(np.float64)
-    exponents = np.frexp(abs(rows).max(axis=1))[1] - 14
+    exponents = np.frexp(abs(rows).max(axis=1))[1] - 15
     scaled = np.ldexp(rows, -exponents[:, None]).reshape(len(rows), -1, group)
     if 2 * edge < group:
         scaled = np.concatenate([scaled[..., :edge], scaled[..., -edge:]], axis=-1)
@@ -358,12 +281,3 @@ def _base64(array: Array | np.typing.NDArray[np.int8]) -> str:
 
 def _short(value: Any) -> float:
     return float(f"{value:.6g}")
-
-
-def _segments(line: str, spans: list[tuple[int, int, str, str]]) -> list[tuple[str, str, str]]:
-    """Return a line of source as (text, kind, what), the parts between spans as plain text."""
-    found, at = [], 0
-    for start, end, kind, what in spans:
-        found += [(line[at:start], "", ""), (line[start:end], kind, what)]
-        at = end
-    return [one for one in (*found, (line[at:], "", "")) if one[0]]
