@@ -40,6 +40,20 @@ def values_of(held: dict[str, Any], row: int) -> dict[int, float]:
     return dict(zip(columns, scaled.tolist(), strict=True))
 
 
+def values_in(data: Any, name: str, row: int) -> dict[int, float]:
+    """Return the same of any stage: queries, keys and values are columns of c_attn."""
+    held = data["stages"][name]
+    if "of" not in held:
+        return values_of(held, row)
+    start = held["part"] * held["width"]
+    found = values_in(data, held["of"], row).items()
+    return {column - start: value for column, value in found if start <= column < start + held["width"]}
+
+
+def largest(array: Array, row: int) -> float:
+    return float(abs(rows_of(array)[row]).max())
+
+
 def rows_of(array: Array) -> Array:
     """Return a stage as rows of tokens; heads side by side, written out without model.py's functions."""
     if array.ndim == 4:
@@ -130,15 +144,17 @@ def check_numbers(explanation: Explanation, data: Any) -> None:
         assert abs(held["largest"][0]) == pytest.approx(abs(rows).max(), rel=1e-5)
         assert rows[tuple(held["largest"][1:])] == pytest.approx(held["largest"][0], rel=1e-5)
         for row in range(T):
-            found = values_of(held, row)
-            allowed = abs(rows[row]).max() * 2.0**-39  # of values beside one that is far larger
+            found = values_in(data, name, row)
+            allowed = (
+                largest(explanation.stages[held.get("of", name)], row) * 2.0**-39
+            )  # of values beside one that is far larger
             np.testing.assert_allclose(list(found.values()), rows[row, list(found)], 2.0**-11, allowed)
 
 
 def test_the_embedded_models_numbers_are_all_there_and_an_outlier_hides_none() -> None:
     model = npgpt.load()
     data: Any = data_of(explain("It is a truth", model).page())
-    assert all(len(values_of(held, 0)) == held["width"] for name, held in data["stages"].items()
+    assert all(len(values_in(data, name, 0)) == held["width"] for name, held in data["stages"].items()
                if "width" in held and name != "logits")  # fmt: skip
     wpe = model.parameters.wpe.weight.copy()
     wpe[:, 7] = 30000
@@ -151,7 +167,8 @@ def test_a_page_of_30_tokens_of_gpt2_takes_3_megabytes() -> None:
     model = random_model(PUBLISHED["gpt2"])
     page = explain(random_ids(model.config, (30,)), model).page()
     assert len(page.encode()) <= 3_000_000
-    assert min(len(values_of(held, 3)) for held in data_of(page)["stages"].values() if "width" in held) >= 4  # type: ignore[attr-defined]
+    data: Any = data_of(page)
+    assert len(values_in(data, "h.5.attn.k", 3)) == 12 * 2 * 3  # the first and last 3 of each head
 
 
 def test_a_text_that_is_too_long_is_refused_before_it_is_run() -> None:

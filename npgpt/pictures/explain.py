@@ -30,9 +30,10 @@ SHAPES = {  # of stages that are not B T C
     **dict.fromkeys(("mlp.c_fc", "mlp.act"), "B T F"),
     "logits": "B T V",
 }
+PARTS = ("attn.q", "attn.k", "attn.v")
 SQUARES = ("attn.scores", "attn.weights")
 LARGEST = 32 * 2**20  # bytes of a page
-NUMBERS = 1_100_000  # bytes for single values, before base64; then 30 tokens of gpt2's shape take less than 3 MB
+NUMBERS = 1_000_000  # bytes for single values, before base64; then 30 tokens of gpt2's shape take less than 3 MB
 POINTS = 128  # columns of a picture of [T, C], at most
 LIKELIEST = 10
 
@@ -98,7 +99,7 @@ class Explanation:
         """Return the page, one self-contained HTML file."""
         config, T = self.model.config, len(self.token_ids)
         steps, spans = walk()
-        rows = {name: as_rows(array) for name, array in self.stages.items() if not name.endswith(SQUARES)}
+        rows = {name: as_rows(array) for name, array in self.stages.items() if not name.endswith(SQUARES + PARTS)}
         groups = sum(T * -(-table.shape[1] // self.group(table.shape[1])) for table in rows.values())
         edge = max(2, NUMBERS // (4 * groups))
         data = {
@@ -153,13 +154,17 @@ class Explanation:
         scale = float(np.quantile(abs(points), 0.99)) or float(abs(points).max()) or 1.0
         wide = rows.astype(np.float64)
         places = abs(rows).argmax(axis=1)
-        return found | self.kept(rows, edge) | {
+        found |= self.kept(rows, edge) | {
             "width": width, "pool": pool, "scale": _short(scale),
             "picture": _base64(np.rint(np.clip(points / scale, -1, 1) * 127).astype(np.int8)),
             "means": [_short(value) for value in wide.mean(axis=1)],
             "variances": [_short(value) for value in wide.var(axis=1)],
             "most": [[_short(rows[t, c]), int(c)] for t, c in enumerate(places)],
         }  # fmt: skip
+        if name.endswith(PARTS):  # columns of c_attn, whose numbers serve
+            block, _, part = name.rpartition(".")
+            found |= {"of": f"{block}.c_attn", "part": "qkv".index(part), "values": "", "picture": "", "exponents": []}
+        return found
 
     def norms(self) -> Iterator[tuple[str, LayerNorm]]:
         """Yield every LayerNorm's gain and bias by the name of its stage."""
