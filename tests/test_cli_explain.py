@@ -14,10 +14,10 @@ def test_the_walk_as_text() -> None:
     code, out, error = here("explain", "It is a truth")
     lines = out.splitlines()
     assert (code, error) == (0, "")
-    assert len(lines) == 2 * 95 + 1
+    assert len(lines) == 3 * 95 + 1
     assert lines[0].endswith('  wte = stage("wte", parameters.wte.weight[token_ids])')
-    assert lines[8].endswith('  h = record("attn.c_attn", linear(h, *p.attn.c_attn))')
-    assert lines[9].startswith("  h.0.attn.c_attn [B, T, 3C] = [1, 4, 576]: mean ")
+    assert lines[12].endswith('  h = record("attn.c_attn", linear(h, *p.attn.c_attn))')
+    assert lines[13].startswith("  h.0.attn.c_attn [B, T, 3C] = [1, 4, 576]: mean ")
     assert lines[-1].startswith("next: “")
     assert here("explain", "It is a truth", "--step")[1] == out  # no terminal: nothing to wait for
 

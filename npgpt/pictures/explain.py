@@ -86,8 +86,8 @@ class Explanation:
                 f"model.py:{step.lines[0]}  {code}\n"
                 f"  {name} [{', '.join(letters(name).split())}] = {list(array.shape)}: mean {seen.mean():.3g}, "
                 f"spread {seen.std():.3g}, largest {rows[token, channel]:.4g} "
-                f"at {place(array, int(token), int(channel))}; "
-                f"token {last} “{self.pieces[last]}”{', head 0' * (array.ndim == 4)}: {numbers}"
+                f"at {place(array, int(token), int(channel))}\n"
+                f"  token {last} “{self.pieces[last]}”{', head 0' * (array.ndim == 4)}: {numbers}"
             )
         if self.model.no_logits:
             yield f"no next token: {self.model.no_logits}"
