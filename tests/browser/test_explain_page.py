@@ -202,3 +202,21 @@ def test_nothing_is_cut_off_on_a_phone(opened: Browser, stage: str) -> None:
         assert opened.evaluate(outside) == 0
     finally:
         opened.call("Emulation.clearDeviceMetricsOverride")
+
+
+def test_a_single_token_has_a_small_arc(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "one.html"
+    path.write_text(explain("It").page(), "utf-8")
+    browser.open(path)
+    browser.evaluate("open('h.0.attn.weights')")
+    assert browser.text("#arcs text") == "It"
+    assert 0 < browser.box("#arcs svg")[2] < 100
+
+
+def test_the_source_stays_below_the_bar_of_many_tokens(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "many.html"
+    path.write_text(explain(list(range(60))).page(), "utf-8")
+    browser.open(path)
+    browser.evaluate("scrollTo(0, 500)")
+    _, top, _, height = browser.box(".bar")
+    assert browser.box("#source")[1] >= top + height
