@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -207,7 +208,9 @@ class Explanation:
 
 
 @checked
-def explain(text: str | ArrayLike, model: LanguageModel | str | None = None, *, special: bool = False) -> Explanation:
+def explain(
+    text: str | ArrayLike, model: LanguageModel | str | os.PathLike[str] | None = None, *, special: bool = False
+) -> Explanation:
     """Return what every line of model.py computes for a text or ids [T], to be shown as a page or read as text.
 
     model: a model, its name or path; without one, the embedded model. special: read <|endoftext|> as such. Raises

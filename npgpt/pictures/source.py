@@ -27,12 +27,12 @@ class Step(NamedTuple):
 
 @cache
 def source() -> str:
-    """Return the text of model.py: of the file that runs."""
+    """Return the text of the model.py that runs."""
     return Path(str(forward_pass.__file__)).read_text("utf-8")
 
 
 def calls_in(node: ast.AST, name: str = "") -> list[ast.Call]:
-    """Return the calls of functions by a plain name, of one or of all, in the order of the text."""
+    """Return the calls of one function, or of every function with a plain name, in the order of the text."""
     found = [part for part in ast.walk(node) if isinstance(part, ast.Call) and isinstance(part.func, ast.Name)]
     found.sort(key=lambda call: (call.lineno, call.col_offset))
     return [call for call in found if name in ("", ast.unparse(call.func))]
@@ -42,7 +42,7 @@ def calls_in(node: ast.AST, name: str = "") -> list[ast.Call]:
 def walk() -> tuple[dict[str, Step], dict[int, list[Span]]]:
     """Return the stages in the order of computation, and by line the spans (start, end, kind, what) of the source.
 
-    A stage's kind is "@". Raises ValueError where model.py has a form that is not expected.
+    A stage's kind is "@", and what it names is the stage.
     """
     functions = {node.name: node for node in ast.parse(source()).body if isinstance(node, ast.FunctionDef)}
     known, lines = {*functions, "activation"}, source().splitlines()
