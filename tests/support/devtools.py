@@ -75,7 +75,7 @@ class Browser:
             self._process.wait(PATIENCE)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Send a command and return its result. Raises RuntimeError for an error, TimeoutError if there is no answer."""
+        """Send a command and return its result. Raises RuntimeError for an error, TimeoutError for no answer."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:

@@ -1,5 +1,6 @@
-"""How much of a check by many examples is done: less in plain `pytest`, which is to stay short, all of it
-under Hypothesis's profile `thorough`, `pytest --hypothesis-profile=thorough` (see tests/conftest.py).
+"""The number of examples a test tries: few in plain `pytest`, all under Hypothesis's profile `thorough`.
+
+`pytest --hypothesis-profile=thorough` selects the profile, which tests/conftest.py registers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Mistakes in the programs: edits of their texts, and the right answers to each.
 
 ALTERATIONS.txt lists them below "# program": a line with the truth, in the catalogue's words if it has the mistake;
-lines "= name" with other right answers, equivalent names of the catalogue or a part of a sentence about weights; then, as in a diff, the old text ("-") and the new ("+"), exactly. Those below "# program, beside another" affect one
-block, are in no catalogue, and are combined with one of the others.
+lines "= name" with other right answers, equivalent names of the catalogue or a part of a sentence about weights; then,
+as in a diff, the old text ("-") and the new ("+"), exactly. Those below "# program, beside another" affect one block,
+are in no catalogue, and are combined with one of the others.
 """
 
 from __future__ import annotations
