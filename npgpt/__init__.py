@@ -20,7 +20,7 @@ Check
     (npgpt.testing.assert_matches does the same in a test suite)
 
 Look inside
-    explain         model.py beside what each of its lines computed for a text
+    explain         model.py beside the numbers that each line computed
     trace           every intermediate array of a run, by name
     inspect         a checkpoint's configuration, tensors and files
     forward         the forward pass as a function: parameters, config, ids

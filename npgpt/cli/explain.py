@@ -16,7 +16,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
         "Show the source of the forward pass beside what each of its lines computes for a text: "
         "as text, a stage at a time, or as a page (--html)."
     )
-    parser.epilog = 'example: npgpt explain "It is a truth universally acknowledged" --html truth.html'
+    parser.epilog = 'example: npgpt explain "It is a truth" --html truth.html'
     argument = parser.add_argument
     add_text(parser)
     argument("--html", metavar="FILE", help="write a page to explore instead")
