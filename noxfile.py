@@ -39,7 +39,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types with mypy, with the packages of every extra that has types."""
-    session.install("-e", ".[test,parity,hub,cluster,crc32c,dev]")
+    session.install("-e", ".[test,parity,hub,cluster,crc32c,completion,dev]")
     session.install("--no-deps", *ALONE)
     session.run("mypy")
 
@@ -47,14 +47,14 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the plain tests on every Python that is installed."""
-    session.install("-e", ".[test]")
+    session.install("-e", ".[test,completion]")
     session.run("pytest", "-q", *session.posargs)
 
 
 @nox.session
 def oldest(session: nox.Session) -> None:
     """Run the tests with the oldest NumPy and tiktoken that are allowed, and with all the examples."""
-    session.install("-e", ".[test,crc32c]", "pytest-xdist==3.8.0", "numpy==2.0.2", "tiktoken==0.13.0")
+    session.install("-e", ".[test,crc32c,completion]", "pytest-xdist==3.8.0", "numpy==2.0.2", "tiktoken==0.13.0")
     session.run("pytest", "-q", "--hypothesis-profile=thorough", *PARALLEL, *session.posargs, env=ONE_THREAD)
 
 
@@ -69,7 +69,13 @@ def parity(session: nox.Session) -> None:
     session.run("python", "-m", "pip", "download", "-q", "--no-deps", "-d", str(wheels), MICROFORMER)
     (wheel,) = wheels.glob("microformer_mgm-*.whl")
     environment = {"NPGPT_MICROFORMER_WHEEL": str(wheel), "HF_HUB_OFFLINE": "1", **ONE_THREAD}
-    session.run("pytest", "-q", "-m", "parity", *PARALLEL, *session.posargs, env=environment)
+    found, kept = Path(session.create_tmp()) / "verification.md", Path("docs/verification.md")
+    session.run("pytest", "-q", "-m", "parity", f"--verification={found}", *PARALLEL, *session.posargs, env=environment)
+    if session.posargs:  # some of the tests
+        return
+    rows = [re.findall(r"^(#.*|\| [^|]*)", path.read_text("utf-8"), re.MULTILINE) for path in (found, kept)]
+    if rows[0] != rows[1]:
+        session.error(f"{kept} has other comparisons than this run, which wrote {found}: copy it")
 
 
 @nox.session

@@ -1,10 +1,11 @@
-"""How fast npgpt is, next to every engine that is installed and to what the machine allows.
+"""Measure npgpt's speed beside every installed engine and the limits of the machine.
 
     python -m benchmarks [--model gpt2] [--threads 2] [--rounds 7] [--engine NAME …] [--before FOLDER] [--out FILE]
 
-Random weights of the true shape are written once to benchmarks/cache/, with every engine's own form of them. Every
-engine runs in a fresh process with the same thread count, in turn A B C A B C. Its times count only where its greedy
-ids are those of npgpt in float64. The extra `bench` installs the peers; what is missing is skipped by name.
+Random weights of the real shape are written once to benchmarks/cache/, together with each engine's own export of them.
+Engines take turns (A B C A B C), each in a fresh process with the same number of threads. An engine's times count only
+if its greedy ids equal those of npgpt in float64. The extra `bench` installs the peers; a missing one is skipped and
+named.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .report import BEFORE
 from .workloads import plan, prefill, prompts
 
 REFERENCE = "npgpt float64"
-STARTS = {  # whole processes that are timed to their end
+STARTS = {  # whole processes, timed until they exit
     "python": ["-c", ""],
     "import npgpt": ["-c", "import npgpt; npgpt.load"],
     "import torch, transformers": ["-c", "import torch; from transformers import GPT2LMHeadModel"],
@@ -45,7 +46,7 @@ STARTS = {  # whole processes that are timed to their end
 
 
 def main() -> None:
-    """Run everything and write the report."""
+    """Run all workloads and write the report."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -63,7 +64,7 @@ def main() -> None:
         parser.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
     if min(options.threads, options.rounds) < 1:
         parser.error(f"--threads {options.threads} and --rounds {options.rounds} must be at least 1")
-    # what every process inherits; OpenBLAS's time-out is what npgpt.tune_process sets
+    # inherited by every process; npgpt.tune_process sets the same OpenBLAS timeout
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)), HF_HUB_OFFLINE="1")
     os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", str(SHORT_TIMEOUT))
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -75,14 +76,14 @@ def main() -> None:
 
 
 def run(model: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All samples of one model's shape: {"measures": [...], "ceilings": [...], "first": [...], …}."""
+    """Return all samples for one model's shape: {"measures": [...], "ceilings": [...], "first": [...], …}."""
     planned = plan(model)
     source = weights.make(options.cache, model, planned.config)
     names = [w.name for w in planned.workloads if not options.workload or w.name in options.workload]
     found: dict[str, Any] = {"model": model, "threads": options.threads, "rounds": options.rounds, "skipped": {}}
     found |= {"command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]), "day": str(datetime.date.today())}
     found |= {"ceilings": [], "measures": [], "first": [], "starts": [], "memory": []}
-    engines = [engine for engine in options.engine if engine != REFERENCE]  # slow, and run once in any case
+    engines = [engine for engine in options.engine if engine != REFERENCE]  # slow, and always run once anyway
     engines += [BEFORE] if options.before else []
     paths = dict(prepared(engines, source, found["skipped"]))
 
@@ -135,7 +136,7 @@ def run(model: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def prepared(engines: Iterable[str], source: Path, skipped: dict[str, str]) -> Iterator[tuple[str, Path]]:
-    """Every engine that can run with the path that it opens; the reason for every other goes into skipped."""
+    """Return each engine that can run and the path it opens; record in `skipped` why the others cannot."""
     for engine in engines:
         say(f"preparing {engine}")
         try:
@@ -147,11 +148,11 @@ def prepared(engines: Iterable[str], source: Path, skipped: dict[str, str]) -> I
 
 
 class Failed(Exception):
-    """A worker that ended with an error: its last line."""
+    """A worker process failed; the message is its last line."""
 
 
 def process(folder: Path | None = None, **order: Any) -> tuple[list[dict[str, Any]], float]:
-    """Run one worker, of the checkout in `folder`; its lines, and the seconds from its start to the first of them."""
+    """Run one worker from the checkout in `folder`; return its lines and the seconds until the first one."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "benchmarks.worker", json.dumps(order)]
     with tempfile.TemporaryFile() as errors:
@@ -168,7 +169,7 @@ def process(folder: Path | None = None, **order: Any) -> tuple[list[dict[str, An
 
 
 def starts(round_: int) -> Iterator[dict[str, Any]]:
-    """Seconds of whole processes: imports, and the command line's help."""
+    """Return the seconds that whole processes take: imports and the command line's help."""
     for name, arguments in STARTS.items():
         started = time.perf_counter()
         done = subprocess.run([sys.executable, *arguments], capture_output=True)
@@ -177,7 +178,7 @@ def starts(round_: int) -> Iterator[dict[str, Any]]:
 
 
 def agree(line: dict[str, Any], reference: dict[str, Any]) -> bool:
-    """The same greedy ids, and log-probabilities within 1e-3 (float32's own error is near 1e-5)."""
+    """Return whether greedy ids are equal and log-probabilities within 1e-3 (float32's own error is about 1e-5)."""
     if (line["ids"], len(line["log_probabilities"])) != (reference["ids"], len(reference["log_probabilities"])):
         return False
     pairs = zip(line["log_probabilities"], reference["log_probabilities"], strict=True)
@@ -185,7 +186,7 @@ def agree(line: dict[str, Any], reference: dict[str, Any]) -> bool:
 
 
 def say(message: str) -> None:
-    """Progress, on stderr."""
+    """Print progress on stderr."""
     print(message, file=sys.stderr, flush=True)
 
 

@@ -1,10 +1,10 @@
-"""How much memory and time a conversion takes at a published model's true shapes.
+"""Measure the memory and time of a conversion at a published model's real shapes.
 
     python -m benchmarks.conversion [--model gpt2-xl] [--dtype float32]
 
-Random weights under nanoGPT's names, whose matrices have to be transposed, are written once to benchmarks/cache/ and
-converted in a process of its own, whose anonymous memory (RssAnon; mapped pages of the source do not count) is read
-every few milliseconds. Linux alone has that figure.
+Random weights under nanoGPT's names, whose matrices must be transposed, are written once to benchmarks/cache/. A
+separate process converts them while its anonymous memory is sampled every few milliseconds (RssAnon, which excludes
+mapped pages of the source). Only Linux reports that figure.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MB = 1e6
 
 
 def main() -> None:
-    """Convert once and print what it took."""
+    """Convert once and print time and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=PUBLISHED, default="gpt2-xl", help="whose shapes (default: gpt2-xl)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def make_source(model: str) -> Path:
-    """Random weights under nanoGPT's names, float32, matrices [out, in]."""
+    """Write random float32 weights under nanoGPT's names, with matrices [out, in]."""
     path = CACHE / f"{model}-nanogpt" / "model.safetensors"
     if path.is_file():
         return path
@@ -64,7 +64,7 @@ def make_source(model: str) -> Path:
 
 
 def watched(*arguments: str, closing: bool = False) -> tuple[int, float]:
-    """Run Python; return the largest RssAnon seen, in bytes, and the seconds it took. closing: it waits for input."""
+    """Run Python; return its peak RssAnon in bytes and its seconds. closing: the process waits until stdin closes."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, *arguments], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     peak = 0

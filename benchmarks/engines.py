@@ -1,4 +1,4 @@
-"""npgpt as one engine among the others."""
+"""npgpt as an engine to be measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Npgpt:
-    """What a user of the package writes: forward with a cache, and the largest logit."""
+    """The loop a user would write: forward with a cache, then the largest logit."""
 
     def __init__(self, folder: Path, dtype: Literal["float32", "float64"]) -> None:
         import npgpt
@@ -22,7 +22,7 @@ class Npgpt:
         self.dtype = dtype
 
     def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
-        """Greedy ids."""
+        """Return greedy ids."""
         import numpy as np
 
         import npgpt
@@ -37,7 +37,7 @@ class Npgpt:
         return found
 
     def score(self, ids: list[int]) -> list[float]:
-        """Log-probabilities."""
+        """Return log-probabilities."""
         return peers.log_probabilities(self.model(ids)[0], ids)
 
 

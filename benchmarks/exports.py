@@ -1,6 +1,7 @@
-"""The form of the weights that each peer opens, written once beside the source. A graph that its tools cannot export
-well, with keys and values in place and the last position's logits alone, is written here with the tools' own fused
-operators; the weights are never changed.
+"""Export the weights to the format each peer opens, once, beside the source.
+
+Where a peer's own tools export no good graph (keys and values updated in place, logits of the last position only), the
+graph is built here from the peer's fused operators. The weights never change.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ Weights = dict[str, NDArray[np.float32]]
 
 
 def export(name: str, source: Path) -> Path:
-    """The folder that engine `name` opens, made from source (Hugging Face's names); source itself where it opens that.
+    """Return the folder that engine `name` opens, exported from `source`; `source` itself if the engine reads it.
 
-    It is written under a temporary name and renamed when whole.
+    `source` has Hugging Face's names. The export is written under a temporary name and renamed when complete.
     """
     if name not in FORMS:
         return source
@@ -41,25 +42,25 @@ def export(name: str, source: Path) -> Path:
 
 
 def misaligned(source: Path, folder: Path) -> None:
-    """The same file with its numbers at no multiple of 4, as they lie in the hub's own gpt2 file."""
+    """Copy the file with its data at an address that is not a multiple of 4, as in the hub's own gpt2 file."""
     with open(source / "model.safetensors", "rb") as old, open(folder / "model.safetensors", "wb") as new:
         header = old.read(int.from_bytes(old.read(8), "little"))
-        header += b" " * (3 - len(header) % 4)  # they begin 8 bytes behind its end
+        header += b" " * (3 - len(header) % 4)  # the data begin 8 bytes after the header's end
         new.write(len(header).to_bytes(8, "little") + header)
         shutil.copyfileobj(old, new)
     shutil.copy(source / "config.json", folder)
 
 
 def onnx(source: Path, folder: Path) -> None:
-    """A graph of ONNX Runtime's fused operators; its weights are model.safetensors as it is, as external data.
+    """Write a graph of ONNX Runtime's fused operators, with model.safetensors itself as external data.
 
-    GroupQueryAttention, as in its own exporter for language models, is the operator that writes keys and values in
-    place. The rows are flat, [batch * tokens, width], so that Gemm adds every bias.
+    GroupQueryAttention, as in ONNX Runtime's own exporter for language models, updates keys and values in place. Rows
+    are flat, [batch * tokens, width], so that Gemm adds every bias.
     """
     from onnx import TensorProto, helper, save
 
     config, weights = config_of(source), safetensors.read(source / "model.safetensors").tensors
-    shutil.copy(source / "model.safetensors", folder)  # a link is refused by onnx
+    shutil.copy(source / "model.safetensors", folder)  # onnx rejects a link
     width, heads, epsilon = config["n_embd"], config["n_head"], config["layer_norm_epsilon"]
     tensors = [TensorProto(name=name, data_type=TensorProto.FLOAT, dims=t.shape) for name, t in weights.items()]
     for tensor in tensors:
@@ -72,7 +73,7 @@ def onnx(source: Path, folder: Path) -> None:
     nodes = []
 
     def node(operator: str, inputs: str, outputs: str, **attributes: Any) -> str:
-        """Append one; names by spaces, _ for one left out. The last output's name."""
+        """Append a node and return its last output's name. Names are separated by spaces; _ leaves one out."""
         fused = operator in ("GroupQueryAttention", "SkipLayerNormalization", "FastGelu")
         names = [["" if name == "_" else name for name in text.split()] for text in (inputs, outputs)]
         nodes.append(helper.make_node(operator, *names, domain="com.microsoft" if fused else "", **attributes))
@@ -126,7 +127,7 @@ def onnx(source: Path, folder: Path) -> None:
 
 
 def onnx_int8(source: Path, folder: Path) -> None:
-    """What onnxruntime's dynamic quantisation makes of that graph."""
+    """Write that graph after onnxruntime's dynamic quantisation."""
     from onnx import TensorProto
     from onnxruntime.quantization import quantize_dynamic
 
@@ -138,7 +139,7 @@ def onnx_int8(source: Path, folder: Path) -> None:
 
 
 def openvino(source: Path, folder: Path) -> None:
-    """A stateful graph, in the form that optimum-intel exports and OpenVINO GenAI looks for."""
+    """Write a stateful graph of the kind that optimum-intel exports and OpenVINO GenAI expects."""
     import openvino as ov
     from openvino import opset13 as op
 
@@ -203,7 +204,7 @@ def openvino(source: Path, folder: Path) -> None:
 
 
 def ctranslate2(source: Path, folder: Path) -> None:
-    """CTranslate2's own form; tokens are the ids in decimal."""
+    """Write CTranslate2's format; its tokens are the ids in decimal."""
     from ctranslate2.specs import common_spec, transformer_spec
 
     config, weights = config_of(source), arrays_of(source)
@@ -240,7 +241,7 @@ def ctranslate2(source: Path, folder: Path) -> None:
 
 
 def llama(source: Path, folder: Path) -> None:
-    """GGUF, float32, without a vocabulary, tensor by tensor."""
+    """Write float32 GGUF without a vocabulary, tensor by tensor."""
     from gguf import GGUFWriter, LlamaFileType
 
     config, weights = config_of(source), arrays_of(source)
@@ -275,7 +276,7 @@ def llama(source: Path, folder: Path) -> None:
 
 
 def llama_int8(source: Path, folder: Path) -> None:
-    """What llama.cpp makes of that file as Q8_0."""
+    """Write that file after llama.cpp's own quantisation to Q8_0."""
     import llama_cpp
 
     parameters = llama_cpp.llama_model_quantize_default_params()
@@ -286,7 +287,7 @@ def llama_int8(source: Path, folder: Path) -> None:
 
 
 def config_of(source: Path) -> dict[str, Any]:
-    """config.json; only what all these programs can run is written."""
+    """Return config.json, which may only hold settings that all peers support."""
     config: dict[str, Any] = json.loads((source / "config.json").read_text())
     expected: dict[str, object] = {
         "tie_word_embeddings": True,
@@ -299,7 +300,7 @@ def config_of(source: Path) -> dict[str, Any]:
 
 
 def arrays_of(source: Path) -> Weights:
-    """Every weight, where it lies in the mapped file."""
+    """Return every weight as a view of the mapped file."""
     return {name: tensor.stored() for name, tensor in safetensors.read(source / "model.safetensors").tensors.items()}
 
 

@@ -1,9 +1,9 @@
-"""What memory npgpt score takes for long texts and for many: the peak of its process, beside that for 1 MB.
+"""Measure the peak memory of npgpt score for one long text and for many, beside that for 1 MB.
 
     python -m benchmarks.long_texts [--mb 50] [--ways sums resume json html files]
 
-The model is tiny (1 block of width 8, random weights), since what is asked is what is kept of a text; its vocabulary is
-the embedded model's. The text is that model's own words at random. 50 MB take some minutes a way.
+The model is tiny (1 block of width 8, random weights), because the question is how much of a text is kept. It has the
+embedded model's vocabulary, and the text is random words of that model. 50 MB take a few minutes for each way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from npgpt.config import Config
 from .weights import make
 
 MB = 10**6
-SMALL = 5_000  # bytes of each of many files
+SMALL = 5_000  # bytes in each of many files
 WAYS = {
     "sums": [],
     "resume": ["--resume", "out.jsonl"],
@@ -36,7 +36,7 @@ WAYS = {
 
 
 def main() -> None:
-    """Score 1 MB and many in each way, and print a table."""
+    """Score 1 MB and the large text in each way, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=int, default=50, help="size of the long text (default: 50)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["sums", "files"], help="default: sums files")
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def write(folder: Path, size: int, each: int) -> list[str]:
-    """Write so many bytes of text, in files of `each`, and return their names."""
+    """Write that many bytes of text to files of `each` bytes, and return the files' names."""
     rng = random.Random(0)
     pieces = npgpt.load().tokenizer.ranks
     words = [word for piece in pieces if (word := piece.decode("utf-8", "ignore").strip()).isalpha()]
@@ -72,7 +72,7 @@ def write(folder: Path, size: int, each: int) -> list[str]:
 
 
 def watched(folder: Path, arguments: list[str]) -> tuple[float, int]:
-    """Run npgpt score; return the seconds it took and the peak of its memory in bytes."""
+    """Run npgpt score; return its seconds and its peak memory in bytes."""
     for old in folder.glob("out.*"):
         old.unlink()
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What the machine itself can do, in the same run: the rates that a forward pass cannot exceed."""
+"""Measure the machine's own limits in the same run: rates that no forward pass can exceed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from npgpt.parameters import count
 
 from .workloads import times
 
-READ = 2**29  # bytes read at a time, many times what any cache holds
+READ = 2**29  # bytes read at a time, far more than any cache holds
 SGEMM = (1024, 768, 3072)
 PACKAGES = (
     *("numpy", "torch", "transformers", "onnxruntime", "openvino", "openvino-genai", "ctranslate2"),
@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def bandwidth(threads: int) -> float:
-    """Bytes a second that `threads` threads read from memory together, as sums of squares."""
+    """Return the bytes a second that `threads` threads together read from memory while summing squares."""
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
@@ -36,7 +36,7 @@ def bandwidth(threads: int) -> float:
 
 
 def sgemm() -> float:
-    """Floating-point operations a second of NumPy's float32 product, 1024 × 768 × 3072."""
+    """Return the floating-point operations a second of NumPy's float32 product of 1024 × 768 by 768 × 3072."""
     import numpy as np
 
     m, k, n = SGEMM
@@ -47,7 +47,7 @@ def sgemm() -> float:
 
 
 def prefill_operations(config: Config, length: int) -> float:
-    """Operations that a prefill has to do: the blocks' products, half of the attention square, one row of the head."""
+    """Return the operations a prefill needs: the blocks' products, half the attention square, one row of the head."""
     C, F = config.n_embd, config.inner_width
     products = 2 * length * (4 * C * C + 2 * C * F)
     square = 2 * 2 * C * length * (length + 1) / 2  # scores and values, a key for every query that sees it
@@ -55,25 +55,26 @@ def prefill_operations(config: Config, length: int) -> float:
 
 
 def token_bytes(config: Config, seen: float, batch: int = 1) -> float:
-    """Bytes that a decoding step has to read: the weights once, and the keys and values of `seen` tokens a row."""
-    weights = sum(count(config).values()) - config.n_positions * config.n_embd  # wte is the head; of wpe a row
+    """Return the bytes a decoding step must read: all weights once, and keys and values of `seen` tokens a row."""
+    # wte serves as the head; only one row of wpe is read
+    weights = sum(count(config).values()) - config.n_positions * config.n_embd
     return 4 * (weights + batch * seen * 2 * config.n_layer * config.n_embd)
 
 
 def blas() -> str:
-    """The library and the kernel under NumPy's products, where threadpoolctl is there to ask."""
+    """Return the BLAS library and kernel that NumPy uses, if threadpoolctl is installed."""
     try:
         from threadpoolctl import threadpool_info
     except ImportError:
         return "unknown (threadpoolctl is not installed)"
-    import numpy as np  # noqa: F401  (so that its library is loaded)
+    import numpy as np  # noqa: F401  (loads its BLAS)
 
     found = [library for library in threadpool_info() if library["user_api"] == "blas"]
     return ", ".join(f"{x['internal_api']} {x['version']} {x.get('architecture', '')}".strip() for x in found)
 
 
 def processor() -> str:
-    """The processor's name, as the system has it."""
+    """Return the processor's name as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -85,7 +86,7 @@ def processor() -> str:
 
 
 def environment() -> dict[str, str]:
-    """Where a run took place: processor, cores, Python, NumPy's BLAS, and the versions of all that took part."""
+    """Return the environment of a run: processor, cores, Python, NumPy's BLAS, and all packages' versions."""
     return {
         "processor": processor(),
         "cores": str(os.cpu_count()),
@@ -97,7 +98,7 @@ def environment() -> dict[str, str]:
 
 
 def versions() -> Iterator[str]:
-    """The installed versions of those packages that are installed."""
+    """Return the versions of the packages that are installed."""
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             yield f"{package} {metadata.version(package)}"

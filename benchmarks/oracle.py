@@ -1,7 +1,7 @@
-"""How long `npgpt.check` takes on gpt2's true shape: python -m benchmarks.oracle [--model gpt2] [--tokens 16]
+"""Time `npgpt.check` on gpt2's real shape: python -m benchmarks.oracle [--model gpt2] [--tokens 16]
 
-Random weights, in which attention's heads are merged without a transpose: from all stages, from the logits alone, and
-from logits that no entry of the catalogue explains. A process each would count loading too; here it is told apart.
+The model has random weights and merges its attention heads without the transpose. It is checked from all stages, from
+logits alone, and from logits that no catalogued mistake explains. All run in one process, so loading is not included.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from . import weights
 
 
 def main() -> None:
-    """Print seconds."""
+    """Run the checks and print their seconds."""
     parser = argparse.ArgumentParser("python -m benchmarks.oracle", description=__doc__)
     parser.add_argument("--model", choices=[*PUBLISHED, "toy"], default="gpt2")
     parser.add_argument("--tokens", type=int, default=16)

@@ -1,6 +1,6 @@
-"""The other programs that run GPT-2 on a CPU, each in float32; a class says which of its settings were compared.
+"""Other programs that run GPT-2 on a CPU in float32, a class for each with the settings that proved fastest.
 
-Each is imported by its own class alone, so that a missing package costs only that peer.
+Only its own class imports a package, so that a missing one costs only that peer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Ids = list[int]
 
 
 class Transformers:
-    """GPT2LMHeadModel in a loop of its forward with a cache: as fast as its generate() or a little faster."""
+    """GPT2LMHeadModel in a loop over its forward with a cache, at least as fast as its generate()."""
 
     def __init__(self, folder: Path, threads: int, attention: str = "sdpa", compiled: bool = False) -> None:
         import torch
@@ -35,14 +35,14 @@ class Transformers:
         self.forward: Callable[..., Any] = self.model.forward
         self.cache: Callable[[int], Any] = lambda length: transformers.DynamicCache(config=self.config)
         if compiled:
-            torch._dynamo.config.recompile_limit = 64  # the harness asks for more shapes than the default allows
-            # packed weights, a copy for every graph, so not for gpt2-xl; as an option of compile it does nothing
+            torch._dynamo.config.recompile_limit = 64  # the benchmarks use more shapes than the default allows
+            # packs a copy of the weights for every graph, too much for gpt2-xl; has no effect as an option of compile
             torch._inductor.config.freezing = (folder / "model.safetensors").stat().st_size < 2**31
             self.forward = torch.compile(self.forward)
             self.cache = lambda length: transformers.StaticCache(config=self.config, max_cache_len=length)
 
     def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
-        """Greedy ids."""
+        """Return greedy ids."""
         import torch
 
         with torch.inference_mode():
@@ -56,7 +56,7 @@ class Transformers:
         return found
 
     def score(self, ids: Ids) -> list[float]:
-        """Log-probabilities."""
+        """Return log-probabilities."""
         import torch
 
         with torch.inference_mode():
@@ -67,11 +67,12 @@ class Transformers:
 
 
 class LLMsFromScratch:
-    """The package's GPTModelFast, without a cache: that of its kv_cache.gpt2 1.0.19 raises at the second token,
-    whose mask has as many rows as there are keys.
+    """The package's GPTModelFast, without a cache.
+
+    The cache of its kv_cache.gpt2 1.0.19 raises at the second token, where the mask has as many rows as keys.
     """
 
-    LONGEST = 160  # tokens recomputed at every step; more would take minutes
+    LONGEST = 160  # tokens recomputed at each step; more would take minutes
 
     def __init__(self, folder: Path, threads: int) -> None:
         import torch
@@ -106,7 +107,7 @@ class LLMsFromScratch:
         self.model.eval()
 
     def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
-        """Greedy ids, by its own loop."""
+        """Return greedy ids, from the engine's own loop."""
         import torch
         from llms_from_scratch.ch04 import generate_text_simple
 
@@ -119,7 +120,7 @@ class LLMsFromScratch:
         return found
 
     def score(self, ids: Ids) -> list[float]:
-        """Log-probabilities."""
+        """Return log-probabilities."""
         import torch
 
         with torch.inference_mode():
@@ -130,7 +131,7 @@ class LLMsFromScratch:
 
 
 class OnnxRuntime:
-    """Keys and values stay where they are, in buffers that a graph both reads and writes."""
+    """ONNX Runtime, with keys and values in buffers that the graph updates in place."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         import onnxruntime
@@ -142,7 +143,7 @@ class OnnxRuntime:
         self.past = {node.name: node.shape for node in self.session.get_inputs() if ".past." in node.name}
 
     def binding(self, batch: int, capacity: int) -> Any:
-        """A binding with empty keys and values."""
+        """Return a binding with empty keys and values."""
         from onnxruntime import OrtValue
 
         binding = self.session.io_binding()
@@ -154,7 +155,7 @@ class OnnxRuntime:
         return binding
 
     def logits(self, binding: Any, ids: NDArray[np.int64], past: int, first: int) -> NDArray[np.float32]:
-        """Those of the positions from `first` of ids, [rows, vocabulary]."""
+        """Return the logits of positions from `first` on, [rows, vocabulary]."""
         batch, length = ids.shape
         total = past + length
         inputs = {"input_ids": ids, "position_ids": np.arange(past, total), "first": np.array([first])}
@@ -162,11 +163,11 @@ class OnnxRuntime:
         for name, array in inputs.items():
             binding.bind_cpu_input(name, array)
         self.session.run_with_iobinding(binding)
-        found: NDArray[np.float32] = binding.get_outputs()[-1].numpy()  # bound last
+        found: NDArray[np.float32] = binding.get_outputs()[-1].numpy()  # it was bound last
         return found
 
     def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
-        """Greedy ids."""
+        """Return greedy ids."""
         ids, drawn, past = np.array(prompts), [], 0
         binding = self.binding(len(prompts), len(prompts[0]) + new - 1)
         for _ in range(new):
@@ -178,12 +179,12 @@ class OnnxRuntime:
         return found
 
     def score(self, ids: Ids) -> list[float]:
-        """Log-probabilities."""
+        """Return log-probabilities."""
         return log_probabilities(self.logits(self.binding(1, len(ids)), np.array([ids]), 0, 0), ids)
 
 
 class OpenVino:
-    """OpenVINO GenAI's pipeline with paged attention, which is faster here than its SDPA backend."""
+    """OpenVINO GenAI's pipeline with paged attention, which was faster than its SDPA backend."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         import openvino_genai
@@ -204,12 +205,12 @@ class OpenVino:
         )
 
     def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
-        """Greedy ids."""
+        """Return greedy ids."""
         import openvino
         import openvino_genai
 
         ids = np.array(prompts)
-        # an end token has to be named to be ignored, since there is no tokenizer to name one
+        # without a tokenizer, the end token to ignore must be named
         settings = openvino_genai.GenerationConfig(
             max_new_tokens=new, ignore_eos=True, eos_token_id=0, stop_token_ids={0}, do_sample=False
         )
@@ -218,13 +219,13 @@ class OpenVino:
 
     @cached_property
     def scorer(self) -> Any:
-        """The same graph in OpenVINO itself: GenAI has no scoring. Not opened before, or all weights would be twice."""
+        """The same graph in plain OpenVINO, because GenAI cannot score; opened late: it holds the weights again."""
         import openvino
 
         return openvino.Core().compile_model(self.folder / "openvino_model.xml", "CPU", self.options)
 
     def score(self, ids: Ids) -> list[float]:
-        """Log-probabilities."""
+        """Return log-probabilities."""
         request = self.scorer.create_infer_request()
         row = np.array([ids])
         inputs = {"input_ids": row, "attention_mask": np.ones_like(row), "position_ids": np.arange(len(ids))[None]}
@@ -233,7 +234,7 @@ class OpenVino:
 
 
 class CTranslate2:
-    """Its generator, with the SGEMM that it chooses by itself: on an AMD EPYC twice as fast as with MKL."""
+    """CTranslate2's generator with its default SGEMM, which is twice as fast as MKL on an AMD EPYC."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         import ctranslate2
@@ -243,7 +244,7 @@ class CTranslate2:
         )
 
     def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
-        """Greedy ids."""
+        """Return greedy ids."""
         results = self.generator.generate_batch(
             [list(map(str, prompt)) for prompt in prompts],
             max_length=new,
@@ -253,13 +254,13 @@ class CTranslate2:
         return [result.sequences_ids[0] for result in results]
 
     def score(self, ids: Ids) -> list[float]:
-        """Log-probabilities."""
+        """Return log-probabilities."""
         found: list[float] = self.generator.score_batch([list(map(str, ids))], max_input_length=0)[0].log_probs
         return found
 
 
 class LlamaCpp:
-    """llama.cpp through its own functions, since llama-cpp-python's class runs one sequence at a time."""
+    """llama.cpp through its C functions, because llama-cpp-python's class runs one sequence at a time."""
 
     def __init__(self, folder: Path, threads: int) -> None:
         import llama_cpp
@@ -279,7 +280,7 @@ class LlamaCpp:
         self.context(1)
 
     def context(self, sequences: int) -> Any:
-        """One for that many sequences, opened at its first use: each takes memory for all of their positions."""
+        """Return a context for that many sequences, opened at first use because it reserves all their positions."""
         import llama_cpp
 
         if sequences not in self.contexts:
@@ -293,7 +294,7 @@ class LlamaCpp:
         return self.contexts[sequences]
 
     def logits(self, context: Any, rows: list[Ids], past: int, every: bool = False) -> NDArray[np.float32]:
-        """Those of every position or of each row's last, [positions, vocabulary]; the next call overwrites them."""
+        """Return logits [positions, vocabulary] of every position or each row's last, valid until the next call."""
         import llama_cpp
 
         length = len(rows[0])
@@ -315,7 +316,7 @@ class LlamaCpp:
         return np.ctypeslib.as_array(values, (count, self.vocabulary))
 
     def empty(self, sequences: int) -> Any:
-        """A context that remembers nothing."""
+        """Return a context with an empty cache."""
         import llama_cpp
 
         context = self.context(sequences)
@@ -323,7 +324,7 @@ class LlamaCpp:
         return context
 
     def generate(self, prompts: list[Ids], new: int) -> list[Ids]:
-        """Greedy ids."""
+        """Return greedy ids."""
         context, rows, past = self.empty(len(prompts)), prompts, 0
         drawn: list[Ids] = []
         for _ in range(new):
@@ -333,12 +334,12 @@ class LlamaCpp:
         return [list(row) for row in zip(*drawn, strict=True)]
 
     def score(self, ids: Ids) -> list[float]:
-        """Log-probabilities."""
+        """Return log-probabilities."""
         return log_probabilities(self.logits(self.empty(1), [ids], 0, every=True), ids)
 
 
 def log_probabilities(logits: NDArray[np.floating[Any]], ids: Ids) -> list[float]:
-    """Of ids[1:], by logits of every position; a block at a time, since a row of logits is a fifth of a megabyte."""
+    """Return log-probabilities of ids[1:] from logits, a block at a time because one row of logits takes 0.2 MB."""
     scores: list[float] = []
     for start in range(0, len(ids) - 1, 16):
         chosen = np.array(ids[start + 1 : start + 17])[:, None]

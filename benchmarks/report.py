@@ -1,4 +1,4 @@
-"""The samples of a run as tables and a chart. Nothing here measures."""
+"""Turn the samples of a run into tables and a chart."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Samples = dict[int, float]  # seconds by round
 
 
 def markdown(results: list[dict[str, Any]], chart_name: str) -> str:
-    """The whole report."""
+    """Return the whole report."""
     lines = ["# Results", "", *heading(results[0]), "", f"![Bars of the same figures]({chart_name})", ""]
     for result in results:
         lines += [*model(result), ""]
@@ -30,7 +30,7 @@ def markdown(results: list[dict[str, Any]], chart_name: str) -> str:
 
 
 def heading(result: dict[str, Any]) -> Iterator[str]:
-    """Where and how."""
+    """Yield the report's heading: machine, versions, settings."""
     where = result["environment"]
     yield f"`{result['command']}`, {result['day']}, {result['threads']} threads, {result['rounds']} rounds."
     yield ""
@@ -48,7 +48,7 @@ def heading(result: dict[str, Any]) -> Iterator[str]:
 
 
 def model(result: dict[str, Any]) -> Iterator[str]:
-    """All tables of one model's shape."""
+    """Yield all tables for one model's shape."""
     planned = plan(result["model"])
     yield f"## {result['model']}"
     yield ""
@@ -80,7 +80,7 @@ def model(result: dict[str, Any]) -> Iterator[str]:
 
 
 def growth(results: list[dict[str, Any]]) -> Iterator[str]:
-    """Every workload that all shapes share, a shape a column."""
+    """Yield a table of the workloads that all shapes share, a column for each shape."""
     models = [result["model"] for result in results]
     shared = [w for w in plan(models[0]).workloads if all(samples(result, OURS, w.name) for result in results)]
     for workload in shared:
@@ -93,7 +93,7 @@ def growth(results: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def samples(result: dict[str, Any], engine: str, workload: str) -> Samples:
-    """Seconds by round, where they count; empty for a workload that was not run."""
+    """Return the valid seconds by round; empty for a workload that was not run."""
     return {
         line["round"]: line["seconds"]
         for line in result["measures"]
@@ -102,18 +102,18 @@ def samples(result: dict[str, Any], engine: str, workload: str) -> Samples:
 
 
 def engines(result: dict[str, Any]) -> list[str]:
-    """All that ran, in their order."""
+    """Return the engines that ran, in order."""
     return list(dict.fromkeys(line["engine"] for line in result["measures"]))
 
 
 def ceilings(result: dict[str, Any]) -> tuple[float, float]:
-    """Median sgemm operations and bytes read a second."""
+    """Return the medians of sgemm's operations and of bytes read, both a second."""
     lines = result["ceilings"]
     return statistics.median(line["sgemm"] for line in lines), statistics.median(line["bandwidth"] for line in lines)
 
 
 def figure(workload: Workload, seconds: float) -> str:
-    """Seconds of a prefill; tokens a second of the rest."""
+    """Return a cell's figure: seconds for a prefill, tokens a second otherwise."""
     if workload.kind == "prefill":
         return f"{seconds:.3f} s"
     tokens = workload.batch if workload.kind == "decode" else workload.length - 1
@@ -121,7 +121,7 @@ def figure(workload: Workload, seconds: float) -> str:
 
 
 def table(result: dict[str, Any], workloads: list[Workload]) -> Iterator[str]:
-    """Medians, an engine a row."""
+    """Yield a table of medians with a row for each engine."""
     heads = [workload.name + ("" if workload.kind == "prefill" else ", tokens/s") for workload in workloads]
     yield row("engine", *heads)
     yield row(*["---"] * (len(heads) + 1))
@@ -135,7 +135,7 @@ def table(result: dict[str, Any], workloads: list[Workload]) -> Iterator[str]:
 
 
 def limit(result: dict[str, Any], workload: Workload) -> str:
-    """What sgemm and the memory allow, by the medians of the run."""
+    """Return the limit that sgemm and memory bandwidth set, from the run's medians."""
     config = plan(result["model"]).config
     sgemm, bandwidth = ceilings(result)
     if workload.kind == "prefill":
@@ -148,13 +148,13 @@ def limit(result: dict[str, Any], workload: Workload) -> str:
 
 
 def step_bytes(result: dict[str, Any], workload: Workload) -> float:
-    """Bytes read by a decoding step, with the cache as it is halfway."""
+    """Return the bytes a decoding step reads when the cache is half filled."""
     seen = workload.length + workload.new / 2
     return machine.token_bytes(plan(result["model"]).config, seen, workload.batch)
 
 
 def ratios(result: dict[str, Any], workloads: list[Workload]) -> Iterator[str]:
-    """How many times as long each peer takes, round by round."""
+    """Yield each peer's time as a multiple of npgpt's, compared round by round."""
     yield row("npgpt against", *(workload.name for workload in workloads))
     yield row(*["---"] * (len(workloads) + 1))
     for engine in engines(result):
@@ -164,13 +164,13 @@ def ratios(result: dict[str, Any], workloads: list[Workload]) -> Iterator[str]:
 
 
 def paired(result: dict[str, Any], engine: str, workload: str) -> list[float]:
-    """The engine's seconds over npgpt's, round by round."""
+    """Return the engine's seconds divided by npgpt's, round by round."""
     ours, theirs = samples(result, OURS, workload), samples(result, engine, workload)
     return [theirs[round_] / ours[round_] for round_ in sorted(ours.keys() & theirs.keys())]
 
 
 def told(found: list[float]) -> str:
-    """1.23 (1.10–1.31), with a word where npgpt is not ahead."""
+    """Return a ratio such as 1.23 (1.10–1.31), marked if npgpt is not ahead."""
     if not found:
         return "–"
     middle = statistics.median(found)
@@ -179,7 +179,7 @@ def told(found: list[float]) -> str:
 
 
 def starts(result: dict[str, Any]) -> Iterator[str]:
-    """From process start to the first token, and what imports cost."""
+    """Yield tables of the time to the first token and of imports."""
     if not result["first"]:
         return
     yield "### Process start"
@@ -202,7 +202,7 @@ def starts(result: dict[str, Any]) -> Iterator[str]:
 
 
 def memory(result: dict[str, Any], planned: Plan) -> Iterator[str]:
-    """Peak resident memory and the proportional share afterwards."""
+    """Yield a table of peak resident memory and of the proportional set size afterwards."""
     if not result["memory"]:
         return
     yield "### Memory, MB"
@@ -228,7 +228,7 @@ def memory(result: dict[str, Any], planned: Plan) -> Iterator[str]:
 
 
 def targets(results: list[dict[str, Any]]) -> Iterator[str]:
-    """Each aim with what came out."""
+    """Yield each aim with its result."""
     for result in results:
         yield from (
             row(f"{result['model']}: {aim}", found, "met" if met else "**missed**") for aim, found, met in aims(result)
@@ -239,7 +239,7 @@ Aim = tuple[str, str, bool]
 
 
 def aims(result: dict[str, Any]) -> Iterator[Aim]:
-    """What a run of this model's shape has to reach: the aim, what was measured, whether that meets it."""
+    """Yield this shape's aims: the aim, the measured value, and whether it is met."""
     planned = plan(result["model"])
     peers = [e for e in engines(result) if not e.startswith(OURS) and e not in INT8]
     for name in ("prefill 128", "prefill 1024", "decode after 128", "decode after 900"):
@@ -268,13 +268,13 @@ def aims(result: dict[str, Any]) -> Iterator[Aim]:
 
 
 def share(aim: str, shares: list[float], floor: float) -> Aim:
-    """A share of a ceiling, round by round."""
+    """Return the fraction of a ceiling that was reached, round by round."""
     middle = statistics.median(shares)
     return aim, f"{middle:.0%} ({min(shares):.0%}–{max(shares):.0%})", middle >= floor
 
 
 def first_tokens(result: dict[str, Any]) -> dict[str, Samples]:
-    """Every engine's seconds from process start to the first token."""
+    """Return each engine's seconds from process start to the first token."""
     found: dict[str, Samples] = {}
     for line in result["first"]:
         found.setdefault(line["engine"], {})[line["round"]] = line["seconds"]
@@ -282,7 +282,7 @@ def first_tokens(result: dict[str, Any]) -> dict[str, Samples]:
 
 
 def start_aims(result: dict[str, Any]) -> Iterator[Aim]:
-    """First token, --help and mapping, which are asked of gpt2 alone."""
+    """Yield the aims for first token, --help and mapping, which only gpt2 has."""
     if result["model"] != "gpt2":
         return
     middles = {engine: statistics.median(seconds.values()) for engine, seconds in first_tokens(result).items()}
@@ -298,7 +298,7 @@ def start_aims(result: dict[str, Any]) -> Iterator[Aim]:
 
 
 def memory_aims(result: dict[str, Any], planned: Plan) -> Iterator[Aim]:
-    """Weights, cache and so much more."""
+    """Yield the aims for memory: weights, cache and a stated surplus."""
     room = {"gpt2": 120, "gpt2-xl": 300}.get(result["model"])
     for line in result["memory"]:
         if room and line["engine"] == OURS and line["length"] == 1024:
@@ -308,7 +308,7 @@ def memory_aims(result: dict[str, Any], planned: Plan) -> Iterator[Aim]:
 
 
 def chart(results: list[dict[str, Any]], path: Path) -> None:
-    """Bars, an engine each, for the chief workloads of the first model; no chart without matplotlib."""
+    """Draw the first model's main workloads as bars, one for each engine; draw nothing without matplotlib."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -344,5 +344,5 @@ def chart(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def row(*cells: str) -> str:
-    """A line of a Markdown table."""
+    """Return a line of a Markdown table."""
     return "| " + " | ".join(cells) + " |"

@@ -1,10 +1,10 @@
-"""npgpt score by worker processes: tokens a second, and what memory its processes hold together, on Linux.
+"""Measure npgpt score with worker processes: tokens a second and total memory, on Linux.
 
     python -m benchmarks.scoring [--model gpt2] [--workers 1 2 4] [--tokens 20000]
 
-The command and its workers map the same weight file. Each has its share of a page that several hold (Pss in
-/proc/PID/smaps), so that the shares add up to what is really there: the weights once, and for each process Python,
-NumPy and, in a worker, one window's logits.
+The command and its workers map the same weight file. Proportional set size (Pss in /proc/PID/smaps) divides a shared
+page among its processes, so the sum is what is really in memory: the weights once, and for each process Python, NumPy
+and, in a worker, the logits of one window.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MB = 1e6
 
 
 def main() -> None:
-    """Score the same texts with each number of workers and print a table."""
+    """Score the same texts with each number of workers, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=PUBLISHED, default="gpt2", help="whose shapes (default: gpt2)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def watched(command: list[str], weights: str) -> tuple[float, int, int, int, int]:
-    """Run npgpt; seconds, bytes over its processes when they held most: weights' Rss and Pss, other Pss; tokens."""
+    """Run npgpt; return seconds, tokens, and its processes' peak bytes: Rss and Pss of weights, Pss of the rest."""
     started = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-m", "npgpt", *command], stdout=subprocess.PIPE, text=True)
     most = (0, 0, 0)
@@ -64,7 +64,7 @@ def watched(command: list[str], weights: str) -> tuple[float, int, int, int, int
         ]
         if sums and sums[1] + sums[2] > most[1] + most[2]:
             most = (sums[0], sums[1], sums[2])
-        time.sleep(0.2)  # reading smaps holds the process up
+        time.sleep(0.2)  # reading smaps stops the process
     seconds = time.perf_counter() - started
     out, _ = process.communicate()
     if process.returncode != 0:
@@ -73,16 +73,16 @@ def watched(command: list[str], weights: str) -> tuple[float, int, int, int, int
 
 
 def children(parent: int) -> list[int]:
-    """Its worker processes."""
+    """Return the ids of its worker processes."""
     try:
         ids = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         return [int(number) for number in ids if b"spawn_main" in Path(f"/proc/{number}/cmdline").read_bytes()]
-    except OSError:  # it ended meanwhile
+    except OSError:  # it has exited
         return []
 
 
 def memory(process: int, weights: str) -> tuple[int, int, int]:
-    """Bytes of a process: Rss and Pss of files in the folder of the weights, Pss of all else."""
+    """Return bytes of a process: Rss and Pss of the weights' files, and Pss of everything else."""
     mapped, share, rest, inside = 0, 0, 0, False
     try:
         lines = Path(f"/proc/{process}/smaps").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Random weights of the published models' true shapes, written once."""
+"""Write random weights in the published models' real shapes, once."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ ROWS = 1024  # written at a time
 
 
 def make(cache: Path, name: str, config: Config) -> Path:
-    """The folder cache/NAME with model.safetensors, float32, and config.json.
+    """Return the folder cache/NAME with float32 model.safetensors and config.json.
 
-    As GPT-2 is initialised, N(0, 0.02²), it repeats its last token, whatever attention does. Here matrices are
-    N(0, 4 / in), so that blocks outweigh the embedding, N(0, 0.1²), and greedy text wanders; biases are not zero.
+    With GPT-2's own initialisation, N(0, 0.02²), a model repeats its last token whatever attention does. Here
+    matrices are N(0, 4 / in) and embeddings N(0, 0.1²), so that the blocks outweigh the embedding and greedy ids vary.
+    Biases are not zero.
     """
     folder = cache / name
     if (folder / "config.json").is_file():
@@ -49,6 +50,6 @@ def make(cache: Path, name: str, config: Config) -> Path:
 
 
 def normal(generator: np.random.Generator, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
-    """N(0, 1) of that shape in parts of some rows, since a tensor of gpt2-xl takes 322 MB."""
+    """Yield N(0, 1) of that shape a few rows at a time, because one tensor of gpt2-xl takes 322 MB."""
     for row in range(0, shape[0], ROWS):
         yield generator.standard_normal((min(ROWS, shape[0] - row), *shape[1:]), dtype=np.float32)

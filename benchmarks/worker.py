@@ -1,7 +1,7 @@
-"""One engine in one fresh process: python -m benchmarks.worker '{"engine": …, "task": …}', a line of JSON a measure.
+"""Run one engine in a fresh process: python -m benchmarks.worker '{"engine": …, "task": …}'.
 
-The main run starts it with the thread count in the environment, before any library reads it. What engines print
-themselves goes to stderr.
+It prints a line of JSON for each measure; whatever engines print goes to stderr. The main process sets the number of
+threads in the environment, before any library reads it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     if order["task"] == "load":
         say(**loading(order["path"]))
         return
-    if order["engine"].startswith("npgpt"):  # as its users do, and as the command line does for them
+    if order["engine"].startswith("npgpt"):  # as its users do, and as the command line does
         import npgpt
 
         npgpt.tune_process()
@@ -49,7 +49,7 @@ def main() -> None:
     engine = ENGINES[order["engine"]](Path(order["path"]), order["threads"])
     if order["task"] == "first":
         say(ids=engine.generate([order["prompt"]], 1))
-        os._exit(0)  # what follows is not timed, and some engines take long over it
+        os._exit(0)  # some engines take long to shut down, which is not timed
     from .workloads import measure, plan, prefill, prompts
 
     planned = plan(order["model"])
@@ -66,13 +66,13 @@ def main() -> None:
 
 
 def loading(path: str) -> dict[str, float]:
-    """Seconds to map the weights, header and shapes checked, and of npgpt.load."""
+    """Return the seconds for mapping the weights, with header and shapes checked, and for npgpt.load."""
     import npgpt
     from npgpt import parameters
     from npgpt.checkpoints import find
     from npgpt.checkpoints.open import open_checkpoint
 
-    npgpt.load()  # another model first, so that imports are not counted
+    npgpt.load()  # load another model first, to exclude imports
     started = time.perf_counter()
     checkpoint = open_checkpoint(find.find(path).weights)
     parameters.from_arrays(checkpoint.config, {name: checkpoint.load(name, "float32") for name in checkpoint.sources})
@@ -82,13 +82,13 @@ def loading(path: str) -> dict[str, float]:
 
 
 def memory() -> dict[str, int]:
-    """Bytes: the peak of what was resident, mapped files included, and the proportional share now. Linux has both."""
+    """Return peak resident bytes, mapped files included, and the current proportional set size (Linux only)."""
     peak = field("/proc/self/status", "VmHWM:")
     return {"peak": peak, "proportional": field("/proc/self/smaps_rollup", "Pss:")}
 
 
 def field(path: str, name: str) -> int:
-    """A size that a file of /proc gives in kB."""
+    """Return a size that a file in /proc states in kB, in bytes."""
     line = next(line for line in Path(path).read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 

@@ -1,4 +1,4 @@
-"""What is measured, and how one measure is taken, whatever the engine."""
+"""The workloads, and how one measurement is taken with any engine."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ LEAST = 0.3  # seconds
 
 
 class Engine(Protocol):
-    """A model opened by any engine: ids in, ids out, no text."""
+    """A model opened by some engine, with ids in and ids out."""
 
     def generate(self, prompts: list[list[int]], new: int) -> list[list[int]]:
-        """`new` greedy ids behind every prompt, all of one length: a batched prefill, then new - 1 batched steps."""
+        """Return `new` greedy ids after each prompt (all of one length): one prefill, then new - 1 steps."""
 
     def score(self, ids: list[int]) -> list[float]:
-        """Log-probability of ids[1:], each given those before. NotImplementedError where the engine has no way."""
+        """Return the log-probability of each of ids[1:]. Raises NotImplementedError if the engine cannot."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One row of the table. A decode takes `new` steps behind prompts of `length`."""
+    """One row of the table; a decode takes `new` steps after prompts of `length` tokens."""
 
     name: str
     kind: Literal["prefill", "decode", "score"]
@@ -37,7 +37,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Measure:
-    """Seconds of one prefill, one step or one scoring, and what came out: ids of every row, or log-probabilities."""
+    """Seconds of one prefill, step or scoring, and its result: ids of every row, or log-probabilities."""
 
     seconds: float
     ids: list[list[int]]
@@ -46,7 +46,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Plan:
-    """The model's shape and all that is measured on it."""
+    """A model's shape and its workloads."""
 
     config: Config
     workloads: tuple[Workload, ...]
@@ -55,22 +55,22 @@ class Plan:
     least: float = LEAST  # seconds that the timed calls of one measure take together, at least
 
     def named(self, name: str) -> Workload:
-        """The workload of that name."""
+        """Return the workload of that name."""
         return next(workload for workload in self.workloads if workload.name == name)
 
 
 def prefill(length: int) -> Workload:
-    """All of a prompt at once, logits of its last token."""
+    """Return a workload that reads a whole prompt at once and wants the last token's logits."""
     return Workload(f"prefill {length}", "prefill", length)
 
 
 def decode(after: int, new: int) -> Workload:
-    """Token by token, one sequence."""
+    """Return a workload that decodes one sequence token by token."""
     return Workload(f"decode after {after}", "decode", after, new=new)
 
 
 def batch(size: int, length: int, new: int) -> Workload:
-    """Token by token, `size` sequences side by side."""
+    """Return a workload that decodes `size` sequences side by side."""
     return Workload(f"batch {size}", "decode", length, batch=size, new=new)
 
 
@@ -84,7 +84,7 @@ TOY = Plan(
 
 
 def plan(model: str) -> Plan:
-    """Everything for gpt2, prefill and decoding for the larger ones, next to nothing for "toy"."""
+    """Return all workloads for gpt2, prefill and decoding for larger models, and tiny ones for "toy"."""
     if model == "toy":
         return TOY
     if model == "gpt2":
@@ -97,13 +97,13 @@ def plan(model: str) -> Plan:
 
 
 def prompts(workload: Workload, config: Config) -> list[list[int]]:
-    """Random ids, the same in every process."""
+    """Return random ids, the same in every process."""
     draw = random.Random(f"{workload.name} {config.vocab_size}")
     return [[draw.randrange(config.vocab_size) for _ in range(workload.length)] for _ in range(workload.batch)]
 
 
 def measure(engine: Engine, workload: Workload, config: Config, least: float = LEAST) -> Measure:
-    """The median of several calls after one that does not count. Raises NotImplementedError as the engine does."""
+    """Return the median of several calls after a warm-up. Raises NotImplementedError if the engine does."""
     ids = prompts(workload, config)
     if workload.kind == "score":
         log_probabilities = engine.score(ids[0])
@@ -122,7 +122,7 @@ def measure(engine: Engine, workload: Workload, config: Config, least: float = L
 
 
 def times(run: Callable[[], object], least: float = LEAST) -> Iterator[float]:
-    """Seconds of each call until they add up."""
+    """Return the seconds of repeated calls, until they add up to `least`."""
     total = 0.0
     while True:
         started = time.perf_counter()

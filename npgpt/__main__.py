@@ -1,4 +1,4 @@
-"""python -m npgpt, and the console script; it imports little, so that Ctrl-C is quiet from the first moment."""
+"""python -m npgpt, and the console script. It imports little, so that Ctrl-C is quiet from the start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The error function, which NumPy lacks."""
+"""The error function, which NumPy does not have."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ LARGE_Q = (
 
 
 def erf(x: Array) -> Array:
-    """The error function 2/√π ∫₀ˣ exp(−t²) dt, any shape, float32 or float64 in and out.
+    """Return the error function 2/√π ∫₀ˣ exp(−t²) dt elementwise, in the dtype of x (float32 or float64).
 
-    In float64 within 4 units in the last place of the true value, in float32 within 2e-7. Near 0 a quotient of
-    polynomials in x²; further out 1 − exp(−x²) times one in |x|. Cody changes over at 0.46875, where erf's last digit
-    is finer than 1's and would show its rounding; at 0.5 the first quotient is as good still. His third, beyond 4, is
-    for the sake of 1 − erf; there 1.5e-8 is left to subtract from 1, and erf itself does not notice.
+    The error is at most 4 units in the last place in float64 and 2e-7 in float32. Near 0 the result is x times a
+    rational function of x²; further out it is 1 − exp(−x²) times a rational function of |x|. Cody switches at 0.46875,
+    where erf is just below 0.5 and the rounding of 1 would show; at 0.5 the first form is still as accurate. Cody's
+    third form, for |x| above 4, improves 1 − erf but not erf, because only 1.5e-8 is left to subtract from 1.
     """
-    y = np.minimum(np.abs(x), 6)  # erf(6) is 1 in float64 already, and y⁸ must not overflow
+    y = np.minimum(np.abs(x), 6)  # erf(6) is 1 in float64, and y⁸ must not overflow
     square = y * y
     small = y * _polynomial(SMALL_P, square) / _polynomial(SMALL_Q, square)
     large = 1 - np.exp(-square) * _polynomial(LARGE_P, y) / _polynomial(LARGE_Q, y)
@@ -59,7 +59,7 @@ def erf(x: Array) -> Array:
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
-    """Horner's rule, highest power first."""
+    """Evaluate a polynomial by Horner's rule, highest power first."""
     total = np.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
         total *= x

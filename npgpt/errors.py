@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, and checks of arguments that every room uses."""
+"""The exception for users' mistakes, and checks of arguments."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 LONGEST = 5000  # characters of a message
-TRUTH = ("bool", "bool_")  # Python's type of True and False, and NumPy's, which is bool_ before 2.2
+TRUTH = ("bool", "bool_")  # the type names of Python's and NumPy's truth values; NumPy's is bool_ before 2.2
 
 
 class NpgptError(ValueError):
-    """Bad input: a configuration, a file, a name, a token id, a text.
+    """An error in the input: a configuration, a file, a name, a token id, a text.
 
     The message is one printable line that names the thing, both values and the way out. The command line prints it
-    and ends with exit code 2.
+    and exits with code 2.
     """
 
     def __init__(self, message: str) -> None:
@@ -29,15 +29,15 @@ class NpgptError(ValueError):
 
 
 def printable(text: str) -> str:
-    """Return the text on one line, without control characters, which a name in a file could send to a terminal."""
+    """Return the text on one line, with control characters escaped; names in files may contain them."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST])
     return shown + (" …" if len(text) > LONGEST else "")
 
 
 def whole_number(name: str, value: object, low: int = 1, high: int = 2**31 - 1) -> int:
-    """Return the value, which may be NumPy's, as an int. Raises NpgptError for another type and outside low to high."""
+    """Return a Python or NumPy integer as an int. Raises NpgptError for another type and outside low to high."""
     try:
-        # truth values first: operator.index would take NumPy's, with a warning in NumPy 2.0
+        # truth values first: operator.index accepts NumPy's, with a warning in NumPy 2.0
         is_none = is_masked(value) or type(value).__name__ in TRUTH
         number = None if is_none else operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -51,20 +51,41 @@ def whole_number(name: str, value: object, low: int = 1, high: int = 2**31 - 1) 
 
 
 def real_number(name: str, value: object) -> float:
-    """Return the value, which may be NumPy's, as a float. Raises NpgptError for another type, a truth value too."""
+    """Return a Python or NumPy number as a float. Raises NpgptError for another type, including truth values."""
     try:
         if isinstance(value, (str, bytes, bytearray)) or is_masked(value) or type(value).__name__ in TRUTH:
             raise TypeError
-        if getattr(value, "ndim", 0):  # NumPy would take an array of one number, with a warning
+        if getattr(value, "ndim", 0):  # float() accepts an array of one number, with a warning
             raise TypeError
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         raise NpgptError(f"{name} must be a number, not {value!r:.80}") from None
 
 
+def reason(error: OSError) -> str:
+    """Return a system's error in npgpt's words: the file, then what is wrong with it."""
+    if error.filename is None or not error.strerror:
+        return str(error)
+    file = os.fsdecode(error.filename) if not isinstance(error.filename, int) else "a file"
+    if isinstance(error, FileNotFoundError):
+        return f"{file} does not exist"
+    if isinstance(error, IsADirectoryError):
+        return f"{file} is a folder, not a file"
+    return f"{file}: {error.strerror[0].lower()}{error.strerror[1:]}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean NAME?)" with the known name that is most like a misspelt one; empty if none is."""
+    import difflib  # only a mistake needs it
+
+    by_letters = {word.lower(): word for word in known}
+    found = difflib.get_close_matches(str(name).lower(), by_letters, 1)
+    return f" (did you mean {by_letters[found[0]]}?)" if found else ""
+
+
 @contextmanager
 def about(name: str) -> Iterator[None]:
-    """Put the name of what an error is about before its message."""
+    """Prefix the message of an NpgptError with the name of what it is about."""
     try:
         yield
     except NpgptError as error:
@@ -72,21 +93,21 @@ def about(name: str) -> Iterator[None]:
 
 
 def numbers(name: str, value: object, kinds: str = "iu") -> NDArray[Any]:
-    """Return numbers of any array library, or lists of them, as an array of one of NumPy's kinds.
+    """Return lists of numbers, or an array of any library, as a NumPy array whose dtype.kind is in `kinds`.
 
-    Raises NpgptError for rows of different lengths, masked arrays, truth values, and whatever else is no such number.
+    Raises NpgptError for rows of different lengths, masked arrays, truth values and other types.
     """
     import numpy as np
 
     wanted = "integers (of 64 bits at most)" if kinds == "iu" else "numbers"
     if is_masked(value):
-        raise NpgptError(f"{name} must be {wanted}, not a masked array: fill it, or take a part of it")
+        raise NpgptError(f"{name} must be {wanted}, not a masked array: fill it or select a part of it")
     try:
         array = np.asarray(value)
     except ValueError as error:
-        why = "these rows differ in length" if "inhomogeneous" in str(error) else str(error)
+        why = "these rows have different lengths" if "inhomogeneous" in str(error) else str(error)
         raise NpgptError(f"{name} must be one row or rows of equal length; {why}") from None
-    except Exception as error:  # of any kind, since the type is foreign
+    except Exception as error:  # of any type, since the value is foreign
         raise NpgptError(f"{name} cannot be read as an array: {type(error).__name__}: {error}") from None
     if array.size and (array.dtype.kind not in kinds or ("b" not in kinds and _holds_truth(value))):
         found = array.dtype if array.dtype.kind not in kinds else "bool"
@@ -95,19 +116,19 @@ def numbers(name: str, value: object, kinds: str = "iu") -> NDArray[Any]:
 
 
 def is_masked(value: object) -> bool:
-    """Tell whether a value is one of NumPy's masked arrays, whose data under the mask must not be taken."""
+    """Return whether a value is a masked array of NumPy's; its data under the mask must not be used."""
     return hasattr(value, "mask") and hasattr(value, "fill_value")
 
 
 def _holds_truth(value: object) -> bool:
-    """Tell whether True or False is in nested lists, from which NumPy would make 1 and 0."""
+    """Return whether nested lists contain True or False, which NumPy would convert to 1 and 0."""
     if isinstance(value, (list, tuple)):
         return any(map(_holds_truth, value))
     return type(value).__name__ in TRUTH
 
 
 def _kind(title: str, check: Callable[[Any], object]) -> Callable[[str, object], None]:
-    """Return a check of an argument that says what it must be where `check` is false or raises."""
+    """Return a check of an argument that raises NpgptError with the title if `check` is false or raises."""
 
     def checked_kind(name: str, value: object) -> None:
         try:
@@ -122,7 +143,7 @@ def _kind(title: str, check: Callable[[Any], object]) -> Callable[[str, object],
 
 
 def _is_a(*names: str) -> Callable[[Any], bool]:
-    """Return a check for npgpt's classes by name, so that none is imported here."""
+    """Return a check for npgpt's classes by name, which avoids importing them here."""
     return lambda value: any(
         kind.__name__ in names and kind.__module__.startswith("npgpt") for kind in type(value).__mro__
     )
@@ -134,12 +155,12 @@ def _is_path(value: Any) -> bool:
 
 
 def _are_several(value: Any) -> bool:
-    iter(value)  # a TypeError for what is no iterable, such as an array of one number
+    iter(value)  # raises TypeError for what is not iterable, such as a 0-d array
     return not isinstance(value, (str, bytes, bytearray, Mapping))
 
 
 def _may_be_numbers(value: Any) -> bool:
-    return bool(value) if isinstance(value, str) else _are_several(value)  # a str's characters are refused one by one
+    return bool(value) if isinstance(value, str) else _are_several(value)  # a str's characters are rejected later
 
 
 def _are_whole(value: Any) -> bool:
@@ -157,8 +178,8 @@ def _check_str(name: str, value: object) -> None:
 _PATH = _kind("a path: a text or a pathlib.Path", _is_path)
 _FUNCTION = _kind("a function", callable)
 _MODEL = _kind("a model that npgpt.load returns", _is_a("LanguageModel"))
-_SEVERAL = "several, in a list or the like"
-# How an argument is checked, by its annotation; what is not in here is checked where it is used.
+_SEVERAL = "in a list or another iterable"
+# The check of an argument by its annotation; other arguments are checked where they are used.
 CHECKS: Mapping[str, Callable[[str, object], None]] = {
     "bool": _kind("True or False", lambda value: type(value).__name__ in TRUTH),
     "str": _check_str,
@@ -177,23 +198,23 @@ CHECKS: Mapping[str, Callable[[str, object], None]] = {
     "Mapping[str, Any]": _kind("a dict", lambda value: isinstance(value, Mapping)),
     "Container[int]": _kind("a set of whole numbers", _are_whole),
     "Sequence[str]": _kind(
-        f"texts, {_SEVERAL}", lambda value: _are_several(value) and all(isinstance(text, str) for text in value[:])
+        "texts in a list", lambda value: _are_several(value) and all(isinstance(text, str) for text in value[:])
     ),
-    "Iterable[str]": _kind(f"texts, {_SEVERAL}", _are_several),
+    "Iterable[str]": _kind(f"texts {_SEVERAL}", _are_several),
     "str | Iterable[str]": _kind("a text or several", lambda value: isinstance(value, str) or _are_several(value)),
-    "Iterable[int]": _kind(f"whole numbers, {_SEVERAL}", _may_be_numbers),
-    "Sequence[int]": _kind(f"whole numbers, {_SEVERAL}", lambda value: _may_be_numbers(value) and len(value[:]) >= 0),
+    "Iterable[int]": _kind(f"whole numbers {_SEVERAL}", _may_be_numbers),
+    "Sequence[int]": _kind("whole numbers in a list", lambda value: _may_be_numbers(value) and len(value[:]) >= 0),
 }
 
 
 def checked(function: Function) -> Function:
-    """Decorate a public function: an argument that is not what its annotation says is an NpgptError; see CHECKS."""
+    """Decorate a public function so that an argument of the wrong type raises NpgptError; see CHECKS."""
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     annotated = function.__annotations__
 
     @wraps(function)
     def run(*arguments: Any, **keywords: Any) -> Any:
-        check_kinds(annotated, zip(names, arguments))  # noqa: B905  # fewer arguments than names, as a rule
+        check_kinds(annotated, zip(names, arguments))  # noqa: B905  # there are usually fewer arguments than names
         check_kinds(annotated, keywords.items())
         return function(*arguments, **keywords)
 
@@ -201,7 +222,7 @@ def checked(function: Function) -> Function:
 
 
 def check_kinds(annotations: Mapping[str, str], values: Iterable[tuple[str, object]]) -> None:
-    """Raise NpgptError for a value that is not what the annotation of its name says; see CHECKS."""
+    """Raise NpgptError for a value that does not fit the annotation of its name; see CHECKS."""
     for name, value in values:
         annotation = annotations.get(name, "")
         kind = annotation.removesuffix(" | None")
@@ -210,12 +231,12 @@ def check_kinds(annotations: Mapping[str, str], values: Iterable[tuple[str, obje
 
 
 def float_dtype(name: str, dtype: object) -> str:
-    """Return the dtype's name, float32 or float64. Raises NpgptError for any other, and for None (NumPy's float64)."""
-    import numpy as np  # here, since the command line shows its help without NumPy
+    """Return the dtype's name, float32 or float64. Raises NpgptError for others and for None (NumPy's float64)."""
+    import numpy as np  # imported here because the command line shows its help without NumPy
 
     try:
         found = str(np.dtype(dtype)) if dtype is not None else "None"  # type: ignore[call-overload]
-    except Exception:  # of any kind, since NumPy asks a foreign type
+    except Exception:  # of any type, since NumPy calls the foreign type
         found = str(dtype)
     if found not in ("float32", "float64"):
         raise NpgptError(f"{name} must be float32 or float64, not {found:.80}")

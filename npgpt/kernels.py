@@ -1,9 +1,9 @@
-"""Cache-friendly and threaded ways to compute what model.py writes down.
+"""Cache-friendly, multithreaded versions of the formulas in model.py.
 
-A decorator runs the formula it stands above on pieces of a large array, or replaces it by an equal sum in another
-order. NumPy uses several cores for large matrix products only; other work is shared out here among Python threads,
-which run side by side because NumPy releases the interpreter's lock while it computes. OpenBLAS serves one caller at a
-time with threads of its own, so products within threads are kept small enough for it to leave them to the caller.
+A decorator runs its formula on pieces of a large array, or replaces it by the same sum in another order. NumPy uses
+several cores for large matrix products only. Other work is divided here among Python threads, which run in parallel
+because NumPy releases the interpreter lock while it computes. OpenBLAS serves one caller at a time with its own
+threads, so products inside Python threads are kept so small that OpenBLAS computes them in the calling thread.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 Job = TypeVar("Job")
 
 # Measured on two cores of a Zen 4 with OpenBLAS 0.3.31, with its AVX-512 and its AVX2 kernels.
-PIECE = 2**18  # elements in a piece: 1 MB, where NumPy begins to reuse a formula's temporaries, and a core's L2 cache
-MAX_WHOLE_QUERIES = 64  # tokens of a prompt up to which the whole square of scores is no slower than tiles
+PIECE = 2**18  # elements in a piece: 1 MB of float32 fits a core's L2 cache, and NumPy reuses such temporaries
+MAX_WHOLE_QUERIES = 64  # queries up to which the whole matrix of scores is no slower than tiles
 TILE_QUERIES, TILE_KEYS = 64, 64
-MAX_SMALL_PRODUCT = 2**18  # multiplications in a product that OpenBLAS leaves to the thread that calls it
-MIN_SHARED_SCORES = 2**16  # scores of a head below which threads take longer to start than they save
-MIN_SHARED_WEIGHTS = 2**23  # elements of a weight, likewise
-MAX_SERIAL_ROWS = 6  # rows above which OpenBLAS's copy of a weight pays
-MAX_SHARED_ROWS = 16  # rows above which it pays for a large weight stored [out, in]
-CACHED_WEIGHTS = 2**20  # elements of a weight that a few rows share while a cache holds them
+MAX_SMALL_PRODUCT = 2**18  # multiplications up to which OpenBLAS computes in the calling thread
+MIN_SHARED_SCORES = 2**16  # scores per head below which starting threads takes longer than it saves
+MIN_SHARED_WEIGHTS = 2**23  # elements of a weight below which starting threads takes longer than it saves
+MAX_SERIAL_ROWS = 6  # rows above which OpenBLAS's packed copy of a weight pays off
+MAX_SHARED_ROWS = 16  # rows above which it pays off for a large weight stored [out, in]
+CACHED_WEIGHTS = 2**20  # elements of a weight that stay in the cache while a few rows use them
 
 
 def elementwise(formula: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """Decorate an elementwise formula: a large array goes through it piece by piece, in threads where that pays."""
+    """Decorate an elementwise formula so that a large array goes through it piece by piece, in several threads."""
 
     @wraps(formula)
     def run(x: Array) -> Array:
@@ -56,9 +56,9 @@ def elementwise(formula: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
 
 def tiled(attention: Callable[..., Array]) -> Callable[..., Array]:
-    """Decorate attention(q, k, v, scale, padding): many queries go through attention_by_tiles, but for rounding equal.
+    """Decorate attention(q, k, v, scale, padding) so that attention_by_tiles computes it for many queries.
 
-    Where rows are padded, the formula itself is used.
+    The results are equal up to rounding. Padded rows use the formula itself.
     """
 
     @wraps(attention)
@@ -71,13 +71,13 @@ def tiled(attention: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def attention_by_tiles(q: Array, k: Array, v: Array, scale: float) -> Array:
-    """Compute model.attention without storing the T × S square: q [B, H, T, D], k and v [B, H, S, D] → [B, H, T, D].
+    """Compute model.attention without storing T × S scores: q [B, H, T, D], k and v [B, H, S, D] → [B, H, T, D].
 
-    Scores are computed in tiles of queries and keys, those above the diagonal hardly at all. Tiles are so small that
-    OpenBLAS multiplies them in the calling thread; each thread takes some heads of a row.
+    Scores are computed in tiles of queries and keys; tiles that lie above the diagonal are skipped. Tiles are so small
+    that OpenBLAS multiplies them in the calling thread. Each thread takes some heads of a row.
     """
     (B, H, T, D), S = q.shape, k.shape[2]
-    heads = np.empty((B, T, H, D), q.dtype).transpose(0, 2, 1, 3)  # in memory as merge_heads wants it
+    heads = np.empty((B, T, H, D), q.dtype).transpose(0, 2, 1, 3)  # laid out in memory as merge_heads returns them
     threads = thread_count() if B * T * S >= MIN_SHARED_SCORES else 1
     share = -(-H // threads)
     queries = max(1, min(TILE_QUERIES, MAX_SMALL_PRODUCT // (TILE_KEYS * D)))
@@ -86,14 +86,17 @@ def attention_by_tiles(q: Array, k: Array, v: Array, scale: float) -> Array:
         out, scaled, keys, values = heads[job], q[job] * scale, _tiles(k[job]).swapaxes(2, 3).copy(), _tiles(v[job])
         for start in range(0, T, queries):
             stop = min(start + queries, T)
-            first, last = (S - T + start) // TILE_KEYS, -(-(S - T + stop) // TILE_KEYS)  # tiles; from `first` some hide
+            first, last = (
+                (S - T + start) // TILE_KEYS,
+                -(-(S - T + stop) // TILE_KEYS),
+            )  # tiles; some keys from `first` on are hidden
             places = np.arange(first * TILE_KEYS, last * TILE_KEYS).reshape(-1, 1, TILE_KEYS)
             hidden = places > np.arange(S - T + start, S - T + stop)[:, None]  # [last − first, queries, TILE_KEYS]
             step = max(1, PIECE // ((stop - start) * last * TILE_KEYS))
             for h in range(0, len(out), step):
                 scores = scaled[h : h + step, None, start:stop] @ keys[h : h + step, :last]
                 np.copyto(scores[:, first:], -np.inf, where=hidden)  # [step, last, queries, TILE_KEYS]
-                # softmax over the keys of all tiles, whose division waits for the sums
+                # softmax over the keys of all tiles; the division comes after the weighted sums
                 largest = scores.max(axis=1).max(axis=-1, keepdims=True)
                 rows = scores.reshape(len(scores), last, -1)
                 rows -= np.repeat(largest, TILE_KEYS, axis=-1).reshape(len(scores), 1, -1)
@@ -107,7 +110,7 @@ def attention_by_tiles(q: Array, k: Array, v: Array, scale: float) -> Array:
 
 
 def _tiles(x: Array) -> Array:
-    """Copy [n, S, D] → [n, tiles, TILE_KEYS, D]; the last tile is filled up with zeros, which are always hidden."""
+    """Copy [n, S, D] → [n, tiles, TILE_KEYS, D]; zeros, which are always masked, pad the last tile."""
     n, S, D = x.shape
     tiles = np.zeros((n, -(-S // TILE_KEYS), TILE_KEYS, D), x.dtype)
     tiles.reshape(n, -1, D)[:, :S] = x
@@ -115,17 +118,17 @@ def _tiles(x: Array) -> Array:
 
 
 def product(x: Array, weight: Array) -> Array:
-    """Compute x [..., in] @ weight [in, out] → [..., out] by the way that is fastest for so many rows.
+    """Return x [..., in] @ weight [in, out] → [..., out], computed by the fastest method for the number of rows.
 
-    | rows    | weight, stored               | way                                             |
-    |---------|------------------------------|-------------------------------------------------|
-    | 1       | any                          | OpenBLAS's product with a vector                |
-    | 2 to 6  | any                          | row after row, by parts of the weight in cache  |
-    | 2 to 6  | large, [out, in] (the head)  | inner products, outputs shared among threads    |
-    | 7 to 16 | large, [out, in], 2 threads  | small products of blocks of outputs, likewise   |
-    | more    | any                          | OpenBLAS's product, which copies all of a weight |
+    | rows    | weight                              | method                                              |
+    |---------|-------------------------------------|-----------------------------------------------------|
+    | 1       | any                                 | OpenBLAS's matrix-vector product                    |
+    | 2 to 6  | any                                 | row by row, in parts of the weight that fit a cache |
+    | 2 to 6  | large, stored [out, in] (the head)  | inner products, outputs divided among threads       |
+    | 7 to 16 | large, stored [out, in], 2+ threads | small products, blocks of outputs among threads     |
+    | more    | any                                 | OpenBLAS's matrix product, which packs the weight   |
     """
-    rows = x.reshape(-1, x.shape[-1])  # of all sequences together: in 3-D NumPy would do B products
+    rows = x.reshape(-1, x.shape[-1])  # of all sequences together; in 3-D NumPy would compute B products
     large = weight.size >= MIN_SHARED_WEIGHTS and weight.flags.f_contiguous
     if not 1 < len(rows) <= (MAX_SHARED_ROWS if large and thread_count() > 1 else MAX_SERIAL_ROWS):
         y: Array = rows @ weight
@@ -137,7 +140,7 @@ def product(x: Array, weight: Array) -> Array:
 
 
 def _by_cached_parts(x: Array, weight: Array) -> Array:
-    """Compute x [rows, in] @ weight [in, out] for a few rows, which share as much of the weight as a cache holds."""
+    """Compute x [rows, in] @ weight [in, out] for a few rows, in parts of the weight that stay in the cache."""
     y = np.zeros((len(x), weight.shape[1]), x.dtype)
     step = max(1, CACHED_WEIGHTS // weight.shape[1])
     for start in range(0, len(weight), step):
@@ -146,7 +149,7 @@ def _by_cached_parts(x: Array, weight: Array) -> Array:
 
 
 def _by_outputs(x: Array, weight: Array) -> Array:
-    """Compute x [rows, in] @ weight [out, in].T → [rows, out] by parts of the outputs, shared among threads."""
+    """Compute x [rows, in] @ weight [out, in].T → [rows, out], with the outputs divided among threads."""
     (rows, n_in), n_out, threads = x.shape, len(weight), thread_count()
     y, columns = np.empty((n_out, rows), x.dtype), np.ascontiguousarray(x.T)
     block = max(1, MAX_SMALL_PRODUCT // (rows * n_in))
@@ -166,12 +169,12 @@ def _by_outputs(x: Array, weight: Array) -> Array:
 
 
 def in_threads(threads: int, run: Callable[[Job], object], jobs: Iterable[Job]) -> None:
-    """Call run(job) for every job, each taken by the first free thread of so many, the calling one among them.
+    """Call run(job) for every job in up to `threads` threads, including the calling one.
 
-    The threads end with the call, so that nothing outlives it, a fork included. They see the caller's context
-    (np.errstate lives there). An exception of run is raised here once every thread has ended.
+    All threads end before the function returns, so that a later fork is safe. They run in the caller's context, which
+    holds np.errstate. An exception in run is raised here once every thread has ended.
     """
-    waiting = deque(jobs)  # its popleft is atomic, also in a Python without a global lock
+    waiting = deque(jobs)  # popleft is atomic, also in free-threaded Python
     failures: list[BaseException] = []
 
     def work() -> None:
@@ -182,7 +185,7 @@ def in_threads(threads: int, run: Callable[[Job], object], jobs: Iterable[Job]) 
                 except IndexError:
                     return
                 run(job)
-        except BaseException as failure:  # for the caller, whichever thread it was in
+        except BaseException as failure:  # raised again below, in the calling thread
             failures.append(failure)
 
     helpers = [Thread(target=copy_context().run, args=(work,)) for _ in range(min(threads, len(waiting)) - 1)]

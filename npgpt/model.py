@@ -1,10 +1,10 @@
-"""GPT-2's forward pass in NumPy, from top to bottom: what is read here is what runs.
+"""GPT-2's forward pass in NumPy, to be read from top to bottom. This is the code that runs.
 
     token_ids [B, T] → wte + wpe → n_layer × block → ln_f → output head → logits [B, T, V]
 
-Shapes: B rows, T new tokens, S tokens seen (cached and new), C n_embd, H n_head, D = C / H head width, F inner
-width of the MLP, V vocab_size. Names are the checkpoint's. Arrays are all float32 or all float64: constants are
-Python floats, which take an array's dtype, while NumPy's own scalars would turn float32 into float64.
+Shapes: B batch rows, T new tokens, S tokens in all (cached and new), C n_embd, H n_head, D = C / H head width,
+F inner width of the MLP, V vocab_size. Names follow the checkpoint. Arrays are all float32 or all float64. Constants
+are Python floats because NumPy's float64 scalars would promote float32 arrays to float64.
 
 Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; openai/gpt-2, src/model.py.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def softmax(x: Array) -> Array:
-    """Return exp(x) / Σ exp(x) over the last axis, any shape.
+    """Return exp(x) / Σ exp(x) over the last axis of x [..., n].
 
     Subtracting the row's maximum leaves softmax unchanged and keeps exp from overflowing.
     """
@@ -38,7 +38,7 @@ def softmax(x: Array) -> Array:
 
 @kernels.elementwise
 def gelu(x: Array) -> Array:
-    """Return GPT-2's activation ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))), any shape.
+    """Return GPT-2's activation ½ x (1 + tanh(√(2/π) (x + 0.044715 x³))), elementwise.
 
     The tanh form of Hendrycks & Gimpel 2016, "Gaussian Error Linear Units". x**3 would be 600 times slower.
     """
@@ -47,7 +47,7 @@ def gelu(x: Array) -> Array:
 
 @kernels.elementwise
 def gelu_erf(x: Array) -> Array:
-    """Return the exact form ½ x (1 + erf(x / √2)), any shape: nanoGPT's. It differs from GPT-2's by up to 4.7e-4."""
+    """Return the exact form ½ x (1 + erf(x / √2)), elementwise, as in nanoGPT. It differs by up to 4.7e-4."""
     return 0.5 * x * (1 + erf(x / math.sqrt(2)))
 
 
@@ -57,7 +57,7 @@ ACTIVATIONS = {"gelu_new": gelu, "gelu_pytorch_tanh": gelu, "gelu": gelu_erf}
 def layer_norm(x: Array, weight: Array, bias: Array, epsilon: float) -> Array:
     """Return weight · (x − mean) / √(variance + epsilon) + bias over the last axis: x [..., C], weight and bias [C].
 
-    The variance is the mean of squares, not divided by C − 1. Ba, Kiros & Hinton 2016, "Layer Normalization".
+    The sum of squares is divided by C, not by C − 1. Ba, Kiros & Hinton 2016, "Layer Normalization".
     """
     centred = x - x.mean(axis=-1, keepdims=True)
     variance = (centred * centred).mean(axis=-1, keepdims=True)
@@ -70,25 +70,25 @@ def linear(x: Array, weight: Array, bias: Array) -> Array:
 
 
 def split_heads(x: Array, n_head: int) -> Array:
-    """Return [B, H, T, D] of x [B, T, C]: head h has columns h·D to (h+1)·D of every token.
+    """Split x [B, T, C] into heads [B, H, T, D]: head h gets columns h·D to (h+1)·D of every token.
 
-    The reshape alone would have the right size but hand head 0 the first tokens, whole: the transpose is the split.
+    A reshape straight to [B, H, T, D] has the right shape but the wrong content: it gives head 0 the first tokens.
     """
     B, T, C = x.shape
     return x.reshape(B, T, n_head, C // n_head).transpose(0, 2, 1, 3)
 
 
 def merge_heads(x: Array) -> Array:
-    """Return [B, T, C] of x [B, H, T, D], the inverse of split_heads."""
+    """Merge heads x [B, H, T, D] into [B, T, C], the inverse of split_heads."""
     B, H, T, D = x.shape
     return x.transpose(0, 2, 1, 3).reshape(B, T, H * D)
 
 
 def attention_scores(q: Array, k: Array, scale: float, padding: Padding = 0) -> Array:
-    """Return scale · q kᵀ, and −∞ where a key comes after the query: q [B, H, T, D], k [B, H, S, D] → [B, H, T, S].
+    """Return scale · q kᵀ, or −∞ where a key comes after the query: q [B, H, T, D], k [B, H, S, D] → [B, H, T, S].
 
     The causal mask is aligned to the lower right corner: query t is token S − T + t. padding, 0 or [B, 1, 1, 1], is the
-    number of keys at a row's beginning that stand for no token: they are hidden, but for a padded query's own.
+    number of padding keys on the left of each row. They are masked, too, except that a padded query sees its own key.
     """
     T, S = q.shape[2], k.shape[2]
     queries, keys = np.arange(S - T, S)[:, None], np.arange(S)
@@ -97,21 +97,21 @@ def attention_scores(q: Array, k: Array, scale: float, padding: Padding = 0) -> 
 
 
 def attention_weights(q: Array, k: Array, scale: float, padding: Padding = 0) -> Array:
-    """Return each query's weights over the keys [B, H, T, S], which sum to 1."""
+    """Return the weights [B, H, T, S] that each query gives the keys; they sum to 1."""
     return softmax(attention_scores(q, k, scale, padding))
 
 
 @kernels.tiled
 def attention(q: Array, k: Array, v: Array, scale: float, padding: Padding = 0) -> Array:
-    """Return softmax(scale · q kᵀ) v in every head, over a query's own key and those before: [B, H, T, D].
+    """Return softmax(scale · q kᵀ) v in every head: q [B, H, T, D], k and v [B, H, S, D] → [B, H, T, D].
 
-    q is [B, H, T, D], k and v are [B, H, S, D]. Vaswani et al. 2017, "Attention Is All You Need", 3.2.1.
+    A query attends to its own key and those before it. Vaswani et al. 2017, "Attention Is All You Need", 3.2.1.
     """
     return attention_weights(q, k, scale, padding) @ v
 
 
 def block(x: Array, p: Block, config: Config, layer: int, cache: KVCache | None, record: StageRecord) -> Array:
-    """Return x [B, T, C] after block `layer`: attention and MLP each read a normalised copy and add to the stream."""
+    """Apply block `layer` to x [B, T, C]: attention and MLP each read a normalised copy and add their output to x."""
     activation, epsilon = ACTIVATIONS[config.activation_function], config.layer_norm_epsilon
     scale, padding = config.attention_scale(layer), 0 if cache is None else cache.padding
     h = record("ln_1", layer_norm(x, *p.ln_1, epsilon))
@@ -119,7 +119,7 @@ def block(x: Array, p: Block, config: Config, layer: int, cache: KVCache | None,
     q, k, v = (split_heads(part, config.n_head) for part in np.split(h, 3, axis=-1))
     record("attn.q", q), record("attn.k", k), record("attn.v", v)
     keys, values = (k, v) if cache is None else cache.extend(layer, k, v)  # [B, H, S, D]
-    record("attn.scores", lambda: attention_scores(q, keys, scale, padding))  # computed where somebody listens
+    record("attn.scores", lambda: attention_scores(q, keys, scale, padding))  # computed only if recorded
     record("attn.weights", lambda: attention_weights(q, keys, scale, padding))
     h = record("attn.heads", attention(q, keys, values, scale, padding))
     h = record("attn.c_proj", linear(merge_heads(h), *p.attn.c_proj))
@@ -143,8 +143,8 @@ def forward(
     """Return the logits of every next token: token_ids [T] or [B, T] → [B, T, V].
 
     logits_from: index of the first token whose logits are returned; -1 for the last one only. cache: holds the tokens
-    before these and takes these in. record(name, array) gets a copy of every intermediate, under Hugging Face's name
-    ("h.0.attn.c_attn"). Raises NpgptError for ids, logits_from or a cache that do not fit (see Config, KVCache).
+    before these, and is extended with these. record(name, array) gets a copy of every intermediate under Hugging Face's
+    name ("h.0.attn.c_attn"). Raises NpgptError for ids, logits_from or a cache that do not fit (see Config, KVCache).
     """
     past = 0 if cache is None else cache.past(config)
     token_ids = config.token_rows(token_ids, past)
@@ -153,7 +153,7 @@ def forward(
     stage = recorder(record)
     wte = stage("wte", parameters.wte.weight[token_ids])  # [B, T, C]
     positions = np.arange(T) if cache is None else cache.positions(T)
-    wpe = stage("wpe", parameters.wpe.weight[positions])  # [T, C], or [B, T, C] where rows are padded
+    wpe = stage("wpe", parameters.wpe.weight[positions])  # [T, C], or [B, T, C] if rows are padded
     x = stage("embedding", wte + wpe)
     for layer, p in enumerate(parameters.h):
         x = stage(f"h.{layer}", block(x, p, config, layer, cache, recorder(record, f"h.{layer}.")))
@@ -164,7 +164,7 @@ def forward(
 
 
 def recorder(record: Record | None, prefix: str = "") -> StageRecord:
-    """Return a function that hands a copy of each stage to `record`, if there is one, and returns the stage itself."""
+    """Return a function that passes a copy of each stage to `record`, if there is one, and returns the stage."""
 
     def observe(name: str, stage: Stage) -> Stage:
         if record is not None:

@@ -1,8 +1,8 @@
-"""GPT-2's parameters: one table of every tensor's name and shape, and typed structures to hold them.
+"""GPT-2's parameters: the names and shapes of all tensors, and typed structures that hold them.
 
 Shapes: C n_embd, F inner width, N n_positions, V vocab_size. A field's path is its canonical name in a checkpoint:
-parameters.h[0].attn.c_attn.weight is "h.0.attn.c_attn.weight". Matrices are stored [in, out], so that the linear map
-is x @ weight + bias.
+parameters.h[0].attn.c_attn.weight is "h.0.attn.c_attn.weight". Matrices are stored [in, out], so a linear layer is
+x @ weight + bias.
 """
 
 from __future__ import annotations
@@ -19,45 +19,51 @@ from .config import Config
 from .errors import NpgptError
 
 Array: TypeAlias = NDArray[np.floating[Any]]  # float32 or float64
-Padding: TypeAlias = NDArray[np.int64] | int  # [B, 1, 1, 1], or 0 where no row has any: see KVCache.padding
+Padding: TypeAlias = NDArray[np.int64] | int  # [B, 1, 1, 1], or 0 if no row is padded: see KVCache.padding
 Shape: TypeAlias = tuple[int, ...]
 Record: TypeAlias = Callable[[str, Array], None]  # the user's: a stage's name and a copy of it
-Stage: TypeAlias = Array | Callable[[], Array]  # an intermediate, or what computes one that is only looked at
-StageRecord: TypeAlias = Callable[[str, Stage], Any]  # hands a stage on and returns it
+Stage: TypeAlias = Array | Callable[[], Array]  # an intermediate, or a function that computes one if it is recorded
+StageRecord: TypeAlias = Callable[[str, Stage], Any]  # passes a stage on and returns it
 
 
 class Embedding(NamedTuple):
-    """One row for each id or position."""
+    """A table with a row for each id or position."""
 
     weight: Array
 
 
 class LayerNorm(NamedTuple):
-    """Gain and bias after normalisation."""
+    """Gain and bias of a LayerNorm."""
 
     weight: Array  # [C]
     bias: Array  # [C]
 
 
 class Linear(NamedTuple):
-    """x @ weight + bias."""
+    """A linear layer, x @ weight + bias."""
 
     weight: Array  # [in, out]
     bias: Array  # [out]
 
 
 class Attention(NamedTuple):
-    """Queries, keys and values side by side, C columns each, and the projection that follows the heads."""
+    """Attention: c_attn makes queries, keys and values, C columns each; c_proj follows the merged heads."""
 
     c_attn: Linear  # [C, 3C]
     c_proj: Linear  # [C, C]
 
+    def __repr__(self) -> str:
+        return in_short(self)
+
 
 class MLP(NamedTuple):
-    """Up, activation, down."""
+    """The MLP: c_fc up to width F, the activation, c_proj down to width C."""
 
     c_fc: Linear  # [C, F]
     c_proj: Linear  # [F, C]
+
+    def __repr__(self) -> str:
+        return in_short(self)
 
 
 class Block(NamedTuple):
@@ -68,9 +74,12 @@ class Block(NamedTuple):
     ln_2: LayerNorm
     mlp: MLP
 
+    def __repr__(self) -> str:
+        return in_short(self)
+
 
 class Parameters(NamedTuple):
-    """A whole GPT-2. A tied output head is the very same object as wte."""
+    """All parameters of a GPT-2. A tied output head is the same object as wte."""
 
     wte: Embedding  # [V, C]
     wpe: Embedding  # [N, C]
@@ -78,9 +87,22 @@ class Parameters(NamedTuple):
     ln_f: LayerNorm
     lm_head: Embedding  # [V, C]
 
+    def __repr__(self) -> str:
+        return in_short(self)
+
+
+def in_short(value: object) -> str:
+    """Return a part of the parameters as text, with the arrays' shapes in place of their numbers."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, (Embedding, LayerNorm, Linear, Attention, MLP, Block, Parameters)):
+        fields = [f"{name}={in_short(part)}" for name, part in value._asdict().items()]
+        return f"{type(value).__name__}({', '.join(fields)})"
+    return f"<{len(value)} blocks>" if isinstance(value, tuple) else repr(value)
+
 
 def schema(config: Config) -> dict[str, Shape]:
-    """Return every tensor's name and shape in the order of computation; lm_head.weight only where it is untied."""
+    """Return every tensor's name and shape in order of computation; lm_head.weight only if it is untied."""
     C, F, N, V = config.n_embd, config.inner_width, config.n_positions, config.vocab_size
     block: dict[str, Shape] = {
         "ln_1.weight": (C,),
@@ -107,25 +129,25 @@ def schema(config: Config) -> dict[str, Shape]:
 
 
 def count_blocks(names: Iterable[str]) -> int:
-    """How many different h.N there are among canonical names."""
+    """Return the number of different blocks h.N among canonical names."""
     return len({match[0] for name in names if (match := re.match(r"h\.\d+\.", name))})
 
 
 def check_shapes(
     config: Config, shapes: Mapping[str, Shape | None], source: str, stated: str = "its configuration"
 ) -> None:
-    """Compare what a checkpoint holds with the schema, strictly; a shape that is None fits. source names it in errors,
-    stated what says the sizes.
+    """Compare the names and shapes of a checkpoint with the schema; the shape None always fits.
 
-    Raises one NpgptError with all faults: names missing, names left over, shapes that differ.
+    In errors, source names the checkpoint and stated its configuration. Raises one NpgptError that lists all faults:
+    missing tensors, unexpected tensors and wrong shapes.
     """
     blocks = count_blocks(shapes)
-    depth = "" if blocks == config.n_layer else f"it holds {blocks} blocks and n_layer is {config.n_layer}"
+    depth = "" if blocks == config.n_layer else f"it has {blocks} blocks and n_layer is {config.n_layer}"
     if config.n_layer > 10 * blocks + 100:  # the schema would be longer than the file
         raise NpgptError(f"{source} does not fit {stated}: {depth}")
     expected = schema(config)
     faults = [(name, "is missing") for name in expected if name not in shapes]
-    faults += [(name, "is left over") for name in shapes if name not in expected]
+    faults += [(name, "is unexpected") for name in shapes if name not in expected]
     faults += [
         (name, f"is {list(found)} and must be {list(shape)}")
         for name, shape in expected.items()
@@ -136,7 +158,7 @@ def check_shapes(
 
 
 def _in_short(faults: Iterable[tuple[str, str]]) -> str:
-    """All faults, the same fault of several blocks told once, and a count in place of what is beyond reading."""
+    """Return the faults as text: the same fault in several blocks once, and at most 50 in all."""
     alike: dict[tuple[str, str], list[str]] = {}
     for name, fault in faults:
         alike.setdefault((re.sub(r"^h\.\d+\.", "h.*.", name), fault), []).append(name)
@@ -148,9 +170,9 @@ def _in_short(faults: Iterable[tuple[str, str]]) -> str:
 
 
 def from_arrays(config: Config, arrays: Mapping[str, Array]) -> Parameters:
-    """The structure out of {canonical name: array}, strictly: every array in place, none left over, one dtype.
+    """Return Parameters made of {canonical name: array}. The arrays are not copied.
 
-    Raises NpgptError as check_shapes does, and where dtypes are mixed or none of float32 and float64.
+    Raises NpgptError as check_arrays does.
     """
     check_arrays(config, arrays, "the set of arrays")
 
@@ -176,7 +198,7 @@ def from_arrays(config: Config, arrays: Mapping[str, Array]) -> Parameters:
 
 
 def check_arrays(config: Config, arrays: Mapping[str, Array], source: str) -> None:
-    """Raise NpgptError as check_shapes does, and where dtypes are mixed or none of float32 and float64."""
+    """Raise NpgptError as check_shapes does, and if the dtypes are not all float32 or all float64."""
     check_shapes(config, {name: array.shape for name, array in arrays.items()}, source)
     dtypes = {str(array.dtype) for array in arrays.values()}
     if dtypes not in ({"float32"}, {"float64"}):
@@ -184,16 +206,16 @@ def check_arrays(config: Config, arrays: Mapping[str, Array], source: str) -> No
 
 
 def check_fit(config: Config, parameters: Parameters, source: str) -> None:
-    """Raise NpgptError where parameters are not whole, or not those of this configuration."""
+    """Raise NpgptError if parameters are incomplete or do not fit the configuration."""
     try:
         arrays = to_arrays(parameters)
     except (AttributeError, TypeError, RecursionError):
-        raise NpgptError(f"{source} has parameters that hold something else than arrays") from None
+        raise NpgptError(f"{source} has parameters that are not arrays") from None
     check_arrays(config, arrays, source)
 
 
 def to_arrays(parameters: Parameters) -> dict[str, Array]:
-    """{canonical name: array}, the inverse of from_arrays; the arrays are the same, not copies."""
+    """Return {canonical name: array}, the inverse of from_arrays. The arrays are not copied."""
 
     def walk(part: Any, prefix: str) -> Iterator[tuple[str, Array]]:
         if isinstance(part, np.ndarray):
@@ -211,10 +233,21 @@ def to_arrays(parameters: Parameters) -> dict[str, Array]:
     return arrays
 
 
-def count(config: Config) -> dict[str, int]:
-    """How many parameters each part has: wte, wpe, one block's attn and mlp and norms times n_layer, ln_f, lm_head.
+def sha256(config: Config, parameters: Parameters) -> str:
+    """Return the sha256 of the configuration and of every parameter's name, dtype and values, in hexadecimal."""
+    import hashlib  # takes 5 ms, which a prompt never needs
 
-    A tied head counts nothing, so that the values add up to the model's size (124,439,808 for gpt2).
+    digest = hashlib.sha256(repr(config).encode())
+    for name, array in to_arrays(parameters).items():
+        digest.update(f"{name} {array.dtype} ".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def count(config: Config) -> dict[str, int]:
+    """Return the number of parameters in each part: wte, wpe, h.*.attn.c_attn and so on for all blocks, ln_f, lm_head.
+
+    A tied head is not counted, so the numbers add up to the model's size (124,439,808 for gpt2).
     """
     counts: dict[str, int] = {}
     for name, shape in schema(config).items():

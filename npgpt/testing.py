@@ -1,4 +1,4 @@
-"""Assertions for test suites: that an implementation matches npgpt."""
+"""Assertions for test suites that another implementation matches npgpt."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .oracle.check import Prompt, Weights, check, check_greedy
 
 
 def assert_matches(theirs: Any, prompt: Prompt | None = None, weights: Weights | None = None, **options: Any) -> None:
-    """Raise AssertionError, with the report, where npgpt.check finds a difference that rounding cannot explain.
+    """Raise AssertionError with the report if npgpt.check finds a difference that rounding cannot explain.
 
     The arguments are those of npgpt.check.
     """
@@ -23,7 +23,10 @@ def assert_matches(theirs: Any, prompt: Prompt | None = None, weights: Weights |
 def assert_greedy(
     theirs: ArrayLike | os.PathLike[str], prompt: Prompt | None = None, weights: Weights | None = None, **options: Any
 ) -> None:
-    """Raise AssertionError where greedy ids differ from the reference's by more than a near tie."""
+    """Raise AssertionError with the report if greedy ids differ from the reference's by more than a near tie.
+
+    The arguments are those of npgpt.check_greedy.
+    """
     report = check_greedy(theirs, prompt, weights, **options)
     if not report.matches:
         raise AssertionError(str(report))

@@ -1,33 +1,41 @@
-"""The intermediates of one run, in a file, for comparing an implementation in another language."""
+"""Trace a run: its intermediates by name, in memory or in files, for comparing another implementation."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from . import __version__
-from .checkpoints import configs, safetensors
+from .checkpoints import configs, raw, safetensors
 from .checkpoints.atomic import writing
 from .checkpoints.inspect import sha256
 from .errors import NpgptError, checked
-from .language_model import LanguageModel
+from .language_model import LanguageModel, opened
 from .parameters import Array
 
 
 @checked
-def trace(model: LanguageModel, token_ids: Sequence[int], only: Sequence[str] = ()) -> dict[str, Array]:
-    """Return the intermediates of token_ids [T] by name, in the order of computation, each with B = 1 in front.
+def trace(
+    text: str | ArrayLike,
+    model: LanguageModel | str | os.PathLike[str] | None = None,
+    *,
+    only: Sequence[str] = (),
+) -> dict[str, Array]:
+    """Return the intermediates of a text, or of ids [T], by name in the order of computation, with B = 1 in front.
 
-    only: shell patterns such as logits or h.0.*; without any, all are returned. Raises NpgptError for a pattern that
-    matches no name, and for ids that do not fit the model. A classifier's body has no logits.
+    model: a model, or its name or path; None is the embedded one. only: shell patterns such as logits or h.0.*; without
+    any, all intermediates are returned. A classifier's body has no logits. Raises NpgptError for a pattern that matches
+    no name, and for a text or ids that do not fit the model.
     """
-    only = tuple(only)
+    model = opened(model)
+    token_ids, only = model.prompt_ids(text), tuple(only)
     found: dict[str, Array] = {}
     names: list[str] = []
 
@@ -49,7 +57,7 @@ def trace(model: LanguageModel, token_ids: Sequence[int], only: Sequence[str] = 
 
 
 def metadata(model: LanguageModel, token_ids: Sequence[int], text: str | None) -> dict[str, Any]:
-    """Return what the numbers were computed from: npgpt's version, the model, the sha256 of its weights' files."""
+    """Return the origin of the numbers: npgpt's version, the model, the sha256 of its weights, the text and ids."""
     return {
         "npgpt": __version__,
         "model": model.name,
@@ -61,33 +69,32 @@ def metadata(model: LanguageModel, token_ids: Sequence[int], text: str | None) -
     }
 
 
-def write(path: Path, stages: Mapping[str, Array], about: Mapping[str, Any]) -> None:
-    """Write stages, ids and metadata in the form of the path's suffix, whole or not at all; see WRITERS.
+def write(path: Path, stages: Mapping[str, Array], about: Mapping[str, Any], form: str | None = None) -> None:
+    """Write stages, ids and metadata in a form of WRITERS, by default the path's suffix, whole or not at all.
 
-    Raises NpgptError for another suffix and for the file of the model's own weights, OSError where it cannot be
-    written.
+    Raises NpgptError for an unknown form and for the file of the model's own weights, OSError if it cannot be written.
     """
     if path.is_file() and sha256(path) in about["weights"].values():
         raise NpgptError(f"{path} holds the model's own weights: write the intermediates to another file")
-    WRITERS[suffix(path)](path, {"token_ids": np.array([about["token_ids"]], np.int64), **stages}, about)
+    WRITERS[form or suffix(path)](path, {"token_ids": np.array([about["token_ids"]], np.int64), **stages}, about)
 
 
 def suffix(path: Path) -> str:
-    """Return a path's suffix. Raises NpgptError for one that is not in WRITERS."""
+    """Return a path's suffix. Raises NpgptError unless it is .npz or .safetensors."""
     if path.suffix not in WRITERS:
-        raise NpgptError(f"{path} must end in {' or '.join(WRITERS)}, which says in what form it is written")
+        raise NpgptError(f"{path} must end in .npz or .safetensors, or give --to raw {path} for a folder of numbers")
     return path.suffix
 
 
 def _write_npz(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
-    """Write .npz; the metadata are JSON in UTF-8, stored as bytes, since not every reader of .npz has text."""
+    """Write .npz with the metadata as JSON in UTF-8 bytes, because not every reader of .npz supports text."""
     text = np.frombuffer(json.dumps(about).encode(), np.uint8)
     with writing(path) as file:
         np.savez(file, metadata=text, **arrays)  # type: ignore[arg-type]  # to NumPy 2.0 allow_pickle is an array
 
 
 def _write_safetensors(path: Path, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> None:
-    """Write safetensors; each value of the metadata is a text, or JSON where it is anything else."""
+    """Write safetensors; a value of the metadata that is not a text is stored as JSON."""
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in about.items()}
     safetensors.write(path, arrays, texts)
 
@@ -95,4 +102,5 @@ def _write_safetensors(path: Path, arrays: Mapping[str, NDArray[Any]], about: Ma
 WRITERS: dict[str, Callable[[Path, Mapping[str, NDArray[Any]], Mapping[str, Any]], None]] = {
     ".npz": _write_npz,
     ".safetensors": _write_safetensors,
+    "raw": raw.write,  # a folder
 }

@@ -260,7 +260,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
         },
     ),
     "save": (npgpt.save, {"model": BARE, "folder": PLACE}),
-    "trace": (tracing.trace, {"model": BARE, "token_ids": IDS, "only": ()}),
+    "trace": (tracing.trace, {"text": IDS, "model": BARE, "only": ()}),
     "inspect": (inspect.inspect, {"model": SOURCE, "n_head": None}),
     "attention_weights": (attention_weights, {"model": BARE, "token_ids": IDS, "layer": 0, "head": 0}),
 }
@@ -381,7 +381,7 @@ def test_a_message_names_argument_and_value() -> None:
         (lambda: npgpt.load(3), "model must be a path: a text or a pathlib.Path, not 3"),  # type: ignore[arg-type]
         (lambda: npgpt.load("a\0b"), r"model must be a path: a text or a pathlib.Path, not 'a\x00b'"),
         (lambda: BARE([1, True]), "token ids must be integers (of 64 bits at most), not bool"),
-        (lambda: BARE(np.ma.masked_array([1, 2])), "not a masked array: fill it, or take a part of it"),
+        (lambda: BARE(np.ma.masked_array([1, 2])), "not a masked array: fill it or select a part of it"),
         (lambda: AUSTEN.generate("a", ignore_eos=1), "ignore_eos must be True or False, not 1"),  # type: ignore[arg-type]
         (lambda: AUSTEN.generate("a", temperature="hot"), "temperature must be a number, not 'hot'"),
         (lambda: npgpt.forward(3, CONFIG, IDS), "parameters must be npgpt.Parameters, not 3"),  # type: ignore[arg-type]
@@ -400,9 +400,9 @@ def test_a_message_names_argument_and_value() -> None:
             r"m does not fit its configuration: wte.weight is \[40, 21\] and must be \[40, 6\]",
         ),
         (small(tie_word_embeddings=False), PARAMETERS, "lm_head.weight is missing"),
-        (CONFIG, PARAMETERS._replace(h=PARAMETERS.h[:1]), "it holds 1 blocks and n_layer is 2"),
-        (CONFIG, npgpt.Parameters(*range(5)), "something else than arrays"),
-        (CONFIG, PARAMETERS._replace(ln_f="ab"), "something else than arrays"),  # type: ignore[arg-type]
+        (CONFIG, PARAMETERS._replace(h=PARAMETERS.h[:1]), "it has 1 blocks and n_layer is 2"),
+        (CONFIG, npgpt.Parameters(*range(5)), "parameters that are not arrays"),
+        (CONFIG, PARAMETERS._replace(ln_f="ab"), "parameters that are not arrays"),  # type: ignore[arg-type]
         (
             CONFIG,
             PARAMETERS._replace(ln_f=random_parameters(CONFIG, dtype="float32").ln_f),

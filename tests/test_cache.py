@@ -61,8 +61,8 @@ def test_an_impossible_cache_is_refused(arguments: dict[str, Any], message: str)
     [
         (KVCache(small(), 1, 2, "float64"), "3 tokens after 0 do not fit into the cache's capacity of 2"),
         (KVCache(small(), 1, 9, "float32"), "cache is float32 and the model float64"),
-        (KVCache(small(), 2, 9, "float64"), "2 rows, 3 heads of width 7; block 0 brings 1 rows"),
-        (KVCache(small(n_head=7), 1, 9, "float64"), "7 heads of width 3; block 0 brings 1 rows, 3 heads of width 7"),
+        (KVCache(small(), 2, 9, "float64"), "2 rows, 3 heads of width 7; block 0 has 1 rows"),
+        (KVCache(small(n_head=7), 1, 9, "float64"), "7 heads of width 3; block 0 has 1 rows, 3 heads of width 7"),
         (KVCache(small(n_layer=1), 1, 9, "float64"), "made for 1 blocks, the model has 2"),
     ],
 )
@@ -141,4 +141,4 @@ def test_rows_that_are_not_there(rows: list[Any], message: str) -> None:
 
 
 def test_what_a_cache_shows_of_itself() -> None:
-    assert repr(KVCache(small(), 1, 9)) == "KVCache(0 of 9 tokens, float32 [2, 1, 3, 9, 7])"
+    assert repr(KVCache(small(), 1, 9)) == "KVCache(0 of 9 tokens: 2 blocks, 1 row, 3 heads × 7, float32)"

@@ -140,7 +140,10 @@ def test_samples_on_ids_to_the_contexts_end(bare: Path) -> None:
     arguments = ("--model", str(bare), "--ids", "1,2,3", "--max-tokens", "99", "--samples", "2", "--temperature", "0")
     code, out, error = here("generate", *arguments)
     first, second = (part.partition(" ---\n")[2] for part in out.split("--- sample ")[1:])
-    assert (code, error) == (0, "npgpt: the context of 24 tokens is full\n")
+    assert code == 0
+    same, full = error.splitlines()
+    assert same == "npgpt: --temperature 0 is greedy: the 2 samples are the same text"
+    assert full == "npgpt: the context of 24 tokens is full"
     assert first == second
     assert len(first.split()) == 25
 
@@ -255,16 +258,20 @@ def test_help_has_an_example_and_fits_a_screen(verb: str) -> None:
 
 
 def test_version_and_help() -> None:
-    assert run("--version") == (0, f"npgpt {npgpt.__version__}\n", "")
+    code, out, error = run("--version", OPENBLAS_NUM_THREADS="1")
+    assert (code, error) == (0, "")
+    assert re.fullmatch(
+        rf"npgpt {npgpt.__version__}\nNumPy {re.escape(np.__version__)}, \S+ [\d.]+\S*, threads: 1\n", out
+    )
     code, out, _ = here("--help")
     assert (code, "example: npgpt generate" in out) == (0, True)
+    assert here() == (2, out, "")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "VERB"),
-        (["nonsense"], "invalid choice"),
+        (["nonsense"], "there is no verb 'nonsense' (see npgpt --help)"),
         (["generate", "a", "--max-tokens", "x"], "--max-tokens"),
         (["generate", "a", "--max-tokens", "-1"], "max_tokens must be at least 0, not -1"),
         (["generate", "a", "--temperature", "-1"], "temperature must be 0 (greedy) or above, not -1.0"),
@@ -284,7 +291,7 @@ def test_version_and_help() -> None:
         (["generate", "--ids", "1,5000"], "token id 5000 at position [1] is out of range"),
         (["generate", "--ids", "1,-1"], "token id -1"),
         (["generate", "--ids", "99999999999999999999"], "integers"),
-        (["generate", "a", "--model", "no/such/model/here"], "the model no/such/model/here does not exist"),
+        (["generate", "a", "--model", "no/such/model/here"], "no/such/model/here does not exist"),
         (["generate", "a", "--n-head", "7"], "192 / 7 = 27.43"),
         (["inspect", "/etc/hostname"], "/etc/hostname"),
         (["tokens", "a", "--model", ""], "a model's name must be a folder, a file, or a name such as gpt2"),
@@ -340,7 +347,7 @@ def test_names_in_a_file_do_not_reach_the_terminal_raw(tmp_path: Path) -> None:
     arrays = random_arrays(small(), dtype="float32") | {"\x1b[2J": np.zeros(1, np.float32)}
     safetensors.write(tmp_path / "model.safetensors", arrays)
     (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(small()) | {"\x1b[31m": 1}))
-    assert "\\x1b[2J is left over" in refused("inspect", str(tmp_path))
+    assert "\\x1b[2J is unexpected" in refused("inspect", str(tmp_path))
 
 
 def test_json_loses_no_character() -> None:
@@ -435,3 +442,35 @@ def test_idle_blas_threads_sleep_soon_unless_the_user_says_when(users: str | Non
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True, env=told)
     assert ast.literal_eval(done.stdout) == {**ast.literal_eval(done.stdout), **told, "OPENBLAS_THREAD_TIMEOUT": then}
     assert "OPENBLAS_NUM_THREADS" not in ast.literal_eval(done.stdout)
+
+
+def test_inspect_as_json(tmp_path: Path) -> None:
+    code, out, error = here("inspect", "--json")
+    found = json.loads(out)
+    assert (code, error, out.count("\n")) == (0, "", 1)
+    assert (found["name"], found["parameters"], found["head_width"], found["config"]["n_head"]) == (
+        "austen",
+        3_505_152,
+        32,
+        6,
+    )
+    (file,) = found["files"]
+    assert file["sha256"] == "eb46f3475b614bc0f1f3e11eb525ff15d30107b9afe3dc677c03cc11463e8595"
+    assert (file["bytes"], Path(file["path"]).name, found["path"]) == (7016832, "model.safetensors", file["path"])
+    assert (found["non_finite"], found["dtypes"], sum(found["counts"].values())) == ({}, {"float16": 76}, 3_505_152)
+    arrays = random_arrays(small(), dtype="float32")
+    arrays["wpe.weight"][0, :3] = np.nan, np.inf, -np.inf
+    safetensors.write(tmp_path / "model.safetensors", arrays)
+    (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(small())))
+    for terminal in (False, True):  # where lines are broken, but not JSON
+        found = json.loads(here("inspect", str(tmp_path), "--json", terminal=terminal)[1])
+        assert found["non_finite"] == {"wpe.weight": {"nan": 1, "infinite": 2}}
+
+
+def test_greedy_samples_are_said_to_be_the_same() -> None:
+    said = "npgpt: --temperature 0 is greedy: the 2 samples are the same text\n"
+    arguments = ("generate", "It", "--max-tokens", "2", "--temperature", "0")
+    code, out, error = here(*arguments, "--samples", "2")
+    assert (code, error) == (0, said)
+    assert out.split(" ---\n")[1].splitlines()[0] == out.split(" ---\n")[2].splitlines()[0]
+    assert here(*arguments)[2] == here(*arguments, "--samples", "2", "--temperature", "1")[2] == ""

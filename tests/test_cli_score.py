@@ -125,6 +125,32 @@ def test_a_terminal_shows_the_text_tinted_and_a_bar(folder: Path) -> None:
         assert ("48;5" in out) == coloured
 
 
+@pytest.mark.parametrize(("term", "no_color"), [("xterm", "1"), ("dumb", "")])
+def test_a_terminal_without_colours_shows_figures(folder: Path, term: str, no_color: str) -> None:
+    """And not the sums alone; a pipe gets these."""
+    out = here("score", "d.txt", cwd=folder, terminal=True, TERM=term, NO_COLOR=no_color)[1]
+    rows = out.splitlines()
+    assert rows[0].split() == ["byte", "rank", "bits", "token"]
+    assert re.fullmatch(r" +0 +\d+ +\d+\.\d\d  'and' *", rows[1])
+    assert "\n\nd.txt: 1 tokens" in out
+    for arguments in ((), ("--html", "page.html")):  # a page needs each token's figures, too
+        assert "rank" not in here("score", "d.txt", *arguments, cwd=folder, TERM=term, NO_COLOR=no_color)[1]
+
+
+def test_a_byte_order_mark_is_mentioned_once(folder: Path) -> None:
+    (folder / "marked.txt").write_bytes(b"\xef\xbb\xbfIt is a truth")
+    said = "npgpt: marked.txt begins with a byte order mark, which is dropped\n"
+    for _ in range(2):  # the second run reads it only to compare
+        assert here("score", "marked.txt", "--resume", "out.jsonl", cwd=folder)[2].count(said) == 1
+    assert here("score", "marked.txt", cwd=folder)[2] == said
+
+
+def test_a_text_for_a_model_without_text_is_answered_with_ids(folder: Path, bare: Path) -> None:
+    assert "has no text: give --ids 1,2,3 in place of files" in refused(
+        "score", "d.txt", "--model", str(bare), cwd=folder
+    )
+
+
 def test_html(folder: Path) -> None:
     code, out, error = here("score", "b.txt", "d.txt", "--html", "page.html", "--top", "2", cwd=folder)
     page = (folder / "page.html").read_text("utf-8")
@@ -171,7 +197,9 @@ def test_a_file_named_twice_is_scored_twice(folder: Path) -> None:
 
 def test_a_foreign_file_is_left_alone_and_a_link_stays_one(folder: Path) -> None:
     (folder / "notes.jsonl").write_text('{"text": "my only notes"}')
-    assert "notes.jsonl ends with something else" in refused("score", "d.txt", "--resume", "notes.jsonl", cwd=folder)
+    assert "notes.jsonl: the last line is not a truncated record" in refused(
+        "score", "d.txt", "--resume", "notes.jsonl", cwd=folder
+    )
     assert (folder / "notes.jsonl").read_text() == '{"text": "my only notes"}'
     (folder / "link.html").symlink_to(folder / "page.html")
     assert here("score", "d.txt", "--html", "link.html", cwd=folder)[0] == 0
@@ -205,7 +233,7 @@ def test_what_comes_through_a_pipe(folder: Path) -> None:
         assert (code, error) == (0, said)
     assert json.loads((folder / "x.jsonl").read_text()) == named | {"text": "-"}
     error = refused("score", "-", "--resume", "x.jsonl", cwd=folder, stdin=b"another")
-    assert "- is another text than the - in x.jsonl" in error
+    assert "- is not the same text as the - in x.jsonl" in error
     assert "standard input, which can be read only once" in refused("score", "-", "a.txt", "-", cwd=folder)
     assert "standard input is empty" in refused("score", "-", cwd=folder)
     assert "standard input is not UTF-8: byte 0xC3 at 3" in refused("score", cwd=folder, stdin=b"caf\xc3")
@@ -297,7 +325,8 @@ def test_a_killed_worker_is_one_line(folder: Path) -> None:
     os.kill(workers[0], signal.SIGKILL)
     out, error = process.communicate(timeout=60)
     assert (process.returncode, out, error.count(b"\n")) == (2, b"", 1)
-    assert b"a worker was killed, perhaps for want of memory: fewer --workers; out.jsonl keeps what is done" in error
+    said = b"a worker process was killed, perhaps for lack of memory: use fewer --workers; out.jsonl keeps what is done"
+    assert said in error
 
 
 def test_workers_do_not_outlive_a_killed_command(folder: Path) -> None:
@@ -331,17 +360,17 @@ def test_ctrl_c_ends_workers_quietly(folder: Path, moment: str) -> None:
     ("arguments", "message"),
     [
         (["nothing.txt"], "nothing.txt"),
-        (["."], "directory"),
+        (["."], "\\. is a folder, not a file"),
         (["latin.txt"], "latin.txt is not UTF-8: byte 0xE9 at 2"),
         (["a.txt", "empty.txt"], "empty.txt is empty: there is nothing to score"),
-        (["a.txt", "--stride", "300"], "a stride of 300 above the window of 256 would leave tokens out: up to 256"),
+        (["a.txt", "--stride", "300"], "a stride of 300 skips tokens: use at most 256"),
         (["a.txt", "--stride", "0"], "the stride must be at least 1, not 0"),
         (["a.txt", "--context", "300"], "a window of 300 tokens is longer than the model's context, 256"),
-        (["a.txt", "--convention", "paper"], "no convention is called 'paper'"),
-        (["d.txt", "--no-bos"], "d.txt has too few tokens, 1,"),
+        (["a.txt", "--convention", "paper"], "--convention must be rolling, huggingface or llama.cpp, not 'paper'"),
+        (["d.txt", "--no-bos"], "d.txt has too few tokens to score any, 1:"),
         (["a.txt", "--top", "-1"], "top, .* at least 0"),
-        (["a.txt", "--workers", "0"], "--workers must be from 1 to .*, not 0"),
-        (["a.txt", "--workers", "100000"], "--workers must be from 1 to .*, four for each core, not 100000"),
+        (["a.txt", "--workers", "0"], "--workers must be between 1 and .*, not 0"),
+        (["a.txt", "--workers", "100000"], "--workers must be between 1 and .*, four per core, not 100000"),
         ([""], "a file's name must not be empty"),
         (["a.txt", "--html", "pipe"], "--html pipe: that is no regular file"),
         (["a.txt", "--resume", "pipe"], "--resume pipe: that is no regular file"),
@@ -349,8 +378,8 @@ def test_ctrl_c_ends_workers_quietly(folder: Path, moment: str) -> None:
         (["a.txt", "--html", "no/where.html"], "--html no/where.html: there is no folder no"),
         (["a.txt", "--html", "."], "--html .: that is a folder"),
         (["a.txt", "--resume", "no/where.jsonl"], "--resume no/where.jsonl: there is no folder no"),
-        (["a.txt", "--resume", "latin.txt"], "latin.txt ends with something else"),
-        (["a.txt", "--json", "--html", "x.html"], "not allowed with"),
+        (["a.txt", "--resume", "latin.txt"], "latin.txt: the last line is not a truncated record"),
+        (["a.txt", "--json", "--html", "x.html"], "--html and --json exclude each other"),
         (["a.txt", "--model", "nowhere"], "nowhere"),
     ],
 )
@@ -367,22 +396,22 @@ def test_resume_refuses_what_was_made_otherwise(folder: Path) -> None:
     assert here("score", "a.txt", "--resume", "out.jsonl", cwd=folder)[0] == 0
     before = (folder / "out.jsonl").read_bytes()
     error = refused("score", "a.txt", "--resume", "out.jsonl", "--stride", "9", cwd=folder)
-    assert "out.jsonl was made with stride 256, and now it is 9" in error
+    assert "out.jsonl was made with stride 256, but now it is 9" in error
     error = refused("score", "a.txt", "--resume", "out.jsonl", "--top", "1", cwd=folder)
-    assert "out.jsonl was made with top 0, and now it is 1" in error
+    assert "out.jsonl was made with top 0, but now it is 1" in error
     error = refused("score", "a.txt", "--resume", "out.jsonl", "--dtype", "float64", cwd=folder)
     assert "out.jsonl was made with weights " in error
     record = json.loads(before)
     for wrong, message in (
-        ({"settings": 5}, "line 1 is not as they are written here"),
-        ({"scored": "x"}, "line 1 is not as they are written here"),
+        ({"settings": 5}, "line 1 is not a record that npgpt score writes"),
+        ({"scored": "x"}, "line 1 is not a record that npgpt score writes"),
         ({"settings": {}}, "was made with weights None"),
     ):
         (folder / "wrong.jsonl").write_text(json.dumps(record | wrong) + "\n")
         assert message in refused("score", "a.txt", "--resume", "wrong.jsonl", cwd=folder)
     (folder / "a.txt").write_text("another text")
     error = refused("score", "a.txt", "--resume", "out.jsonl", cwd=folder)
-    assert "a.txt is another text than the a.txt in out.jsonl" in error
+    assert "a.txt is not the same text as the a.txt in out.jsonl" in error
     assert (folder / "out.jsonl").read_bytes() == before
 
 
@@ -399,7 +428,7 @@ def test_help_fits_a_screen() -> None:
 def test_a_folder_in_which_nothing_may_be_written_is_told_before_the_work(folder: Path) -> None:
     with mock.patch.object(os, "access", return_value=False):  # root may write anywhere
         error = refused("score", "a.txt", "--model", "no/such/model", "--html", "x.html", cwd=folder)
-    assert f"--html x.html: nothing may be written into the folder {folder}" in error
+    assert f"--html x.html: the folder {folder} is not writable" in error
 
 
 def test_a_text_of_white_space_has_no_words(folder: Path) -> None:
@@ -467,14 +496,13 @@ def test_a_bar_on_a_narrow_terminal_is_one_line(capsys: pytest.CaptureFixture[st
         assert drawn.startswith("[") == (columns == 200)
 
 
-def test_a_tokenizer_that_changes_a_text_is_said(tmp_path: Path) -> None:
-    """With a space before a text, its bytes are not those that the user gave."""
+def test_bytes_and_words_are_the_texts_own_where_a_tokenizer_rewrites_it(tmp_path: Path) -> None:
+    """A space put before the text does not count; ids have no other text than their tokens'."""
     folder = store(tmp_path / "m", small(vocab_size=300))
     put(folder, small_pair() | {"tokenizer_config.json": {"add_prefix_space": True}})
     (tmp_path / "text").write_text("the")
-    said = "npgpt: its tokenizer may change a text: bytes, words and bits per byte are those of the tokens"
     code, printed, notes = here("score", str(tmp_path / "text"), "--model", str(folder))
-    assert (code, "of 4 bytes and 1 words" in printed, said in notes) == (0, True, True)
-    assert said not in here("score", "--ids", "1,2", "--model", str(folder))[2]
-    (folder / "tokenizer_config.json").unlink()
-    assert said not in here("score", str(tmp_path / "text"), "--model", str(folder))[2]
+    assert (code, "of 3 bytes and 1 words" in printed, notes) == (0, True, "")
+    record = json.loads(here("score", str(tmp_path / "text"), "--model", str(folder), "--json")[1])
+    assert (record["bytes"], record["pieces"], record["byte_offsets"]) == (3, [" the"], [0])
+    assert "of 4 bytes and 1 words" in here("score", "--ids", "258", "--model", str(folder))[1]

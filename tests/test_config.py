@@ -59,8 +59,8 @@ def test_gpt2_xl_with_its_layers_given_as_heads() -> None:
     with pytest.raises(NpgptError) as error:
         Config(vocab_size=50257, n_positions=1024, n_embd=1600, n_layer=25, n_head=48)
     assert one_line(error) == (
-        "n_embd = 1600 does not divide by n_head = 48: 1600 / 48 = 33.33 is no whole head width; "
-        "48 is the n_layer of gpt2-xl (its blocks, one above the other), its n_head is 25: 1600 = 25 × 64"
+        "n_embd = 1600 is not divisible by n_head = 48: 1600 / 48 = 33.33 is not a whole number; "
+        "48 is the n_layer of gpt2-xl (its number of blocks), and its n_head is 25: 1600 = 25 × 64"
     )
 
 
@@ -314,8 +314,8 @@ def test_token_ids_become_rows(ids: Any) -> None:
         ([2**70], "must be integers .of 64 bits at most., not object"),
         (np.array([1], "m8[s]"), "must be integers .of 64 bits at most., not timedelta64"),
         ([[1, 2], [3]], "rows of equal length"),
-        (3, "not of shape"),
-        ([[[1]]], r"not of shape \[1, 1, 1\]"),
+        (3, "must have the shape"),
+        ([[[1]]], r"must have the shape .* not \[1, 1, 1\]"),
         (list(range(25)), r"25 tokens do not fit into the context of 24 \(n_positions\)"),
     ],
 )

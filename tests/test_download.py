@@ -216,17 +216,17 @@ def test_without_safetensors_it_is_pytorch_model_bin(hub: Hub, files: list[str],
 def test_a_repository_without_weights_that_npgpt_reads(hub: Hub, cache: Path) -> None:
     error = refused(hub, "gpt2")
     assert error == (
-        "openai-community/gpt2 has no model.safetensors or pytorch_model.bin, whole or in shards, "
+        "openai-community/gpt2 has no model.safetensors or pytorch_model.bin, single or sharded, "
         "only onnx/model.onnx, tf_model.h5"
     )
     hub.repositories["org/empty"] = Repository({})
-    assert refused(hub, "org/empty").endswith("whole or in shards, and nothing like it")
+    assert refused(hub, "org/empty").endswith("single or sharded, and no other weights")
     assert not cache.exists()
 
 
 def test_an_unknown_repository(hub: Hub) -> None:
     error = refused(hub, "org/private")
-    assert f"has no model org/private, or it is private: look the name up at {hub.url}/models, or log in" in error
+    assert f"has no model org/private, or the model is private: check the name at {hub.url}/models, or log in" in error
 
 
 def test_a_gated_repository(hub: Hub) -> None:
@@ -238,7 +238,7 @@ def test_a_gated_repository(hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (b'{"model_type": "llama"}', "config.json of org/other: model_type is 'llama', and npgpt runs 'gpt2' alone"),
+        (b'{"model_type": "llama"}', "config.json of org/other: model_type is 'llama', but npgpt runs only 'gpt2'"),
         (b"{", "config.json of org/other is not valid JSON"),
         (b'{"model_type": "gpt2", "quantization_config": {"bits": 4}}', "quantization_config"),
     ],
@@ -253,14 +253,14 @@ def test_another_architecture_is_refused_before_its_weights(hub: Hub, config: by
 def test_a_hub_that_is_out_of_order(hub: Hub, status: int, weights: Path) -> None:
     hub.faults["GET /api"] = [Fault("status", status)]
     assert refused(hub, "gpt2") == (
-        f"the hub at {hub.url} answers {status} to the list of files of openai-community/gpt2: "
+        f"the hub at {hub.url} answers {status} for the list of files of openai-community/gpt2: "
         "try again later, or correct HF_ENDPOINT"
     )
 
 
 def test_an_outage_between_two_files(hub: Hub, weights: Path) -> None:
     hub.faults["GET model.safetensors"] = [Fault("status", 503)]
-    assert " answers 503 to model.safetensors of openai-community/gpt2: try again later" in refused(hub, "gpt2")
+    assert "answers 503 for model.safetensors of openai-community/gpt2: try again later" in refused(hub, "gpt2")
     hub.faults["HEAD model.safetensors"] = [Fault("status", 503)] * 2  # the library waits a second and asks again
     assert fetched(hub, "gpt2")[0] == f"{GPT2}: 1 of 5 files fetched"
 
@@ -268,9 +268,9 @@ def test_an_outage_between_two_files(hub: Hub, weights: Path) -> None:
 def test_a_token_that_is_refused(hub: Hub, weights: Path) -> None:
     hub.faults["GET /api"] = [Fault("status", 403)]
     error = refused(hub, "gpt2", HF_TOKEN="hf_wrong")
-    assert " refuses the list of files of openai-community/gpt2 (403): log in with" in error
+    assert "denies access to the list of files of openai-community/gpt2 (403): log in with" in error
     hub.faults["HEAD config.json"] = [Fault("status", 403)]  # of which the library says that the cache lacks the file
-    assert " refuses config.json of openai-community/gpt2 (403): log in with" in refused(hub, "gpt2")
+    assert "denies access to config.json of openai-community/gpt2 (403): log in with" in refused(hub, "gpt2")
 
 
 def test_what_is_no_hub(hub: Hub) -> None:
@@ -278,7 +278,7 @@ def test_what_is_no_hub(hub: Hub) -> None:
     error = refused(f"{hub.url}/org/page/resolve/main", "a/b")
     assert error.startswith("the list of files of a/b cannot be fetched (")
     assert error.endswith("): correct HF_ENDPOINT or HF_TOKEN")
-    assert "no connection to the hub at nonsense" in refused("nonsense", "gpt2")
+    assert "cannot connect to the hub at nonsense" in refused("nonsense", "gpt2")
     error = refused(hub, "gpt2", HF_HUB_ETAG_TIMEOUT="soon")
     assert error.startswith("huggingface_hub cannot be imported (")
     assert error.endswith("'soon'): correct its HF_ variables")
@@ -297,7 +297,7 @@ def nobody() -> str:
 def test_offline(hub: Hub) -> None:
     assert refused(hub, "gpt2", HF_HUB_OFFLINE="1") == (
         "HF_HUB_OFFLINE (or TRANSFORMERS_OFFLINE) is set and openai-community/gpt2 is not in the cache: "
-        "unset it to download; a model that is in the cache is used without downloading"
+        "unset it to download; a model in the cache needs no download"
     )
     assert hub.requests == []
 
@@ -305,15 +305,15 @@ def test_offline(hub: Hub) -> None:
 def test_nobody_listens() -> None:
     address = nobody()
     error = refused(address, "gpt2")
-    assert error.startswith(f"no connection to the hub at {address} (")
-    assert error.endswith(": try again with one; a model that is in the cache is used without downloading")
+    assert error.startswith(f"cannot connect to the hub at {address} (")
+    assert error.endswith(": check the connection and try again; a model in the cache needs no download")
 
 
 def test_a_hub_that_never_answers(hub: Hub) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         error = refused(address, "gpt2", HF_HUB_ETAG_TIMEOUT="1")
-    assert "the list of files of openai-community/gpt2 did not arrive (" in error
+    assert "the download of the list of files of openai-community/gpt2 failed (" in error
     assert "timed out" in error
 
 
@@ -326,7 +326,7 @@ def test_without_a_network_what_the_cache_holds_is_enough(hub: Hub, weights: Pat
     assert fetched(hub, "gpt2") == expected
     commit = hub.repositories[GPT2].commit
     assert fetched(nobody(), "gpt2", "--revision", commit)[:2] == expected[:2]
-    assert "no connection to the hub" in refused(nobody(), "gpt2", "--revision", "other")
+    assert "cannot connect to the hub" in refused(nobody(), "gpt2", "--revision", "other")
     del hub.repositories[GPT2]
     assert "has no model openai-community/gpt2" in refused(hub, "gpt2")
 
@@ -346,8 +346,8 @@ def test_a_transfer_that_breaks_off_goes_on(hub: Hub, cache: Path) -> None:
 def test_after_a_transfer_that_never_completes_whole_files_are_kept(hub: Hub, cache: Path, kind: str) -> None:
     hub.faults["GET model.safetensors"] = [Fault(kind, CHUNK + 999), *[Fault(kind, 0)] * 9]
     error = refused(hub, "org/big")
-    assert error.startswith("model.safetensors of org/big did not arrive (")
-    assert error.endswith("): run the same command again, files that are whole are kept")
+    assert error.startswith("the download of model.safetensors of org/big failed (")
+    assert error.endswith("): run the same command again; complete files are kept")
     assert partial(cache) == []
     with pytest.raises(npgpt.NpgptError, match="no model 'org/big' here"):
         find.find("org/big")
@@ -386,8 +386,8 @@ def test_ctrl_c_ends_a_transfer_with_130(hub: Hub, cache: Path) -> None:
 def test_a_file_that_arrives_damaged_is_not_kept(hub: Hub, weights: Path, file: str, hashed: str) -> None:
     hub.faults[f"GET {file}"] = [Fault("wrong", 5)]
     error = refused(hub, "gpt2")
-    assert error.startswith(f"{file} arrived damaged: its {hashed} is ")
-    assert error.endswith("; it is removed, run the same command again")
+    assert error.startswith(f"{file} was damaged in transit: its {hashed} is ")
+    assert error.endswith("; it was removed, so run the same command again")
     lines = fetched(hub, "gpt2")
     assert (Path(lines[1]) / file).read_bytes() == hub.repositories[GPT2].files[file]
 
@@ -395,15 +395,15 @@ def test_a_file_that_arrives_damaged_is_not_kept(hub: Hub, weights: Path, file: 
 def test_a_file_of_another_size(hub: Hub, weights: Path) -> None:
     hub.faults["GET model.safetensors"] = [Fault("short", 100)]
     error = refused(hub, "gpt2")
-    assert "model.safetensors of openai-community/gpt2 did not arrive (" in error
+    assert "the download of model.safetensors of openai-community/gpt2 failed (" in error
     assert "has size 100" in error
 
 
 def test_a_cache_that_cannot_be_written(hub: Hub, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     error = refused(hub, "gpt2", HF_HUB_CACHE=str(tmp_path / "file"))
-    assert f"config.json of openai-community/gpt2 cannot be written into {tmp_path}/file (" in error
-    assert error.endswith("): make room, or set HF_HOME elsewhere")
+    assert f"config.json of openai-community/gpt2 cannot be written to {tmp_path}/file (" in error
+    assert error.endswith("): free some space, or change HF_HOME")
 
 
 def test_a_disk_without_room(hub: Hub, cache: Path) -> None:
@@ -414,7 +414,7 @@ def test_a_disk_without_room(hub: Hub, cache: Path) -> None:
 
     done = subprocess.run([*COMMAND, "org/big"], env=variables(hub), capture_output=True, preexec_fn=limit, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert f"model.safetensors of org/big cannot be written into {cache} (" in done.stderr
+    assert f"model.safetensors of org/big cannot be written to {cache} (" in done.stderr
     assert partial(cache) == []
 
 

@@ -50,16 +50,16 @@ def test_without_the_extra_it_says_how_to_install_it(name: str) -> None:
     ],
 )
 def test_a_name_that_can_be_none(name: str) -> None:
-    with pytest.raises(NpgptError, match=r"is no model to download: names are gpt2, .*, distilgpt2, or org/name$"):
+    with pytest.raises(NpgptError, match=r"cannot be downloaded: give one of gpt2, .*, distilgpt2, or org/name$"):
         download.repository_name(name)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["../x"], "'../x' is no model to download"),
-        (["austen"], "austen comes with npgpt, there is nothing to download"),
-        (["gpt2", "--revision", "../main"], "a revision is a branch, a tag or a commit, not '../main'"),
+        (["../x"], "'../x' cannot be downloaded"),
+        (["austen"], "austen comes with npgpt and needs no download"),
+        (["gpt2", "--revision", "../main"], "the revision must be a branch, a tag or a commit, not '../main'"),
     ],
 )
 def test_what_can_be_no_model_is_refused_before_all_else(arguments: list[str], message: str) -> None:
@@ -70,7 +70,7 @@ def test_what_can_be_no_model_is_refused_before_all_else(arguments: list[str], m
 
 @pytest.mark.parametrize("revision", ["", "../main", "a b", "refs/../x", "/main", "main\n"])
 def test_a_revision_that_can_be_none(revision: str) -> None:
-    with pytest.raises(NpgptError, match="a revision is a branch, a tag or a commit, not "):
+    with pytest.raises(NpgptError, match="the revision must be a branch, a tag or a commit, not "):
         download.fetch("gpt2", revision)
 
 

@@ -17,6 +17,7 @@ import npgpt
 from npgpt.checkpoints.ends import GENERATION_FILE, Ends, ends_of, special_ids
 from npgpt.checkpoints.tensor import Stated
 from npgpt.errors import NpgptError
+from npgpt.scoring.texts import convention_of
 from npgpt.text.sampling import Sampling
 from tests.support import writers
 from tests.support.command import here
@@ -113,7 +114,8 @@ def test_what_a_text_begins_with(
 ) -> None:
     folder = wants(tmp_path / "m", 70, generation, **ids)
     model = npgpt.load(folder)
-    assert (model.begin_ids, model.begins_with) == (() if begin is None else (begin,), in_words)
+    assert model.begin_ids == (begin,)
+    assert convention_of(model, "rolling", None, None, None).before == in_words
     assert model.encode_prompt("") == [begin]
     (found,) = npgpt.score(["ab"], model)
     logits = model([begin])[0, 0].astype(np.float64)
@@ -174,7 +176,7 @@ def test_a_broken_generation_config_is_told(tmp_path: Path) -> None:
         npgpt.load(folder)
     (folder / GENERATION_FILE).unlink()
     (folder / GENERATION_FILE).mkdir()
-    with pytest.raises(NpgptError, match=r"generation_config\.json is no regular file"):
+    with pytest.raises(NpgptError, match=r"generation_config\.json is not a regular file"):
         npgpt.load(folder)
 
 
@@ -190,8 +192,8 @@ def test_what_is_not_used_is_said(tmp_path: Path) -> None:
     folder = wants(tmp_path / "m", 7, sets | {"eos_token_id": [99, 5]}, eos_token_id=7)
     file = folder / GENERATION_FILE
     expected = [
-        f"{file} states eos_token_id 99, which the model, of 40 ids, does not have",
-        f"{file} sets temperature 0.7, repetition_penalty 1.3, x 2: not applied, npgpt goes by its own arguments",
+        f"{file} states eos_token_id 99, but the model has only 40 ids",
+        f"{file} sets temperature 0.7, repetition_penalty 1.3, x 2: ignored in favour of npgpt's arguments",
     ]
     assert list(npgpt.load(folder).ends.notes) == expected
     code, _, error = here("generate", "--ids", "1", "--model", str(folder), "--max-tokens", "1")
@@ -200,11 +202,11 @@ def test_what_is_not_used_is_said(tmp_path: Path) -> None:
         said = [line for line in out.splitlines() if "not used" in line]
         assert [line.endswith(text) for line, text in zip(said, expected, strict=True)] == [True, True]
     file.write_text("{}")
-    assert npgpt.load(folder).ends.notes == (f"{file} states no eos_token_id: the configuration's, 7, is not used",)
+    assert npgpt.load(folder).ends.notes == (f"{file} states no eos_token_id: 7 from the configuration is ignored",)
     # transformers obeys config.json where there is no other file, in which old versions wrote every default
     old = store(tmp_path / "old", small(), top_k=50, num_beams=1, max_length=20, temperature=0.5, use_cache=True)
     assert [text.split(" sets ")[1] for text in npgpt.load(old).ends.notes] == [
-        "temperature 0.5: not applied, npgpt goes by its own arguments"
+        "temperature 0.5: ignored in favour of npgpt's arguments"
     ]
 
 
@@ -255,7 +257,7 @@ def test_ends_by_definition(configured: Any, generated: Any, end_of_text: int | 
     usable = [token_id for token_id in dict.fromkeys(listed) if 0 <= token_id < 40]
     assert list(found.eos) == usable
     assert list(found.completed(end_of_text).eos) == (usable or ([] if end_of_text is None else [end_of_text]))
-    said = [note.split("eos_token_id ")[1].split(", which")[0] for note in found.notes if "does not have" in note]
+    said = [note.split("eos_token_id ")[1].split(", but")[0] for note in found.notes if "has only" in note]
     absent = [token_id for token_id in dict.fromkeys(listed) if token_id not in usable]
     assert said == ([", ".join(map(str, absent))] if absent else [])
     assert bool(found.notes) == (len(set(listed)) > len(usable) or (not listed and configured not in (None, [])))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from npgpt.checkpoints import find
+from npgpt.checkpoints import find, places
 from npgpt.errors import NpgptError
 from tests.support import writers
 from tests.support.models import random_arrays, small
@@ -40,7 +40,7 @@ def snapshot(cache: Path, repository: str, commit: str = "abc", main: bool = Tru
 def test_nothing_named_is_the_embedded_model() -> None:
     location = find.find()
     assert location.name == "austen"
-    assert location.weights.parent == find.EMBEDDED_WEIGHTS / "austen"
+    assert location.weights.parent == places.EMBEDDED_WEIGHTS / "austen"
     put(Path("weights/austen"))
     assert location == find.find("austen")
     put(Path("austen"))
@@ -172,11 +172,11 @@ def test_not_found_names_every_place_and_what_to_put_where(tmp_path: Path, monke
     ("name", "message"),
     [
         ("", "a model's name must be a folder, a file, or a name"),
-        ("/no/such/folder", "the model /no/such/folder does not exist"),
-        ("../missing", r"the model \.\./missing does not exist"),
-        ("a/b/c", "the model a/b/c does not exist"),
-        ("~no-such-user", "the model ~no-such-user does not exist"),
-        ("/dev/null", "the model /dev/null is neither a folder nor a regular file"),
+        ("/no/such/folder", "/no/such/folder does not exist"),
+        ("../missing", r"\.\./missing does not exist"),
+        ("a/b/c", "a/b/c does not exist"),
+        ("~no-such-user", "~no-such-user does not exist"),
+        ("/dev/null", "/dev/null is neither a folder nor a regular file"),
         ("a\0b", "no model"),
         (b"gpt2", "a model's name must be"),
         ("nobody", "no model 'nobody' here"),
@@ -190,3 +190,50 @@ def test_other_names(name: Any, message: str) -> None:
     Path("empty/folder").mkdir(parents=True)
     with pytest.raises(NpgptError, match=message):
         find.find(name)
+
+
+def cached(cache: Path, repository: str, model_type: str) -> Path:
+    """A model in the cache whose config.json states an architecture."""
+    folder = snapshot(cache, repository)
+    (folder / "config.json").write_text(f'{{"model_type" : "{model_type}"}}')
+    return folder
+
+
+def test_models_are_those_that_a_name_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPGPT_WEIGHTS", str(tmp_path / "own"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert find.models() == [find.find()]
+    own = put(tmp_path / "own" / "mine")
+    story = put(Path("weights/org/story"))
+    gpt2, tuned = (cached(tmp_path / "cache", name, "gpt2") for name in ("openai-community/gpt2", "org/tuned"))
+    cached(tmp_path / "cache", "org/bert", "bert")
+    put(Path("weights/mine"))
+    (tmp_path / "cache" / "models--org--begun" / "snapshots" / "abc").mkdir(parents=True)
+    (Path("weights") / "notes.txt").touch()
+    found = {location.name: location.weights.parent for location in find.models()}
+    expected = {"mine": Path("weights/mine"), "org/story": story, "gpt2": gpt2, "org/tuned": tuned}
+    assert found == {"austen": places.EMBEDDED_WEIGHTS / "austen"} | expected
+    assert own != found["mine"], "weights/ comes before $NPGPT_WEIGHTS"
+    assert all(find.find(name).weights.parent == folder for name, folder in found.items())
+    assert "org/begun" in places.names()
+
+
+def test_places_that_cannot_be_listed_hold_no_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NPGPT_WEIGHTS", str(tmp_path / "file"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "missing"))
+    assert places.names() == ["austen"]
+
+
+@pytest.mark.parametrize("name", ["missing.pth", "model.safetensors", "org/model.GGUF", "~/gpt2.bin"])
+def test_a_missing_file_is_told_as_such(name: str) -> None:
+    """And not looked for as a folder weights/missing.pth/."""
+    with pytest.raises(NpgptError) as error:
+        find.find(name)
+    assert str(error.value) == f"{os.path.expanduser(name)} does not exist"
+
+
+def test_the_nearest_name_is_one_of_this_machine_too() -> None:
+    put(Path("weights/org/my-story"))
+    with pytest.raises(NpgptError, match=r"no model 'my_storry' here \(did you mean org/my-story\?\)"):
+        find.find("my_storry")

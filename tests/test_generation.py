@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import npgpt
 from npgpt.cache import KVCache
-from npgpt.checkpoints.find import GPT2_RANKS
+from npgpt.checkpoints.places import GPT2_RANKS
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
 from npgpt.model import forward
@@ -225,7 +225,7 @@ def test_empty_prompt_starts_from_end_of_text() -> None:
         ({"prompt": []}, "no token ids"),
         ({"prompt": [4096]}, "token id 4096 at position"),
         ({"prompt": [1] * 257}, "257 tokens do not fit into the context of 256"),
-        ({"prompt": [[1], [2]]}, "one prompt at a time is continued, not 2 rows"),
+        ({"prompt": [[1], [2]]}, "the prompt must be one row of ids, not 2 rows"),
         ({"prompt": "a\ud800"}, "lone surrogate"),
     ],
 )
@@ -273,7 +273,7 @@ def test_a_model_without_text_runs_on_ids_and_says_why() -> None:
     ):
         with pytest.raises(NpgptError, match="bare has no text: its 40 ids are nobody's"):
             use()
-    with pytest.raises(NpgptError, match="needs a model that has text"):
+    with pytest.raises(NpgptError, match="needs a model with a vocabulary"):
         model.steps([1], max_tokens=1, sampling=GREEDY, stop=["x"])
 
 
@@ -298,8 +298,6 @@ def test_broken_weights_are_told_in_words_and_not_in_warnings() -> None:
 def test_models_and_tokenizers_can_be_compared_and_hashed() -> None:
     assert AUSTEN == AUSTEN
     assert len({AUSTEN, AUSTEN.tokenizer}) == 2
-    assert len(repr(AUSTEN)) < 600
-    assert len(repr(AUSTEN.tokenizer)) < 200
 
 
 def test_the_cache_is_of_the_models_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,9 +384,11 @@ def test_a_vocabulary_without_end_of_text_has_nothing_to_start_from(tmp_path: Pa
     byte_text = vocabularies.from_ranks(tmp_path / "bytes.tiktoken", 256)
     config = small(vocab_size=256)
     model = LanguageModel("bytes", config, random_parameters(config), lambda: byte_text)
-    with pytest.raises(NpgptError, match=r"the prompt is empty, and bytes has no <\|endoftext\|> to start from"):
+    with pytest.raises(
+        NpgptError, match=r"the prompt is empty, and bytes has no <\|endoftext\|> or bos_token_id to start"
+    ):
         model.encode_prompt("")
-    with pytest.raises(NpgptError, match=r"bytes has no <\|endoftext\|> to stand before a text: .*--no-bos"):
+    with pytest.raises(NpgptError, match=r"bytes has no <\|endoftext\|> to put before a text: .*--no-bos"):
         next(npgpt.score(["ab"], model))
     assert next(npgpt.score(["ab"], model, end_of_text=False)).totals.scored == 1
 
@@ -457,13 +457,13 @@ def test_keep_last_is_there_in_python_too() -> None:
 
 def test_a_model_made_without_a_vocabulary_runs_on_ids() -> None:
     model = LanguageModel("mine", small(), random_parameters(small()))
-    assert model.why_no_text == "it was made without a vocabulary"
+    assert model.why_no_text == "it was created without a vocabulary"
     assert [step.token_id is not None for step in model.steps([1], max_tokens=2, sampling=GREEDY)] == [
         True,
         True,
         False,
     ]
-    with pytest.raises(NpgptError, match="mine has no text: it was made without a vocabulary"):
+    with pytest.raises(NpgptError, match="mine has no text: it was created without a vocabulary"):
         model.generate("a")
 
 

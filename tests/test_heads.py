@@ -56,7 +56,7 @@ def test_every_other_number_of_heads_is_refused(widths: range) -> None:
         for n_head in set(range(1, n_embd + 9)) - set(divisors(n_embd)):
             with pytest.raises(NpgptError) as error:  # a pattern for each number would be compiled
                 Config(vocab_size=9, n_positions=9, n_layer=1, n_embd=n_embd, n_head=n_head)
-            assert f"n_embd = {n_embd} does not divide by n_head = {n_head}" in str(error.value)
+            assert f"n_embd = {n_embd} is not divisible by n_head = {n_head}" in str(error.value)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

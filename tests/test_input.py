@@ -65,7 +65,7 @@ def test_score_and_check_say_it(tmp_path: Path) -> None:
 def test_other_encodings_are_named(tmp_path: Path, encoding: str, name: str) -> None:
     content = "Emma was happy.\n".encode(encoding)
     (tmp_path / "t.txt").write_bytes(content)
-    way_out = f"is {name}, and read is UTF-8: iconv -f {name} -t UTF-8 converts it"
+    way_out = f"is {name}, but npgpt reads UTF-8: convert it with iconv -f {name} -t UTF-8"
     assert f"t.txt {way_out}" in refused("score", "t.txt", cwd=tmp_path)
     assert f"standard input {way_out}" in refused("generate", "-", stdin=content)
     if "-" not in encoding[4:]:
@@ -78,7 +78,7 @@ def test_a_configuration_in_another_encoding_is_named(tmp_path: Path) -> None:
     stated = (folder / "config.json").read_text()
     for name in ("config.json", "generation_config.json"):
         (folder / name).write_text(stated, encoding="utf-16")
-        with pytest.raises(NpgptError, match=rf"{name} is UTF-16, and read is UTF-8"):
+        with pytest.raises(NpgptError, match=rf"{name} is UTF-16, but npgpt reads UTF-8"):
             npgpt.load(folder)
         (folder / name).write_text(stated)
 
@@ -124,8 +124,11 @@ def test_ids_of_any_kind(kind: Any) -> None:
         ([[True, 2]], "text 0 must be integers .of 64 bits at most., not bool"),
         ([[-1]], "token id -1 at position .0. is out of range"),
         ([[1, 4096]], "token id 4096 at position .1. is out of range"),
-        ([[[1, 2]]], r"text 0 must be a text or ids .T., not of shape .1, 2.*: .ids. for a single one"),
-        ([1, 2], r"text 0 must be a text or ids .T., not of shape \[\]"),
+        (
+            [[[1, 2]]],
+            r"text 0 must be a text or ids .T., not an array of shape .1, 2.*; for one text of ids, pass .ids.",
+        ),
+        ([1, 2], r"text 0 must be a text or ids .T., not an array of shape \[\]"),
         ([b"ab"], "text 0 must be integers"),
         ([[]], "text 0 is empty"),
         ([np.ma.masked_array([1, 2], [False, True])], "not a masked array"),
@@ -165,7 +168,7 @@ def test_score_ids_of_a_model_without_text(tmp_path: Path, bare: Path) -> None:
     arguments = ["score", "--ids", "1,2,3", "--model", str(bare)]
     error = refused(*arguments)
     assert "has no text (" in error
-    assert "and so no <|endoftext|> to stand before a text: end_of_text=False, --no-bos" in error
+    assert "and so no <|endoftext|> to put before a text: use end_of_text=False or --no-bos" in error
     code, out, _ = here(*arguments, "--no-bos", "--top", "2")
     assert code == 0
     assert "id 2" in out

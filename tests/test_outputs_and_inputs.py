@@ -74,7 +74,7 @@ def test_a_verb_does_not_write_onto_what_it_reads(tmp_path: Path, whole: Path, v
                 continue  # refused for its suffix, which is that of the file that the link leads to
             error = refused(*arguments, output, cwd=folder)
             assert f"{arguments[-1]} {output} would replace " in error, (name, output)
-            assert f"{Path(name).name}, which this run reads: choose another place for the output" in error
+            assert f"{Path(name).name}, which this run reads: choose another path for the output" in error
         for path in (*folder.glob("*link*"), folder / "l"):
             path.unlink(missing_ok=True)
     assert contents(folder) == before
@@ -122,16 +122,16 @@ def test_in_python_a_trace_does_not_replace_the_models_weights(tmp_path: Path) -
     about = tracing.metadata(model, [1], None)
     for name in ("one.safetensors", "two.safetensors"):
         with pytest.raises(NpgptError, match=f"{name} holds the model's own weights"):
-            tracing.write(folder / name, tracing.trace(model, [1]), about)
+            tracing.write(folder / name, tracing.trace([1], model), about)
     assert contents(folder) == before
     for _ in range(2):
-        tracing.write(folder / "trace.safetensors", tracing.trace(model, [1]), about)
+        tracing.write(folder / "trace.safetensors", tracing.trace([1], model), about)
 
 
 def test_in_python_save_takes_no_folder_that_holds_the_model(tmp_path: Path) -> None:
     folder = speaking(tmp_path / "m")
     before = contents(folder)
-    with pytest.raises(NpgptError, match="not an empty folder"):
+    with pytest.raises(NpgptError, match="is not empty"):
         npgpt.save(npgpt.load(folder), folder)
     assert contents(folder) == before
 
@@ -141,7 +141,7 @@ def test_an_output_is_no_standard_stream_either(tmp_path: Path, whole: Path) -> 
     command = f"'{COMMAND[0]}' -m npgpt score - --model m --html t.txt < t.txt"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(["sh", "-c", command], cwd=folder, capture_output=True, env=environment)
-    message = b"npgpt: error: --html t.txt is the file of standard input: give the output a file of its own\n"
+    message = b"npgpt: error: --html t.txt and standard input are the same file: give the output its own file\n"
     assert (done.returncode, done.stderr) == (2, message)
     assert (folder / "t.txt").read_text() == "ab"
 
@@ -153,7 +153,7 @@ def test_a_standard_stream_is_told_by_its_file(
     path, fstat = tmp_path / "x", os.fstat
     path.write_text("")
     monkeypatch.setattr(os, "fstat", lambda of: os.stat(path) if of == number else fstat(of))
-    with files.one_run(), pytest.raises(NpgptError, match=f"--html x is the file of standard {name}"):
+    with files.one_run(), pytest.raises(NpgptError, match=f"--html x and standard {name}"):
         files.is_output(path, "--html x")
 
 
@@ -163,7 +163,7 @@ def test_two_outputs_are_two_files(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("folder")
     with files.one_run():
         files.is_output(tmp_path / "folder" / "x", "--one")
-        with files.one_run(), pytest.raises(NpgptError, match="--two is the same file as --one"):
+        with files.one_run(), pytest.raises(NpgptError, match="--two and --one are the same file"):
             files.is_output(tmp_path / "link" / "x", "--two")
         files.is_output(tmp_path / "folder" / "x", "--one")
         with pytest.raises(NpgptError, match=r"--one would replace .*/link/x, which this run reads"):

@@ -85,7 +85,7 @@ def test_all_faults_come_in_one_message() -> None:
     with pytest.raises(NpgptError) as error:
         parameters.from_arrays(small(), arrays)
     assert str(error.value) == (
-        "the set of arrays does not fit its configuration: h.0.ln_2.weight is missing; h.0.ln_3.weight is left over; "
+        "the set of arrays does not fit its configuration: h.0.ln_2.weight is missing; h.0.ln_3.weight is unexpected; "
         "wpe.weight is [21, 24] and must be [24, 21]"
     )
 
@@ -95,16 +95,16 @@ def test_a_fault_of_every_block_is_told_once() -> None:
     with pytest.raises(NpgptError, match=r"configuration: h\.\*\.attn\.c_attn\.bias is missing \(in 2 blocks\)$"):
         parameters.from_arrays(small(), arrays)
     arrays = random_arrays(small()) | {f"extra.{n}": np.zeros(1) for n in range(60)}
-    with pytest.raises(NpgptError, match=r"extra\.49 is left over; and 10 more$"):
+    with pytest.raises(NpgptError, match=r"extra\.49 is unexpected; and 10 more$"):
         parameters.from_arrays(small(), arrays)
 
 
 def test_a_wrong_depth_is_told_first() -> None:
     with pytest.raises(
-        NpgptError, match=r"it holds 2 blocks and n_layer is 4; h\.\*\.ln_1\.weight is missing \(in 2 blocks\)"
+        NpgptError, match=r"it has 2 blocks and n_layer is 4; h\.\*\.ln_1\.weight is missing \(in 2 blocks\)"
     ):
         parameters.from_arrays(small(n_layer=4), random_arrays(small()))
-    with pytest.raises(NpgptError, match=r"configuration: h\.x is left over$"):
+    with pytest.raises(NpgptError, match=r"configuration: h\.x is unexpected$"):
         parameters.from_arrays(small(), random_arrays(small()) | {"h.x": np.zeros(1)})
 
 

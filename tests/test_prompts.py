@@ -27,6 +27,7 @@ from tests.support.austen import AUSTEN
 from tests.support.command import here, refused
 from tests.support.models import SHAPES, random_ids, random_parameters, small, store
 from tests.support.thorough import examples
+from tests.support.vocabularies import put, small_pair
 
 GREEDY = Sampling(temperature=0)
 AUSTEN_64 = npgpt.load(dtype="float64")
@@ -118,11 +119,11 @@ def test_caches_side_by_side_end_together() -> None:
 @pytest.mark.parametrize(
     ("padding", "message"),
     [
-        (5, "padding must be whole numbers, several, in a list or the like, not 5"),
-        (None, "padding must be whole numbers, several, in a list or the like, not None"),
+        (5, "padding must be whole numbers in a list, not 5"),
+        (None, "padding must be whole numbers in a list, not None"),
         ("ab", "a row's padding .* must be a whole number, not 'a'"),
         ([[1], [2]], r"a row's padding .* must be a whole number, not \[1\]"),
-        ([1], "padding is a number for each of the cache's 2 rows, not 1 numbers"),
+        ([1], "padding must have one number for each of the cache's 2 rows, not 1 numbers"),
         ([0, 5], "a row's padding .* at most 4, not 5"),
         ([-1, 0], "a row's padding .* at least 0, not -1"),
         ([0, 1.5], "a row's padding .* must be a whole number, not 1.5"),
@@ -228,17 +229,17 @@ def test_no_more_are_held_at_once_than_rows() -> None:
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
-        ("Emma", {}, r"prompts are several: put a single one into a list, \[prompt\]"),
-        (5, {}, "prompts are several: .*, not 5"),
-        (None, {}, "prompts are several: .*, not None"),
-        ({"Emma": 1}, {}, "prompts are several: .*, not {'Emma': 1}"),
-        ([5], {}, "prompt 0: it is one row|prompt 0: token ids must be one row"),
+        ("Emma", {}, r"prompts must be in a list or another iterable, such as \[prompt\]"),
+        (5, {}, "prompts must be in a list .*, not 5"),
+        (None, {}, "prompts must be in a list .*, not None"),
+        ({"Emma": 1}, {}, "prompts must be in a list .*, not {'Emma': 1}"),
+        ([5], {}, "prompt 0: it must be one row|prompt 0: token ids must have the shape"),
         ([None], {}, "prompt 0: token ids must be integers"),
         ([], {}, "there are no prompts to continue"),
         (["a", []], {}, "prompt 1: there are no token ids"),
         (["a", [5000]], {}, "prompt 1: token id 5000"),
         (["a", [1] * 257], {}, "prompt 1: 257 tokens do not fit into the context of 256"),
-        ([[[1], [2]]], {}, "prompt 0: it is one row of ids, not 2 rows"),
+        ([[[1], [2]]], {}, "prompt 0: it must be one row of ids, not 2 rows"),
         (["a"] * 3, {"seed": 2**64 - 2}, "the last prompt's seed, .*, must be at most"),
         (["a"], {"max_tokens": -1}, "max_tokens must be at least 0"),
         (["a"], {"stop": ""}, "a stop string must not be empty"),
@@ -274,12 +275,12 @@ def test_the_command_prints_a_line_for_each_prompt(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        ("a\n\nb\n", [], "p.txt: line 2 is empty, and a prompt is a line"),
+        ("a\n\nb\n", [], "p.txt: line 2 is empty: remove it"),
         ("", [], "p.txt: line 1 is empty"),
         ("a\n" + " and" * 300, [], "p.txt: line 2: the prompt has 300 tokens, the context holds 256; --keep-last cuts"),
-        ("a", ["Emma"], "give one prompt, as text or as --ids, or several as --prompts, not both"),
-        ("a", ["--ids", "1"], "or several as --prompts, not both"),
-        ("a", ["--samples", "2"], "--prompts takes one sample of each prompt: write a line several times"),
+        ("a", ["Emma"], "give one prompt, as text or as --ids, or several with --prompts, not both"),
+        ("a", ["--ids", "1"], "or several with --prompts, not both"),
+        ("a", ["--samples", "2"], "--prompts draws one sample per prompt: repeat a line in the file"),
         ("a\nb", ["--seed", str(2**64 - 1)], "the last prompt's seed"),
         ("a", ["--stop", ""], "a stop string must not be empty"),
     ],
@@ -314,3 +315,16 @@ def test_a_character_that_the_vocabulary_has_not_is_named_with_its_text(tmp_path
         list(npgpt.score(["ab", "aZ"], model, end_of_text=False))
     with pytest.raises(NpgptError, match="text 1: token id 7 at position"):
         list(npgpt.score([[0, 1], [0, 7]], model, end_of_text=False))
+
+
+def test_a_space_that_the_tokenizer_puts_before_a_prompt_is_not_shown(tmp_path: Path) -> None:
+    """The text is what the user gave, with what follows; a space of the user's stays."""
+    folder = store(tmp_path / "m", small(vocab_size=300))
+    put(folder, small_pair() | {"tokenizer_config.json": {"add_prefix_space": True}})
+    arguments = ("--model", str(folder), "--max-tokens", "0")
+    (tmp_path / "p.txt").write_text("the\n the")
+    assert here("generate", "the", *arguments)[1] == "the\n"
+    assert here("generate", " the", *arguments)[1] == " the\n"
+    assert json.loads(here("generate", "the", "--json", *arguments)[1])["prompt"] == "the"
+    lines = here("generate", "--prompts", str(tmp_path / "p.txt"), *arguments)[1].splitlines()
+    assert [json.loads(line)["prompt"] for line in lines] == ["the", " the"]

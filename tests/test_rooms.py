@@ -39,7 +39,15 @@ EXCEPTIONS = {
     ("checkpoints/write.py", "text"),
 }
 # imported inside functions, each in one room
-EXTRAS = {"huggingface_hub": "checkpoints", "google_crc32c": "checkpoints", "gguf": "checkpoints", "tokenizers": "text"}
+EXTRAS = {
+    "huggingface_hub": "checkpoints",
+    "google_crc32c": "checkpoints",
+    "gguf": "checkpoints",
+    "tokenizers": "text",
+    "argcomplete": "cli",
+    "llm": "cli",
+    "pydantic": "cli",
+}
 
 
 def room_of(path: Path) -> str:
@@ -128,7 +136,7 @@ def test_only_numpy_and_tiktoken_at_run_time() -> None:
 
 def test_extras_are_imported_when_they_are_used() -> None:
     modules = [".".join(path.relative_to(HOUSE.parent).with_suffix("").parts) for path in FILES]
-    modules = [name.removesuffix(".__init__") for name in modules if not name.endswith(".__main__")]
+    modules = [name.removesuffix(".__init__") for name in modules if not name.endswith((".__main__", ".llm_plugin"))]
     code = f"import sys, {', '.join(modules)}; assert not {set(EXTRAS)} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -146,3 +154,8 @@ def test_every_public_name_is_there() -> None:
 def test_the_textbook_is_a_second_derivation() -> None:
     """It takes nothing from the forward pass that it keeps honest."""
     assert rooms(HOUSE / "oracle" / "textbook.py") & FORWARD_PASS == set()
+
+
+def test_the_names_of_models_are_known_without_numpy() -> None:
+    code = "from npgpt.checkpoints.places import names; assert 'austen' in names()"
+    subprocess.run([sys.executable, "-c", f"{code}; import sys; assert 'numpy' not in sys.modules"], check=True)

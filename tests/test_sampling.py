@@ -113,7 +113,7 @@ def test_the_penalty_comes_first_and_to_greedy_too() -> None:
 
 def test_a_penalty_that_no_number_holds_is_refused() -> None:
     for logits, penalty in ((np.array([9.0, 1.0]), 5e-324), (np.array([-9.0, -np.inf]), 1e308)):
-        with pytest.raises(NpgptError, match="takes the logits out of float64's range"):
+        with pytest.raises(NpgptError, match="makes the logits overflow: use a value near 1"):
             next_token(logits, Sampling(repetition_penalty=penalty), np.random.default_rng(0), [0])
     assert next_token(np.array([-9.0, -1.0]), Sampling(repetition_penalty=1e308), np.random.default_rng(0), [0]) == 1
 

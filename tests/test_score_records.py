@@ -160,7 +160,7 @@ def test_two_at_a_time_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     with (
         appending(path, print),
-        pytest.raises(NpgptError, match="another process is adding to"),
+        pytest.raises(NpgptError, match="another process is writing to"),
         appending(path, print),
     ):
         pass
@@ -189,9 +189,9 @@ def test_a_text_is_done_as_often_as_it_is_there() -> None:
     assert done(known(READ), [names[0], "new", names[0]], [texts[0], "b", texts[0]]) == [0]
     assert done(known([READ[0], *READ]), [names[0], "new", names[0]], [texts[0], "b", texts[0]]) == [0, 2]
     assert known(READ).sums.totals() == total(found[3] for found in READ)
-    with pytest.raises(NpgptError, match=r"new is another text than the new in out\.jsonl: take another file"):
+    with pytest.raises(NpgptError, match=r"new is not the same text as the new in out\.jsonl: use another file"):
         done(known([("new", *READ[0][1:])]), ["new"], ["b"])
-    with pytest.raises(NpgptError, match=r"out\.jsonl was made with stride 4, and now it is 5: take another file"):
+    with pytest.raises(NpgptError, match=r"out\.jsonl was made with stride 4, but now it is 5: use another file"):
         known(READ, SETTINGS | {"stride": 5})
 
 
@@ -203,7 +203,7 @@ def test_of_a_long_record_the_beginning_is_read(tmp_path: Path, monkeypatch: pyt
     path.write_text("".join(text + "\n" for text in LINES) + LINES[0][:-7])
     found: list[ScoredText] = []
     if longest < 400:  # not even the sums are within
-        with pytest.raises(NpgptError, match="line 1 is not as they are written"), appending(path, print):
+        with pytest.raises(NpgptError, match="line 1 is not a record that npgpt score writes"), appending(path, print):
             pass
         return
     with appending(path, found.append) as add:
@@ -212,7 +212,7 @@ def test_of_a_long_record_the_beginning_is_read(tmp_path: Path, monkeypatch: pyt
     assert path.read_text() == "".join(text + "\n" for text in [*LINES, LINES[0]])
     for wrong in (LINES[0][:-1], LINES[0] + " ", LINES[0].replace('"scored": 3', '"scored": "3"')):
         path.write_text(wrong + "\n")
-        with pytest.raises(NpgptError, match="line 1 is not as they are written"), appending(path, print):
+        with pytest.raises(NpgptError, match="line 1 is not a record that npgpt score writes"), appending(path, print):
             pass
 
 

@@ -136,3 +136,11 @@ def test_a_page_shows_every_token_and_its_figures(model: LanguageModel) -> None:
                 assert report.named(model, int(found.likelihood.top_ids[number, 2])) in title
     assert str(rule).split(":")[0] in content
     assert "&lt;b&gt;.txt" in content
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "shown"),
+    [(1.0, "1.000"), (12345.6789, "12,345.679"), (1.234e46, "1.2e46"), (math.inf, "inf"), (math.nan, "nan")],
+)
+def test_a_perplexity_is_short_even_if_it_is_absurd(perplexity: float, shown: str) -> None:
+    assert report.figure(perplexity) == shown

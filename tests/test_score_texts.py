@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,17 @@ from hypothesis import strategies as st
 import npgpt
 from npgpt.errors import NpgptError
 from npgpt.scoring import texts
+from npgpt.scoring.likelihood import Score
+from npgpt.scoring.scoring import totals
 from npgpt.text import byte_pairs
 from npgpt.text.added_tokens import AddedToken
 from npgpt.text.byte_pairs import PIECES
+from npgpt.text.vocabularies import open_tokenizer
 from tests.support.austen import AUSTEN
+from tests.support.models import small, store
+from tests.support.tokenizer_folders import VOCAB_SIZE, cases
+from tests.support.tokenizer_table import texts as several_texts
+from tests.support.vocabularies import opened, put, small_pair
 
 # letters of several scripts, digits, contractions, marks, and all that somebody calls white space
 LETTERS = [
@@ -114,8 +122,8 @@ def test_a_text_is_whole_where_tokens_mind_white_space(token: AddedToken, monkey
     text = "She was glad \n <a> indeed; 1 <a>\nof it"
     assert read([*text], model=model) == tokenizer.encode(text)
     assert 5000 in tokenizer.encode(text)
-    assert not tokenizer.by_parts
-    assert AUSTEN.tokenizer.by_parts
+    assert tokenizer.ends_of is not None
+    assert AUSTEN.tokenizer.ends_of is None
 
 
 def test_a_space_before_a_text_is_put_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,3 +150,77 @@ def test_words_are_counted_where_they_begin() -> None:
     found = list(texts.tokens(text, AUSTEN, False, {}, "the text"))
     assert sum(int(part.words.sum()) for part in found) == len(re.findall(r"\S+", text))
     assert sum(int(part.sizes.sum()) for part in found) == len(text.encode())
+
+
+CASES = [case for case in cases() if case.honoured]
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_every_tokenizers_tokens_cover_the_text(tmp_path: Path, special: bool) -> None:
+    """In every kind of folder: the stretches joined are the text, one for each id."""
+    rewriting = 0
+    for number, case in enumerate(CASES):
+        put(tmp_path / str(number), case.files)
+        try:
+            tokenizer = open_tokenizer(tmp_path / str(number) / "model.safetensors", VOCAB_SIZE)
+        except NpgptError as error:
+            if "needs the package tokenizers" in str(error):
+                continue  # the extra is not installed
+            raise
+        for text in several_texts(30):
+            stretches = tokenizer.stretches(text, special)
+            assert len(stretches) == len(tokenizer.encode(text, special=special, alone=True))
+            assert b"".join(stretches).decode() == (text if stretches else ""), case.setting
+        rewriting += tokenizer.ends_of is not None
+    assert rewriting > 5
+
+
+def test_stretches_of_added_tokens_literally(tmp_path: Path) -> None:
+    """Also where two tokens take the same white space: the second one then covers nothing."""
+    tokens = {"261": {"content": "<x>", "lstrip": True, "rstrip": True}, "262": {"content": " "}}
+    settings = {"tokenizer_config.json": {"added_tokens_decoder": tokens, "add_prefix_space": True}}
+    tokenizer = opened(put(tmp_path, small_pair() | settings))
+    assert tokenizer.encode("the\n<x>  é") == [258, 261, 262, 262, 220, 127, 102]
+    assert tokenizer.stretches("the\n<x>  é", False) == [b"the", b"\n<x>  ", b"", b"", b"", b"\xc3", b"\xa9"]
+
+
+def test_totals_are_the_texts_own_under_every_convention(tmp_path: Path) -> None:
+    """Lower case, accents, unknown words, white space that is dropped: bytes and words are those of the text."""
+    pytest.importorskip("tokenizers", reason="extra tokenizers is not installed")
+    words = {word: number for number, word in enumerate(["<unk>", "emma", "was", "glad", "<|endoftext|>"])}
+    strip = {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "StripAccents"}, {"type": "Lowercase"}]}
+    files = {
+        "tokenizer.json": {
+            "model": {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"},
+            "normalizer": strip,
+            "pre_tokenizer": {"type": "Whitespace"},
+            "added_tokens": [],
+        },
+        "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"},
+    }
+    model = npgpt.load(put(store(tmp_path / "m", small(vocab_size=300)), files))
+    text = "  Émma   was İndeed GLAD \n"
+    raw = text.encode()
+    for found in score_all(text, model):
+        assert found.token_ids.tolist() == [1, 2, 0, 3]
+        assert found.byte_offsets.tolist() == [0, 7, 13, 21]
+    rolling, huggingface, llama = score_all(text, model)
+    assert (rolling.totals.bytes, rolling.totals.words) == (len(raw), 4)
+    assert (huggingface.totals.bytes, huggingface.totals.words) == (len(raw) - 7, 3)
+    assert (llama.totals.bytes, llama.totals.words) == (
+        7,
+        1,
+    )  # the second half of a window of 4, without its first token
+    whole = list(totals([text], model))
+    assert whole == [rolling.totals]
+    (of_ids,) = npgpt.score([[1, 2]], model)
+    assert of_ids.totals.bytes == sum(map(len, of_ids.pieces))
+
+
+def score_all(text: str, model: npgpt.LanguageModel) -> list[Score]:
+    """The text's score under each convention."""
+    options: list[dict[str, Any]] = [{}, {"end_of_text": False}, {"context": 4}]
+    return [
+        next(npgpt.score([text], model, convention=name, **more))
+        for name, more in zip(("rolling", "huggingface", "llama.cpp"), options, strict=True)
+    ]

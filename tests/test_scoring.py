@@ -553,7 +553,10 @@ def test_a_model_that_was_changed_is_not_scored_as_its_file() -> None:
     model = npgpt.load()
     other = changed(model, "h.3.attn.c_proj.weight", slice(160, 192))
     assert next(score(TEXTS, other)).totals.nll != next(score(TEXTS, model)).totals.nll
-    with processes(1, 1) as pool, pytest.raises(NpgptError, match=r"other weights than .* was changed in memory"):
+    with (
+        processes(1, 1) as pool,
+        pytest.raises(NpgptError, match=r"does not have the weights of .* was changed in memory"),
+    ):
         next(score(TEXTS, other, pool))
 
 
@@ -563,7 +566,7 @@ def test_another_file_there_is_told(tmp_path: Path) -> None:
     content = pickle.dumps(SharedModel(npgpt.load(tmp_path / "one")))
     npgpt.save(changed(AUSTEN, "ln_f.bias", slice(-1, None)), tmp_path / "other")
     (tmp_path / "other" / "model.safetensors").replace(tmp_path / "one" / "model.safetensors")
-    with pytest.raises(NpgptError, match="holds other weights than the model whose work was handed out"):
+    with pytest.raises(NpgptError, match="does not have the weights of the model to be used"):
         pickle.loads(content).open()
     (tmp_path / "one" / "model.safetensors").unlink()
     with pytest.raises(NpgptError, match="does not exist"):
@@ -575,18 +578,22 @@ def test_a_model_of_no_file_stays_here() -> None:
     model = npgpt.load()
     mine = replace(model, name="mine", source=None)
     same(score(TEXTS, mine, ThreadPoolExecutor(2)), score(TEXTS, model))
-    with processes(1, 1) as pool, pytest.raises(NpgptError, match=r"mine lies in no file .*: npgpt\.save"):
+    with processes(1, 1) as pool, pytest.raises(NpgptError, match=r"mine is not in a file .*: npgpt\.save"):
         next(score(TEXTS, mine, pool))
 
 
 @pytest.mark.parametrize(
     ("texts", "options", "message"),
     [
-        ("Emma", {}, r"texts are several: put a single one into a list"),
+        ("Emma", {}, r"texts must be in a list or another iterable: pass a single one as \[text\]"),
         ([""], {}, "text 0 is empty: there is nothing to score"),
         (["Emma", ""], {"names": ["a.txt", "b.txt"]}, "b.txt is empty"),
-        (["and"], {"end_of_text": False}, r"text 0 has too few tokens, 1, .*it takes 2, or <\|endoftext\|> before it"),
-        (["and"], {"convention": "llama.cpp"}, "it takes a whole window of 256"),
+        (
+            ["and"],
+            {"end_of_text": False},
+            r"text 0 has too few tokens to score any, 1: .*needs 2, or <\|endoftext\|> before it",
+        ),
+        (["and"], {"convention": "llama.cpp"}, "needs a full window of 256"),
         (["\ud800"], {}, "lone surrogate"),
         ([iter(["Emma", "\ud800"])], {}, "lone surrogate"),
         ([iter([b"Emma"])], {}, "a part of a text must be a str, not bytes"),
@@ -595,7 +602,7 @@ def test_a_model_of_no_file_stays_here() -> None:
         ([["Emma"]], {}, "text 0 must be integers"),
         (["Emma"], {"top": -1}, "top, .* at least 0, not -1"),
         (["Emma"], {"top": 4097}, "top, .* at most 4096, not 4097"),
-        (["Emma"], {"stride": 257}, "a stride of 257 above the window of 256"),
+        (["Emma"], {"stride": 257}, "a stride of 257 skips tokens: use at most 256"),
     ],
 )
 def test_what_cannot_be_scored(texts: Any, options: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npgpt.checkpoints.find import EMBEDDED_WEIGHTS, GPT2_RANKS
+from npgpt.checkpoints.places import EMBEDDED_WEIGHTS, GPT2_RANKS
 from npgpt.errors import NpgptError
 from npgpt.text import vocabularies as tokenizers
 from npgpt.text.byte_pairs import byte_characters
@@ -103,7 +103,7 @@ def test_long_runs_neither_crash_nor_crawl(text: str) -> None:
 
 
 def test_a_run_that_tiktoken_gives_up_on() -> None:
-    with pytest.raises(NpgptError, match=r"cannot be cut into tokens: .* white space"):
+    with pytest.raises(NpgptError, match=r"cannot be split into tokens: .* white space"):
         GPT2.encode(" " * 1_500_000 + "x")
     with pytest.raises(NpgptError, match="must be a str, not bytes"):
         GPT2.encode(b"x")  # type: ignore[arg-type]
@@ -216,7 +216,7 @@ def test_tokenizer_json(tmp_path: Path, pairs: bool) -> None:
     assert tokenizer.holes.tolist() == []
     whole["added_tokens"] = [*added, {"id": 270, "content": "<far>"}]
     (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
-    assert "says that '<far>' is 270, and as transformers numbers tokens" in reason(tmp_path, 300)
+    assert "says that '<far>' is 270, but transformers, which numbers added tokens" in reason(tmp_path, 300)
     vocabulary |= {"<pad>": 261, "<far>": 270}
     (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
     far = find(tmp_path, 300)
@@ -228,7 +228,7 @@ def test_tokenizer_json(tmp_path: Path, pairs: bool) -> None:
     whole["added_tokens"] = [*added, {"id": 10**8, "content": "<far>"}]
     vocabulary["<far>"] = 10**8
     (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
-    with pytest.raises(NpgptError, match=r"has 263 tokens with ids up to 100000000: 99999738 ids below have none"):
+    with pytest.raises(NpgptError, match=r"has 263 tokens with ids up to 100000000: 99999738 ids are unused"):
         find(tmp_path, 10**8 + 1)
 
 
@@ -270,7 +270,7 @@ def test_gpt2s_vocabulary_serves_its_sizes_and_no_other(tmp_path: Path, vocab_si
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "encoder.json", "vocab.bpe"])
 def test_half_a_vocabulary_is_not_replaced_by_gpt2s(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{}")
-    assert f"has {name}, which alone is no vocabulary that npgpt reads (vocab.json + merges.txt or" in reason(
+    assert f"has {name}, which alone is not a vocabulary that npgpt reads (vocab.json + merges.txt or" in reason(
         tmp_path, 50257
     )
 
@@ -278,7 +278,7 @@ def test_half_a_vocabulary_is_not_replaced_by_gpt2s(tmp_path: Path, name: str) -
 @pytest.mark.parametrize("name", ["spiece.model", "vocab.txt"])
 def test_nor_is_one_of_another_kind(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
-    assert f"has {name}, which alone is no vocabulary that npgpt reads" in reason(tmp_path, 50257)
+    assert f"has {name}, which alone is not a vocabulary that npgpt reads" in reason(tmp_path, 50257)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs links")
@@ -302,7 +302,7 @@ def test_a_ranks_file_without_room_for_end_of_text(tmp_path: Path) -> None:
     (tmp_path / "vocab.tiktoken").write_bytes(b"".join(base64.b64encode(bytes([b])) + b" %d\n" % b for b in range(256)))
     assert find(tmp_path, 256).end_of_text is None
     assert find(tmp_path, 257).end_of_text == 256
-    assert "ids up to 255, the model's vocab_size is 100" in reason(tmp_path, 100)
+    assert "ids up to 255, but the model's vocab_size is 100" in reason(tmp_path, 100)
 
 
 LINES = GPT2_RANKS.read_bytes().splitlines(keepends=True)
@@ -314,12 +314,12 @@ LINES = GPT2_RANKS.read_bytes().splitlines(keepends=True)
         (b"".join([*LINES[:300], b"nonsense\n"]), "line 301: not a base64 token and its rank"),
         (b"".join([*LINES[:300], b"@@@@ 300\n"]), "line 301"),
         (b"".join([*LINES[:300], b"aGVsbG8= x\n"]), "line 301"),
-        (b"".join([*LINES[:300], LINES[7]]), "line 301: the token stands twice"),
-        (b"".join([*LINES[:300], b"aGVsbG8= 7\n"]), "each given once"),
+        (b"".join([*LINES[:300], LINES[7]]), "line 301: duplicate token"),
+        (b"".join([*LINES[:300], b"aGVsbG8= 7\n"]), "without duplicates"),
         (b"".join([*LINES[:300], b"aGVsbG8= -7\n"]), "ranks must be whole numbers from 0"),
         (b"".join([*LINES[:300], b"aGVsbG8= 99999999999999999999\n"]), "ids up to 99999999999999999999"),
         (b"".join(LINES[:200]), "no token for the byte 0x"),
-        (b"", "no byte-level vocabulary|ranks must"),
+        (b"", "not a byte-level vocabulary|ranks must"),
     ],
 )
 def test_a_broken_ranks_file(tmp_path: Path, content: bytes, message: str) -> None:
@@ -337,10 +337,10 @@ def damaged_pairs() -> list[tuple[Any, list[str], str]]:
         ({t: i for t, i in vocabulary.items() if i < 260} | {"<\ud800>": 260}, merges, "lone surrogate"),
         (vocabulary | {"": 300}, merges, "tokens that no merge makes"),
         (vocabulary | {"<x>": -1}, merges, "whole numbers from 0"),
-        (vocabulary | {"in": 0}, merges, "each given once"),
+        (vocabulary | {"in": 0}, merges, "without duplicates"),
         ({token: i for token, i in vocabulary.items() if token != "Ā"}, merges, "no token for the byte 0x00"),
         (vocabulary, [*merges, "q q"], "merge 'q q'"),
-        (vocabulary, merges[::-1], "not in tiktoken's order"),
+        (vocabulary, merges[::-1], "not in order of ids"),
         (vocabulary, [*merges, "nospace"], "merge 'nospace'"),
     ]
 
@@ -360,4 +360,4 @@ def test_files_that_are_not_even_text(tmp_path: Path) -> None:
     (tmp_path / "merges.txt").write_bytes(b"")
     assert "not valid JSON" in reason(tmp_path)
     (tmp_path / "vocab.json").write_bytes(b'{"a": 1, "a": 2}')
-    assert "the key 'a' stands twice" in reason(tmp_path)
+    assert "duplicate key 'a'" in reason(tmp_path)

@@ -11,7 +11,7 @@ import pytest
 import npgpt
 from npgpt import tracing
 from npgpt.checkpoints import configs
-from npgpt.checkpoints.find import EMBEDDED_WEIGHTS
+from npgpt.checkpoints.places import EMBEDDED_WEIGHTS
 from npgpt.errors import NpgptError
 from npgpt.oracle import files
 from tests.support.austen import AUSTEN
@@ -31,7 +31,7 @@ def recorded(dtype: str = "float32") -> dict[str, Any]:
 
 def test_a_trace_is_what_the_forward_pass_records() -> None:
     model, expected = AUSTEN, recorded()
-    found = tracing.trace(model, model.encode_prompt(TEXT))
+    found = tracing.trace(TEXT, model)
     assert list(found) == list(expected)
     for name, array in found.items():
         np.testing.assert_array_equal(array, expected[name])
@@ -49,7 +49,7 @@ def test_a_trace_is_what_the_forward_pass_records() -> None:
     ],
 )
 def test_only_what_fits_a_pattern(patterns: list[str], names: list[str]) -> None:
-    assert list(tracing.trace(AUSTEN, [1, 2], patterns)) == names
+    assert list(tracing.trace([1, 2], AUSTEN, only=patterns)) == names
 
 
 @pytest.mark.parametrize("pattern", ["logitz", "LOGITS", "h.6.*", ""])
@@ -57,7 +57,7 @@ def test_a_pattern_that_fits_nothing_is_told(pattern: str) -> None:
     with pytest.raises(
         NpgptError, match=r"no intermediate is called .*wte, wpe, embedding, h\.0\.ln_1, .*, h\.0, ln_f,"
     ):
-        tracing.trace(AUSTEN, [1, 2], ["logits", pattern])
+        tracing.trace([1, 2], only=["logits", pattern])
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
@@ -129,7 +129,7 @@ def test_a_model_without_text(bare: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([TEXT], "-o"),
-        ([TEXT, "-o", "trace.txt"], "trace.txt must end in .npz or .safetensors"),
+        ([TEXT, "-o", "trace.txt"], "trace.txt must end in .npz or .safetensors, or give --to raw"),
         ([TEXT, "-o", "no/trace.npz"], "-o no/trace.npz: there is no folder no"),
         ([TEXT, "-o", "old.npz", "--only", "h.9.*"], "no intermediate is called 'h.9.*'"),
         (["", "-o", "old.npz"], "the text is empty"),
@@ -157,5 +157,5 @@ def test_a_disk_that_is_full_is_told_with_the_file_and_leaves_the_old_one(
     monkeypatch.setattr(np, "savez", full)
     model = AUSTEN
     with pytest.raises(OSError, match=r"No space left on device: '.*trace\.npz'"):
-        tracing.write(path, tracing.trace(model, [1]), tracing.metadata(model, [1], None))
+        tracing.write(path, tracing.trace([1], model), tracing.metadata(model, [1], None))
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("trace.npz", b"old")]

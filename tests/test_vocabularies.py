@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import npgpt
 from npgpt.checkpoints.download import choose
-from npgpt.checkpoints.find import GPT2_RANKS
+from npgpt.checkpoints.places import GPT2_RANKS
 from npgpt.cli import main
 from npgpt.errors import NpgptError
 from npgpt.text import byte_pairs
@@ -120,7 +120,7 @@ def test_two_tokens_that_take_the_same_white_space(tmp_path: Path) -> None:
     tokens = {"261": {"content": "<x>", "rstrip": True}, "262": {"content": " ", "lstrip": True}}
     tokenizer = opened(put(tmp_path, small_pair() | {CONFIG: {"added_tokens_decoder": tokens}}))
     assert tokenizer.encode("<x> a ") == [261, 64, 262]  # nothing is left of the first space
-    with pytest.raises(NpgptError, match="added token ' ' lies in white space that another one takes"):
+    with pytest.raises(NpgptError, match="added token ' ' lies in white space that another one claims"):
         tokenizer.encode("<x>  a")  # where tokenizers panics
     tokens["262"]["lstrip"] = False
     tokenizer = opened(put(tmp_path, small_pair() | {CONFIG: {"added_tokens_decoder": tokens}}))
@@ -158,7 +158,7 @@ def test_a_space_before_a_text(tmp_path: Path) -> None:
 
 # Each contradiction names the two files, or the file and the key.
 CONTRADICTIONS: list[tuple[dict[str, Any], tuple[str, ...]]] = [
-    (small_pair() | {ADDED: {"<|user|>": 290}}, (ADDED, "'<|user|>' is 290", "it is 261")),
+    (small_pair() | {ADDED: {"<|user|>": 290}}, (ADDED, "'<|user|>' is 290", "makes it 261")),
     (small_pair() | {ADDED: {"<|user|>": 261}, CONFIG: {"added_tokens_decoder": {}}}, (ADDED, "'<|user|>'")),
     (small_pair() | {MAP: {"pad_token": "<p>"}, CONFIG: {"added_tokens_decoder": {}}}, (MAP, CONFIG, "pad_token")),
     (
@@ -192,7 +192,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (small_pair() | {CONFIG: {"do_lower_case": True}}, "do_lower_case is True"),
     (small_pair() | {CONFIG: {"auto_map": {"AutoTokenizer": ["a.B", None]}}}, "auto_map is"),
     (small_pair() | {CONFIG: {"add_bos_token": 1}}, "add_bos_token must be true or false, not 1"),
-    (small_pair() | {CONFIG: {"use_special_token": True}}, "an added token is a text or an object"),
+    (small_pair() | {CONFIG: {"use_special_token": True}}, "an added token must be a string or an object"),
     (small_pair() | {CONFIG: {"pad_token": {"content": "<p>", "bold": True}}}, "the unknown setting 'bold'"),
     (
         small_pair() | {CONFIG: {"pad_token": {"content": "<p>", "lstrip": "no"}}},
@@ -203,28 +203,31 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (small_pair() | {CONFIG: {"added_tokens_decoder": {"9" * 5000: "<p>"}}}, "added_tokens_decoder must be"),
     (
         small_whole(post_processor={"type": "BertProcessing", "cls": ["a", 299], "sep": ["b", 2]}),
-        "the token 299 before or after every text is none of the model's",
+        "the id 299, to be added before or after every text, has no text",
     ),
     (small_pair() | {CONFIG: {"pad_token": "\ud800"}}, "lone surrogate"),
     (small_pair() | {CONFIG: "{"}, "tokenizer_config.json is not valid JSON"),
     (small_pair() | {CONFIG: {"extra_special_tokens": "<p>"}}, "extra_special_tokens must be a list or an object"),
-    (small_pair() | {MAP: {"pad": "<p>"}}, "has the key 'pad', which names no special token"),
+    (small_pair() | {MAP: {"pad": "<p>"}}, "has the key 'pad', which is not a special token"),
     (small_pair() | {ADDED: {"<p>": "261"}}, "the id of '<p>' must be a whole number"),
     (
         small_pair() | {CONFIG: {"tokenizer_class": "PreTrainedTokenizerFast"}},
-        "tokenizer.json alone, and that is missing",
+        "which needs tokenizer.json, but that is missing",
     ),
     (small_pair() | {CONFIG: {"tokenizer_class": "RobertaTokenizer"}}, "tokenizer_class is 'RobertaTokenizer'"),
     (
         small_pair() | {"config.json": {"tokenizer_class": "T5Tokenizer"}},
         "config.json says that tokenizer_class is 'T5T",
     ),
-    (small_whole(normalizer={"type": "NFC"}), "the normalizer NFC, which transformers' GPT2Tokenizer passes over"),
+    (small_whole(normalizer={"type": "NFC"}), "the normalizer NFC, which transformers' GPT2Tokenizer ignores"),
     (small_whole(reverse=True), "has the setting 'reverse'"),
     (small_whole(post_processor={"type": "New"}), "the post_processor 'New'"),
     (small_whole(post_processor={"type": "BertProcessing"}), "post_processor 'BertProcessing' is malformed"),
     (small_whole(added_tokens={}), "added_tokens must be a list"),
-    (small_whole(added_tokens=[{"id": True, "content": "<p>"}]), "no whole number as its id"),
+    (
+        small_whole(added_tokens=[{"id": True, "content": "<p>"}]),
+        "the id of the added token '<p>' must be a whole number",
+    ),
 ]
 
 
@@ -274,7 +277,7 @@ def test_a_token_without_a_row_is_an_error_where_a_text_has_it(tmp_path: Path) -
     assert tokenizer.n_vocab == 261
     assert tokenizer.encode("in") == [259]
     assert tokenizer.decode(tokenizer.encode("[PAD]")) == "[PAD]"
-    with pytest.raises(NpgptError, match=r"the token '\[PAD\]' has the id 261 .* the model has no row for it"):
+    with pytest.raises(NpgptError, match=r"the token '\[PAD\]' has the id 261 .* the model has no embedding for it"):
         tokenizer.encode("in [PAD]", special=True)
 
 
@@ -290,7 +293,7 @@ tf_model.h5 merges.md chat_template.jinja""".split()
 @pytest.mark.parametrize("name", FOREIGN)
 def test_another_kind_of_vocabulary_is_never_replaced_by_gpt2s(tmp_path: Path, name: str) -> None:
     (tmp_path / name).touch()
-    assert f"has {name}, which alone is no vocabulary that npgpt reads" in reason(tmp_path, 50257)
+    assert f"has {name}, which alone is not a vocabulary that npgpt reads" in reason(tmp_path, 50257)
     assert name in choose([name, "config.json", "model.safetensors"], "org/name")
 
 
@@ -299,7 +302,7 @@ def test_a_file_that_only_sounds_like_a_vocabulary_is_not_overwritten(tmp_path: 
     npgpt.convert(source, tmp_path / "out")
     npgpt.convert(source, tmp_path / "out", overwrite=True)
     (tmp_path / "out" / "my_vocab_notes.txt").write_text("mine")
-    with pytest.raises(NpgptError, match=r"holds my_vocab_notes\.txt, which is no part of a converted model"):
+    with pytest.raises(NpgptError, match=r"contains my_vocab_notes\.txt, so it is not just a converted model"):
         npgpt.convert(source, tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "my_vocab_notes.txt").read_text() == "mine"
 
@@ -452,16 +455,16 @@ class Exploit:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (pickle.dumps(Exploit()), "it has no stoi and itos"),
-        (meta(stoi=Exploit()), "it has no stoi and itos"),
-        (pickle.dumps([1]), "it has no stoi and itos"),
-        (pickle.dumps({"vocab_size": 50257}), "it has no stoi and itos"),
-        (meta(itos={}), "not each other's inverse"),
-        (meta(stoi={"ab": 0}, itos={0: "ab"}), "'ab': 0, which is no character with its id"),
-        (meta(stoi={"a": True}, itos={True: "a"}), "no character with its id"),
-        (meta(stoi={"a": 0, "b": 0}, itos={0: "b"}), "not each other's inverse"),
+        (pickle.dumps(Exploit()), "it has no dicts stoi and itos"),
+        (meta(stoi=Exploit()), "it has no dicts stoi and itos"),
+        (pickle.dumps([1]), "it has no dicts stoi and itos"),
+        (pickle.dumps({"vocab_size": 50257}), "it has no dicts stoi and itos"),
+        (meta(itos={}), "not inverse to each other"),
+        (meta(stoi={"ab": 0}, itos={0: "ab"}), "'ab': 0, which is not a character and its id"),
+        (meta(stoi={"a": True}, itos={True: "a"}), "not a character and its id"),
+        (meta(stoi={"a": 0, "b": 0}, itos={0: "b"}), "not inverse to each other"),
         (meta(stoi={}, itos={}), "ids up to -1"),
-        (meta(vocab_size=9), "a vocab_size of 9 and 8 characters"),
+        (meta(vocab_size=9), "vocab_size 9 but 8 characters"),
         (meta()[:-1], "is malformed"),
         (b"", "malformed"),
     ],
@@ -471,7 +474,7 @@ def test_what_is_no_character_vocabulary(tmp_path: Path, content: bytes, message
 
 
 def test_characters_that_the_model_has_not(tmp_path: Path) -> None:
-    assert "ids up to 7, the model's vocab_size is 7" in reason(put(tmp_path, {"meta.pkl": meta()}), 7)
+    assert "ids up to 7, but the model's vocab_size is 7" in reason(put(tmp_path, {"meta.pkl": meta()}), 7)
 
 
 # --- what a user sees ---

@@ -90,14 +90,14 @@ def test_each_convention_has_its_own_customs() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "paper"}, "no convention is called 'paper'; there are rolling, huggingface, llama.cpp"),
+        ({"name": "paper"}, "unknown convention 'paper'; choose rolling, huggingface, llama.cpp"),
         ({"context": 25}, "a window of 25 tokens is longer than the model's context, 24"),
         ({"context": 1}, "context .* at least 2, not 1"),
         ({"name": "llama.cpp", "context": 2}, "context .* at least 3, not 2"),
         ({"stride": 0}, "the stride must be at least 1, not 0"),
-        ({"stride": 25}, "a stride of 25 above the window of 24 would leave tokens out: up to 24"),
-        ({"context": 8, "stride": 9}, "a stride of 9 above the window of 8"),
-        ({"name": "llama.cpp", "stride": 3}, "side by side: a stride of 24, not 3"),
+        ({"stride": 25}, "a stride of 25 skips tokens: use at most 24, the size of a window"),
+        ({"context": 8, "stride": 9}, "a stride of 9 skips tokens: use at most 8"),
+        ({"name": "llama.cpp", "stride": 3}, "the stride must be 24, not 3"),
         ({"stride": 2.5}, "the stride must be a whole number, not 2.5"),
     ],
 )

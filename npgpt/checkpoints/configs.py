@@ -1,6 +1,6 @@
-"""Read a configuration in any program's spelling, join several, and complete it from a checkpoint's shapes.
+"""Read configurations in any program's spelling, merge them, and fill in what the tensor shapes determine.
 
-Spellings are those of Hugging Face's config.json, LLMs-from-scratch, nanoGPT, minGPT and OpenAI's hparams.json.
+The spellings are those of Hugging Face's config.json, LLMs-from-scratch, nanoGPT, minGPT and OpenAI's hparams.json.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from typing import Any
 
 from .. import parameters
 from ..config import PUBLISHED, REQUIRED, Config
-from ..errors import NpgptError
+from ..errors import NpgptError, about
 from ..parameters import Shape
 from .ends import special_ids
 from .tensor import Stated
 
 FIELDS = {field.name for field in fields(Config)}
-
 CONTEXT = "max_position_embeddings"
 
-# Other spellings of the same keys: Hugging Face's attribute map, OpenAI's hparams.json, LLMs-from-scratch, nanoGPT.
+# Aliases of Config's fields: Hugging Face's attribute map, OpenAI's hparams.json, LLMs-from-scratch, nanoGPT.
 SPELLINGS = {
     "hidden_size": "n_embd",
     "num_attention_heads": "n_head",
@@ -36,10 +35,10 @@ SPELLINGS = {
     "block_size": "n_positions",
 }
 
-# transformers' other names of the same formulas; gelu_fast writes √(2/π) with ten digits.
+# transformers' other names for the two GELU formulas; gelu_fast rounds √(2/π) to ten digits.
 GELUS = {"gelu_fast": "gelu_new", "gelu_python_tanh": "gelu_new", "gelu_accurate": "gelu_new", "gelu_python": "gelu"}
 
-# Keys without effect here: training, text generation, other heads' classes, half precision.
+# Known keys that do not affect the logits: training, text generation, classification heads, half precision.
 UNUSED = frozenset(
     """
     model_type architectures transformers_version torch_dtype dtype _name_or_path name_or_path use_cache bos_token_id
@@ -62,71 +61,71 @@ UNUSED = frozenset(
 def read_fields(mapping: Mapping[str, Any], source: str) -> tuple[dict[str, Any], list[str]]:
     """Read Config's fields from a config.json, an LLMs-from-scratch dictionary or nanoGPT's model_args.
 
-    Returns (fields, unknown): the fields found, which may not be all of Config's, and the keys that npgpt does not
-    know. n_ctx is a field of its own where it differs from n_positions. source names the mapping in errors. Raises
-    NpgptError for another architecture and for a field that is given twice with different values.
+    Returns (fields, unknown): the fields found, which may be only some of Config's, and the keys that npgpt does not
+    know. n_ctx is kept as a separate field if it differs from n_positions. source names the mapping in errors. Raises
+    NpgptError for another architecture, and for a field given twice with different values.
     """
     model_type = mapping.get("model_type", "gpt2")
-    # minGPT, which has a block_size, names one of its sizes there, or none
+    # minGPT has a block_size, and its model_type is a model's name or None
     mingpt = "block_size" in mapping and str(model_type or "gpt-").startswith(("gpt2", "gpt-", "gopher-", "openai-gpt"))
     if model_type != "gpt2" and not mingpt:
-        raise NpgptError(f"{source}: model_type is {model_type!r:.80}, and npgpt runs 'gpt2' alone")
+        raise NpgptError(f"{source}: model_type is {model_type!r:.80}, but npgpt runs only 'gpt2'")
     for key in ("add_cross_attention", "is_encoder_decoder", "pruned_heads", "quantization_config"):
         if mapping.get(key):
-            raise NpgptError(f"{source}: {key} is {mapping[key]!r}; npgpt runs GPT-2 as published, without it")
+            raise NpgptError(f"{source}: {key} is {mapping[key]!r}, but npgpt runs GPT-2 as published, without it")
     fields: dict[str, Any] = {}
     spelt: dict[str, str] = {}
     for key, value in mapping.items():
         name = SPELLINGS.get(key, key)
         value = _formula(value) if name == "activation_function" else value
         if key == "n_ctx" and any(mapping.get(other, value) != value for other in ("n_positions", CONTEXT)):
-            fields[key] = value  # transformers has no use for it
+            fields[key] = value  # transformers ignores it
             continue
         if name in fields and fields[name] != value:
-            raise NpgptError(f"{source} contradicts itself: {spelt[name]} is {fields[name]!r} and {key} is {value!r}")
+            raise NpgptError(f"{source} contradicts itself: {spelt[name]} is {fields[name]!r}, but {key} is {value!r}")
         if name in FIELDS:
             fields[name], spelt[name] = value, key
-    if "block_size" in mapping:  # nanoGPT's has a bias, and the erf form; minGPT's and build-nanogpt's the tanh form
+    if "block_size" in mapping:  # nanoGPT has the key bias and the erf GELU; minGPT and build-nanogpt the tanh GELU
         is_nanogpt = "bias" in mapping and "embd_pdrop" not in mapping
         fields.setdefault("activation_function", "gelu" if is_nanogpt else "gelu_new")
     if "emb_dim" in mapping:
-        fields.setdefault("tie_word_embeddings", False)  # LLMs-from-scratch's out_head is a parameter of its own
+        fields.setdefault("tie_word_embeddings", False)  # LLMs-from-scratch's out_head is a separate parameter
     return fields, [key for key in mapping if key not in FIELDS and key not in SPELLINGS and key not in UNUSED]
 
 
 def _formula(activation: Any) -> Any:
-    """Return the name that Config has for an activation's formula, and anything else as it is."""
+    """Return Config's name for an activation; return any other value unchanged."""
     return GELUS.get(activation, activation) if isinstance(activation, str) else activation
 
 
 def tells_gelu(mapping: Mapping[str, Any]) -> bool:
-    """Return whether a configuration says which GELU it is for, or has the keys of nanoGPT or minGPT, which tell it."""
+    """Return whether a configuration determines the GELU, by stating it or by the keys of nanoGPT or minGPT."""
     return "activation_function" in mapping or (
         "block_size" in mapping and bool({"bias", "embd_pdrop"} & mapping.keys())
     )
 
 
 def guess(activation: str) -> str:
-    """Return what is to be said where names are nanoGPT's and nothing tells the GELU."""
+    """Return the note for a checkpoint with nanoGPT's names and no statement of its GELU."""
     form = "the erf form (nanoGPT's)" if activation == "gelu" else "the tanh form (build-nanogpt's, minGPT's)"
     return (
-        f"nothing tells which GELU it has, and {form} is a guess: "
-        "state it with --activation gelu (erf) or gelu_new (tanh), load(…, activation=…)"
+        f"the checkpoint does not state its GELU, and {form} is a guess: "
+        "choose with --activation gelu (erf) or gelu_new (tanh), or load(…, activation=…)"
     )
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Return the contents of a config.json that Hugging Face's transformers reads as the same model."""
+    """Return the contents of a config.json from which Hugging Face's transformers builds the same model."""
     return {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]} | asdict(config)
 
 
 def agreed(
     statements: Sequence[Stated], n_head: int | None, path: str, activation: str | None = None
 ) -> tuple[str, dict[str, Any], list[str]]:
-    """Join statements: return their sources in words, their fields, and the keys that npgpt does not know.
+    """Merge statements: return the names of their sources, the merged fields, and the keys that npgpt does not know.
 
-    A field that a statement only implies, as nanoGPT's keys imply its activation, gives way to one that is stated.
-    Raises NpgptError where two contradict each other; a given n_head or activation overrides theirs.
+    A stated field overrides an implied one, such as the activation that nanoGPT's keys imply. A given n_head or
+    activation overrides both. Raises NpgptError if two statements contradict each other.
     """
     given = {"n_head": n_head, "activation_function": activation}
     agreed: dict[str, Any] = {}
@@ -145,7 +144,7 @@ def agreed(
                 implied[key] = value
             elif key in agreed and agreed[key] != value:
                 raise NpgptError(
-                    f"{origin[key]} says that {key} is {agreed[key]!r:.80}, and {source} that it is {value!r:.80}: "
+                    f"{key} is {agreed[key]!r:.80} in {origin[key]}, but {value!r:.80} in {source}: "
                     "correct or remove the wrong one"
                 )
             elif given.get(key) is None:
@@ -160,12 +159,14 @@ def complete(
     source: str,
     activation: str | None = None,
 ) -> Config:
-    """Return a Config from what is stated and what the shapes tell; a shape of None tells nothing.
+    """Return a Config from the stated fields and the tensor shapes; a shape of None is ignored.
 
-    No shape depends on n_head, so it comes from the argument, from what is stated, or from the published model of this
-    shape, in this order. A stated n_head that contradicts a published width and depth is refused: that mistake would
-    load without complaint and write nonsense. The argument may contradict it, since somebody may have trained such a
-    model. Of an n_ctx and an n_positions that differ, the one that wpe has counts.
+    No shape depends on n_head, so n_head comes from the argument, else from the stated fields, else from the published
+    model with these shapes. A stated n_head that contradicts the published model with the same width and depth is an
+    error, because such a model would load silently and generate nonsense. An n_head given as the argument may
+    contradict it: such a model may exist. If n_ctx and n_positions differ, the one that matches wpe is used.
+
+    Raises NpgptError if a field is missing or invalid.
     """
     sizes = _sizes(shapes)
     fields = sizes | {key: value for key, value in stated.items() if key in FIELDS}
@@ -175,20 +176,21 @@ def complete(
         fields["activation_function"] = _formula(activation)
     missing = [key for key in REQUIRED if key not in fields and key != "n_head"]
     if missing:
-        raise NpgptError(f"{source} lacks {', '.join(missing)}, and the weights' names and shapes do not tell")
-    found = _config(fields | sizes | {"n_head": 1}, source)
+        raise NpgptError(f"{source} lacks {', '.join(missing)}, and no weight's name or shape determines it")
+    with about(source):
+        found = Config(**fields | sizes | {"n_head": 1})
     exact, alike = found.published_name(), _published_of_width_and_depth(found)
-    size = PUBLISHED[exact] if exact else None
     if n_head is not None:
         fields["n_head"] = n_head
     elif "n_head" not in fields:
-        if size is None:
+        if exact is None:
             raise NpgptError(
-                f"{source} states no n_head, and no shape tells it: give it (--n-head N, or load(…, n_head=N)); "
-                f"it divides n_embd = {fields['n_embd']}"
+                f"{source} does not state n_head, and no shape depends on it: give it (--n-head N, or "
+                f"load(…, n_head=N)); it must divide n_embd = {fields['n_embd']}"
             )
-        fields["n_head"] = size.n_head
-    config = _config(fields, source if n_head is None else f"{source}, with n_head = {n_head} as given")
+        fields["n_head"] = PUBLISHED[exact].n_head
+    with about(source if n_head is None else f"{source}, with the given n_head = {n_head}"):
+        config = Config(**fields)
     theirs = PUBLISHED[alike] if alike else config
     if n_head is None and config.n_head != theirs.n_head:
         swapped = f" ({config.n_head} is its n_layer)" if config.n_head == theirs.n_layer else ""
@@ -202,20 +204,13 @@ def complete(
 
 
 def _published_of_width_and_depth(config: Config) -> str | None:
-    """Return the published model that a config has the width and depth of, whatever its vocabulary and context."""
+    """Return the published model with a config's width and depth; vocabulary and context may differ."""
     shape = attrgetter("n_layer", "n_embd", "inner_width")
     return next((name for name, size in PUBLISHED.items() if shape(size) == shape(config)), None)
 
 
-def _config(fields: Mapping[str, Any], source: str) -> Config:
-    try:
-        return Config(**fields)
-    except NpgptError as error:
-        raise NpgptError(f"{source}: {error}") from None
-
-
 def _sizes(shapes: Mapping[str, Shape | None]) -> dict[str, Any]:
-    """Return the sizes that shapes tell; none where a tensor is missing or has another rank."""
+    """Return the sizes that the shapes determine, except those from tensors that are missing or not matrices."""
     matrices = {name: shape for name, shape in shapes.items() if shape is not None and len(shape) == 2}
     vocab_size, n_embd = matrices.get("wte.weight", (0, 0))
     n_positions, _ = matrices.get("wpe.weight", (0, 0))

@@ -1,6 +1,7 @@
-"""The ids at which a model's texts begin and end, and what else its files say of generation.
+"""Determine the ids at which a model's texts begin and end, and report generation settings that npgpt ignores.
 
-Transformers' generate ends by generation_config.json alone, and where there is none by config.json.
+Like transformers' generate, npgpt takes the end-of-text ids from generation_config.json if there is one, else from
+config.json.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .tensor import Stated
 
 GENERATION_FILE = "generation_config.json"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# What transformers' generate obeys, and the value with which it changes nothing (None never does).
+# Settings that transformers' generate obeys, each with its neutral value (None is always neutral).
 SETTINGS: dict[str, object] = {
     **dict.fromkeys(("do_sample", "early_stopping", "remove_invalid_values", "renormalize_logits"), False),
     **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), 1),
@@ -28,7 +29,7 @@ SETTINGS: dict[str, object] = {
     **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "sequence_bias", "constraints"), None),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), None),
 }
-# Keys of generation_config.json that change no id.
+# Keys of generation_config.json that do not change the generated ids.
 WITHOUT_EFFECT = frozenset(
     """
     bos_token_id eos_token_id pad_token_id decoder_start_token_id transformers_version _from_model_config use_cache
@@ -41,15 +42,16 @@ WITHOUT_EFFECT = frozenset(
 
 @dataclass(frozen=True)
 class Ends:
-    """The ids that a model's files state, of those that it has: a text ends at any of eos and begins behind bos.
+    """The special ids that a model's files state, without those outside its vocabulary.
 
-    pad is kept for transformers. notes say what the files state and npgpt does not use.
+    A text ends at any id in eos and begins after bos. pad is kept for transformers. notes list what the files state
+    but npgpt does not use.
     """
 
     eos: tuple[int, ...] = ()
     bos: int | None = None
     pad: int | None = None
-    sources: Mapping[str, str] = field(default_factory=dict)  # {key: the file that states it}
+    sources: Mapping[str, str] = field(default_factory=dict)  # {key: file that states it}
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -59,21 +61,21 @@ class Ends:
             object.__setattr__(self, "bos", whole_number("bos", self.bos, low=0))
 
     def completed(self, end_of_text: int | None) -> Ends:
-        """Return them with a vocabulary's <|endoftext|> for what is not stated."""
+        """Return a copy in which end_of_text, the vocabulary's <|endoftext|>, fills in an unstated eos and bos."""
         eos = self.eos or (() if end_of_text is None else (end_of_text,))
         return replace(self, eos=eos, bos=end_of_text if self.bos is None else self.bos)
 
     def stated(self) -> dict[str, int | list[int]]:
-        """Return config.json's keys for them, without what is not stated."""
+        """Return the ids under config.json's keys, without those that are not stated."""
         eos = self.eos[0] if len(self.eos) == 1 else list(self.eos)
         found = zip(IDS, (self.bos, eos, self.pad), strict=True)
         return {key: value for key, value in found if value is not None and value != []}
 
 
 def special_ids(mapping: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Return the ids that a mapping states: whole numbers, of eos_token_id also several, as a list.
+    """Return the ids in a mapping: whole numbers, or, for eos_token_id, a list of several.
 
-    null and an empty list state nothing. Raises NpgptError for anything else.
+    Keys with null or an empty list are left out. Raises NpgptError for any other value.
     """
     found = {key: mapping[key] for key in IDS if mapping.get(key) is not None and mapping[key] != []}
     for key, value in found.items():
@@ -87,11 +89,11 @@ def special_ids(mapping: Mapping[str, Any], source: str) -> dict[str, Any]:
 def ends_of(
     statements: Sequence[Stated], agreed: Mapping[str, Any], generation: Stated | None, vocab_size: int
 ) -> Ends:
-    """Return the ids that count, and notes on what does not.
+    """Return the special ids in use, with notes on what is ignored.
 
-    statements are those of the configuration, and agreed is what they state together. generation is
-    generation_config.json's, which alone says what ends a text; the other ids it may leave to the configuration. Raises
-    NpgptError where an id is none.
+    statements are the configuration's, and agreed is their merged fields. generation is generation_config.json's
+    statement: if it exists, it alone decides which ids end a text, while ids that it leaves out come from the
+    configuration. Raises NpgptError for an invalid id.
     """
     configuration = " and ".join(stated.source for stated in statements)
     deciding = statements if generation is None else [generation]
@@ -102,14 +104,14 @@ def ends_of(
         stated = special_ids(generation.fields, generation.source)
         if "eos_token_id" in ids and "eos_token_id" not in stated:
             other = ids.pop("eos_token_id")
-            notes.append(f"{generation.source} states no eos_token_id: the configuration's, {other}, is not used")
+            notes.append(f"{generation.source} states no eos_token_id: {other} from the configuration is ignored")
         ids, sources = ids | stated, sources | dict.fromkeys(stated, generation.source)
     bos, eos = ids.get("bos_token_id"), ids.get("eos_token_id", [])
     eos = list(dict.fromkeys(eos if isinstance(eos, list) else [eos]))
     known = range(vocab_size)
     for key, stated_ids in (("bos_token_id", [] if bos is None else [bos]), ("eos_token_id", eos)):
         if beyond := ", ".join(str(token_id) for token_id in stated_ids if token_id not in known):
-            notes.append(f"{sources[key]} states {key} {beyond}, which the model, of {vocab_size} ids, does not have")
+            notes.append(f"{sources[key]} states {key} {beyond}, but the model has only {vocab_size} ids")
     notes += [note for one in deciding for note in _not_applied(one, SETTINGS if generation is None else one.fields)]
     return Ends(
         eos=tuple(token_id for token_id in eos if token_id in known),
@@ -121,11 +123,11 @@ def ends_of(
 
 
 def _not_applied(stated: Stated, keys: Container[str]) -> list[str]:
-    """Return a note on what a file sets for transformers' generate under these keys; npgpt has arguments for it."""
+    """Return a note on the settings for transformers' generate under these keys; npgpt takes them as arguments."""
     found = {
         key: repr(value)
         for key, value in stated.fields.items()
         if key in keys and key not in WITHOUT_EFFECT and value is not None and value != SETTINGS.get(key)
     }
     told = ", ".join(f"{key} {value if len(value) <= 80 else value[:77] + ' …'}" for key, value in found.items())
-    return [f"{stated.source} sets {told}: not applied, npgpt goes by its own arguments"] if found else []
+    return [f"{stated.source} sets {told}: ignored in favour of npgpt's arguments"] if found else []

@@ -1,6 +1,6 @@
-"""Files as they are read: regular, of a bounded size, named where the system fails; and no output over an input.
+"""Read only regular files of bounded size, name the file in every error, and keep outputs from replacing inputs.
 
-What a run reads and what it is to write are known to the run that `one_run` begins: the command line, or a conversion.
+`one_run` starts a run, such as a command or a conversion, which remembers all files that it reads and writes.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from ..errors import NpgptError
 
 
 class Kind(NamedTuple):
-    """What a file should be, and how many bytes of such a file are read at most."""
+    """A kind of file and the most bytes that such a file may have."""
 
     name: str
     most: int
 
 
 CONFIGURATION = Kind("configuration", 16_000_000)
-INDEX = Kind("index of a checkpoint", 16_000_000)
-VOCABULARY = Kind("vocabulary", 64_000_000)  # gpt2's takes 1.5 MB, the largest known of any model 34
-REVISION = Kind("name of a revision", 1000)
+INDEX = Kind("checkpoint index", 16_000_000)
+VOCABULARY = Kind("vocabulary", 64_000_000)  # gpt2's takes 1.5 MB, the largest known one 34 MB
+REVISION = Kind("revision name", 1000)
 
 AnyPath: TypeAlias = str | os.PathLike[str]
-Identity: TypeAlias = tuple[int, int] | str  # device and inode; a path with links resolved where nothing is
-STREAMS = ("standard input", "standard output", "standard error")  # by their numbers
+Identity: TypeAlias = tuple[int, int] | str  # device and inode, or the resolved path if there is no file yet
+STREAMS = ("standard input", "standard output", "standard error")  # by file descriptor
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run reads and writes: the names that messages use, by identity."""
+    """The files that one run reads and writes, by identity, with the names that messages use."""
 
     inputs: dict[Identity, str] = field(default_factory=dict)
     outputs: dict[Identity, str] = field(default_factory=dict)
@@ -47,9 +47,9 @@ _RUN: ContextVar[Run | None] = ContextVar("run", default=None)
 
 @contextmanager
 def one_run() -> Iterator[None]:
-    """Within this context no file is both read and written, whichever comes first, nor written by two outputs.
+    """Start a run in which no file may be both read and written, in either order, or written by two outputs.
 
-    A run within another one is a part of it.
+    A run started within another run is part of the outer one.
     """
     token = None if _RUN.get() is not None else _RUN.set(Run())
     try:
@@ -60,7 +60,7 @@ def one_run() -> Iterator[None]:
 
 
 def identity(path: AnyPath) -> Identity:
-    """Return what a path has in common with every other path of the same file, links followed."""
+    """Return a value that is equal for all paths to the same file; links are followed."""
     try:
         status = os.stat(path)
     except OSError:
@@ -69,7 +69,7 @@ def identity(path: AnyPath) -> Identity:
 
 
 def is_input(path: AnyPath) -> None:
-    """Remember a file that is read in this run. Raises NpgptError where an output of the run would replace it."""
+    """Register a file that this run reads. Raises NpgptError if an output of the run would replace it."""
     if run := _RUN.get():
         own = identity(path)
         if own in run.outputs:
@@ -78,19 +78,19 @@ def is_input(path: AnyPath) -> None:
 
 
 def is_output(path: AnyPath, name: str) -> None:
-    """Remember a file that this run will write, which messages call `name`.
+    """Register a file that this run will write; messages call it `name`.
 
-    Raises NpgptError where the run reads it, or writes it as another output or a standard stream.
+    Raises NpgptError if the run also reads it, or writes it through another output or a standard stream.
     """
     not_an_input(path, name)
     if run := _RUN.get():
         other = run.outputs.setdefault(identity(path), name)
         if other != name:
-            raise NpgptError(f"{name} is the same file as {other}: give each output a file of its own")
+            raise NpgptError(f"{name} and {other} are the same file: give each output its own file")
 
 
 def not_an_input(path: AnyPath, name: str) -> None:
-    """Raise NpgptError where this run reads the file that is to be written, or a standard stream leads into it."""
+    """Raise NpgptError if this run reads the file that it will write, or a standard stream is redirected to it."""
     if (run := _RUN.get()) is None:
         return
     own = identity(path)
@@ -100,22 +100,22 @@ def not_an_input(path: AnyPath, name: str) -> None:
         with suppress(OSError):  # a closed stream
             status = os.fstat(number)
             if stat.S_ISREG(status.st_mode) and own == (status.st_dev, status.st_ino):
-                raise NpgptError(f"{name} is the file of {stream}: give the output a file of its own")
+                raise NpgptError(f"{name} and {stream} are the same file: give the output its own file")
 
 
 def _destroyed(source: str, output: str) -> NpgptError:
-    return NpgptError(f"{output} would replace {source}, which this run reads: choose another place for the output")
+    return NpgptError(f"{output} would replace {source}, which this run reads: choose another path for the output")
 
 
 def check_file(path: Path) -> None:
-    """Raise NpgptError where there is no regular file."""
+    """Raise NpgptError if the path does not lead to a regular file."""
     if not path.is_file():
-        raise NpgptError(f"{path} is no regular file" if os.path.lexists(path) else f"{path} does not exist")
+        raise NpgptError(f"{path} is not a regular file" if os.path.lexists(path) else f"{path} does not exist")
 
 
 @contextmanager
 def naming(path: AnyPath) -> Iterator[None]:
-    """Give an OSError within this context the file's name where the system left it out, as for a full disk."""
+    """Add the path to an OSError that lacks it, such as the one for a full disk."""
     try:
         yield
     except OSError as error:
@@ -126,27 +126,27 @@ def naming(path: AnyPath) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file.
+    """Open a regular file for reading.
 
-    Raises NpgptError for anything else, without waiting for it, and OSError, with the path, where it cannot be read.
+    Raises NpgptError at once for anything else, such as a FIFO, and OSError, with the path, if it cannot be opened.
     """
     check_file(path)
     with naming(path), open(path, "rb", opener=_without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # replaced meanwhile
-            raise NpgptError(f"{path} is no regular file")
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # replaced after the check
+            raise NpgptError(f"{path} is not a regular file")
         yield file
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a FIFO would otherwise wait for a writer."""
+    """Open a file without blocking; otherwise opening a FIFO would wait for a writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_bytes(path: Path, kind: Kind) -> bytes:
-    """Return all of a regular file. Raises NpgptError where it is too large for its kind, and as `reading` does."""
+    """Return a regular file's contents. Raises NpgptError if it is too large for its kind, and as `reading` does."""
     with reading(path) as file:
         is_input(path)
         size = os.fstat(file.fileno()).st_size
         if size > kind.most:
-            raise NpgptError(f"{path} is no {kind.name}: it has {size} bytes, above {kind.most}")
+            raise NpgptError(f"{path} is too large for a {kind.name}: {size} bytes exceed the limit of {kind.most}")
         return file.read(size)

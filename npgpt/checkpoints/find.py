@@ -1,10 +1,11 @@
-"""Find a model's weights on this machine, by name or path; nothing is downloaded."""
+"""Find a model's weights on this machine, by name or path. Nothing is downloaded."""
 
 from __future__ import annotations
 
 import difflib
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,34 +14,34 @@ from ..errors import NpgptError
 from . import formats, stand_ins
 from .files import REVISION, read_bytes
 from .formats import WEIGHTS_FILE
+from .places import CACHED, EMBEDDED, EMBEDDED_WEIGHTS, ORGANISATIONS, expanded, hub_cache, names, roots
 
-EMBEDDED = "austen"  # the model that comes with npgpt, and the default
-
-# A wheel has the weights inside the package, a checkout (also one installed as editable) beside it.
-HERE = Path(__file__).parent.parent  # the package
-EMBEDDED_WEIGHTS = HERE / "weights" if (HERE / "weights").is_dir() else HERE.parent / "weights"
-GPT2_RANKS = EMBEDDED_WEIGHTS / "gpt2.tiktoken"
-
-ORGANISATIONS = {name: f"openai-community/{name}" for name in PUBLISHED} | {"distilgpt2": "distilbert/distilgpt2"}
-
-
-CACHED = "models--"  # how the folders of models in the cache begin
+# A missing model whose name ends like this is reported as a missing file.
+ENDING = re.compile(r".*\.(?:safetensors|bin|pt|pth|ckpt|gguf|index|json|npz|h5|zip)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Location:
-    """A model's name and its weights: a file, or the index of several. Its other files are beside them."""
+    """A model's name and its weights file, or the index of several. The model's other files lie beside it."""
 
     name: str
     weights: Path
 
 
-def find(model: str | os.PathLike[str] | None = None) -> Location:
-    """Find a model by the path of a folder or file, by a published name, or, by default, the embedded model.
+def models() -> list[Location]:
+    """Return the models that find() finds by name, the embedded one first. No tensor is read."""
+    found = []
+    for name in names():
+        with suppress(NpgptError, OSError):
+            found.append(find(name))
+    return found
 
-    Published names (gpt2, org/name) are looked for in ./weights/, in the folder that NPGPT_WEIGHTS names, beside the
-    embedded model and in the user's Hugging Face cache, in this order. Raises NpgptError with all these places if the
-    model is in none of them.
+
+def find(model: str | os.PathLike[str] | None = None) -> Location:
+    """Find a model by the path of a folder or file, or by name; the default is the embedded model.
+
+    A name (gpt2, org/name) is looked up in ./weights/, in the folder $NPGPT_WEIGHTS, beside the embedded model and in
+    the Hugging Face cache, in this order. Raises NpgptError, which lists these places, if the model is in none of them.
     """
     if model is None:
         return Location(EMBEDDED, EMBEDDED_WEIGHTS / EMBEDDED / WEIGHTS_FILE)
@@ -65,9 +66,9 @@ def find(model: str | os.PathLike[str] | None = None) -> Location:
         raise NpgptError(f"{name} is an address, and npgpt opens files of this machine: download it first")
     if os.path.lexists(path) and (what := stand_ins.described(path)):
         raise NpgptError(f"the model {path} is {what}")
-    if not places or os.path.exists(path):
+    if not places or os.path.exists(path) or ENDING.fullmatch(name):
         kind = "is neither a folder nor a regular file" if os.path.exists(path) else "does not exist"
-        raise NpgptError(f"the model {path} {kind}")
+        raise NpgptError(f"{path} {kind}")
     looked = ", ".join(dict.fromkeys(str(place.absolute()) for place in places))
     download = f"npgpt download {name} fetches it, or " if name in PUBLISHED or "/" in name else ""
     begun = [f"{place}: {what}; " for place in places if os.path.isdir(place) and (what := stand_ins.in_folder(place))]
@@ -78,7 +79,7 @@ def find(model: str | os.PathLike[str] | None = None) -> Location:
 
 
 def hub_page(name: str) -> str | None:
-    """Return the model's name where an address of the Hugging Face hub is given, of its page or of a file there."""
+    """Return the model's name in an address of the Hugging Face hub, of a page or a file; None for anything else."""
     match = re.match(r"(?i:https?:/+)?(?i:(?:www\.)?huggingface\.co|hf\.co)/+(?!datasets/|spaces/)(.+)|hf:/+(.+)", name)
     words = re.split(r"/+", re.split(r"[?#]", match[1] or match[2])[0]) if match else []
     end = next((n for n, word in enumerate(words) if word in ("", "tree", "blob", "resolve", "raw", "commits")), None)
@@ -86,30 +87,29 @@ def hub_page(name: str) -> str | None:
 
 
 def suggestion(name: str) -> str:
-    """Return in brackets the name that is meant: a page's, a cached folder's, or the nearest known. Else nothing."""
+    """Return " (did you mean NAME?)": a hub page's or cached folder's name, or the nearest known one; empty if none."""
     cached = name[len(CACHED) :].replace("--", "/") if name.startswith(CACHED) else None
-    page, known = hub_page(name) or cached, {_squeezed(known): known for known in (*ORGANISATIONS, EMBEDDED)}
-    near = difflib.get_close_matches(_squeezed(name.rpartition("/")[2]), known, 1, 0.85)
+    page = hub_page(name) or cached
+    known = {_squeezed(known): known for known in (*names(), *ORGANISATIONS, EMBEDDED)}
+    own = _squeezed(name)
+    swapped = [other for other in known if sorted(other) == sorted(own)]  # gtp2; but gpt3 is not gpt2
+    near = difflib.get_close_matches(own, known, 1, 0.85) or swapped
     meant = page or (known[near[0]] if near else name)
     return "" if name in (meant, ORGANISATIONS.get(meant)) else f" (did you mean {meant}?)"
 
 
 def _squeezed(name: str) -> str:
-    return re.sub(r"[\W_]", "", name.lower())
+    """Return a model's name without its organisation, punctuation and capitals."""
+    return re.sub(r"[\W_]", "", name.rpartition("/")[2].lower())
 
 
 def _held(folder: Path) -> str:
-    """Return a summary of what is in a folder, for a message."""
+    """Return a summary of a folder's contents for a message."""
     names = sorted(path.name for path in folder.iterdir())
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     what = stand_ins.in_folder(folder)
     what = "" if what is None else f"; {what}"
     return f"it holds {', '.join(names[:6])}{more}{what}" if names else "it is empty"
-
-
-def expanded(path: str | os.PathLike[str]) -> Path:
-    """Return the path with ~ expanded to the user's home."""
-    return Path(os.path.expanduser(path))
 
 
 def _is_name(name: str) -> bool:
@@ -119,27 +119,20 @@ def _is_name(name: str) -> bool:
 
 
 def _places(name: str) -> list[Path]:
-    """Return the folders where a model of this name may be, in order of preference."""
+    """Return the folders in which a model of this name may lie, in order of preference."""
     if name == EMBEDDED:
         return [EMBEDDED_WEIGHTS / EMBEDDED]
-    roots = [Path("weights"), EMBEDDED_WEIGHTS]
-    if own := os.environ.get("NPGPT_WEIGHTS"):
-        roots.insert(1, expanded(own))
     repositories = {name, ORGANISATIONS.get(name, name)} | {old for old, new in ORGANISATIONS.items() if new == name}
     spellings = sorted(repositories, key=lambda repository: (repository != name, repository))
-    folders = [root / spelling for root in roots for spelling in spellings]
+    folders = [root / spelling for root in roots() for spelling in spellings]
     return folders + [_snapshot(hub_cache() / f"{CACHED}{spelling.replace('/', '--')}") for spelling in spellings]
 
 
-def hub_cache() -> Path:
-    """Return the Hugging Face cache: $HF_HUB_CACHE, $HF_HOME/hub, or huggingface/hub in $XDG_CACHE_HOME or ~/.cache."""
-    home = os.environ.get("HF_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    cache = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return expanded(cache or os.path.join(home, "hub"))
-
-
 def _snapshot(repository: Path) -> Path:
-    """Return the snapshot that refs/main names, else the newest one, of those with weights; else the repository."""
+    """Return the snapshot in a cached repository: the one that refs/main names, or else the newest with weights.
+
+    Returns the repository's own folder where no snapshot has weights.
+    """
     main = repository / "refs" / "main"
     try:
         is_ref = main.is_file() and main.stat().st_size <= REVISION.most

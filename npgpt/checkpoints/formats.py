@@ -1,4 +1,4 @@
-"""Recognise a file's format by its content and read it. A new format is a module and a row in READERS."""
+"""Recognise a checkpoint's format by its content and read it. A new format is a module and a row in READERS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from . import gguf, llmc, safetensors, sharded, stand_ins, tensorflow, torch_zip
 from .files import INDEX, read_bytes, reading
 from .tensor import Contents
 
-# Whether a file's first and last bytes are of the format, and the function that reads it.
+# A test of a file's first and last bytes, and the function that reads files of that format.
 READERS: tuple[tuple[Callable[[bytes, bytes], bool], Callable[[Path], Contents]], ...] = (
     (torch_zip.recognises, torch_zip.read),
     (gguf.recognises, gguf.read),
@@ -19,7 +19,7 @@ READERS: tuple[tuple[Callable[[bytes, bytes], bool], Callable[[Path], Contents]]
     (tensorflow.recognises, tensorflow.read),
     (safetensors.recognises, safetensors.read),
 )
-# What a folder is searched for first; the names say nothing about the format.
+# Preferred file names in a folder; the content alone determines the format.
 WEIGHTS_FILE = "model.safetensors"
 PREFERRED = (
     WEIGHTS_FILE,
@@ -34,7 +34,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 def read(path: Path, *, may_be_index: bool = True) -> Contents:
     """Read a checkpoint's file, or the files that an index lists.
 
-    Raises NpgptError for an unknown format and as the readers do, OSError where the file cannot be opened.
+    Raises NpgptError for an unknown format and as the readers do, OSError if the file cannot be opened.
     """
     head, tail = _ends(path)
     if may_be_index and (part := stand_ins.part(path)) is not None:
@@ -43,9 +43,7 @@ def read(path: Path, *, may_be_index: bool = True) -> Contents:
         contents = reader(path)
         tensors = contents.tensors.items()
         if stub := [name for name, tensor in tensors if tensor.shape == (0,) and name.endswith(".weight")]:
-            raise NpgptError(
-                f"{path}: {stub[0]:.80} is empty, as a stub's tensors are that is left of {stand_ins.ZERO}"
-            )
+            raise NpgptError(f"{path}: {stub[0]:.80} has no elements: this is a stub that belongs to {stand_ins.ZERO}")
         return contents
     if may_be_index and head.lstrip().startswith(b"{"):
         return sharded.read(path, lambda file: read(file, may_be_index=False))
@@ -55,8 +53,8 @@ def read(path: Path, *, may_be_index: bool = True) -> Contents:
 def find(folder: Path) -> Path | None:
     """Return the checkpoint in a folder: the one with a usual name, else the only one of a known format, else None.
 
-    An adapter has a usual name too. Of several TensorFlow checkpoints it is the one that the file `checkpoint` names.
-    Raises NpgptError if there are several others, OSError where the folder cannot be read.
+    Adapters have usual names too. Among several TensorFlow checkpoints, the file `checkpoint` names the latest. Raises
+    NpgptError if the choice is ambiguous, OSError if the folder cannot be read.
     """
     usual = [folder / name for name in PREFERRED if (folder / name).is_file()][:1]
     usual += [folder / name for name in ADAPTERS if (folder / name).is_file()][:1]
@@ -64,7 +62,7 @@ def find(folder: Path) -> Path | None:
         return usual[0]
     if usual:
         raise NpgptError(
-            f"the folder {folder} has a model, {usual[0].name}, and an adapter, {usual[1].name}; say which"
+            f"the folder {folder} has a model, {usual[0].name}, and an adapter, {usual[1].name}; give one of them"
         )
     known = [path for path in sorted(folder.iterdir()) if path.is_file() and stand_ins.part(path) is None]
     known = [path for path in known if _reader(*_ends(path)) is not None]
@@ -76,7 +74,7 @@ def find(folder: Path) -> Path | None:
         known = [path for path in known if path.name == f"{name}.index"] or known
     if len(known) > 1:
         names = ", ".join(path.name for path in known[:8])
-        raise NpgptError(f"the folder {folder} has several checkpoints: {names}; say which")
+        raise NpgptError(f"the folder {folder} has several checkpoints: {names}; give one of them")
     return known[0] if known else None
 
 
@@ -85,7 +83,7 @@ def _reader(head: bytes, tail: bytes) -> Callable[[Path], Contents] | None:
 
 
 def _ends(path: Path) -> tuple[bytes, bytes]:
-    """Return a file's first and last bytes. Raises NpgptError where it is not a regular file."""
+    """Return a file's first and last 64 bytes. Raises NpgptError if it is not a regular file."""
     with reading(path) as file:
         head = file.read(64)
         file.seek(-min(64, os.fstat(file.fileno()).st_size), os.SEEK_END)
@@ -94,4 +92,4 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
 
 def _unknown(head: bytes) -> str:
     known = "safetensors, torch.save's ZIP, a TensorFlow .index, llm.c's .bin, GGUF"
-    return f"no checkpoint that npgpt reads ({known}): it begins with {head[:8]!r}" if head else "empty: 0 bytes"
+    return f"not a checkpoint that npgpt reads ({known}): it begins with {head[:8]!r}" if head else "empty: 0 bytes"

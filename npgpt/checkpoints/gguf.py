@@ -1,7 +1,8 @@
-"""The GGUF format, versions 2 and 3: llama.cpp's.
+"""Read GGUF files, llama.cpp's format, in versions 2 and 3.
 
-"GGUF", u32 version, u64 number of tensors, u64 number of keys; the keys with their values; the tensors' names, sizes
-(fastest-varying first, the reverse of NumPy's), types and offsets; padding; data. ggml-org/ggml, docs/gguf.md.
+A file is "GGUF", u32 version, u64 tensor count, u64 key count; the keys with their values; each tensor's name, shape
+(fastest-varying dimension first, the reverse of NumPy's order), type and offset; padding; data. The specification is
+ggml-org/ggml, docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ VERSIONS = (2, 3)
 NUMBERS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "b1", 10: "u8", 11: "i8", 12: "f8"}
 STRING, ARRAY = 8, 9
 TYPES = {0: "float32", 1: "float16", 24: "int8", 25: "int16", 26: "int32", 27: "int64", 28: "float64", 30: "bfloat16"}
-# ggml's quantised types: name, (values in a block of a row, bytes that a block takes) (ggml/src/ggml-common.h)
+# ggml's quantised types: name, (values per block, bytes per block); see ggml/src/ggml-common.h
 QUANTISED = {
     2: ("Q4_0", (32, 18)),
     3: ("Q4_1", (32, 20)),
@@ -54,8 +55,8 @@ QUANTISED = {
     40: ("NVFP4", (64, 36)),
     41: ("Q1_0", (128, 18)),
 }
-MOST_ENTRIES = 2**16  # tensors, and keys; gpt2-xl has 580 tensors
-MOST_ITEMS = 2**20  # of all the lists in a file's keys; GPT-2's vocabulary has 100,258
+MOST_ENTRIES = 2**16  # for tensors and for keys; gpt2-xl has 580 tensors
+MOST_ITEMS = 2**20  # in all lists of a file's keys together; GPT-2's vocabulary takes 100,258
 CONFIG = {
     "gpt2.block_count": "n_layer",
     "gpt2.attention.head_count": "n_head",
@@ -66,42 +67,42 @@ CONFIG = {
     "gpt2.vocab_size": "vocab_size",
     "tokenizer.ggml.bos_token_id": "bos_token_id",
 }
-# any of these ends a text in llama.cpp: of the text, of a turn, of a message
+# llama.cpp ends a text at any of these: end of text, end of turn, end of message
 ENDS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
 TOKENS, MERGES, TOKEN_TYPES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges", "tokenizer.ggml.token_type"
-CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # a token's type: special; always one token; a row that pads the vocabulary
-SPLITTERS = ("gpt-2",)  # what tokenizer.ggml.pre calls GPT-2's way of cutting text; a file may leave it out
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5  # token types: special; never split; padding of the vocabulary
+SPLITTERS = ("gpt-2",)  # GPT-2's pre-tokenizer in tokenizer.ggml.pre, an optional key
 
 
 def recognises(head: bytes, tail: bytes) -> bool:
-    """Return whether a file begins with the magic."""
+    """Return whether a file begins with GGUF's magic number."""
     return head.startswith(b"GGUF")
 
 
 class Values(Cursor):
-    """The values of a GGUF file behind its magic."""
+    """A cursor over the values of a GGUF file, after its magic number."""
 
-    items = 0  # texts and lists within lists, each an object of Python's, so far
+    items = 0  # list items read so far, except numbers; each becomes a Python object
 
     @functools.cached_property
     def order(self) -> Literal["<", ">"]:
-        """Return the byte order: a file of the other one has its version in the upper half."""
+        """Return the byte order; read in the wrong one, the version is 2**16 or more."""
         return "<" if int.from_bytes(self.data[4:8], "little") < 2**16 else ">"
 
     def number(self, kind: str) -> int:
-        """Return a number of one of struct's kinds."""
+        """Read an integer of a struct format character."""
         (value,) = struct.unpack(self.order + kind, self.take(struct.calcsize(self.order + kind)))
         return int(value)
 
     def text(self) -> str:
-        """Return a string, whose length comes before it."""
+        """Read a length-prefixed UTF-8 string. Raises NpgptError for invalid UTF-8."""
         try:
             return self.take(self.number("Q")).decode("utf-8")
         except UnicodeDecodeError as error:
-            raise NpgptError(f"{self.source}: a string that ends at byte {self.at} is not UTF-8: {error}") from None
+            raise NpgptError(f"{self.source}: the string that ends at byte {self.at} is not UTF-8: {error}") from None
 
     def value(self, kind: int, depth: int = 0) -> Any:
-        """Return a number, a truth value, a text, or a list of them."""
+        """Read a number, bool, string, or list of them, of one of GGUF's value types."""
         if kind == STRING:
             return self.text()
         if kind == ARRAY and depth < 4:
@@ -110,45 +111,45 @@ class Values(Cursor):
                 dtype = np.dtype(NUMBERS[inner]).newbyteorder(self.order)
                 return np.frombuffer(self.take(length * dtype.itemsize), dtype)
             self.items += length
-            if length > len(self.data) // 8:  # the length of a text alone takes 8 bytes
-                raise NpgptError(f"{self.source} is cut short: a list at byte {self.at} has {length} items")
+            if length > len(self.data) // 8:  # the length alone of each string takes 8 bytes
+                raise NpgptError(f"{self.source} is truncated: the list at byte {self.at} has {length} items")
             if self.items > MOST_ITEMS:
-                raise NpgptError(f"{self.source}: its lists have more than {MOST_ITEMS} items, as no GPT-2's have")
+                raise NpgptError(f"{self.source}: its lists have more than {MOST_ITEMS} items, too many for a GPT-2")
             return [self.value(inner, depth + 1) for _ in range(length)]
         if kind not in NUMBERS:
-            raise NpgptError(f"{self.source}: a value of the unknown type {kind} ends at byte {self.at}")
+            raise NpgptError(f"{self.source}: the value at byte {self.at} has the unknown type {kind}")
         number = np.frombuffer(self.take(np.dtype(NUMBERS[kind]).itemsize), NUMBERS[kind])
         value = number.view(number.dtype.newbyteorder(self.order))[0]
-        # the shortest text that is this float32 gives back 1e-5, where its exact value is 9.999999747378752e-06
+        # a float32's shortest decimal form recovers 1e-5; its exact value is 9.999999747378752e-06
         return float(str(value)) if NUMBERS[kind] == "f4" else value.item()
 
 
 def read(path: Path) -> Contents:
-    """Map a GGUF file with its configuration, and its vocabulary if that is byte-level BPE.
+    """Map a GGUF file and read its configuration and, when asked for, its vocabulary.
 
-    Raises NpgptError, naming the tensor or key, for whatever is malformed, for another architecture than gpt2, and for
-    tensors that overlap or leave the file. A quantised tensor is widened when it is used.
+    Quantised tensors are dequantised when they are used. Raises NpgptError, naming the tensor or key, for a malformed
+    file, for an architecture other than gpt2, and for tensors that overlap or extend beyond the file.
     """
     data = map_file(path)
     cursor = Values(str(path), data, at=4)
     version, n_tensors, n_keys = cursor.number("I"), cursor.number("Q"), cursor.number("Q")
     if version not in VERSIONS:
-        raise NpgptError(f"{path} is GGUF of version {version}; read are {' and '.join(map(str, VERSIONS))}")
+        raise NpgptError(f"{path} is GGUF version {version}, but npgpt reads only {' and '.join(map(str, VERSIONS))}")
     if max(n_tensors, n_keys) > MOST_ENTRIES:
-        raise NpgptError(f"{path} states {n_tensors} tensors and {n_keys} keys; read are {MOST_ENTRIES} at most")
+        raise NpgptError(f"{path} has {n_tensors} tensors and {n_keys} keys, but npgpt reads at most {MOST_ENTRIES}")
     keys: dict[str, Any] = {}
     for _ in range(n_keys):
         key = cursor.text()
         if key in keys:
-            raise NpgptError(f"{path}: the key {key:.80} stands twice")
+            raise NpgptError(f"{path}: duplicate key {key:.80}")
         keys[key] = cursor.value(cursor.number("I"))
     architecture = keys.get("general.architecture")
     if not isinstance(architecture, str) or architecture != "gpt2":
-        raise NpgptError(f"{path}: general.architecture is {architecture!r:.80}, and npgpt runs 'gpt2' alone")
+        raise NpgptError(f"{path}: general.architecture is {architecture!r:.80}, but npgpt runs only 'gpt2'")
     if several := [key for key in (*CONFIG, *ENDS, "split.count") if isinstance(keys.get(key), (list, np.ndarray))]:
-        raise NpgptError(f"{path}: {several[0]} is a list, and a GPT-2 has one number there")
+        raise NpgptError(f"{path}: {several[0]} is a list, but GPT-2 has a single number there")
     if keys.get("split.count", 1) != 1:
-        raise NpgptError(f"{path} is one of several parts: join them with llama-gguf-split --merge")
+        raise NpgptError(f"{path} is one part of a split file: join the parts with llama-gguf-split --merge")
     tensors = _tensors(path, data, cursor, n_tensors, keys.get("general.alignment", 32))
     fields = {name: keys[key] for key, name in CONFIG.items() if key in keys}
     fields["eos_token_id"] = [*dict.fromkeys(keys[key] for key in ENDS if key in keys)]
@@ -159,16 +160,16 @@ def read(path: Path) -> Contents:
 
 
 def _tensors(path: Path, data: mmap.mmap, cursor: Values, count: int, alignment: object) -> dict[str, Tensor]:
-    """Read the directory and check that each tensor behind it is aligned, within the file and apart from the others."""
+    """Read the tensor directory and check that every tensor is aligned, lies within the file and overlaps no other."""
     if type(alignment) is not int or alignment < 1:
-        raise NpgptError(f"{path}: general.alignment must be a whole number from 1, not {alignment!r:.40}")
+        raise NpgptError(f"{path}: general.alignment must be a positive whole number, not {alignment!r:.40}")
     entries: dict[str, tuple[int, tuple[int, ...], int]] = {}
     for _ in range(count):
         name, n_dims = cursor.text(), cursor.number("I")
         if name in entries:
-            raise NpgptError(f"{path}: the tensor {name:.80} stands twice")
+            raise NpgptError(f"{path}: duplicate tensor {name:.80}")
         if n_dims > 8:
-            raise NpgptError(f"{path}: {name:.80} has {n_dims} dimensions; ggml has 4 at most")
+            raise NpgptError(f"{path}: {name:.80} has {n_dims} dimensions, but ggml allows at most 4")
         shape = tuple(cursor.number("Q") for _ in range(n_dims))[::-1]
         check_shape(path, name, shape)
         entries[name] = cursor.number("I"), shape, cursor.number("Q")
@@ -177,67 +178,65 @@ def _tensors(path: Path, data: mmap.mmap, cursor: Values, count: int, alignment:
     end, last = 0, ""
     for name, (kind, shape, offset) in sorted(entries.items(), key=lambda item: item[1][2]):
         if offset % alignment:
-            raise NpgptError(f"{path}: {name:.80} begins at {offset} of the data, no multiple of {alignment}")
+            raise NpgptError(f"{path}: {name:.80} has offset {offset}, which is not a multiple of {alignment}")
         if offset < end:
-            raise NpgptError(
-                f"{path}: {name:.80} begins at {offset} of the data, within {last:.80}, which ends at {end}"
-            )
+            raise NpgptError(f"{path}: {name:.80} at offset {offset} overlaps {last:.80}, which ends at offset {end}")
         dtype, block = QUANTISED.get(kind, (TYPES.get(kind, f"of the unknown type {kind}"), None))
         if block and (not shape or shape[-1] % block[0]):
             raise NpgptError(
-                f"{path}: {name:.80} is {dtype}, in blocks of {block[0]} values, which do not divide the rows of "
+                f"{path}: {name:.80} is {dtype}, whose blocks of {block[0]} values do not divide the rows of "
                 f"{list(shape)}"
             )
         big_endian = cursor.order == ">"
         tensor = Tensor(path, name, data, dtype, shape, start + offset, big_endian=big_endian, block=block)
         end, last = offset + (tensor.nbytes if block or dtype in FLOATS else 1), name
         if start + end > len(data):
-            raise NpgptError(f"{path} is cut short: {name:.80} ends at byte {start + end}, the file at {len(data)}")
+            raise NpgptError(f"{path} is truncated: {name:.80} ends at byte {start + end}, the file at {len(data)}")
         widen = functools.partial(_widened, tensor, kind) if block else None
         tensors[name] = dataclasses.replace(tensor, widen=widen)
     return tensors
 
 
 def _widened(tensor: Tensor, kind: int) -> NDArray[np.float32]:
-    """Return a quantised tensor in float32, as the package gguf makes it. Raises NpgptError where it cannot."""
+    """Return a quantised tensor as float32, dequantised by the package gguf. Raises NpgptError if gguf cannot."""
     if tensor.big_endian:
         raise NpgptError(
-            f"{tensor.path}: {tensor.name:.80} is {tensor.dtype} in a big-endian file, and quantised tensors are read "
-            "from little-endian ones: gguf-convert-endian of the package gguf makes one"
+            f"{tensor.path}: {tensor.name:.80} is {tensor.dtype} in a big-endian file, but npgpt reads quantised "
+            "tensors only from little-endian files: convert it with gguf-convert-endian (package gguf)"
         )
     try:
         from gguf import GGMLQuantizationType, quants
     except ImportError:
         raise NpgptError(
-            f'{tensor.path}: {tensor.name:.80} is quantised ({tensor.dtype}): pip install "npgpt[gguf]" widens it to '
-            "float32; or take an F16 file"
+            f"{tensor.path}: {tensor.name:.80} is quantised ({tensor.dtype}), which needs the extra gguf: "
+            'pip install "npgpt[gguf]", or use an F16 file'
         ) from None
     values, size = QUANTISED[kind][1]
     rows = (*tensor.shape[:-1], tensor.shape[-1] // values * size)
     stored = np.ndarray(rows, np.uint8, tensor.data, tensor.begin)
     try:
-        with np.errstate(all="ignore"):  # a damaged scale may be infinite: inspect says so
+        with np.errstate(all="ignore"):  # a damaged scale may be infinite: inspect reports it
             wide: NDArray[np.float32] = quants.dequantize(stored, GGMLQuantizationType(kind))
     except (NotImplementedError, ValueError):
         raise NpgptError(
-            f"{tensor.path}: {tensor.name:.80} is {tensor.dtype}, which the package gguf that is installed does not "
-            "widen: upgrade it (pip install -U gguf), or take an F16 file"
+            f"{tensor.path}: {tensor.name:.80} is {tensor.dtype}, which the installed package gguf cannot dequantise: "
+            "upgrade it (pip install -U gguf), or use an F16 file"
         ) from None
     return wide
 
 
 def _vocabulary(path: Path, keys: Mapping[str, Any]) -> dict[str, bytes]:
-    """Return vocab.json, merges.txt and tokenizer_config.json of what the file says of its vocabulary.
+    """Return the file's vocabulary as vocab.json, merges.txt and tokenizer_config.json, by name.
 
-    Raises NpgptError for a vocabulary of another kind than GPT-2's.
+    Raises NpgptError if the vocabulary is not of GPT-2's kind, byte-level BPE.
     """
     for key, known in {"model": ("gpt2",), "pre": SPLITTERS, "add_space_prefix": (False,)}.items():
         value = keys.get(f"tokenizer.ggml.{key}", known[0])
         if isinstance(value, (list, np.ndarray)) or value not in known:
-            raise NpgptError(f"{path}: tokenizer.ggml.{key} is {value!r:.60}, and npgpt reads {known[0]!r} alone")
+            raise NpgptError(f"{path}: tokenizer.ggml.{key} is {value!r:.60}, but npgpt reads only {known[0]!r}")
     tokens, merges = keys.get(TOKENS), keys.get(MERGES)
     if not isinstance(tokens, list) or not isinstance(merges, list) or not all(isinstance(t, str) for t in tokens):
-        raise NpgptError(f"{path}: {TOKENS} and {MERGES} must be lists of texts")
+        raise NpgptError(f"{path}: {TOKENS} and {MERGES} must be lists of strings")
     types = keys[TOKEN_TYPES].tolist() if isinstance(keys.get(TOKEN_TYPES), np.ndarray) else []
     kinds = dict(enumerate(types[: len(tokens)]))
     ids = {token: number for number, token in enumerate(tokens) if kinds.get(number) != UNUSED}
@@ -254,7 +253,7 @@ def _vocabulary(path: Path, keys: Mapping[str, Any]) -> dict[str, bytes]:
         if adds is not None:
             config[f"add_{name}_token"] = adds
         if adds and f"{name}_token" not in config:
-            raise NpgptError(f"{path}: add_{name}_token is set, and {name}_token_id is {number!r:.40}, no token's id")
+            raise NpgptError(f"{path}: add_{name}_token is set, but {name}_token_id is {number!r:.40}, not a token id")
     text = "\n".join(["#version: 0.2", *map(str, merges), ""])
     files = {"vocab.json": json.dumps(ids, ensure_ascii=False).encode(), "merges.txt": text.encode()}
     return files | ({"tokenizer_config.json": json.dumps(config).encode()} if config else {})

@@ -1,8 +1,8 @@
-"""llm.c's format: a header of 256 int32, then 16 arrays one after the other, each stacked over all blocks.
+"""Read llm.c's format: a header of 256 int32, then 16 consecutive arrays, each stacked over all blocks.
 
-karpathy/llm.c, train_gpt2.py (write_model) and train_gpt2.c (ParameterTensors), whose names the arrays have here.
-Linear maps are [out, in], there is no output head, and wte is padded with rows that are not part of the model: llm.c
-computes logits of the first V only. They are left out here.
+The format is defined by karpathy/llm.c, train_gpt2.py (write_model) and train_gpt2.c (ParameterTensors); the arrays
+keep their names from there. Matrices are [out, in], and there is no output head. wte is padded with rows that are not
+part of the model: llm.c computes logits only for the first V, and npgpt drops the others.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ HEADER = 256 * 4
 
 
 def recognises(head: bytes, tail: bytes) -> bool:
-    """Return whether a file begins with the magic number of a model."""
+    """Return whether a file begins with the magic number of llm.c's models."""
     return head.startswith(MODEL)
 
 
 def shapes(vocab_size: int, n_positions: int, n_layer: int, n_embd: int) -> dict[str, Shape]:
-    """Return the arrays' shapes in the order of the file."""
+    """Return the arrays' shapes by name, in the order of the file."""
     V, N, L, C = vocab_size, n_positions, n_layer, n_embd
     norm = {"w": (L, C), "b": (L, C)}
     return {
@@ -50,27 +50,27 @@ def shapes(vocab_size: int, n_positions: int, n_layer: int, n_embd: int) -> dict
 
 
 def read(path: Path) -> Contents:
-    """Map a model file. Raises NpgptError for another version, and for a size that does not fit the header."""
+    """Map a model file. Raises NpgptError for an unknown version and for a size that contradicts the header."""
     data = map_file(path)
     if len(data) < HEADER:
-        raise NpgptError(f"{path} is cut short: {len(data)} bytes, and llm.c's header alone takes {HEADER}")
+        raise NpgptError(f"{path} is truncated: {len(data)} bytes, but llm.c's header alone takes {HEADER}")
     _, version, n_positions, V, n_layer, n_head, n_embd, padded = struct.unpack("<8i", data[:32])
     if version not in DTYPES:
         raise NpgptError(
-            f"{path} is of llm.c's version {version}; read are 3 (float32) and 5 (bfloat16): "
-            "write it anew with llm.c's train_gpt2.py"
+            f"{path} is version {version} of llm.c's format, but npgpt reads only 3 (float32) and 5 (bfloat16): "
+            "write it again with a current train_gpt2.py"
         )
     if min(n_positions, V, n_layer, n_head, n_embd) < 1 or padded < V:
         raise NpgptError(
             f"{path}: its header has n_positions {n_positions}, vocab_size {V} padded to {padded}, n_layer {n_layer}, "
-            f"n_head {n_head}, n_embd {n_embd}: each must be at least 1, and the padding no smaller than vocab_size"
+            f"n_head {n_head}, n_embd {n_embd}; each must be at least 1, and the padded size at least vocab_size"
         )
     dtype = DTYPES[version]
     stacked = shapes(padded, n_positions, n_layer, n_embd)
     end = HEADER + itemsize(dtype) * sum(map(prod, stacked.values()))
     if end != len(data):
         raise NpgptError(
-            f"{path} is cut short or overlong: by its header it ends at byte {end}, the file at {len(data)}"
+            f"{path} is truncated or too long: by its header it should have {end} bytes, but it has {len(data)}"
         )
     tensors: dict[str, Tensor] = {}
     begin = HEADER

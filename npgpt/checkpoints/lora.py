@@ -1,9 +1,9 @@
-"""LoRA adapters of the package peft, merged into their base on load: W + alpha / r · B A.
+"""Merge LoRA adapters of the package peft into their base model on load: W + alpha / r · B A.
 
-    adapter_config.json, and adapter_model.safetensors or .bin, or a whole state dict that was saved without merging
+    adapter_config.json, and adapter_model.safetensors or .bin, or a complete state dict that was saved unmerged
 
-A layer's two factors are A [r, in] and B [out, r]. Merging is done on canonical names, in which a matrix is [in, out],
-so that an adapter of Hugging Face's model also fits that model in any other form that npgpt reads.
+A layer's two factors are A [r, in] and B [out, r]. They are merged under canonical names, where a matrix is [in, out].
+An adapter of Hugging Face's model therefore fits that model in every format and naming scheme that npgpt reads.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .formats import ADAPTER_CONFIG, ADAPTERS
 from .names import BLOCK, SCHEMES, THIRDS
 from .tensor import Contents, Source, Tensor, cast, same_bits
 
-# Settings that npgpt honours, and those that only say how the adapter was made: its numbers are in its tensors.
+# Settings that npgpt honours, and settings that only describe training: their effect is in the tensors already.
 HONOURED = frozenset("peft_type base_model_name_or_path r lora_alpha use_rslora rank_pattern alpha_pattern".split())
 WITHOUT_EFFECT = frozenset(
     """
@@ -37,25 +37,25 @@ WITHOUT_EFFECT = frozenset(
     qalora_group_size runtime_config target_modules task_type
     """.split()
 )
-# of init_lora_weights: those that leave the base's weights as they were
+# values of init_lora_weights that leave the base's weights unchanged
 INNOCENT = (True, False, None, "gaussian", "eva", "orthogonal")
 PREFIX = "base_model.model."
 FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 FOREIGN = re.compile(r"(?:^|\.)(?:lora_|lora\.|token_adapter\.|ia3_|original_module\.|prompt_)")
-WHOLE = {"wte.weight", "wpe.weight", "ln_f.weight"}  # what a model has, and its adapter, as a rule, has not
-# an adapter's own vocabulary, which then wins, or is refused by name where it is of another kind
+WHOLE = {"wte.weight", "wpe.weight", "ln_f.weight"}  # tensors that a complete model has and an adapter rarely has
+# An adapter's own vocabulary replaces the base's; if it is of another kind, reading it is an error, not skipped.
 VOCABULARIES = ("tokenizer.json", "vocab.json", "encoder.json", "vocab.tiktoken", "spiece.model", "tokenizer.model")
-ENLARGED = ("wte.weight", "lm_head.weight")  # which may have got rows for new tokens
-BOOK = re.compile(r"(.+\.)?lora\.[AB]")  # LLMs-from-scratch's, appendix E, whose A is [in, r] and B [r, out]
+ENLARGED = ("wte.weight", "lm_head.weight")  # these may have additional rows for new tokens
+BOOK = re.compile(r"(.+\.)?lora\.[AB]")  # LLMs-from-scratch, appendix E; A is [in, r], B is [r, out]
 BY_HAND = (
-    "alpha is in no file: add alpha * (lora.A @ lora.B).T to each linear.weight, put the linear layers back in their "
-    "places, and save that model"
+    "no file states alpha: add alpha * (lora.A @ lora.B).T to each linear.weight, replace each LoRA layer by its "
+    "linear layer, and save that model"
 )
-MERGE = "merge it in peft (model.merge_and_unload()) and save the whole model"
+MERGE = "merge it in peft (model.merge_and_unload()) and save the complete model"
 
 
 class LowRank(NamedTuple):
-    """What an adapter adds to a matrix: scale · B A, or to one third of it, that of queries, keys or values."""
+    """A low-rank update of a matrix, scale · B A; third selects queries, keys or values, None the whole matrix."""
 
     a: Tensor  # [r, in]
     b: Tensor  # [out, r]
@@ -63,7 +63,7 @@ class LowRank(NamedTuple):
     third: int | None
 
     def added(self, matrix: NDArray[np.float64], in_out: bool) -> NDArray[np.float64]:
-        """Return the matrix [in, out], or [out, in], with the product added in float64."""
+        """Return the matrix, [in, out] or [out, in], plus the update, in float64."""
         product = self.scale * (self.b.load("float64") @ self.a.load("float64"))
         product = product.T if in_out else product
         if self.third is None:
@@ -78,7 +78,7 @@ Updates = Mapping[str, tuple[LowRank, ...]]  # by canonical name
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter's tensors: factors by layer and letter, and those that stand in place of the base's own."""
+    """An adapter's settings and tensors: factors {layer: {"A" or "B": tensor}}, and tensors that replace the base's."""
 
     path: Path
     settings: Mapping[str, Any]
@@ -88,9 +88,10 @@ class Adapter:
     def merged(
         self, tensors: Mapping[str, Tensor], sources: Mapping[str, Source]
     ) -> tuple[dict[str, Tensor], dict[str, Source], Updates]:
-        """Return the base's tensors and sources with the adapter's own, and what is added to them.
+        """Return the base's tensors and sources with the adapter's replacements, and the low-rank updates.
 
-        Raises NpgptError for what the base does not have, has in another shape, or ties to something else.
+        Raises NpgptError for a layer that the base lacks, a shape that does not fit, or a change to only one of two
+        tied tensors.
         """
         tensors, sources = dict(tensors), dict(sources)
         updates: dict[str, tuple[LowRank, ...]] = {}
@@ -100,22 +101,22 @@ class Adapter:
             ours += f".{end}"
             theirs = sources.get("wte.weight" if ours == "lm_head.weight" else ours)
             if theirs is None or third is not None or (".c_" in ours and end == "weight"):
-                raise NpgptError(f"{self.path} holds {tensor.name:.200}, which npgpt does not merge: {MERGE}")
+                raise NpgptError(f"{self.path} contains {tensor.name:.200}, which npgpt cannot merge: {MERGE}")
             expected = theirs.shape(tensors) or tensor.shape
             rows = tensor.shape[:1] if ours in ENLARGED else expected[:1]
-            _check(self.path, tensor, tensor.shape, (*rows, *expected[1:]))
+            _check(self.path, tensor, (*rows, *expected[1:]))
             tensors[tensor.name], sources[ours] = tensor, Source((tensor.name,))
         for layer, found in self.factors.items():
             ours, third = _canonical(layer)
             ours += ".weight"
             if not (".c_" in ours or ours == "lm_head.weight") or (shape := _shape(sources, tensors, ours)) is None:
-                raise NpgptError(f"{self.path} adapts {layer:.200}, which its base does not have as a matrix: {MERGE}")
+                raise NpgptError(f"{self.path} adapts {layer:.200}, which is not a matrix of its base model: {MERGE}")
             if found.keys() != {"A", "B"}:
-                raise NpgptError(f"{self.path} has only factor {''.join(found)} of {layer:.200}: it is incomplete")
+                raise NpgptError(f"{self.path} is incomplete: it has only factor {''.join(found)} of {layer:.200}")
             n_in, n_out = shape if ".c_" in ours else shape[::-1]
             rank = self._stated("rank_pattern", layer, "r")
-            _check(self.path, found["A"], found["A"].shape, (rank, n_in))
-            _check(self.path, found["B"], found["B"].shape, (n_out if third is None else n_out // 3, rank))
+            _check(self.path, found["A"], (rank, n_in))
+            _check(self.path, found["B"], (n_out if third is None else n_out // 3, rank))
             if any(update.third == third for update in updates.get(ours, ())):
                 raise NpgptError(f"{self.path} adapts {ours} twice, once as {layer:.200}: {MERGE}")
             scale = self._scale(layer, found["A"].shape[0])
@@ -124,14 +125,14 @@ class Adapter:
         return tensors, sources, updates
 
     def _scale(self, layer: str, rank: int) -> float:
-        """Return alpha / r, or alpha / √r where rslora is set."""
+        """Return alpha / r, or alpha / √r if use_rslora is set. Raises NpgptError if that is not a finite number."""
         alpha = self._stated("alpha_pattern", layer, "lora_alpha")
         if type(alpha) not in (int, float) or not abs(alpha) <= sys.float_info.max or rank < 1:
-            raise NpgptError(f"{self.path}: alpha of {layer:.200} is {alpha!r:.40} and its r {rank}, no scale")
+            raise NpgptError(f"{self.path}: {layer:.200} has alpha {alpha!r:.40} and r {rank}, which give no scale")
         return float(alpha / math.sqrt(rank) if self.settings.get("use_rslora") else alpha / rank)
 
     def _stated(self, pattern: str, layer: str, default: str) -> Any:
-        """Return what the settings state for a layer: the first pattern that its name ends in, else the default."""
+        """Return a layer's setting: that of the first pattern that matches the end of its name, else the default."""
         patterns = self.settings.get(pattern) or {}
         if not isinstance(patterns, dict) or not all(re.fullmatch(r"\^?[\w.]+", key) for key in patterns):
             raise _refusal(self.path, pattern, patterns)
@@ -140,7 +141,7 @@ class Adapter:
         return self.settings.get(default) if found is None else patterns[found]
 
     def _check_ties(self, tensors: Mapping[str, Tensor], sources: Mapping[str, Source], updates: Updates) -> None:
-        """Raise NpgptError where one of a head and embeddings that are tied in the base would change alone."""
+        """Raise NpgptError if the base ties head and embeddings, and the adapter changes only one of them."""
         own = {tensor.name for tensor in self.replaced.values()}
         head, wte = (sources.get(name) for name in ("lm_head.weight", "wte.weight"))
         changed = [name for name, source in (("lm_head", head), ("wte", wte)) if source and source.parts[0] in own]
@@ -149,24 +150,24 @@ class Adapter:
             return
         tied = head is None or same_bits(tensors[head.parts[0]], tensors[wte.parts[0]])
         if tied and len(set(changed)) == 1:
-            raise NpgptError(f"{self.path} changes {changed[0]}, and GPT-2's head is tied to wte: {MERGE}")
+            raise NpgptError(f"{self.path} changes only {changed[0]}, but the base ties lm_head to wte: {MERGE}")
 
 
 def opened(path: Path, contents: Contents) -> tuple[Path, Contents, Adapter | None]:
-    """Return a checkpoint as it is, or an adapter's base and the adapter; first the file that has the configuration.
+    """Return a checkpoint unchanged, or, for an adapter, its base model and the adapter.
 
-    Raises NpgptError for an adapter of another kind than LoRA, for settings that npgpt does not honour, where there is
-    no adapter_config.json, and where the base is not here.
+    The path returned is that of the file whose folder has the configuration. Raises NpgptError for an adapter that is
+    not LoRA, for a setting that npgpt does not honour, and if adapter_config.json or the base model is missing.
     """
     if path.name not in ADAPTERS and not any(map(FOREIGN.search, contents.tensors)):
         return path, contents, None
     source, example = path.with_name(ADAPTER_CONFIG), next(filter(FOREIGN.search, contents.tensors), "its name")
     if BOOK.fullmatch(example):
-        raise NpgptError(f"{path} has LoRA layers that are not merged ({example:.200}), and {BY_HAND}")
+        raise NpgptError(f"{path} has unmerged LoRA layers ({example:.200}), and {BY_HAND}")
     if not source.is_file():
         raise NpgptError(
-            f"{path} is an adapter that is not merged ({example:.200}), and {ADAPTER_CONFIG}, which states alpha and "
-            f"the base, is not beside it: put it there, or {MERGE}"
+            f"{path} is an unmerged adapter ({example:.200}), but {ADAPTER_CONFIG}, which states alpha and the base "
+            f"model, is not beside it: put it there, or {MERGE}"
         )
     settings = strict_json.read_file(source)
     _check_settings(source, settings)
@@ -174,47 +175,47 @@ def opened(path: Path, contents: Contents) -> tuple[Path, Contents, Adapter | No
     names = {f"{_canonical(name.rpartition('.')[0])[0]}.{name.rpartition('.')[2]}" for name in rest}
     if names >= WHOLE and all(f"{layer}.weight" in rest for layer in factors):
         tensors = {name.removeprefix(PREFIX): tensor for name, tensor in rest.items()}
-        whole = dataclasses.replace(contents, format=f"{contents.format}, its LoRA adapter merged", tensors=tensors)
+        whole = dataclasses.replace(contents, format=f"{contents.format}, LoRA adapter merged", tensors=tensors)
         return path, whole, Adapter(path, settings, factors, {})
     base = _base(path, source, settings)
     found = formats.read(base)
     if base.name in ADAPTERS or any(map(FOREIGN.search, found.tensors)):
-        raise NpgptError(f"{path}: its base {base} is an adapter too; npgpt merges one: {MERGE}")
-    speaks = any((path.parent / name).exists() for name in VOCABULARIES)
+        raise NpgptError(f"{path}: its base {base} is an adapter too, but npgpt merges only one: {MERGE}")
+    has_vocabulary = any((path.parent / name).exists() for name in VOCABULARIES)
     whole = dataclasses.replace(
         found,
         format=f"{found.format} with the LoRA adapter {path}",
         files=(*found.files, *contents.files, source),
         outdated=frozenset({"vocab_size"} if "wte.weight" in names else ()),
-        home=path if speaks else base,
-        vocabulary=None if speaks else found.vocabulary,  # GGUF's own
+        home=path if has_vocabulary else base,
+        vocabulary=None if has_vocabulary else found.vocabulary,  # embedded in a GGUF file
     )
     return base, whole, Adapter(path, settings, factors, rest)
 
 
 def check_merged(tensors: Iterable[str], title: str) -> None:
-    """Raise NpgptError where a module has layers that an adapter wraps."""
+    """Raise NpgptError if a module's tensors include an adapter's; title names the module in errors."""
     if (example := next(filter(FOREIGN.search, tensors), None)) is not None:
         out = f", and {BY_HAND}" if BOOK.fullmatch(example) else ": give model.merge_and_unload()"
-        raise NpgptError(f"{title} has an adapter that is not merged ({example:.200}){out}")
+        raise NpgptError(f"{title} has an unmerged adapter ({example:.200}){out}")
 
 
 def updated(stored: NDArray[Any], dtype: str, name: str, updates: Iterable[LowRank]) -> tuple[NDArray[Any], str]:
-    """Return a canonical tensor with updates added, in float64, and that dtype."""
+    """Return a canonical tensor with low-rank updates added, and its dtype, float64."""
     matrix = cast(stored, dtype, "float64", name)
-    with np.errstate(over="ignore", invalid="ignore"):  # a damaged factor: inspect tells what is not finite
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged factor: inspect reports non-finite values
         for update in updates:
             matrix = update.added(matrix, in_out=".c_" in name)
     return matrix, "float64"
 
 
 def _check_settings(source: Path, settings: Mapping[str, Any]) -> None:
-    """Raise NpgptError for a setting that would change numbers and is not honoured."""
+    """Raise NpgptError for a setting that affects the result and that npgpt does not honour."""
     if settings.get("peft_type") != "LORA":
         raise _refusal(source, "peft_type", settings.get("peft_type"))
     if (init := settings.get("init_lora_weights")) not in INNOCENT:  # PiSSA and OLoRA change the base too
         raise _refusal(source, "init_lora_weights", init)
-    if type(rslora := settings.get("use_rslora")) not in (bool, type(None)):  # "false" counts as true in Python
+    if type(rslora := settings.get("use_rslora")) not in (bool, type(None)):  # the string "false" is true in Python
         raise _refusal(source, "use_rslora", rslora)
     known = HONOURED | WITHOUT_EFFECT | {"init_lora_weights"}
     for key, value in settings.items():
@@ -223,13 +224,13 @@ def _check_settings(source: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _refusal(source: Path, key: str, value: object) -> NpgptError:
-    return NpgptError(f"{source}: {key:.80} is {value!r:.80}, with which npgpt merges no adapter: {MERGE}")
+    return NpgptError(f"{source}: {key:.80} is {value!r:.80}, which npgpt does not support: {MERGE}")
 
 
 def _sorted(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """Return factors by layer, and all other tensors by the names that they have in the base.
+    """Return the factors by layer, and all other tensors by their names in the base model.
 
-    Raises NpgptError for what is neither, and for several adapters.
+    Raises NpgptError for a tensor that is neither, and if there is no adapter or more than one.
     """
     factors: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, Tensor] = {}
@@ -241,50 +242,51 @@ def _sorted(path: Path, tensors: Mapping[str, Tensor]) -> tuple[dict[str, dict[s
             continue
         bare = re.sub(r"\.modules_to_save(?:\.default)?(?=\.)", "", name.replace(".base_layer.", "."))
         if ".original_module." in name and name.replace("original_module", "modules_to_save.default") in tensors:
-            continue  # its copy in modules_to_save is the one in use
+            continue  # the copy in modules_to_save replaces it
         if FOREIGN.search(bare) or bare in rest:
-            raise NpgptError(f"{path} holds {name:.200}, with which npgpt merges no adapter: {MERGE}")
+            raise NpgptError(f"{path} contains {name:.200}, which npgpt cannot merge: {MERGE}")
         rest[bare] = tensor
     if not factors or len(adapters) > 1:
         what = f"several LoRA adapters, {', '.join(sorted(adapters)):.200}" if factors else "no LoRA adapter"
-        raise NpgptError(f"{path} holds {what}, and one is merged: {MERGE}")
+        raise NpgptError(f"{path} contains {what}, but npgpt merges exactly one: {MERGE}")
     return factors, rest
 
 
 def _canonical(layer: str) -> tuple[str, int | None]:
-    """Return our name of a layer, whatever is before it, and its third of c_attn; an unknown name as it is."""
+    """Return a layer's canonical name, without any prefix, and its third of c_attn; an unknown name is unchanged."""
     words = layer.split(".")
     for start in range(len(words)):
         theirs = ".".join(words[start:])
         match = BLOCK.search(theirs)
         starred = f"{theirs[: match.start()]}*{theirs[match.end() :]}" if match else theirs
         if ours := next((scheme.layers[starred] for scheme in SCHEMES if starred in scheme.layers), None):
-            module, _, last = ours.replace("*", match[0] if match else "*").rpartition(".")
-            return (
-                (f"{module}.c_attn", THIRDS.index(last)) if last in THIRDS else (f"{module}.{last}".lstrip("."), None)
-            )
+            canonical = ours.replace("*", match[0] if match else "*")
+            module, _, last = canonical.rpartition(".")
+            return (f"{module}.c_attn", THIRDS.index(last)) if last in THIRDS else (canonical, None)
     return layer, None
 
 
 def _shape(sources: Mapping[str, Source], tensors: Mapping[str, Tensor], name: str) -> Shape | None:
-    """Return the shape of a canonical matrix, None where there is none."""
+    """Return the shape of a canonical tensor, or None if it is missing or not a matrix."""
     shape = sources[name].shape(tensors) if name in sources else None
     return shape if shape is not None and len(shape) == 2 else None
 
 
-def _check(path: Path, tensor: Tensor, shape: Shape, expected: tuple[Any, ...]) -> None:
-    if shape != expected:
-        raise NpgptError(
-            f"{path}: {tensor.name:.200} is {list(shape)}, and {list(expected)} fits its base and settings: {MERGE}"
-        )
+def _check(path: Path, tensor: Tensor, expected: tuple[Any, ...]) -> None:
+    if tensor.shape != expected:
+        shapes = f"is {list(tensor.shape)}, but its base and settings need {list(expected)}"
+        raise NpgptError(f"{path}: {tensor.name:.200} {shapes}: {MERGE}")
 
 
 def _base(path: Path, source: Path, settings: Mapping[str, Any]) -> Path:
-    """Return the weights of an adapter's base: found by its name, or in a folder of that name beside the adapter."""
+    """Return the weights of an adapter's base model, found by its name or in a folder of that name beside the adapter.
+
+    Raises NpgptError if the name is missing or leads to no model.
+    """
     name = settings.get("base_model_name_or_path")
     if not isinstance(name, str) or not name.strip("/."):
         raise NpgptError(
-            f"{source}: base_model_name_or_path is {name!r:.80}: write there a folder, or a name such as gpt2"
+            f"{source}: base_model_name_or_path is {name!r:.80}: set it to a folder, or to a name such as gpt2"
         )
     beside = path.parent / PurePath(name).name
     missing: NpgptError | None = None
@@ -293,4 +295,4 @@ def _base(path: Path, source: Path, settings: Mapping[str, Any]) -> Path:
             return find(place).weights
         except NpgptError as error:
             missing = missing or error
-    raise NpgptError(f"{path} is a LoRA adapter whose base is not here: {missing}; or put the base into {beside}/")
+    raise NpgptError(f"{path} is a LoRA adapter whose base model is missing: {missing}; or put it into {beside}/")

@@ -1,9 +1,9 @@
-"""Naming schemes: what each program calls the tensors of GPT-2.
+"""Naming schemes: each program's names for the tensors of GPT-2.
 
-A new scheme is a Scheme in SCHEMES; CONTRIBUTING.md has an example. Its table maps their layers to ours, with `*` for
-the block's number. Queries, keys and values that are separate layers are "h.*.attn.query", "h.*.attn.key" and
-"h.*.attn.value". A layer with `*` in our name only is a stack over all blocks. The same tables serve files, state dicts
-and single parts of a module.
+A new scheme is a Scheme in SCHEMES; CONTRIBUTING.md has an example. Its table maps the program's layers to canonical
+ones, with `*` for the block index. Separate layers for queries, keys and values map to "h.*.attn.query",
+"h.*.attn.key" and "h.*.attn.value". A `*` only in the canonical name means that the tensor stacks all blocks. The same
+tables serve files, state dicts and single parts of a module.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from functools import cached_property
 from typing import Any
 
 from ..config import MOST_LAYERS
-from ..errors import NpgptError
+from ..errors import NpgptError, nearest
 from .tensor import Source, Tensor, same_bits
 
-BLOCK = re.compile(r"(?<=[.h])\d+(?=[./]|\Z)")  # a block's number: h.3.ln_1, model/h3/ln_1
-THIRDS = ("query", "key", "value")  # of c_attn, side by side
+BLOCK = re.compile(r"(?<=[.h])\d+(?=[./]|\Z)")  # a block index: h.3.ln_1, model/h3/ln_1
+THIRDS = ("query", "key", "value")  # the order of their columns in c_attn
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """One program's names for GPT-2's layers, and how its checkpoints are recognised and read."""
+    """One program's names for GPT-2's layers, and how to recognise and read its checkpoints."""
 
     name: str
     title: str
-    layers: Mapping[str, str]  # {their layer: ours}
+    layers: Mapping[str, str]  # {program's layer: canonical layer}
     ends: Mapping[str, str] = field(default_factory=lambda: {".weight": ".weight", ".bias": ".bias"})
-    dropped: str = r"(?!)"  # a pattern for whole names: buffers, an optimizer's state
-    out_in: bool = False  # matrices are stored [out, in], as torch.nn.Linear has them
-    leading_1: bool = False  # matrices are stored [1, in, out], as a convolution of width 1
-    may_lack_biases: str = r"(?!)"  # a pattern for our layers: zeros where a checkpoint has none of these biases
-    known_by: str = "h.*.attn.c_attn.weight"  # the tensor of ours that tells the scheme, together with condition
+    dropped: str = r"(?!)"  # pattern of full names to ignore: buffers, optimizer state
+    out_in: bool = False  # matrices are stored [out, in], as in torch.nn.Linear
+    leading_1: bool = False  # matrices are stored [1, in, out], as convolutions of width 1
+    may_lack_biases: str = r"(?!)"  # pattern of canonical layers; their biases are zeros if a file has none
+    known_by: str = "h.*.attn.c_attn.weight"  # the canonical tensor that, with condition, identifies the scheme
     condition: Callable[[Mapping[str, Tensor]], bool] = lambda tensors: True
-    assumes: Mapping[str, Any] = field(default_factory=dict)  # true of the program's models where nothing is stated
-    guesses_gelu: bool = False  # another program's models have the same names and another activation
-    ties: bool = False  # a configuration that says nothing of the output head means that it is wte
+    assumes: Mapping[str, Any] = field(default_factory=dict)  # the program's configuration, unless stated otherwise
+    guesses_gelu: bool = False  # another program uses the same names with another activation
+    ties: bool = False  # a configuration without a statement on the output head means that it is tied to wte
 
     @cached_property
     def tensors(self) -> dict[str, tuple[str, int]]:
-        """Return {their tensor: (ours, which part of it)}."""
+        """Return {program's tensor: (canonical tensor, index of the part)}."""
         found: dict[str, tuple[str, int]] = {}
         for layer, ours in self.layers.items():
             module, _, last = ours.rpartition(".")
@@ -51,14 +51,14 @@ class Scheme:
         return found
 
     def recognises(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Return whether unwrapped tensors have these names."""
+        """Return whether unwrapped tensors have this scheme's names."""
         known = {theirs for theirs, (ours, _) in self.tensors.items() if ours == self.known_by}
         return any(_starred(name)[0] in known for name in tensors) and self.condition(tensors)
 
     def translate(self, tensors: Mapping[str, Tensor]) -> dict[str, Source]:
-        """Return {canonical name: source} of unwrapped tensors, without what is dropped.
+        """Return {canonical name: source} of unwrapped tensors, without those that the scheme drops.
 
-        A name that the scheme does not know, or a second name for the same tensor, stays as it is: loading reports it.
+        Unknown names, and second names for the same tensor, stay unchanged; loading reports them.
         """
         found: dict[str, dict[int, Source]] = {}
         for name, tensor in tensors.items():
@@ -69,7 +69,7 @@ class Scheme:
             if part < 0:
                 made = {} if re.fullmatch(self.dropped, name) else {name: source}
             elif "*" in ours and "*" not in starred and tensor.shape and tensor.shape[0]:
-                layers = range(min(tensor.shape[0], MOST_LAYERS + 1))  # Config refuses the last
+                layers = range(min(tensor.shape[0], MOST_LAYERS + 1))  # one too many is enough for Config to reject it
                 made = {ours.replace("*", str(layer)): source._replace(entry=layer) for layer in layers}
             else:
                 entry = 0 if self.leading_1 and is_matrix and tensor.shape[:-2] == (1,) else None
@@ -87,7 +87,7 @@ class Scheme:
 
 
 def _starred(name: str) -> tuple[str, str]:
-    """Return the name with `*` for its block's number, and that number, empty where there is none."""
+    """Return the name with `*` for the block index, and that index as text, empty if there is none."""
     match = BLOCK.search(name)
     return (f"{name[: match.start()]}*{name[match.end() :]}", match[0]) if match else (name, "")
 
@@ -100,7 +100,7 @@ def _linear_is_out_in(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _is_mingpt(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether there are biases and an output head that differs from wte: nothing else tells minGPT."""
+    """Return whether there are biases and an output head that differs from wte; only these identify minGPT."""
     head, wte = tensors.get("lm_head.weight"), tensors.get("wte.weight")
     if head is None or wte is None or "ln_f.bias" not in tensors:
         return False
@@ -111,11 +111,11 @@ LAYERS = "wte wpe h.*.ln_1 h.*.attn.c_attn h.*.attn.c_proj h.*.ln_2 h.*.mlp.c_fc
 
 
 def _in_order(theirs: str, ours: Sequence[str] = LAYERS) -> dict[str, str]:
-    """Return {their layer: ours} of a program's names, which are in the same order as ours."""
+    """Return {program's layer: canonical layer}; both are in the same order."""
     return dict(zip(theirs.split(), ours, strict=True))
 
 
-# The canonical names. A saved GPT2LMHeadModel has a prefix too and, for a time, had two buffers.
+# The canonical names. A saved GPT2LMHeadModel adds a prefix and, in some versions, two buffers per block.
 HUGGING_FACE = Scheme(
     "huggingface",
     "Hugging Face's names",
@@ -124,7 +124,7 @@ HUGGING_FACE = Scheme(
     ties=True,
 )
 # karpathy/nanoGPT, model.py: the exact (erf) GELU, no biases by default, an output head that shares wte's storage.
-# karpathy/build-nanogpt has the same names, biases and the tanh form.
+# karpathy/build-nanogpt has the same names, but biases and the tanh GELU.
 NANOGPT = replace(
     HUGGING_FACE,
     name="nanogpt",
@@ -136,12 +136,12 @@ NANOGPT = replace(
     guesses_gelu=True,
     ties=False,
 )
-# karpathy/minGPT, mingpt/model.py: the tanh form, biases, an output head of its own.
+# karpathy/minGPT, mingpt/model.py: the tanh GELU, biases, a separate output head.
 MINGPT = replace(
     NANOGPT, name="mingpt", title="minGPT's names", condition=_is_mingpt, assumes={"activation_function": "gelu_new"}
 )
-# rasbt/LLMs-from-scratch, ch04: GPTModel, its variant with a KV cache, and GPTModelFast (qkv, proj, PyTorch's own
-# LayerNorm). Biases of queries, keys and values only with qkv_bias; an output head of its own.
+# rasbt/LLMs-from-scratch, ch04: GPTModel, its variant with a KV cache, and GPTModelFast (qkv, proj, PyTorch's
+# LayerNorm). Queries, keys and values have biases only with qkv_bias; the output head is separate.
 LLMS_FROM_SCRATCH = Scheme(
     "llms-from-scratch",
     "LLMs-from-scratch's names",
@@ -157,7 +157,7 @@ LLMS_FROM_SCRATCH = Scheme(
     may_lack_biases=r"h\.\d+\.attn\.c_attn",
     known_by="h.*.ln_1.weight",
 )
-# openai/gpt-2, src/model.py. A training run keeps more: slots and step counters, the graph of objects.
+# openai/gpt-2, src/model.py. A training run adds optimizer slots, step counters and the object graph.
 OPENAI = Scheme(
     "openai",
     "OpenAI's TensorFlow names",
@@ -178,7 +178,7 @@ LLAMA_CPP = Scheme(
     out_in=True,
     known_by="wpe.weight",
 )
-# karpathy/llm.c, train_gpt2.c, ParameterTensors: 16 arrays, those of blocks stacked; no output head
+# karpathy/llm.c, train_gpt2.c, ParameterTensors: 16 arrays, stacked over blocks; no output head
 LLM_C = Scheme(
     "llm.c",
     "llm.c's names",
@@ -186,21 +186,22 @@ LLM_C = Scheme(
     ends={"": ".weight", "w": ".weight", "b": ".bias"},
     out_in=True,
 )
-# in the order in which they are tried: minGPT's names are nanoGPT's too, and both are Hugging Face's
+# In the order in which they are tried: minGPT's names are also nanoGPT's, and both are also Hugging Face's.
 SCHEMES = (MINGPT, NANOGPT, HUGGING_FACE, LLMS_FROM_SCRATCH, OPENAI, LLAMA_CPP, LLM_C)
 
 
 def choose(name: str | None, tensors: Mapping[str, Tensor], source: str) -> Scheme:
-    """Return the scheme of that name, or, for None, the first one that recognises the unwrapped tensors.
+    """Return the scheme with the given name, or, for None, the first one that recognises the unwrapped tensors.
 
-    Raises NpgptError where there is none.
+    Raises NpgptError if there is none.
     """
     for scheme in SCHEMES:
         if scheme.name == name or (name is None and scheme.recognises(tensors)):
             return scheme
     if name is not None:
         known = ", ".join(scheme.name for scheme in SCHEMES)
-        raise NpgptError(f"there is no naming scheme {name!r:.80}; there are {known}")
-    names = ", ".join([tensor.name for tensor in tensors.values()][:3]) or "no tensors at all"
+        like = nearest(name, (scheme.name for scheme in SCHEMES))
+        raise NpgptError(f"unknown naming scheme {name!r:.80}{like}: give one of {known}")
+    names = ", ".join([*[tensor.name for tensor in tensors.values()][:3], "…"]) if tensors else "no tensors"
     known = ", ".join(scheme.title for scheme in SCHEMES)
-    raise NpgptError(f"{source} is no GPT-2 that npgpt knows: it has {names:.300}, …, and known are {known}")
+    raise NpgptError(f"{source} is not a GPT-2 that npgpt knows: it has {names:.300}, but npgpt knows {known}")

@@ -1,10 +1,10 @@
-"""Open a checkpoint: recognise its format and names, read its configuration, and check that they agree."""
+"""Open a checkpoint: recognise its format and naming scheme, read its configuration, and check that they agree."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,33 +29,33 @@ CONFIG_FILES = ("config.json", "hparams.json")  # Hugging Face's and OpenAI's, b
 class Checkpoint:
     """A model's files, opened and checked; almost no weights have been read yet.
 
-    sources says how each canonical tensor is made of the stored ones in tensors; updates are an adapter's, added to
-    them.
+    sources describes how to assemble each canonical tensor from the stored tensors; updates are an adapter's low-rank
+    updates.
     """
 
-    path: Path  # the file beside which the vocabulary lies
-    base: Path  # and the one beside which the configuration lies: of an adapter, always its base
+    path: Path  # the file beside the vocabulary
+    base: Path  # the file beside the configuration; for an adapter, its base model's
     contents: Contents
     scheme: Scheme
     config: Config
     unknown_keys: list[str]  # keys of the configuration that npgpt does not know
-    stated: Mapping[str, Any]  # the configuration as the files state it
+    stated: Mapping[str, Any]  # the merged configuration of the files
     ends: Ends
     shapes: dict[str, Shape]  # of the canonical tensors
     sources: dict[str, Source]
     tensors: Mapping[str, Tensor]
     updates: lora.Updates
-    notes: tuple[str, ...] = ()  # what is to be said of the checkpoint in every run
-    no_logits: str = ""  # the reason why the body has no head that gives logits of ids; empty where it has
-    guesses_gelu: bool = False  # whether nothing tells the activation
+    notes: tuple[str, ...] = ()  # shown to the user in every run
+    no_logits: str = ""  # why the model cannot compute logits over ids; empty if it can
+    guesses_gelu: bool = False  # the activation is a guess
 
     @property
     def description(self) -> str:
-        """Return the format and naming scheme as detected; CONVERTED for what npgpt writes."""
+        """Return the format and naming scheme in words; equal to CONVERTED for files that npgpt writes."""
         return f"{self.contents.format}, {self.scheme.title}"
 
     def stored(self, name: str) -> tuple[NDArray[Any], str]:
-        """Return a canonical tensor's array and dtype as stored, as a view into the mapped file if possible."""
+        """Return a canonical tensor's array and dtype as stored, as a view of the mapped file if possible."""
         source = self.sources[name]
         if not source.parts:
             return np.zeros(self.shapes[name], np.float32), "float32"
@@ -64,19 +64,19 @@ class Checkpoint:
         return (stored, dtype) if updates is None else lora.updated(stored, dtype, name, updates)
 
     def load(self, name: str, dtype: str = "float32") -> Array:
-        """Return a canonical tensor as float32 or float64, as a view into the mapped file if possible.
+        """Return a canonical tensor as float32 or float64, as a view of the mapped file if possible.
 
         Raises NpgptError for integers, a wrong checksum, and values too large for dtype.
         """
         return load(*self.stored(name), dtype, f"{self.base}: {self.stored_name(name)}")
 
     def stored_name(self, name: str) -> str:
-        """Return the name in the file of the tensor, or of its first part."""
+        """Return the file's name for a canonical tensor, or for its first part."""
         parts = self.sources[name].parts
         return self.tensors[parts[0]].name if parts else name
 
     def dtypes(self) -> set[str]:
-        """Return the stored dtypes of the tensors that are used."""
+        """Return the stored dtypes of all tensors in use."""
         return {self.tensors[part].dtype for source in self.sources.values() for part in source.parts}
 
 
@@ -88,12 +88,13 @@ def open_checkpoint(
     config: Config | None = None,
     name_scheme: str | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint's file and check that names, shapes, heads and a tied head agree with its configuration.
+    """Open a checkpoint's file and check that names, shapes, n_head and a tied head agree with its configuration.
 
-    n_head, activation and config override what the files state. Raises NpgptError with all that is wrong.
+    n_head, activation and config override the files' statements. Raises NpgptError, which lists all faults of names and
+    shapes.
     """
     if config is not None and (n_head is not None or activation is not None):
-        raise NpgptError(f"give {'activation' if n_head is None else 'n_head'} or a whole config, not both")
+        raise NpgptError(f"give {'activation' if n_head is None else 'n_head'} or config, not both")
     if not isinstance(config, Config | None):
         raise NpgptError(f"config must be an npgpt.Config, not {type(config).__name__}")
     named = _named(path, name_scheme)
@@ -111,8 +112,8 @@ def open_checkpoint(
     if config is None:
         config = configs.complete({**scheme.assumes, **stated}, shapes, n_head, source, activation)
     if "n_ctx" in stated:
-        said = f"{source} says n_ctx {stated['n_ctx']!r:.80} and n_positions {stated['n_positions']!r:.80}"
-        notes.append(f"{said}: its wpe has {config.n_positions}")
+        both = f"n_ctx {stated['n_ctx']!r:.80} and n_positions {stated['n_positions']!r:.80}"
+        notes.append(f"{source} states {both}: wpe has {config.n_positions} rows")
     if guesses := scheme.guesses_gelu and not told:
         notes.append(configs.guess(config.activation_function))
     if no_logits:
@@ -122,8 +123,8 @@ def open_checkpoint(
         ties = given or "tie_word_embeddings" in stated or (scheme.ties and bool(statements))
         if config.tie_word_embeddings and ties and not same:
             raise NpgptError(
-                f"{path}: lm_head.weight differs from wte.weight, but {'the config given' if given else source} ties "
-                "them (the default); set tie_word_embeddings to false there to use the head"
+                f"{path}: lm_head.weight differs from wte.weight, but {'the given config' if given else source} ties "
+                "them (the default): set tie_word_embeddings to false there to use lm_head"
             )
         if not given:
             config = dataclasses.replace(config, tie_word_embeddings=same)
@@ -151,33 +152,34 @@ def open_checkpoint(
 
 
 def _of_classes(shapes: Mapping[str, Shape | None]) -> str:
-    """Return why a classifier gives no logits of ids, such as LLMs-from-scratch's, whose head has a row for each class;
-    nothing for a language model.
+    """Return why a classifier cannot compute logits over ids; empty for a language model.
+
+    The head of a classifier, such as LLMs-from-scratch's, has one row per class.
     """
     (rows, *_), (vocab_size, *_) = (shapes.get(name) or (0,) for name in ("lm_head.weight", "wte.weight"))
     if not 0 < 2 * rows <= vocab_size:
         return ""
-    return f"its head gives {rows} classes and not its {vocab_size} ids: the body is read, and it writes no text"
+    return f"its head has {rows} classes, not {vocab_size} ids: npgpt reads the body but cannot generate text"
 
 
 def open_vocabulary(path: Path) -> tuple[Contents, int, Mapping[str, Any]]:
-    """Return the contents, the number of ids and the stated configuration, without checking the rest.
+    """Return a checkpoint's contents, vocabulary size and stated configuration, without checking the rest.
 
-    Raises NpgptError where there is no wte.weight.
+    Raises NpgptError if there is no wte.weight.
     """
     named = _named(path, None)
     shape = named.sources["wte.weight"].shape(named.tensors) if "wte.weight" in named.sources else None
     if shape is None or len(shape) != 2:
-        raise NpgptError(f"{path} holds no wte.weight [vocab_size, n_embd], and so no GPT-2")
+        raise NpgptError(f"{path} contains no GPT-2: it has no wte.weight [vocab_size, n_embd]")
     statements = _statements(named.path, named.contents)
     return named.contents, shape[0], configs.agreed(statements, None, str(named.path))[1]
 
 
 @dataclass(frozen=True)
 class Named:
-    """The GPT-2 in a file: its tensors, and how canonical ones are made of them.
+    """The GPT-2 in a file: its tensors, and how to assemble the canonical tensors from them.
 
-    Of an adapter they are its base's, with what it adds; path is the file beside which the configuration lies.
+    For an adapter, they are its base model's, with the adapter's updates. path is the file beside the configuration.
     """
 
     path: Path
@@ -203,26 +205,28 @@ CONVERTED = f"safetensors, {HUGGING_FACE.title}"
 
 
 def _statements(path: Path, contents: Contents) -> list[Stated]:
-    """Return what the files state of the configuration, in the checkpoint and beside it."""
+    """Return the statements of the configuration in the checkpoint and in the files beside it."""
     statements = [] if contents.stated is None else [contents.stated]
     statements += [stated for name in CONFIG_FILES if (stated := _beside(path, name)) is not None]
-    return [Stated(source, _without(fields, contents.outdated)) for source, fields in statements]
+    return [
+        Stated(source, {key: fields[key] for key in fields if configs.SPELLINGS.get(key, key) not in contents.outdated})
+        for source, fields in statements
+    ]
 
 
 def _beside(path: Path, name: str) -> Stated | None:
-    """Return what a JSON file beside the weights states, or None where it is not there; a dangling link is an error."""
+    """Return the statement of a JSON file beside the weights, or None if it does not exist.
+
+    Raises NpgptError for a dangling link and for invalid JSON.
+    """
     file = path.with_name(name)
     return Stated(str(file), strict_json.read_file(file)) if os.path.lexists(file) else None
 
 
-def _without(fields: Mapping[str, Any], outdated: Set[str]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if configs.SPELLINGS.get(key, key) not in outdated}
-
-
 def _check_size(path: Path, contents: Contents, sources: Mapping[str, Source], tensors: Mapping[str, Tensor]) -> None:
-    """Raise NpgptError where tensors share storage as no model does: they take more than twice their files."""
+    """Raise NpgptError if the tensors are more than twice as large as their files, because they share storage."""
     parts = {(part, source.entry) for source in sources.values() for part in source.parts}
     claimed = sum(tensors[part].nbytes // (tensors[part].shape[0] if entry is not None else 1) for part, entry in parts)
     held = sum(file.stat().st_size for file in contents.files)
     if claimed > 2 * held:
-        raise NpgptError(f"{path}: its tensors take {claimed} bytes, and its files hold {held}: they share storage")
+        raise NpgptError(f"{path}: its tensors take {claimed} bytes, but its files only {held}: they share storage")

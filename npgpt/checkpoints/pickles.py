@@ -1,9 +1,8 @@
-"""Pickles are never executed: a small interpreter rebuilds plain values and calls nothing but what it is handed.
+"""Read pickles without executing them: a small interpreter rebuilds plain values and calls only given functions.
 
-A pickle is a program for a stack machine; pickletools, which only disassembles, splits it into instructions. Python's
-own machine imports and calls whatever a pickle names, which is how a checkpoint can run its author's code. Here a
-global is only a name. It is looked up in a table when it is called; a call of any other name leaves a Record of what
-was to be called, which is data like the rest.
+A pickle is a program for a stack machine, which pickletools only disassembles. Python's own machine imports and calls
+whatever a pickle names, so a checkpoint can run arbitrary code. In this interpreter, a global is only a name. When it
+is called, the name is looked up in a table. A call of any other name becomes a Record of the call, which is plain data.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from typing import Any
 
 from ..errors import NpgptError
 
-MOST_STEPS = 1_000_000  # instructions; one makes one object at most, so this bounds memory
-MOST_ARGUMENTS = 16  # of a call; a long tuple of them, handed over again and again, would be copied as often
-LARGEST = 2**256  # a number; one of thousands of digits cannot even be printed
-LARGEST_KEY = 2**60  # a number that is a key; hashes of larger ones coincide at will, and one search would take long
-PLAIN = (str, int, float, bytes, bool, type(None))  # what may be a key: the hash of a tuple would recurse
+MOST_STEPS = 1_000_000  # instructions; each creates at most one object, so this limits memory
+MOST_ARGUMENTS = 16  # of a call; each call copies its arguments, and a long tuple could be passed many times
+LARGEST = 2**256  # for integers; Python refuses to print one of thousands of digits
+LARGEST_KEY = 2**60  # for integer keys; larger ones can be chosen with colliding hashes, which makes lookups slow
+PLAIN = (str, int, float, bytes, bool, type(None))  # types of keys; the hash of a tuple would recurse
 
 # Instructions whose argument is the value itself.
 VALUES = frozenset(
@@ -31,16 +30,16 @@ CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()
 
 @dataclass(frozen=True, slots=True)
 class Global:
-    """A name that a pickle would have imported, such as torch._utils._rebuild_tensor_v2."""
+    """A name that the pickle asks to import, such as torch._utils._rebuild_tensor_v2."""
 
     name: str
 
 
 @dataclass(eq=False, repr=False, slots=True)
 class Record:
-    """A call that was not made: the name, the arguments, and what the pickle would have put into the outcome.
+    """A call that was not made: its name and arguments, and what the pickle adds to the result.
 
-    state is what BUILD sets, mostly a dictionary of attributes; contents are the items of a subclass of list or dict.
+    state is the argument of BUILD, usually a dict of attributes; contents are the items of a list or dict subclass.
     """
 
     name: str
@@ -49,15 +48,15 @@ class Record:
     contents: list[Any] | dict[Any, Any] | None = None
 
     def __repr__(self) -> str:
-        """Return the name: all that is in it could be longer than memory."""
+        """Return the name only: the contents may be arbitrarily large."""
         return f"<{self.name:.80}>"
 
 
 def refusal(source: str, name: str) -> NpgptError:
-    """Return the error for what is made by a name that is not in the tables."""
+    """Return the error for a needed value that only a name outside the tables could create."""
     return NpgptError(
-        f"{source} asks for {name:.200}, which npgpt does not run: only tensors and plain values are read; "
-        "save the bare weights with torch.save(model.state_dict(), …)"
+        f"{source} asks for {name:.200}, which npgpt does not run: it reads only tensors and plain values; "
+        "save only the weights with torch.save(model.state_dict(), …)"
     )
 
 
@@ -68,24 +67,23 @@ def read(
     names: Mapping[str, object],
     persistent: Callable[[object], object],
 ) -> object:
-    """Return a pickle's value, made of Python's dictionaries, lists, tuples, numbers and text, of what calls return,
-    and of a Global or Record for every name that is not in the tables. A set is a list here, a frozen one a tuple.
+    """Return a pickle's value, with a Global or a Record for every name that is not in the tables.
 
-    calls maps names that may be called to functions, names maps names that may only be mentioned to values, and
-    persistent turns a persistent id into its object. source names the pickle in errors. Raises NpgptError for an
-    instruction that no checkpoint needs, and for a program that is malformed or too long.
+    Sets become lists, and frozensets tuples. calls maps the names that may be called to functions. names maps names
+    that are only mentioned to values. persistent maps a persistent id to its object. source names the pickle in errors.
+    Raises NpgptError for an instruction that no checkpoint needs, and for a pickle that is malformed or too long.
     """
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[object, Any] = {}
 
     def taken(op: pickletools.OpcodeInfo) -> list[Any]:
-        """Take an instruction's operands from the stack, as many as pickletools says, none from below the last mark."""
+        """Pop an instruction's operands from the stack, as pickletools lists them, but none below the last mark."""
         if pickletools.markobject in op.stack_before:
             if not marks:
                 raise ValueError("there is no mark")
             start = marks.pop() - op.stack_before.index(pickletools.markobject)
-        else:  # PUT leaves its operand where it is, and so pickletools says that it has none
+        else:  # pickletools lists no operand for PUT, which leaves it on the stack
             start = len(stack) - (1 if "PUT" in op.name else len(op.stack_before))
         if start < (marks[-1] if marks else 0):
             raise ValueError("the stack is empty")
@@ -94,9 +92,9 @@ def read(
         return operands
 
     def called(function: object, arguments: object) -> object:
-        """Return what a call in the table returns, or the record of any other. Raises ValueError for no call."""
+        """Return the result of a call in the table, or a Record of any other. Raises ValueError for a non-function."""
         if not isinstance(function, Global | Record) or not isinstance(arguments, tuple):
-            raise ValueError("what is called is no function")
+            raise ValueError("it calls a value that is not a function")
         if isinstance(function, Record) or function.name not in calls:
             return Record(function.name, arguments)
         if len(arguments) > MOST_ARGUMENTS:
@@ -104,11 +102,11 @@ def read(
         return calls[function.name](*arguments)
 
     def mentioned(name: str) -> object:
-        """Return a global's value in names, or the global itself, whether it may be called or not."""
+        """Return a name's value in names, or a Global, which may be callable or not."""
         return names[name] if name in names else Global(name)
 
     def outcome(op: pickletools.OpcodeInfo, argument: Any) -> object:
-        """Return what an instruction puts on the stack, having taken its operands from there."""
+        """Return the value that an instruction pushes onto the stack, after popping its operands."""
         match op.name:
             case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3" | "FROZENSET":
                 return tuple(taken(op))
@@ -122,14 +120,14 @@ def read(
                 target, *items = taken(op) if op.name.startswith("SET") else ({}, *taken(op))
                 pairs = _contents(target, dict)
                 if len(items) % 2:
-                    raise ValueError("items belong into a dictionary, in pairs")
+                    raise ValueError("dictionary items must be pairs")
                 for key, value in zip(items[::2], items[1::2], strict=True):
                     pairs[_key(key)] = value
                 return target
             case "PUT" | "BINPUT" | "LONG_BINPUT" | "MEMOIZE":
                 place = len(memo) if op.name == "MEMOIZE" else argument
                 if not 0 <= place < 2**32:
-                    raise ValueError("a value is kept under a number that is none of pickle's own")
+                    raise ValueError(f"the memo index {place!r:.40} is out of range")
                 (memo[place],) = taken(op)
                 return memo[place]
             case "GET" | "BINGET" | "LONG_BINGET":
@@ -139,9 +137,9 @@ def read(
             case "STACK_GLOBAL":
                 module, name = taken(op)
                 if not isinstance(module, str) or not isinstance(name, str):
-                    raise ValueError("a global's name is no text")
+                    raise ValueError("a global's name is not a string")
                 return mentioned(f"{module}.{name}")
-            case "EXT1" | "EXT2" | "EXT4":  # a number in a registry of the program that wrote it
+            case "EXT1" | "EXT2" | "EXT4":  # a code in the extension registry of the program that wrote it
                 return Global(f"{op.name} {argument}")
             case "BINPERSID":
                 return persistent(*taken(op))
@@ -153,7 +151,7 @@ def read(
                 if isinstance(made, Record):
                     made.state = keywords
                 elif keywords:
-                    raise ValueError("a call with keywords")
+                    raise ValueError("it calls a function with keyword arguments")
                 return made
             case "INST":
                 return called(Global(argument.replace(" ", ".", 1)), tuple(taken(op)))
@@ -164,17 +162,17 @@ def read(
                 target, state = taken(op)
                 if isinstance(target, Record):
                     target.state = state
-                elif type(target) is not dict:  # a state dict's attribute _metadata is nothing that npgpt needs
-                    raise ValueError("attributes of what has none")
+                elif type(target) is not dict:  # npgpt ignores _metadata, an attribute of state dicts
+                    raise ValueError("it sets attributes of a value that has none")
                 return target
-        raise ValueError(f"the instruction {op.name} has no place in a checkpoint")
+        raise ValueError(f"no checkpoint needs the instruction {op.name}")
 
     try:
         for steps, (op, argument, _) in enumerate(pickletools.genops(program)):
             if op.name == "STOP":
                 return taken(op)[0]
             if steps > MOST_STEPS:
-                raise ValueError(f"more than {MOST_STEPS} instructions")
+                raise ValueError(f"it has more than {MOST_STEPS} instructions")
             if op.name == "MARK":
                 marks.append(len(stack))
             elif op.name in CONSTANTS:
@@ -189,11 +187,11 @@ def read(
         raise
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise NpgptError(f"{source} is malformed: {str(error)!r:.200}") from None
-    raise NpgptError(f"{source} is malformed: it ends without an end")
+    raise NpgptError(f"{source} is malformed: it ends without STOP")
 
 
 def _contents(target: object, kind: type[list[Any]] | type[dict[Any, Any]]) -> Any:
-    """Return the list or dictionary that items are put into: the target itself, or what a record holds.
+    """Return the list or dict that receives items: the target itself, or a record's contents.
 
     Raises ValueError for any other target.
     """
@@ -202,14 +200,14 @@ def _contents(target: object, kind: type[list[Any]] | type[dict[Any, Any]]) -> A
             target.contents = kind()
         target = target.contents
     if type(target) is not kind:
-        raise ValueError(f"items belong into a {'list' if kind is list else 'dictionary, in pairs'}")
+        raise ValueError(f"it adds {kind.__name__} items to another type")
     return target
 
 
 def _key(key: object) -> object:
-    """Return a key, with a record, which has no hash but its identity, for one whose hash somebody could choose.
+    """Return a key, wrapped in a Record, which hashes by identity, if an attacker could choose its hash.
 
-    Raises ValueError for what cannot be a key.
+    Raises ValueError for an unhashable key.
     """
     if isinstance(key, list | dict):
         raise ValueError("a key is a list or a dictionary")

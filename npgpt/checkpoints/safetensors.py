@@ -1,8 +1,8 @@
-"""Read and write safetensors files: every part of the header is checked, and data are mapped.
+"""Read and write safetensors files: the header is checked completely, and the data are mapped.
 
-A file is a u64 little-endian header length, a JSON header {name: {dtype, shape, data_offsets}, "__metadata__":
+A file is a little-endian u64 header length, a JSON header {name: {dtype, shape, data_offsets}, "__metadata__":
 {str: str}}, and raw little-endian data. The checks and their order are those of the reference reader (huggingface,
-safetensors/src/tensor.rs); in addition duplicate keys, NaN and deep nesting, which Python's json accepts, are refused.
+safetensors/src/tensor.rs). Duplicate keys, NaN and deep nesting, which Python's json accepts, are errors as well.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from . import strict_json
 from .atomic import writing
 from .tensor import Contents, Tensor, check_shape, itemsize, map_file
 
-MAX_HEADER = 16_000_000  # the reference reader's bound is 100 MB; 10,000 blocks need 15, and JSON grows when it is read
-ALIGNMENT = 64  # files written here begin their data on a multiple of this
+MAX_HEADER = 16_000_000  # the reference reader allows 100 MB; 10,000 blocks need 15 MB, and parsed JSON takes more
+ALIGNMENT = 64  # in files written here, the data begin at a multiple of this
 
 BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6} | dict.fromkeys(
     ("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8
 )
 BITS |= {"I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32}
 BITS |= {"F64": 64, "I64": 64, "U64": 64, "C64": 64}
-NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # what a weight may be
-WRITTEN = {name: dtype for dtype, name in NAMES.items()} | {"int64": "I64"}  # ids beside what was computed of them
-Parts: TypeAlias = Callable[[str], Iterable[NDArray[Any]]]  # a tensor's contents in parts, by its name
+NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}  # dtypes of weights
+WRITTEN = {name: dtype for dtype, name in NAMES.items()} | {"int64": "I64"}  # int64 for token ids
+Parts: TypeAlias = Callable[[str], Iterable[NDArray[Any]]]  # maps a tensor's name to its contents in parts
 
 
 def recognises(head: bytes, tail: bytes) -> bool:
-    """Return whether a file begins with a header's length and the brace of its JSON."""
+    """Return whether a file begins with a plausible header length and the opening brace of JSON."""
     return head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= 100 * MAX_HEADER
 
 
 def read(path: Path) -> Contents:
-    """Map a safetensors file and check its header in full.
+    """Map a safetensors file and check its header completely.
 
-    Raises NpgptError, naming the file and the tensor, for whatever is malformed; OSError where it cannot be opened.
+    Raises NpgptError, naming the file and the tensor, if it is malformed; OSError if it cannot be opened.
     """
     data = map_file(path)
     return Contents("safetensors", (path,), _header(path, data, len(data)))
@@ -53,43 +53,43 @@ def read(path: Path) -> Contents:
 
 def _header(path: Path, data: mmap.mmap, size: int) -> dict[str, Tensor]:
     if size < 8:
-        raise NpgptError(f"{path} is no safetensors file: {size} bytes, and the header's length alone takes 8")
+        raise NpgptError(f"{path} is not a safetensors file: {size} bytes, but the header length alone takes 8")
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER:
-        raise NpgptError(f"{path} is no safetensors file: it claims a header of {length} bytes, above {MAX_HEADER}")
+        raise NpgptError(f"{path} is not a safetensors file: its header length {length} exceeds {MAX_HEADER}")
     if 8 + length > size:
-        raise NpgptError(f"{path} is cut short: its header ends at byte {8 + length}, the file at {size}")
+        raise NpgptError(f"{path} is truncated: its header ends at byte {8 + length}, the file at {size}")
     header = strict_json.read_object(data[8 : 8 + length], f"{path}: its header")
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise NpgptError(f"{path}: its __metadata__ must map text to text")
+        raise NpgptError(f"{path}: its __metadata__ must map strings to strings")
     entries = {name: _entry(path, name, entry, 8 + length) for name, entry in header.items()}
     tensors: dict[str, Tensor] = {}
     expected = 8 + length
     for name, (dtype, shape, begin, end) in sorted(entries.items(), key=lambda item: item[1][2:]):
         if begin != expected or end < begin:
             raise NpgptError(
-                f"{path}: {name} lies from byte {begin} to {end} and must begin at {expected}, "
-                "where the one before it ends"
+                f"{path}: {name} spans bytes {begin} to {end}, but must begin at {expected}, "
+                "where the previous tensor ends"
             )
         bits = prod(shape) * BITS[dtype]
         if bits % 8 or bits // 8 != end - begin:
             raise NpgptError(
-                f"{path}: {name}, {dtype} {list(shape)}, takes {bits / 8:g} bytes and its offsets span {end - begin}"
+                f"{path}: {name}, {dtype} {list(shape)}, takes {bits / 8:g} bytes, but its offsets span {end - begin}"
             )
         tensors[name] = Tensor(path, name, data, NAMES.get(dtype, dtype), shape, begin)
         expected = end
     if expected != size:
-        raise NpgptError(f"{path} is cut short or overlong: its tensors end at byte {expected}, the file at {size}")
+        raise NpgptError(f"{path} is truncated or too long: its tensors end at byte {expected}, the file at {size}")
     return tensors | aliases(metadata, tensors)
 
 
 def aliases(metadata: Mapping[str, object], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors by their other names.
+    """Return the tensors that the metadata list as aliases of others, by name.
 
-    Of tensors that share memory, as a tied head and wte do, safetensors' save_model keeps one and writes
-    {"the other": "the one"} to the metadata.
+    If tensors share memory, such as a tied head and wte, safetensors' save_model stores one of them and writes
+    {"omitted name": "stored name"} to the metadata.
     """
     pairs = ((name, stored) for name, stored in metadata.items() if isinstance(stored, str) and name != "format")
     return {name: tensors[stored] for name, stored in pairs if stored in tensors and name not in tensors}
@@ -104,7 +104,7 @@ def _entry(path: Path, name: str, entry: object, data_start: int) -> tuple[str, 
     for key, value in (("shape", shape), ("data_offsets", offsets)):
         # type(…) is int, since True is an int to isinstance; the bound is the reference reader's word size
         if not isinstance(value, list) or not all(type(number) is int and 0 <= number < 2**63 for number in value):
-            raise NpgptError(f"{path}: {name} has a {key} that is no list of sizes: {value!r:.80}")
+            raise NpgptError(f"{path}: the {key} of {name} must be a list of sizes, not {value!r:.80}")
     if len(offsets) != 2:
         raise NpgptError(f"{path}: {name} must have two data_offsets, not {offsets!r:.80}")
     check_shape(path, name, tuple(shape))
@@ -114,7 +114,7 @@ def _entry(path: Path, name: str, entry: object, data_start: int) -> tuple[str, 
 def write(
     path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write float16, float32, float64 or int64 arrays in the order given; see write_parts."""
+    """Write float16, float32, float64 or int64 arrays in the given order; see write_parts."""
     layout = {name: (str(array.dtype), array.shape) for name, array in arrays.items()}
     write_parts(path, layout, lambda name: [arrays[name]], metadata)
 
@@ -125,21 +125,21 @@ def write_parts(
     parts: Parts,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write tensors {name: (dtype, shape)} in the order given; the data begin on a 64-byte boundary.
+    """Write tensors {name: (dtype, shape)} in the given order; the data begin at a 64-byte boundary.
 
-    parts yields a tensor's contents in consecutive parts, bfloat16 as its uint16 bits, so that no tensor must be whole
-    in memory. The file appears whole or not at all: it is written beside its place, synced and renamed. Raises
-    NpgptError for another dtype or a name that the format reserves.
+    parts returns a tensor's contents in consecutive parts, bfloat16 as uint16 bits, so no tensor has to fit in memory.
+    The file appears complete or not at all: a temporary file is written, synced and renamed. Raises NpgptError for
+    another dtype, a reserved name, and names or metadata that are not strings.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"} | dict(metadata or {})}  # transformers asks for "format"
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"} | dict(metadata or {})}  # transformers needs "format"
     offset = 0
     if not all(isinstance(text, str) for text in (*layout, *(metadata or {}), *(metadata or {}).values())):
-        raise NpgptError(f"{path}: the names of tensors, and metadata, are text")
+        raise NpgptError(f"{path}: tensor names and metadata must be strings")
     for name, (dtype, shape) in layout.items():
         if dtype not in WRITTEN:
-            raise NpgptError(f"{path}: {name} is {dtype}; written are {', '.join(WRITTEN)}")
+            raise NpgptError(f"{path}: {name} is {dtype}, but npgpt writes only {', '.join(WRITTEN)}")
         if name == "__metadata__":
-            raise NpgptError(f"{path}: __metadata__ is no name for a tensor")
+            raise NpgptError(f"{path}: a tensor cannot be named __metadata__")
         offsets = [offset, offset + prod(shape) * itemsize(dtype)]
         header[name] = {"dtype": WRITTEN[dtype], "shape": list(shape), "data_offsets": offsets}
         offset = offsets[1]
@@ -151,4 +151,4 @@ def write_parts(
             for part in parts(name):
                 file.write(np.ascontiguousarray(part, part.dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data)
         if file.tell() != 8 + len(text) + offset:
-            raise AssertionError(f"{path}: {file.tell()} bytes written, {8 + len(text) + offset} announced")
+            raise AssertionError(f"{path}: {file.tell()} bytes written, {8 + len(text) + offset} expected")

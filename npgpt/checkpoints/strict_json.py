@@ -1,4 +1,4 @@
-"""Strict JSON: no duplicate keys, no NaN, no endless nesting, all of which Python's json accepts or fails on."""
+"""Read strict JSON: no duplicate keys, NaN or deep nesting, which Python's json accepts or crashes on."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .utf8 import check_encoding
 
 
 def read_file(path: Path, kind: Kind = CONFIGURATION) -> dict[str, Any]:
-    """Return the JSON object in a file of this kind. Raises NpgptError as read_object and read_bytes do."""
+    """Return the JSON object in a file. Raises NpgptError as read_object and read_bytes do."""
     return read_object(read_bytes(path, kind), str(path))
 
 
 def read_object(content: bytes, source: str) -> dict[str, Any]:
     """Return a JSON object from UTF-8 bytes; source names it in errors.
 
-    Raises NpgptError, in one line, for anything but a JSON object, which a Git LFS pointer and a web page are not, and
-    for a duplicate key, of which json would silently keep the last.
+    Raises NpgptError for anything except a JSON object, such as a Git LFS pointer or a web page, and for a duplicate
+    key.
     """
     stand_ins.refuse(content, source)
     check_encoding(content, source)
@@ -35,11 +35,11 @@ def read_object(content: bytes, source: str) -> dict[str, Any]:
 
 
 def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object's dict. Raises ValueError for a key that stands twice, of which json would keep the last."""
+    """Return a JSON object's dict. Raises ValueError for a duplicate key; json would silently keep the last one."""
     mapping: dict[str, Any] = {}
     for key, value in pairs:
         if key in mapping:
-            raise ValueError(f"the key {key!r:.80} stands twice in one object")
+            raise ValueError(f"duplicate key {key!r:.80}")
         mapping[key] = value
     return mapping
 

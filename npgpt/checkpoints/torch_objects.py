@@ -1,6 +1,6 @@
-"""What torch's own names stand for in a pickle: storages, the tensors that are views of them, and NumPy's scalars.
+"""Rebuild torch's objects from a pickle: storages, tensors as views of storages, and NumPy scalars.
 
-CALLS, NAMES and storage_of are what pickles.read is handed. A tensor that needs another name is Unread.
+CALLS, NAMES and storage_of are the tables that pickles.read takes. A tensor that needs any other name is Unread.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NAMES = {f"torch.{name}": dtype for name, dtype in STORAGES.items()} | {f"torch.
 
 
 class Storage(NamedTuple):
-    """A run of elements of one type, which tensors are views of."""
+    """A one-dimensional array of elements, which tensors are views of."""
 
     key: str
     dtype: str
@@ -51,28 +51,28 @@ class View(NamedTuple):
 
 
 class Unread(NamedTuple):
-    """A tensor or storage that only a name which npgpt does not run could make."""
+    """A tensor or storage that needs a function, named in needs, that npgpt does not run."""
 
     needs: str
 
 
 def is_unread(value: object) -> bool:
-    """Return whether a record is of a call that makes a tensor, such as torch._utils._rebuild_sparse_tensor."""
+    """Return whether a value records a call that creates a tensor, such as torch._utils._rebuild_sparse_tensor."""
     return isinstance(value, Record) and re.match(r"torch\._(utils|tensor)\._rebuild_", value.name) is not None
 
 
 def _whole(*numbers: object) -> bool:
-    return all(type(number) is int and 0 <= number < 2**59 for number in numbers)  # in bytes, still a C long
+    return all(type(number) is int and 0 <= number < 2**59 for number in numbers)  # a C long, also in bytes
 
 
 def _needed(*values: object) -> Unread | None:
-    """Return what the first of the values that npgpt does not run asks for."""
+    """Return an Unread for the first value that needs a function npgpt does not run, or None."""
     inert = next((value for value in values if isinstance(value, Global | Record | Unread)), None)
     return inert if inert is None or isinstance(inert, Unread) else Unread(inert.name)
 
 
 def storage_of(persistent_id: object) -> Storage | Unread:
-    """Return the storage of ("storage", type, key, location, number of elements)."""
+    """Return the storage of ("storage", type, key, location, element count). Raises ValueError for any other id."""
     if isinstance(persistent_id, tuple) and len(persistent_id) == 5 and (needed := _needed(*persistent_id)):
         return needed
     match persistent_id:
@@ -80,7 +80,7 @@ def storage_of(persistent_id: object) -> Storage | Unread:
             return Storage(key, dtype, numel)
     if needed := _needed(persistent_id):
         return needed
-    raise ValueError("a persistent id is no storage")
+    raise ValueError("a persistent id is not a storage")
 
 
 def _tensor(
@@ -92,9 +92,9 @@ def _tensor(
     hooks: object = None,
     metadata: object = None,
 ) -> View | Unread:
-    """torch._utils._rebuild_tensor_v2; metadata says that the values are to be negated or conjugated when read."""
+    """Implement torch._utils._rebuild_tensor_v2; metadata marks a lazily negated or conjugated tensor."""
     if metadata:
-        raise ValueError("a tensor is kept negated or conjugated: save tensor.resolve_neg()")
+        raise ValueError("a tensor is lazily negated or conjugated: save tensor.resolve_neg()")
     match storage, offset, shape, strides:
         case Storage() | Unread() | Record() | Global(), _, tuple(), tuple() if (
             len(shape) == len(strides) <= LONGEST_SHAPE
@@ -107,16 +107,16 @@ def _tensor(
 
 
 def _parameter(view: object, *_: object) -> View | Unread:
-    """torch._utils._rebuild_parameter(data, requires_grad, hooks): the data."""
+    """Implement torch._utils._rebuild_parameter(data, requires_grad, hooks), which returns the data."""
     if is_unread(view):
         view = _needed(view)
     if not isinstance(view, View | Unread):
-        raise ValueError("a parameter without a tensor")
+        raise ValueError("a parameter has no tensor")
     return view
 
 
 def _of_type(function: object, kind: object, arguments: object, state: object = None) -> View | Unread | Record:
-    """torch._tensor._rebuild_from_type_v2(function, type, its arguments, attributes): a tensor that has attributes."""
+    """Implement torch._tensor._rebuild_from_type_v2 for a tensor with attributes."""
     plain = isinstance(kind, Global) and kind.name in TENSOR_TYPES
     if plain and function == Global(REBUILD) and isinstance(arguments, tuple) and 4 <= len(arguments) <= 7:
         return _tensor(*arguments)
@@ -124,19 +124,19 @@ def _of_type(function: object, kind: object, arguments: object, state: object = 
 
 
 def _ordered_dict() -> dict[Any, Any]:
-    """Take no arguments, as pickle gives none: dict itself could be made to copy a large one over and over."""
+    """Return an empty dict; takes no arguments, since dict itself could be made to copy a large one repeatedly."""
     return {}
 
 
 def _bytes(text: object = "", encoding: object = "latin1") -> object:
-    """_codecs.encode, which stands for bytes before protocol 3: a scalar's, as long ones could be copied at will."""
+    """Implement _codecs.encode, the form of bytes before protocol 3; longer bytes than a scalar's become a Record."""
     if isinstance(text, str) and encoding == "latin1" and len(text) <= 16 and all(c < "\u0100" for c in text):
         return text.encode("latin1")
     return Record("_codecs.encode", (text, encoding))
 
 
 def _scalar(dtype: object = None, content: object = None) -> object:
-    """Return a scalar of NumPy's, such as a loss or a size, as Python's number; a record where it is no number."""
+    """Return a NumPy scalar, such as a loss or a size, as a Python number, or a Record if it is not a number."""
     match dtype, content:
         case Record(name="numpy.dtype", arguments=(str(kind), *_), state=(_, str(order), *_)), bytes():
             if (

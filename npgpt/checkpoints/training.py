@@ -1,8 +1,8 @@
-"""Where a training script keeps the weights and the configuration in the dictionary that it saves."""
+"""Find the weights and the configuration in the dictionary that a training script saved."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +16,13 @@ from .torch_objects import Unread, View, is_unread
 WEIGHTS_KEYS = ("model_state_dict", "model", "state_dict", "module", "weights", "net")
 CONFIG_KEYS = ("model_args", "model_config", "config", "cfg", "hparams", "hyper_parameters", "gpt_config", "args")
 SIZES = (*REQUIRED, *(theirs for theirs, ours in SPELLINGS.items() if ours in REQUIRED))
-CONTAINERS = ("_content", "_fields")  # attributes in which omegaconf and ml_collections keep all that they hold
+CONTAINERS = ("_content", "_fields")  # attributes that hold the items of omegaconf and ml_collections
 
-MOST_PARTS = 100_000  # of outputs in tuples
+MOST_PARTS = 100_000  # outputs in lists and tuples
 
 
 class Chosen(NamedTuple):
-    """The tensors that are the weights, what is stated of the configuration, and what is to be said of the rest."""
+    """The tensors of the weights, the statement of the configuration, and notes for the user on the rest."""
 
     views: dict[str, View | Unread]
     stated: Stated | None = None
@@ -30,18 +30,21 @@ class Chosen(NamedTuple):
 
 
 def weights_and_configuration(path: Path, value: object) -> Chosen:
-    """Return a bare state dict, or a training checkpoint's with the configuration beside it."""
+    """Return the state dict in a pickle's value, which may be the value itself, and the configuration beside it.
+
+    Raises NpgptError if there is no state dict, or if the choice is ambiguous.
+    """
     if isinstance(value, Unread) or (isinstance(value, Record | Global) and _items(value) is None):
         raise refusal(f"{path}: its pickle", value.needs if isinstance(value, Unread) else value.name)
     held = _items(value)
     if held is None:
         kind = "tensor" if isinstance(value, View) else type(value).__name__
-        raise NpgptError(f"{path} holds a {kind}, not a state dict or a dictionary with one")
+        raise NpgptError(f"{path} contains a {kind}, not a state dict or a dictionary with one")
     dictionaries = {key: items for key, item in held.items() if (items := _items(item)) is not None}
-    distinct = {id(item): item for item in dictionaries.values()}  # one that stands under many keys is read once
+    distinct = {id(item): item for item in dictionaries.values()}  # one that has many keys is read once
     states_by_id = {key: found for key, item in distinct.items() if 2 * len(found := _views(item)) > len(item)}
     states = {key: states_by_id[id(item)] for key, item in dictionaries.items() if id(item) in states_by_id}
-    views = _views(held)  # the weights themselves, or no more than a loss
+    views = _views(held)  # the weights themselves, or as little as a loss
     taken: object = None
     if known := [key for key in WEIGHTS_KEYS if key in states]:
         taken, views = known[0], states[known[0]]
@@ -53,23 +56,24 @@ def weights_and_configuration(path: Path, value: object) -> Chosen:
         ((taken, views),) = states.items()
     if not views:
         weights = [held[key] for key in WEIGHTS_KEYS if key in held]
-        if inert := _first_inert([*weights, *(item for each in weights for item in (_items(each) or {}).values())]):
-            raise refusal(f"{path}: its pickle", inert.name)
+        values = [*weights, *(item for each in weights for item in (_items(each) or {}).values())]
+        if inert := [value for value in values if isinstance(value, Record | Global)]:
+            raise refusal(f"{path}: its pickle", inert[0].name)
         raise NpgptError(f"{path} has no state dict; its keys are {', '.join(map(repr, list(held)[:20])):.300}")
     others = [repr(key) for key, state in states.items() if key != taken and len(state) >= len(views)]
     is_bare = views is not states.get(taken)
     place = "the file itself" if is_bare else f"{taken!r:.80}"
-    notes = [f"the weights are those of {place}, not of {', '.join(others):.200}"] if others else []
+    notes = [f"the weights are taken from {place}, not from {', '.join(others):.200}"] if others else []
     within = [key for key in held if "." in str(key)[:1000]] if is_bare else dictionaries[taken]
     if left := [f"{key!r:.80}" for key in within if key not in views]:
-        notes.append(f"left out, as no tensor: {', '.join(left):.200}")
+        notes.append(f"ignored, not a tensor: {', '.join(left):.200}")
     return Chosen(views, _statement(path, held), tuple(notes))
 
 
 def outputs(path: Path, value: object) -> Chosen:
-    """Return a tensor alone, those of a tuple, or a dictionary's tensors with those in its tuples.
+    """Return the tensors of a pickle's value: a single one, a tuple's, or a dict's with those in its tuples.
 
-    Raises NpgptError for NumPy's arrays, which are none of torch's tensors and may be what is meant.
+    Raises NpgptError for NumPy arrays, which npgpt does not read and which may be the intended outputs.
     """
     if isinstance(value, View):
         return Chosen({"": value})
@@ -77,8 +81,8 @@ def outputs(path: Path, value: object) -> Chosen:
         value = {f"arr_{place}": item for place, item in enumerate(value)}
     held = _items(value) or {}
     lists = {name: items for name, items in held.items() if isinstance(items, tuple | list)}
-    if sum(map(len, lists.values())) > MOST_PARTS:  # one list may stand under many names
-        raise NpgptError(f"{path} holds more than {MOST_PARTS} outputs in lists")
+    if sum(map(len, lists.values())) > MOST_PARTS:  # one list may have many names
+        raise NpgptError(f"{path} contains more than {MOST_PARTS} outputs in lists")
     parts = held | {f"{name}.{place}": item for name, items in lists.items() for place, item in enumerate(items)}
     inert = {str(name): item for name, item in parts.items() if isinstance(item, Record | Global)}
     has_state = any(_views(_items(item) or {}) for item in held.values())
@@ -89,23 +93,18 @@ def outputs(path: Path, value: object) -> Chosen:
     if not chosen.views.items() <= _views(held).items():
         return chosen
     views = chosen.views | {name: item for name, item in parts.items() if isinstance(item, View)}
-    notes = (f"Left out, since they are no tensors: {', '.join(inert):.200}",) if inert else ()
+    notes = (f"Ignored, not a tensor: {', '.join(inert):.200}",) if inert else ()
     return chosen._replace(views=views, notes=notes)
 
 
 def _items(value: object) -> dict[Any, Any] | None:
-    """Return a dictionary, or the items of an object whose class is a dictionary's subclass; None for anything else."""
+    """Return a dict, or the items of an instance of a dict subclass; None for anything else."""
     items = value.contents if isinstance(value, Record) else value
     return items if isinstance(items, dict) else None
 
 
-def _first_inert(values: Sequence[object]) -> Record | Global | None:
-    """Return the first object that npgpt does not run, if any."""
-    return next((value for value in values if isinstance(value, Record | Global)), None)
-
-
 def _views(mapping: Mapping[Any, Any]) -> dict[str, View | Unread]:
-    """Return the tensors in a dictionary whose keys are text."""
+    """Return the tensors in a dictionary under keys that are strings."""
     texts = {key: item for key, item in mapping.items() if isinstance(key, str)}
     return {
         key: Unread(item.name) if isinstance(item, Record) else item
@@ -115,9 +114,9 @@ def _views(mapping: Mapping[Any, Any]) -> dict[str, View | Unread]:
 
 
 def _statement(path: Path, held: Mapping[Any, Any]) -> Stated | None:
-    """Return what states the model's sizes: what lies under a usual key or within that, else under any other key.
+    """Return the statement of the model's sizes: under a usual key or inside its value, else under any other key.
 
-    Three sizes are enough anywhere; under a usual key one is, where nothing states more.
+    A value with three sizes counts under any key; under a usual key, one size is enough if no value has three.
     """
     usual = {key: _attributes(held[key]) for key in CONFIG_KEYS if key in held}
     within = {
@@ -130,12 +129,10 @@ def _statement(path: Path, held: Mapping[Any, Any]) -> Stated | None:
     for places, enough in ((usual | within, 3), (usual | within, 1), (others, 3)):
         for name, place in places.items():
             known = enough > 1 or name.rpartition(".")[-1] in CONFIG_KEYS
-            if (
-                known
-                and len({SPELLINGS.get(key, key) for key in SIZES if _plain(place.get(key)) is not None}) >= enough
-            ):
+            sizes = {SPELLINGS.get(key, key) for key in SIZES if _plain(place.get(key)) is not None}
+            if known and len(sizes) >= enough:
                 texts = {key: _plain(item) for key, item in place.items() if type(key) is str}
-                several = {  # the ends of a text, the only key that counts whose value may be a list
+                several = {  # the only key in use whose value may be a list
                     key: [_plain(token_id) for token_id in item]
                     for key, item in texts.items()
                     if key == "eos_token_id" and isinstance(item, list | tuple)
@@ -146,7 +143,7 @@ def _statement(path: Path, held: Mapping[Any, Any]) -> Stated | None:
 
 
 def _attributes(value: object) -> Mapping[Any, Any]:
-    """Return what a dictionary or an object holds by name; nothing for anything else."""
+    """Return the items of a dictionary or the attributes of an object; empty for anything else."""
     if isinstance(value, Record):
         has_slots = isinstance(value.state, tuple) and len(value.state) == 2
         state = value.state[1] if has_slots else value.state  # type: ignore[index]
@@ -157,7 +154,7 @@ def _attributes(value: object) -> Mapping[Any, Any]:
 
 
 def _plain(value: object) -> object:
-    """Return a plain value as it is, that of an enum's member or of omegaconf's node, and any other object as it is."""
+    """Return the value of an enum member or an omegaconf node; return anything else unchanged."""
     if isinstance(value, Record) and isinstance(value.state, dict):
         return value.state.get("_val", value)
     return value.arguments[0] if isinstance(value, Record) and len(value.arguments) == 1 else value

@@ -1,4 +1,4 @@
-"""Text out of bytes: UTF-8, and other encodings by their names."""
+"""Detect text in UTF-16 or UTF-32, which npgpt does not read."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import codecs
 
 from ..errors import NpgptError
 
-MARKS = {  # UTF-32's first: UTF-16's is its beginning
+MARKS = {  # byte order marks; UTF-32 first, since its mark begins with UTF-16's
     "UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE),
     "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE),
 }
-# Without a mark: which of four bytes are not always zero in Latin letters.
+# Without a mark: which of every four bytes are not always zero in Latin letters.
 NOT_ZERO: dict[tuple[bool, ...], str] = {
     (True, False, False, False): "UTF-32LE",
     (False, False, False, True): "UTF-32BE",
@@ -20,10 +20,10 @@ NOT_ZERO: dict[tuple[bool, ...], str] = {
 
 
 def check_encoding(content: bytes, name: str) -> None:
-    """Raise NpgptError for UTF-16 and UTF-32, told by a byte order mark or by where the zero bytes are."""
+    """Raise NpgptError for UTF-16 and UTF-32, detected by a byte order mark or by the positions of zero bytes."""
     found = next((encoding for encoding, marks in MARKS.items() if content.startswith(marks)), None)
     if found is None and len(content) >= 4 and len(content) % 2 == 0:
         head = content[:64]
         found = NOT_ZERO.get(tuple(any(head[place::4]) for place in range(4)))
     if found is not None:
-        raise NpgptError(f"{name} is {found}, and read is UTF-8: iconv -f {found} -t UTF-8 converts it")
+        raise NpgptError(f"{name} is {found}, but npgpt reads UTF-8: convert it with iconv -f {found} -t UTF-8")

@@ -1,7 +1,7 @@
-"""Find the GPT-2 among a file's tensors: take off what wraps its names, and tell what lies beside it.
+"""Find the GPT-2 among a file's tensors: strip the prefixes that wrappers add to names, and report all other tensors.
 
-A path is what stands before the names of the GPT-2, such as "model.transformer." in Lightning's checkpoints; any
-attribute's name may be in it.
+A path is the prefix before the GPT-2's own names, such as "model.transformer." in Lightning's checkpoints. It may
+contain any attribute name.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from ..parameters import count_blocks
 from .names import LAYERS, SCHEMES
 from .tensor import Tensor
 
-# What torch.compile, DistributedDataParallel, DeepSpeed, Fabric, FSDP, activation checkpointing and
-# tf.train.Checkpoint add to a name, wherever it is.
+# Parts that torch.compile, DistributedDataParallel, DeepSpeed, Fabric, FSDP, activation checkpointing and
+# tf.train.Checkpoint insert into names.
 WRAPPER = r"(?:_orig_mod|_?module|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 WITHIN = re.compile(rf"(?:^|(?<=\.)){WRAPPER}|/\.ATTRIBUTES/VARIABLE_VALUE\Z")
-OWN_ATTRIBUTE = re.compile(rf"(?:(?:^|(?<=\.))transformer\.(?:{WRAPPER})*)+\Z")  # in which a GPT-2 keeps its body
+OWN_ATTRIBUTE = re.compile(rf"(?:(?:^|(?<=\.))transformer\.(?:{WRAPPER})*)+\Z")  # holds a GPT-2's body
 LEADING = re.compile(r"^(?:(?:model|transformer)\.)+")
 TABLES = tuple(
     dict.fromkeys(n for scheme in SCHEMES for n, (ours, _) in scheme.tensors.items() if ours == "wte.weight")
 )
-# How the names of blocks begin: h. and trf_blocks. and such. One that lies elsewhere is a part that is missing there.
+# Prefixes of the names of blocks, such as h. and trf_blocks. Blocks outside a GPT-2's path belong to it nevertheless.
 BLOCKS = tuple({re.split(r"(?<=[./])", n)[0] for scheme in SCHEMES for n in scheme.tensors if "*" in n})
-OUTPUT_HEADS = ("lm_head.weight", "lm_head.decoder.weight", "out_head.weight")  # which may lie above their GPT-2
-# What else transformers, TRL and their like put on a GPT-2's last hidden state.
+OUTPUT_HEADS = ("lm_head.weight", "lm_head.decoder.weight", "out_head.weight")  # they may be outside their GPT-2's path
+# Other heads that transformers, TRL and similar programs put on a GPT-2's last hidden state.
 OTHER_HEADS = re.compile(r"(?:v_head|value_head|score|classifier|multiple_choice_head|qa_outputs|summary)\..+")
-MOST_TABLES = 8  # each is looked at with all names
-MOST_PARTS = 64  # of a name; a path is looked for in all that lies above it
+MOST_TABLES = 8  # each is compared with all names
+MOST_PARTS = 64  # of a dotted name; all prefixes of a path are searched
 
 
 @dataclass(frozen=True)
 class Located:
-    """A GPT-2's tensors by the names that its program gives them, and what is left out: other heads, other parts."""
+    """A GPT-2's tensors by its program's names, and the tensors left out: other heads, and those of other modules."""
 
     tensors: Mapping[str, Tensor]
     heads: tuple[Tensor, ...] = ()
@@ -43,16 +43,16 @@ class Located:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return a line about each kind of what is left out."""
-        heads = f"left out, as no language model's head: {_listed(self.heads)}"
-        beside = f"left out, as it lies beside the GPT-2: {_listed(self.beside)}"
+        """Return a line for each kind of tensors left out."""
+        heads = f"ignored, not a language model's head: {_listed(self.heads)}"
+        beside = f"ignored, not part of the GPT-2: {_listed(self.beside)}"
         return (heads,) * bool(self.heads) + (beside,) * bool(self.beside)
 
 
 def unwrapped(tensors: Mapping[str, Tensor], *, leading: bool = True) -> dict[str, Tensor]:
-    """Return the tensors without what wrappers add to their names, unless two would then have the same name.
+    """Return the tensors without the wrappers' parts of their names, except where two names would become equal.
 
-    leading: whether `model.` and `transformer.` at a name's beginning are taken off as well.
+    leading: also strip `model.` and `transformer.` from the beginning of names.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -63,12 +63,12 @@ def unwrapped(tensors: Mapping[str, Tensor], *, leading: bool = True) -> dict[st
 
 
 def located(tensors: Mapping[str, Tensor], source: str) -> Located:
-    """Return the only GPT-2 among the tensors; without a whole one, all that there is, for loading to report on.
+    """Return the only GPT-2 among the tensors; if none is complete, return all tensors, on which loading then reports.
 
-    Raises NpgptError, with their paths, where there are several.
+    Raises NpgptError, with their paths, if there are several.
     """
     names = unwrapped(tensors, leading=False)
-    paths = {  # and what stands before the same names in the file
+    paths = {  # {path: the prefix of the same names in the file, with wrappers}
         name.removesuffix(table): tensor.name.removesuffix(table) if tensor.name.endswith(table) else ""
         for table in TABLES
         for name, tensor in names.items()
@@ -86,10 +86,10 @@ def located(tensors: Mapping[str, Tensor], source: str) -> Located:
 
 
 def _at(names: Mapping[str, Tensor], path: str, stored: str) -> Located:
-    """Return the tensors at a path and, of those above it, the output head. stored: how the model's names in the file
-    begin, with wrappers.
+    """Return the tensors at a path, and the output head, which may be above it.
 
-    What is outside a `transformer.` alone, which is GPT-2's own attribute, must be GPT-2's too: loading reports it.
+    stored is the prefix of the names in the file, with wrappers. Since `transformer.` is GPT-2's own attribute, tensors
+    directly outside it must be the GPT-2's too; loading reports unknown ones.
     """
     outer = OWN_ATTRIBUTE.sub("", path)
     own = {name: tensor for name, tensor in names.items() if name.startswith(path) and tensor.name.startswith(stored)}
@@ -120,7 +120,7 @@ def _places_above(path: str) -> list[str]:
 
 
 def _is_whole(tensors: Mapping[str, Tensor]) -> bool:
-    """Return whether every layer of GPT-2 is there, by name."""
+    """Return whether the names include every layer of a GPT-2."""
     scheme = next(scheme for scheme in SCHEMES if scheme.recognises(tensors))
     held = scheme.translate(tensors)
     blocks = count_blocks(held)
@@ -130,7 +130,7 @@ def _is_whole(tensors: Mapping[str, Tensor]) -> bool:
 
 def _several(source: str, paths: Iterable[str]) -> NpgptError:
     shown = ", ".join(f"{path}*" for path in paths)
-    return NpgptError(f"{source} holds several GPT-2s, {shown:.300}: save the one to use by itself")
+    return NpgptError(f"{source} contains several GPT-2s, {shown:.300}: save the one to use by itself")
 
 
 def _listed(tensors: tuple[Tensor, ...]) -> str:

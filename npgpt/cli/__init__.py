@@ -3,53 +3,57 @@
 from __future__ import annotations
 
 import argparse
-import re
+import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from .. import __version__
 from ..checkpoints.files import one_run
-from ..errors import NpgptError
-from . import attend, check, convert, download, generate, inspect, score, tokens, trace
-from .options import note
-from .streams import finish, paint, standard_streams
+from ..errors import NpgptError, reason
+from ..process import blas_threads
+from . import attend, check, convert, download, explain, generate, inspect, score, tokens, trace
+from . import list as listing
+from .options import importing, note, tune
+from .parser import Parser, check_spelling
+from .streams import finish, standard_streams
 
-VERBS = {  # a file for each, and what --help says of it
+VERBS = {  # a file for each, and its line in --help
     "generate": (generate, "continue a prompt"),
-    "score": (score, "perplexity, and each token's probability"),
-    "attend": (attend, "attention weights as a picture"),
-    "check": (check, "name the mistake in another implementation"),
-    "trace": (trace, "a run's intermediates, in a file"),
-    "tokens": (tokens, "a text's token ids and pieces"),
-    "inspect": (inspect, "a model's configuration, parameters and file"),
-    "convert": (convert, "any GPT-2 checkpoint to safetensors"),
+    "score": (score, "perplexity of texts, and each token's probability"),
+    "explain": (explain, "model.py beside what each line computes"),
+    "attend": (attend, "draw attention weights"),
+    "check": (check, "find the mistake in another implementation"),
+    "trace": (trace, "write a run's intermediate arrays to a file"),
+    "tokens": (tokens, "a text's token ids"),
+    "inspect": (inspect, "a model's configuration, parameters and files"),
+    "list": (listing, "the models on this machine"),
+    "convert": (convert, "write any GPT-2 checkpoint as safetensors"),
     "download": (download, "fetch a model from the Hugging Face hub"),
 }
-AFTER = "a text that begins like an option goes after --"
 PIPE_CLOSED = 128 + 13  # as a shell reports a process that SIGPIPE ended
 
 
-class Parser(argparse.ArgumentParser):
-    """An argparse parser that reports a wrong argument in one line and accepts no abbreviated options."""
+class Version(argparse.Action):
+    """--version: npgpt's version, and NumPy's with its BLAS and the number of threads that products use."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        """Print both and end."""
+        tune()
+        with importing():
+            import numpy as np
 
-    def error(self, message: str) -> NoReturn:
-        """Raise NpgptError with what is wrong and where the help is."""
-        raise NpgptError(f"{message} (see {self.prog} --help)")
-
-    def print_help(self, file: Any = None) -> None:
-        """Print the help, which newer Pythons colour."""
-        paint(self.format_help().rstrip("\n"))
+        build: Any = np.show_config(mode="dicts")
+        blas = build["Build Dependencies"]["blas"]
+        print(f"npgpt {__version__}")
+        print(f"NumPy {np.__version__}, {blas['name']} {blas['version']}, threads: {blas_threads()}")
+        parser.exit()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code: 0, 2 for bad input, 141 for a closed pipe.
+    """Run the command line; return the exit code: 0, 2 for bad input or no verb, 141 for a closed pipe.
 
-    Raises KeyboardInterrupt for Ctrl-C, and SystemExit after --help.
+    A verb may return another one. Raises KeyboardInterrupt for Ctrl-C, and SystemExit after --help.
     """
     with standard_streams(), one_run():
         try:
@@ -63,8 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
         except BrokenPipeError:
             return PIPE_CLOSED
-        except (NpgptError, OSError) as error:
+        except NpgptError as error:
             note(f"error: {error}")
+        except OSError as error:
+            note(f"error: {reason(error)}")
         except MemoryError:
             note("error: not enough memory for this model in this dtype")
         return 2
@@ -80,40 +86,27 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="GPT-2 in pure NumPy, on a CPU.",
         epilog='example: npgpt generate "It is a truth universally acknowledged"',
     )
-    parser.add_argument("--version", action="version", version=f"npgpt {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    parsers = {}
+    parser.add_argument("--version", action=Version, nargs=0, help="print the versions of npgpt and NumPy and exit")
+    parser.set_defaults(run=lambda _: _without_a_verb(parser))
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB")
+    parsers: dict[str, Parser] = {}
     for name, (verb, text) in VERBS.items():
         parsers[name] = verbs.add_parser(name, help=text)
         parsers[name].set_defaults(run=verb.run)
         verb.declare(parsers[name])
-    options, unknown = parser.parse_known_args(arguments)
-    check_spelling(parsers[options.verb], arguments, options, unknown)
+    if "_ARGCOMPLETE" in os.environ:
+        from .completion import complete
+
+        complete([parser, *parsers.values()])
+    if arguments:
+        check_spelling(parser, parsers, arguments)
+    options, unexpected = parser.parse_known_args(arguments)
+    if unexpected:
+        parsers[options.verb].error(f"{unexpected[0]!r:.80} is one argument too many: a text with spaces needs quotes")
     return options
 
 
-def check_spelling(
-    parser: argparse.ArgumentParser, arguments: Sequence[str], options: argparse.Namespace, unknown: Sequence[str]
-) -> None:
-    """Raise NpgptError for options that a verb does not have, with the nearest one that it has.
-
-    argparse takes an argument for a text, not for an option, where there is a space in it.
-    """
-    own = [name for action in parser._actions for name in action.option_strings]
-    given = [getattr(options, action.dest, None) for action in parser._actions if not action.option_strings]
-    texts = Counter(text for value in given if value for text in (value if isinstance(value, list) else [value]))
-    after = Counter(arguments[arguments.index("--") + 1 :] if "--" in arguments else ())
-    for text in (Counter(unknown) + texts) - after:
-        import difflib  # only a mistake needs it
-
-        name = re.split(r"[\s=]", text)[0]
-        nearest = [option for option in own if option.startswith(name)] or difflib.get_close_matches(name, own, 1)
-        if name in own and text in unknown:
-            parser.error(f"{name} goes after the verb")
-        elif name in own:
-            parser.error(f"{text!r:.80} is one argument: {name} and its value are two; {AFTER}")
-        elif re.match("--[a-zA-Z]" if text not in unknown else "--?[a-zA-Z]", name):
-            meant = f" (is {nearest[0]} meant?)" if nearest else ""
-            parser.error(f"there is no option {name:.80}{meant}; {AFTER}")
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+def _without_a_verb(parser: Parser) -> int:
+    """Print the help; return an exit code that tells a script of the missing verb, as git's does."""
+    parser.print_help()
+    return 2

@@ -1,9 +1,11 @@
-"""npgpt check: another implementation's numbers against GPT-2's."""
+"""npgpt check: compare another implementation's numbers with GPT-2's."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import shutil
+import sys
 
 from ..errors import NpgptError
 from .html import page_writer
@@ -14,26 +16,29 @@ from .progress import bar
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.description = (
-        "Compare another implementation's logits or stages with GPT-2's, and name the mistake. "
-        "Exit code 0: matches, 1: differs, 2: could not be compared."
+        "Compare another implementation's logits or intermediate arrays with GPT-2's, and name the mistake. "
+        "Exit codes: 0 matches, 1 differs, 2 could not be compared."
     )
     parser.epilog = 'example: npgpt check theirs.npz --model gpt2 --prompt "Every effort moves you"'
     argument = parser.add_argument
     argument(
-        "theirs", metavar="THEIRS", help=".npz, .npy, .safetensors, .pt, .json, .csv, raw .bin, llm.c's debug state"
+        "theirs",
+        metavar="THEIRS",
+        help=".npz, .npy, .safetensors, .pt, .json, .csv, raw .bin, or llm.c's debug state",
     )
     add_common(parser, "--model", "--n-head", "--activation")
-    argument("--prompt", metavar="TEXT", help="what it was run on; - reads standard input")
-    argument("--ids", metavar="1,2,3", help="the same as ids; of several rows 1,2,3;4,5,6")
+    argument("--prompt", metavar="TEXT", help="the text that it was run on; - reads standard input")
+    argument("--ids", metavar="1,2,3", help="the token ids that it was run on; several rows: 1,2,3;4,5,6")
     argument(
         "--their-dtype",
         choices=("float32", "float16", "bfloat16", "float64"),
-        help="it computed in (default: the coarsest that fits)",
+        metavar="D",
+        help="its precision: float32, float16, bfloat16 or float64 (default: the lowest that explains its numbers)",
     )
-    argument("--shape", metavar="T,V", help="of raw numbers in a .bin")
-    argument("--chunks", metavar="5,1,1", help="tokens run at a time with a cache, where it was")
+    argument("--shape", metavar="T,V", help="shape of a raw .bin")
+    argument("--chunks", metavar="5,1,1", help="how many tokens it ran at a time, if it used a cache")
     argument("--json", action="store_true", help="print the report as JSON")
-    argument("--html", metavar="FILE", help="write the report as a page, too")
+    argument("--html", metavar="FILE", help="also write the report as a page")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -43,11 +48,11 @@ def run(options: argparse.Namespace) -> int:
         from ..language_model import load
         from ..oracle.check import compare_file
         from ..oracle.page import page
-        from ..oracle.report import Report
+        from ..oracle.report import WIDTH, Report
 
     write_page = page_writer(options.html)
     if options.prompt is not None and options.ids is not None:
-        raise NpgptError("--prompt and --ids say the same: give one of them")
+        raise NpgptError("--prompt and --ids exclude each other: give one of them")
     prompt = _rows(options.ids) if options.prompt is None else read_text(options.prompt)
     weights = options.model
     if options.activation is not None:
@@ -63,21 +68,26 @@ def run(options: argparse.Namespace) -> int:
             chunks=_numbers("--chunks", options.chunks),
             progress=progress,
         )
-    print(report.to_json() if options.json else report)
+    if options.json:
+        print(report.to_json())
+    elif isinstance(report, Report) and sys.stdout.isatty():
+        print(report.text(min(WIDTH, shutil.get_terminal_size().columns)))
+    else:
+        print(report)
     if write_page is not None and isinstance(report, Report):
         write_page([page(report)])
     elif write_page is not None:
-        note("greedy ids have no stages: there is no page to write")
+        note("no page was written: greedy ids have no stages to show")
     return report.code
 
 
 def _rows(text: str | None) -> list[list[int]] | None:
-    """Ids of one row or several, with semicolons between them."""
+    """Return the rows of ids in a text, separated by semicolons; None without a text."""
     return None if text is None else [_numbers("--ids", row) for row in text.split(";")]
 
 
 def _numbers(name: str, text: str | None) -> list[int]:
-    """Whole numbers between commas; none where there is no text."""
+    """Return the whole numbers in a text, separated by commas; none without a text."""
     if text is None:
         return []
     parts = text.replace(",", " ").split()

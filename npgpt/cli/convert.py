@@ -1,4 +1,4 @@
-"""npgpt convert: any checkpoint to a folder that npgpt and transformers load."""
+"""npgpt convert: write any checkpoint as a folder that npgpt and transformers load."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import shlex
 import warnings
 from typing import TYPE_CHECKING
 
-from ..errors import printable
-from .options import add_common, importing, note, unwinding
+from .options import add_common, importing, note, show, unwinding
 from .progress import bar
 
 if TYPE_CHECKING:
@@ -19,22 +18,28 @@ if TYPE_CHECKING:
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.description = (
-        "Read a GPT-2 checkpoint in any form (safetensors, torch.save's, TensorFlow's, llm.c's, GGUF) and "
-        "write a folder with model.safetensors, config.json and its vocabulary, for npgpt and transformers."
+        "Read a GPT-2 checkpoint in any format (safetensors, torch.save, TensorFlow, llm.c, GGUF) and write a "
+        "folder with model.safetensors, config.json and the vocabulary, for npgpt and transformers."
     )
     parser.epilog = "example: npgpt convert out/ckpt.pt weights/mine"
     argument = parser.add_argument
-    argument("source", help="file, folder, or name such as gpt2")
-    argument("folder", metavar="dest", help="the folder to write, such as weights/mine")
+    argument("source", help="name or path of a model")
+    argument("folder", metavar="dest", help="folder to write, such as weights/mine")
     argument(
         "--name-scheme",
         metavar="S",
-        help="whose names the tensors have, where npgpt takes them for another's: huggingface, openai, nanogpt, "
-        "mingpt, llms-from-scratch, llm.c, llama.cpp",
+        help="whose tensor names the checkpoint has, if npgpt guesses wrong: huggingface, openai, nanogpt, mingpt, "
+        "llms-from-scratch, llm.c, llama.cpp",
     )
     add_common(parser, "--n-head", "--activation")
-    argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="default: float32")
-    argument("--overwrite", action="store_true", help="replace a converted model that is there")
+    argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        metavar="D",
+        help="to write: float32 (default), float16 or bfloat16",
+    )
+    argument("--overwrite", action="store_true", help="replace a model that was converted before")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -56,15 +61,15 @@ def run(options: argparse.Namespace) -> int:
         )
     for warning in left:
         note(str(warning.message))
-    for line in report(checkpoint, options.folder, options.dtype):
-        print(printable(line))
+    show(report(checkpoint, options.folder, options.dtype))
     return 0
 
 
 def report(checkpoint: Checkpoint, folder: str, dtype: str) -> list[str]:
-    """Return the lines that are printed: what was read, what was written, what to run next."""
+    """Return the lines to print: what was read, what was written, what to run next."""
     config, stored = checkpoint.config, checkpoint.dtypes()
-    rounded = "" if stored <= {dtype} or (dtype == "float32" and "float64" not in stored) else ", rounded"
+    exact = not checkpoint.updates and (stored <= {dtype} or (dtype == "float32" and "float64" not in stored))
+    rounded = "" if exact else ", rounded"
     files = ", ".join(sorted(os.listdir(os.path.expanduser(folder))))
     activation = "erf GELU" if config.activation_function == "gelu" else "tanh GELU"
     activation += " (a guess, written down)" if checkpoint.guesses_gelu else ""

@@ -1,4 +1,4 @@
-"""npgpt generate: a prompt and what the model writes after it."""
+"""npgpt generate: continue a prompt."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import NpgptError, about
 from .options import add_common, importing, note, open_model, read_file, text_or_ids, tune
@@ -18,31 +18,34 @@ if TYPE_CHECKING:
     from ..language_model import LanguageModel
 
 
+Prompt: TypeAlias = tuple[list[int], str | list[int] | None]  # its ids, and what was given: a text, ids or nothing
+
+
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.usage = "npgpt generate [PROMPT | -] [option …]"
-    parser.description = "Print a prompt and, as it is produced, what the model writes after it."
-    parser.epilog = 'example: npgpt generate "It is a truth universally acknowledged" --temperature 0 --max-tokens 40'
+    parser.description = "Print a prompt and the text that the model writes after it, token by token."
+    parser.epilog = 'example: npgpt generate "It is a truth universally" --temperature 0'
     argument = parser.add_argument
-    argument("prompt", nargs="?", help="the text, or - for all of standard input; none: <|endoftext|>, or bos_token_id")
+    argument("prompt", nargs="?", help="the text; - reads standard input (default: <|endoftext|> or bos_token_id)")
     argument("--ids", metavar="1,2,3", help="the prompt as token ids")
-    argument("--prompts", metavar="FILE", help="a prompt a line, continued side by side: JSON, prompt i of seed S + i")
+    argument("--prompts", metavar="FILE", help="continue each line of FILE; print a line of JSON for each")
     add_common(parser, "--model", "--n-head", "--activation")
-    argument("--max-tokens", type=int, default=100, metavar="N", help="stop after N tokens (default: 100)")
-    argument("--temperature", type=float, default=0.8, metavar="T", help="0 is greedy (default: 0.8)")
-    argument("--top-k", type=int, metavar="K", help="draw from the K likeliest; 0: from all")
-    argument("--top-p", type=float, metavar="P", help="from the likeliest, down to where their sum reaches P")
-    argument("--min-p", type=float, metavar="P", help="from those P times as likely as the likeliest")
-    argument("--repetition-penalty", type=float, metavar="R", help="above 1: ids that were there become less likely")
-    argument("--seed", type=int, metavar="S", help="same seed, same text (default: a new one; see -v)")
-    argument("--samples", type=int, default=1, metavar="N", help="N continuations, of seeds S, S + 1, … (default: 1)")
+    argument("--max-tokens", type=int, default=100, metavar="N", help="generate at most N tokens (default: 100)")
+    argument("--temperature", type=float, default=0.8, metavar="T", help="of the softmax; 0 is greedy (default: 0.8)")
+    argument("--top-k", type=int, metavar="K", help="draw from the K most likely tokens only; 0: from all")
+    argument("--top-p", type=float, metavar="P", help="draw from the most likely tokens, up to a sum of P")
+    argument("--min-p", type=float, metavar="P", help="drop tokens below P times the highest probability")
+    argument("--repetition-penalty", type=float, metavar="R", help="above 1: tokens that have occurred are less likely")
+    argument("--seed", type=int, metavar="S", help="same seed, same text (default: random; -v prints it)")
+    argument("--samples", type=int, default=1, metavar="N", help="N continuations, seeds S, S + 1, … (default: 1)")
     argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
-    argument("--ignore-eos", action="store_true", help="go on after <|endoftext|> and eos_token_id")
+    argument("--ignore-eos", action="store_true", help="do not end at <|endoftext|> or eos_token_id")
     add_common(parser, "--special")
-    argument("--keep-last", action="store_true", help="cut the head of a prompt longer than the context")
+    argument("--keep-last", action="store_true", help="cut the beginning of a prompt longer than the context")
     add_common(parser, "--dtype", "--threads")
-    argument("--json", action="store_true", help="a JSON object at the end, one a line for each sample")
-    argument("-v", "--verbose", action="store_true", help="counts and times on stderr")
+    argument("--json", action="store_true", help="print one JSON object per sample at its end")
+    argument("-v", "--verbose", action="store_true", help="print counts, times and the seed on stderr")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
 
     seed = int.from_bytes(os.urandom(4), "big") if options.seed is None else options.seed
     sampling = Sampling(**{option.name: getattr(options, option.name) for option in fields(Sampling)})
+    if options.samples > 1 and options.temperature == 0:
+        note(f"--temperature 0 is greedy: the {options.samples} samples are the same text")
     model = open_model(options)
     for text in model.ends.notes:
         note(text)
@@ -64,21 +69,20 @@ def run(options: argparse.Namespace) -> int:
         "ignore_eos": options.ignore_eos,
     }
     if options.prompts is None:
-        prompt_ids = _prompt_ids(options, model)
-        steps = model.steps(prompt_ids, samples=options.samples, **settings)
-        prompts = [prompt_ids] * options.samples
-        empty = options.prompt is None and options.ids is None
+        prompt = _prompt(options, model)
+        steps = model.steps(prompt[0], samples=options.samples, **settings)
+        prompts = [prompt] * options.samples
     else:
-        prompts, empty = _lines_ids(options, model), False
-        steps = model.steps_many(prompts, **settings)
+        prompts = _lines(options, model)
+        steps = model.steps_many([ids for ids, _ in prompts], **settings)
     samples = [
-        _Sample(number, ids, "" if empty else _as_text(model, _own(options, model, ids)), seed + number - 1)
-        for number, ids in enumerate(prompts, 1)
+        _Sample(number, ids, _shown(model, ids, given), seed + number - 1)
+        for number, (ids, given) in enumerate(prompts, 1)
     ]
     about = {"model": model.name, "dtype": str(model.parameters.wte.weight.dtype)}
     as_json = options.json or options.prompts is not None
     streamed = len(samples) == 1 and not as_json
-    complete = 0  # how many samples, from the first on, are printed
+    complete = 0  # number of samples printed so far
     started = time.perf_counter()
     for number, step in enumerate(steps):
         sample = samples[step.sample]
@@ -101,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
     if any(sample.finish == "context" for sample in samples):
         note(f"the context of {model.config.n_positions} tokens is full")
     if options.verbose:
-        read = sum(map(len, prompts)) if options.prompts is not None else len(prompts[0])
+        read = sum(len(ids) for ids, _ in (prompts if options.prompts is not None else prompts[:1]))
         note(f"{read} prompt tokens, {_counts(samples)}")
         note("; ".join(tuned))
     return 0
@@ -109,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
 
 @dataclass
 class _Sample:
-    """One continuation: its number, from 1, its prompt, and what is known of it so far."""
+    """One continuation: its number from 1, its prompt, and what has been generated so far."""
 
     number: int
     prompt_ids: list[int]
@@ -117,7 +121,7 @@ class _Sample:
     seed: int
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
-    times: list[float] = field(default_factory=list)  # seconds from the start to each token
+    times: list[float] = field(default_factory=list)  # of each token, in seconds from the start
     finish: str | None = None
 
     def report(self) -> dict[str, Any]:
@@ -136,7 +140,7 @@ class _Sample:
 
 
 def _counts(samples: list[_Sample]) -> str:
-    """Return how many tokens each sample has, why it ended, the seeds, and how fast all the tokens came."""
+    """Return the samples' token counts, why each ended, the seeds, and the speed, for -v."""
     counts = ", ".join(f"{len(sample.token_ids)} generated ({sample.finish})" for sample in samples)
     seeds = f"seed {samples[0].seed}" + (f" to {samples[-1].seed}" if len(samples) > 1 else "")
     first, rate = min((sample.times[0] for sample in samples if sample.times), default=None), _rate(samples)
@@ -145,40 +149,40 @@ def _counts(samples: list[_Sample]) -> str:
 
 
 def _rate(samples: list[_Sample]) -> float | None:
-    """Return the tokens a second that followed each sample's first one, or None where none did."""
+    """Return tokens per second after each sample's first token, or None if there are none."""
     begun = [sample.times for sample in samples if sample.times]
     after = sum(len(times) - 1 for times in begun)
     return after / (max(times[-1] for times in begun) - begun[0][0]) if after else None
 
 
-def _prompt_ids(options: argparse.Namespace, model: LanguageModel) -> list[int]:
-    """Return the prompt's ids, cut to the context with --keep-last. Raises NpgptError where they do not fit."""
+def _prompt(options: argparse.Namespace, model: LanguageModel) -> Prompt:
+    """Return the prompt. Raises NpgptError if its ids do not fit the context."""
     given = text_or_ids(options.prompt, options.ids, "prompt", say=options.verbose)
     ids = given if isinstance(given, list) else model.encode_prompt(given or "", special=options.special)
-    return _fitting(ids, "the prompt", options, model)
+    return _fitting(ids, "the prompt", options, model), given
 
 
-def _lines_ids(options: argparse.Namespace, model: LanguageModel) -> list[list[int]]:
-    """Return the ids of the prompts in the lines of a file. Raises NpgptError, which names the line, as _prompt_ids."""
+def _lines(options: argparse.Namespace, model: LanguageModel) -> list[Prompt]:
+    """Return the prompts in the lines of a file. Raises NpgptError, with the line's number."""
     if options.prompt is not None or options.ids is not None:
-        raise NpgptError("give one prompt, as text or as --ids, or several as --prompts, not both")
+        raise NpgptError("give one prompt, as text or as --ids, or several with --prompts, not both")
     if options.samples != 1:
-        raise NpgptError("--prompts takes one sample of each prompt: write a line several times, instead of --samples")
+        raise NpgptError("--prompts draws one sample per prompt: repeat a line in the file instead of using --samples")
     lines = read_file(options.prompts, options.verbose).removesuffix("\n").split("\n")
-    found = []
+    found: list[Prompt] = []
     for number, line in enumerate(lines, 1):
         name = f"{'standard input' if options.prompts == '-' else options.prompts}: line {number}"
         text = line.removesuffix("\r")
         if not text:
-            raise NpgptError(f"{name} is empty, and a prompt is a line: take it out")
+            raise NpgptError(f"{name} is empty: remove it, since every line is a prompt")
         with about(name):
             ids = model.encode_prompt(text, special=options.special)
-        found.append(_fitting(ids, f"{name}: the prompt", options, model))
+        found.append((_fitting(ids, f"{name}: the prompt", options, model), text))
     return found
 
 
 def _fitting(ids: list[int], name: str, options: argparse.Namespace, model: LanguageModel) -> list[int]:
-    """Return a prompt's ids, cut to the context with --keep-last. Raises NpgptError where they do not fit."""
+    """Return a prompt's ids, cut to the context if --keep-last is given. Raises NpgptError if they do not fit."""
     context = model.config.n_positions
     if len(ids) <= context:
         return ids
@@ -192,17 +196,21 @@ def _fitting(ids: list[int], name: str, options: argparse.Namespace, model: Lang
     return kept
 
 
-def _own(options: argparse.Namespace, model: LanguageModel, prompt_ids: list[int]) -> list[int]:
-    """Return the ids of the text that was given, without those that the tokenizer put before it."""
-    before = [] if model.why_no_text or options.ids is not None else list(model.tokenizer.before)
-    return prompt_ids[len(before) :] if prompt_ids[: len(before)] == before else prompt_ids
+def _shown(model: LanguageModel, prompt_ids: list[int], given: str | list[int] | None) -> str:
+    """Return the prompt to show: its ids as text, without what the tokenizer put before the text that was given.
 
-
-def _as_text(model: LanguageModel, prompt_ids: list[int]) -> str:
-    """Return the prompt as text, without an incomplete character at its end, or as ids where the model has no text."""
+    An incomplete character at the end is held back. A model without text shows ids.
+    """
     from ..text.tokenizer import TextDecoder
 
-    return _spaced(prompt_ids) if model.why_no_text else TextDecoder(model.tokenizer, prompt_ids).before
+    if given is None:
+        return ""
+    if model.why_no_text:
+        return _spaced(prompt_ids)
+    before = [] if isinstance(given, list) else list(model.tokenizer.before)
+    own = prompt_ids[len(before) :] if prompt_ids[: len(before)] == before else prompt_ids
+    text = TextDecoder(model.tokenizer, own).before
+    return given if isinstance(given, str) and text == f" {given}" else text
 
 
 def _spaced(token_ids: Iterable[int | None]) -> str:

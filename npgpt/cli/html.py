@@ -1,4 +1,4 @@
-"""--html FILE: a page that a verb writes."""
+"""--html FILE: the page that a verb writes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from .options import note, output_path, unwinding
 
 
 def page_writer(argument: str | None) -> Callable[[Iterable[str]], None] | None:
-    """Return a function that writes a page's parts to the file of --html, or None where no page is wanted.
+    """Return a function that writes the parts of a page to the file of --html, or None without the option.
 
-    The file appears whole or not at all. Raises NpgptError at once, before the work, where it cannot be written.
+    The file appears whole or not at all. Raises NpgptError at once, before the work, if it cannot be written.
     """
     if argument is None:
         return None

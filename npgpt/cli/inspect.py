@@ -1,4 +1,4 @@
-"""npgpt inspect: what a checkpoint is, and what is wrong with it."""
+"""npgpt inspect: what a checkpoint holds, and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..errors import printable
-from .options import add_common, importing
+from .options import add_common, importing, show
 
 if TYPE_CHECKING:
     from ..checkpoints.inspect import Inspection
@@ -15,10 +14,11 @@ if TYPE_CHECKING:
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.description = "Print a model's configuration with its head split, its parameters by part, and its file."
+    parser.description = "Print a model's configuration with its head split, its parameters by part, and its files."
     parser.epilog = "example: npgpt inspect weights/gpt2"
-    parser.add_argument("model", nargs="?", help="folder, file, or name such as gpt2 (default: the embedded austen)")
+    parser.add_argument("model", nargs="?", help="name or path of a model (default: the embedded one)")
     add_common(parser, "--n-head", "--activation")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -26,13 +26,16 @@ def run(options: argparse.Namespace) -> int:
     with importing():
         from ..checkpoints.inspect import inspect
 
-    for line in report(inspect(options.model, n_head=options.n_head, activation=options.activation)):
-        print(printable(line))
+    found = inspect(options.model, n_head=options.n_head, activation=options.activation)
+    if options.json:
+        print(found.to_json())
+    else:
+        show(report(found))
     return 0
 
 
 def report(found: Inspection) -> list[str]:
-    """Return the lines that are printed."""
+    """Return the lines to print."""
     config, total = found.config, sum(found.counts.values())
     published = f"the shapes of the published {found.published_name}" if found.published_name else "no published size"
     inner = "" if config.n_inner is None else f" (n_inner; {config.inner_width / config.n_embd:g} × n_embd)"
@@ -81,7 +84,7 @@ def _table(heading: str, rows: Iterable[tuple[str, str | None]]) -> list[str]:
 
 
 def _at_load(found: Inspection) -> str:
-    """Return what loading in float32 does to the tensors."""
+    """Return what loading in float32 does to the tensors: copied, converted, or used in place."""
     if found.misaligned:
         return f"; {len(found.misaligned)} lie on no multiple of their size and are copied at load"
     if set(found.dtypes) != {"float32"}:
@@ -90,6 +93,7 @@ def _at_load(found: Inspection) -> str:
 
 
 def _values(found: Inspection) -> str:
+    """Return whether all values are finite, and which tensors have others."""
     if not found.non_finite:
         return "all finite"
     faults = [f"{name} has {nan} NaN and {inf} infinite" for name, (nan, inf) in found.non_finite.items()]

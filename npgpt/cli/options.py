@@ -1,4 +1,4 @@
-"""The options and the input that several verbs share."""
+"""Options, input and output that several verbs share."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import codecs
 import contextlib
 import os
 import re
+import shutil
 import stat
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TextIO
@@ -23,27 +25,37 @@ if TYPE_CHECKING:
     from ..language_model import LanguageModel
 
 
-PART = 2**16  # bytes of a file that are read at a time
+PART = 2**16  # bytes read at a time
 COMMON: dict[str, dict[str, Any]] = {
-    "--model": {"metavar": "M", "help": "folder, file, or name such as gpt2 (default: the embedded model)"},
-    "--n-head": {"type": int, "metavar": "N", "help": "number of heads, where the model states none or a wrong one"},
-    "--activation": {"choices": ("gelu", "gelu_new"), "metavar": "A", "help": "GELU: gelu (erf) or gelu_new (tanh)"},
-    "--dtype": {"choices": ("float32", "float64"), "default": "float32", "help": "default: float32"},
-    "--threads": {"type": int, "metavar": "N", "help": "threads of each process (default: all cores)"},
-    "--special": {"action": "store_true", "help": "read special tokens such as <|endoftext|> as such"},
-    "--ids": {"metavar": "1,2,3", "help": "the text as token ids"},
+    "--model": {"metavar": "M", "help": "name or path of a model (default: the embedded one)"},
+    "--n-head": {"type": int, "metavar": "N", "help": "number of heads, overriding the checkpoint"},
+    "--activation": {
+        "choices": ("gelu", "gelu_new"),
+        "metavar": "A",
+        "help": "form of GELU: gelu (erf) or gelu_new (tanh)",
+    },
+    "--dtype": {
+        "choices": ("float32", "float64"),
+        "default": "float32",
+        "metavar": "D",
+        "help": "float32 (default) or float64",
+    },
+    "--threads": {"type": int, "metavar": "N", "help": "threads per process (default: all cores)"},
+    "--special": {"action": "store_true", "help": "encode <|endoftext|> and the like as special tokens"},
+    "--ids": {"metavar": "1,2,3", "help": "token ids in place of a text"},
 }
 
 
 def add_common(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Declare options that several verbs share."""
+    """Declare options of COMMON."""
     for name in names:
         parser.add_argument(name, **COMMON[name])
 
 
 def open_model(options: argparse.Namespace) -> LanguageModel:
-    """Load the model of --model, --n-head, --activation and --dtype; say on stderr which form it has, unless that is
-    npgpt's own, and what is left out or guessed.
+    """Load the model of --model, --n-head, --activation and --dtype.
+
+    Notes on stderr name its format, unless that is npgpt's own, and what is left out or guessed.
     """
     with importing():
         from ..language_model import load
@@ -57,18 +69,18 @@ def open_model(options: argparse.Namespace) -> LanguageModel:
 
 
 def add_text(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of a text, given as it is, on standard input or as ids; text_ids() reads them."""
-    parser.add_argument("text", nargs="?", help="the text, or - for standard input")
+    """Declare the arguments for a text: itself, - for standard input, or --ids. text_ids() reads them."""
+    parser.add_argument("text", nargs="?", help="the text; - reads standard input")
     add_common(parser, "--ids", "--special")
 
 
 def text_ids(options: argparse.Namespace, model: LanguageModel) -> tuple[str | None, list[int]]:
-    """Return the text, or None where ids are given, and the ids. Raises NpgptError where they do not fit."""
+    """Return the text, or None for --ids, and its ids. Raises NpgptError if they do not fit the context."""
     given = text_or_ids(options.text, options.ids, "text")
     if given is None:
         raise NpgptError("there is no text: give it, or - for standard input, or --ids 1,2,3")
     if given == "":
-        raise NpgptError('the text is empty: it takes a token at least; give one, or "<|endoftext|>" --special')
+        raise NpgptError('the text is empty, and at least one token is needed: give one, or "<|endoftext|>" --special')
     text = given if isinstance(given, str) else None
     ids = given if isinstance(given, list) else model.encode_prompt(given, special=options.special)
     context = model.config.n_positions
@@ -80,7 +92,7 @@ def text_ids(options: argparse.Namespace, model: LanguageModel) -> tuple[str | N
 
 
 def text_or_ids(text: str | None, ids: str | None, kind: str, say: bool = True) -> str | list[int] | None:
-    """Return an argument's text, or the numbers of --ids; None without either. Raises NpgptError for both."""
+    """Return the text of an argument or the numbers of --ids, or None. Raises NpgptError if both are given."""
     if ids is None:
         return None if text is None else read_text(text, say)
     if text is not None:
@@ -96,9 +108,9 @@ def read_ids(ids: str) -> list[int]:
 
 
 def tune(threads: int | None = None) -> list[str]:
-    """Set the process up before NumPy is imported; return what was done, for --verbose. threads: of the BLAS.
+    """Set the process up before NumPy is imported, with this many threads of its BLAS; return what was done, in words.
 
-    Raises NpgptError for a number of threads below 1, and where NumPy is already imported.
+    Raises NpgptError for a number of threads below 1, and if NumPy is already imported.
     """
     if threads is not None:
         whole_number("--threads", threads)
@@ -109,12 +121,12 @@ def tune(threads: int | None = None) -> list[str]:
 
 
 def importing() -> AbstractContextManager[None]:
-    """End the process at once on Ctrl-C within the context: NumPy's C code would turn it into an ImportError."""
+    """Let Ctrl-C end the process at once within the context: NumPy's C code would turn it into an ImportError."""
     return handling(["SIGINT"], lambda number, _: os._exit(128 + number))
 
 
 def unwinding() -> AbstractContextManager[None]:
-    """Let SIGTERM and SIGHUP end the process as Ctrl-C does within the context, so that no half-written file stays."""
+    """Let SIGTERM and SIGHUP unwind the process within the context, as Ctrl-C does: no half-written file stays."""
 
     def end(number: int, _: object) -> NoReturn:
         raise SystemExit(128 + number)
@@ -123,21 +135,26 @@ def unwinding() -> AbstractContextManager[None]:
 
 
 def read_text(argument: str, say: bool = True) -> str:
-    """Return the argument itself, or all of standard input for '-', as read_file does."""
+    """Return the argument itself, or all of standard input for -."""
     return read_file("-", say) if argument == "-" else argument
 
 
 def read_file(name: str, say: bool = True) -> str:
-    """Return all of a file, or of standard input for '-'; see text_parts."""
+    """Return all the text of a file, or of standard input for -; see text_parts."""
     with open_file(name) as file:
         return "".join(text_parts(file, name, say))
 
 
 def open_file(name: str) -> AbstractContextManager[IO[bytes]]:
-    """Open a file, or standard input for '-', which stays open. Raises NpgptError where there is none, OSError."""
+    """Open a file, or standard input for -, which stays open. A note says that a terminal's input is waited for.
+
+    Raises NpgptError for a closed standard input and for no name, OSError as open does.
+    """
     if name == "-":
         if sys.stdin is None:
             raise NpgptError("standard input is closed")
+        if sys.stdin.isatty():
+            note("reading from the terminal: end with Ctrl-D")
         return contextlib.nullcontext(sys.stdin.buffer)
     if not name:
         raise NpgptError("a file's name must not be empty")
@@ -147,9 +164,9 @@ def open_file(name: str) -> AbstractContextManager[IO[bytes]]:
 
 
 def text_parts(file: IO[bytes], name: str, say: bool = True) -> Iterator[str]:
-    """Yield the text of a file in UTF-8, in parts, without a byte order mark at its beginning, of which it is said.
+    """Yield a UTF-8 text in parts. A byte order mark at its beginning is dropped, with a note if say.
 
-    Raises NpgptError for UTF-16 and UTF-32 by their names, and, with the place, for what else is not UTF-8.
+    Raises NpgptError for UTF-16 and UTF-32, which are named, and for any other byte that is not UTF-8, with its place.
     """
     shown, decoder, at = "standard input" if name == "-" else name, codecs.getincrementaldecoder("utf-8")(), 0
     with naming(shown):
@@ -160,7 +177,7 @@ def text_parts(file: IO[bytes], name: str, say: bool = True) -> Iterator[str]:
             if say:
                 note(f"{shown} begins with a byte order mark, which is dropped")
         while True:
-            begun = decoder.getstate()[0]  # the bytes of a character that is not whole yet
+            begun = decoder.getstate()[0]  # the bytes of an incomplete character
             try:
                 yield decoder.decode(part, final=not part)
             except UnicodeDecodeError as error:
@@ -172,38 +189,58 @@ def text_parts(file: IO[bytes], name: str, say: bool = True) -> Iterator[str]:
 
 
 def output_path(option: str, argument: str) -> Path:
-    """Return where an option's file will be, links resolved.
+    """Return the path of an option's output file, with links resolved.
 
-    Raises NpgptError, before the work, where it cannot be, and where this run reads or writes the same file otherwise.
+    Raises NpgptError, before the work, if it cannot be written, or if this run reads or writes the same file elsewhere.
     """
     named = Path(os.path.expanduser(argument))
     if not named.parent.is_dir():
         raise NpgptError(f"{option} {argument}: there is no folder {named.parent}")
     path = Path(os.path.realpath(named))
     if path.is_dir():
-        raise NpgptError(f"{option} {argument}: that is a folder, and should be a file")
+        raise NpgptError(f"{option} {argument}: that is a folder, not a file")
     if path.exists() and not path.is_file():
         raise NpgptError(f"{option} {argument}: that is no regular file")
     if not os.access(path.parent, os.W_OK):
-        raise NpgptError(f"{option} {argument}: nothing may be written into the folder {path.parent}")
+        raise NpgptError(f"{option} {argument}: the folder {path.parent} is not writable")
     is_output(path, f"{option} {argument}")
     return path
 
 
 def coloured(stream: TextIO) -> bool:
-    """Return whether a stream is a terminal with colours and the user has not declined them (https://no-color.org)."""
+    """Return whether a stream is a terminal with colours, and NO_COLOR is not set (https://no-color.org)."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb" and not os.environ.get("NO_COLOR")
 
 
 def into_file(stream: TextIO) -> bool:
-    """Return whether a stream is written to a regular file, and so reaches no terminal, not even through a pipe."""
+    """Return whether a stream is a regular file, and so reaches no terminal, as a pipe may."""
     try:
         return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
     except OSError:
         return False
 
 
+def show(lines: Iterable[str]) -> None:
+    """Print lines, without control characters; on a terminal break long ones between words."""
+    for line in lines:
+        print(filled(printable(line), sys.stdout))
+
+
 def note(message: str) -> None:
-    """Print a line on stderr; do nothing where stderr cannot be written."""
+    """Print a line on stderr; do nothing if stderr cannot be written."""
     with contextlib.suppress(OSError):
-        print(f"npgpt: {printable(message)}", file=sys.stderr, flush=True)
+        print(filled(f"npgpt: {printable(message)}", sys.stderr), file=sys.stderr, flush=True)
+
+
+def filled(line: str, stream: TextIO | None) -> str:
+    """Return a line broken between words at the width of a terminal; unchanged for any other stream.
+
+    What follows a break is indented as the text behind the line's label is: two spaces end a label.
+    """
+    columns = shutil.get_terminal_size().columns
+    if stream is None or not stream.isatty() or len(line) <= columns:
+        return line
+    label = re.match(r" *(?:\S+(?: \S+)* {2,})?", line)
+    indent = len(label[0]) if label and len(label[0]) <= columns // 2 else 2
+    indent = max(0, min(indent, columns - max(map(len, line.split()))))  # a long path or digest may need the room
+    return textwrap.fill(line, columns, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)

@@ -1,4 +1,4 @@
-"""A progress bar on stderr, where that is a terminal."""
+"""A progress bar on stderr, if that is a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ INTERVAL = 0.1  # seconds between two drawings
 
 
 def clear() -> None:
-    """Clear the bar's line, where stderr is a terminal, before something else is printed; it is drawn again later."""
+    """Clear the bar's line before something else is printed, if stderr is a terminal; the bar is drawn again later."""
     if sys.stderr is not None and sys.stderr.isatty():
         sys.stderr.write("\r\x1b[K")
         sys.stderr.flush()
@@ -20,9 +20,9 @@ def clear() -> None:
 
 @contextmanager
 def bar(unit: str, scale: float = 1, of: str = "of") -> Iterator[Callable[[int, int | None], None] | None]:
-    """Yield progress(done, total), which draws the amounts in `scale` units, the rate and the time left, if known.
+    """Yield progress(done, total), which draws the amounts in units of `scale`, the rate, and the time left if known.
 
-    Yields None where stderr is not a terminal. The line is cleared at the end. of: what stands before the total.
+    Yields None if stderr is not a terminal. The line is cleared at the end. of: the words before the total.
     """
     if sys.stderr is None or not sys.stderr.isatty():
         yield None
@@ -32,7 +32,7 @@ def bar(unit: str, scale: float = 1, of: str = "of") -> Iterator[Callable[[int, 
     def progress(done: int, total: int | None) -> None:
         nonlocal started, drawn, before
         now = time.monotonic()
-        started, before = started if done >= before else now, done  # another part of the work begins
+        started, before = started if done >= before else now, done  # the next part of the work begins
         if now - drawn < INTERVAL:
             return
         drawn = now

@@ -1,4 +1,4 @@
-"""npgpt score: how likely a text is to the model, token by token."""
+"""npgpt score: the perplexity of texts, and the log-probability of each token."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import NpgptError
 from ..process import cores
+from ..scoring.windows import DEFAULTS, NAMES
 from .html import page_writer
-from .options import add_common, coloured, importing, into_file, note, open_model, output_path, read_ids, tune
+from .options import add_common, coloured, importing, into_file, note, open_model, output_path, read_ids, show, tune
 from .progress import bar, clear
 from .streams import paint
 
@@ -27,30 +28,48 @@ if TYPE_CHECKING:
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.description = (
-        "Print how likely the model holds texts: perplexity by token and by word, bits per byte. "
-        "On a terminal the text is tinted by surprise."
+        "Print the perplexity of texts per token and per word, and their bits per byte. "
+        "A terminal also shows the text, coloured by surprisal."
     )
     parser.epilog = "example: npgpt score chapter.txt --model gpt2 --stride 512 --top 3"
     argument = parser.add_argument
-    argument("files", nargs="*", metavar="FILE", help="texts; - or none: standard input")
+    argument("files", nargs="*", metavar="FILE", help="text files; - or none reads standard input")
     add_common(parser, "--ids", "--model", "--n-head", "--activation")
     argument(
         "--convention",
         default="rolling",
+        choices=NAMES,
         metavar="NAME",
-        help="rolling (default; lm-evaluation-harness), huggingface, or llama.cpp",
+        help="how long texts are cut: rolling (default, lm-evaluation-harness), huggingface or llama.cpp",
     )
-    argument("--context", type=int, metavar="N", help="tokens of a window (default: the model's context)")
-    argument("--stride", type=int, metavar="N", help="from one window to the next (default: a window)")
-    argument("--bos", action=argparse.BooleanOptionalAction, help="<|endoftext|> (bos_token_id) stands before the text")
+    contexts = [f"{name}: {default.context}" for name, default in DEFAULTS.items() if default.context]
+    strides = [f"{name}: 1/{default.per_window} of it" for name, default in DEFAULTS.items() if default.per_window > 1]
+    begun = [name for name, default in DEFAULTS.items() if default.end_of_text]
+    argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help=f"tokens in a window (default: the model's context; {', '.join(contexts)})",
+    )
+    argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help=f"tokens from one window to the next (default: the window; {', '.join(strides)})",
+    )
+    argument(
+        "--bos",
+        action=argparse.BooleanOptionalAction,
+        help=f"put <|endoftext|> or bos_token_id before each text (default: {', '.join(begun)} does)",
+    )
     add_common(parser, "--special")
-    argument("--top", type=int, default=0, metavar="K", help="each token's rank, and the K likeliest there")
+    argument("--top", type=int, default=0, metavar="K", help="print each token's rank, and the K most likely tokens")
     output = parser.add_mutually_exclusive_group()
-    output.add_argument("--json", action="store_true", help="print one JSON object a text, token by token")
-    output.add_argument("--html", metavar="FILE", help="write a page: tinted text, figures where one points")
-    output.add_argument("--resume", metavar="FILE.jsonl", help="add the JSON of those texts that it lacks")
+    output.add_argument("--json", action="store_true", help="print one JSON object per text, with every token")
+    output.add_argument("--html", metavar="FILE", help="write a page with the text coloured by surprisal")
+    output.add_argument("--resume", metavar="FILE.jsonl", help="append JSON; texts already in the file are skipped")
     add_common(parser, "--dtype")
-    argument("--workers", type=int, metavar="N", help="processes, which share the weights in memory")
+    argument("--workers", type=int, metavar="N", help="number of processes; they share the weights in memory")
     add_common(parser, "--threads")
 
 
@@ -61,14 +80,14 @@ def run(options: argparse.Namespace) -> int:
         from ..scoring import records
         from ..scoring.page import score_page
         from ..scoring.report import summary
-        from ..scoring.scoring import convention_of
+        from ..scoring.texts import convention_of
         from .inputs import inputs, of_ids
 
     write_page = page_writer(options.html)
     resume = None if options.resume is None else output_path("--resume", options.resume)
     most = 4 * cores()
     if options.workers is not None and not 1 <= options.workers <= most:
-        raise NpgptError(f"--workers must be from 1 to {most}, four for each core, not {options.workers}")
+        raise NpgptError(f"--workers must be between 1 and {most}, four per core, not {options.workers}")
     if options.ids is not None and options.files:
         raise NpgptError("give the text as files or as --ids, not both")
     if options.ids is None:
@@ -76,11 +95,11 @@ def run(options: argparse.Namespace) -> int:
     else:
         texts = [of_ids("--ids", read_ids(options.ids))]
     model = open_model(options)
-    if options.ids is None and not model.why_no_text and not model.tokenizer.by_parts:
-        note("its tokenizer may change a text: bytes, words and bits per byte are those of the tokens, not of the text")
+    if options.ids is None and model.why_no_text:
+        raise NpgptError(f"{model.name} has no text: give --ids 1,2,3 in place of files; {model.why_no_text}")
     rule = convention_of(model, options.convention, options.context, options.stride, options.bos)
     as_lines = options.json or resume is not None
-    by_token = as_lines or write_page is not None or options.top or coloured(sys.stdout)
+    by_token = as_lines or write_page is not None or options.top or sys.stdout.isatty()
     settings = records.settings(model, rule, options.top, options.special) if as_lines else {}
     known = records.Known(options.resume, settings)
     with records.appending(resume, known.add) if resume is not None else nullcontext(_print_line) as add_line:
@@ -89,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
             note(f"{len(done)} of {len(texts)} texts are in {options.resume} already")
 
         def scored() -> Iterator[tuple[str, Any]]:
-            """Print each text, or write its line, as soon as it is scored; then hand it on to the page."""
+            """Print each text or write its JSON line as soon as it is scored, then pass it on to the page."""
             for number, found in _scores(options, texts, model, done, by_token):
                 text = texts[number]
                 known.sums.add(found.totals if by_token else found)
@@ -111,7 +130,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         note("; ".join(" ".join(row.split()) for row in rows))
     else:
-        print("\n".join(rows))
+        show(rows)
     return 0
 
 
@@ -123,32 +142,35 @@ def _hashed(text: Input) -> tuple[str, str]:
 
 
 def _print_line(parts: Iterable[str]) -> None:
+    """Print a JSON line that comes in parts."""
     sys.stdout.writelines(parts)
     print(flush=True)
 
 
 def _print(name: str, found: Score | Totals, top: int, model: LanguageModel) -> None:
-    """Print a text's tokens, if they are known, coloured where a terminal shows colours, and its sums."""
+    """Print a text's sums; for --top and on a terminal also its tokens: coloured, or as figures without colours."""
     from ..scoring import report
 
     colours = coloured(sys.stdout)
-    if not isinstance(found, tuple) and (top or colours):
-        for line in report.table(found, model, colours) if top else ():
-            paint(line)
-        if not top:
+    if not isinstance(found, tuple) and (top or sys.stdout.isatty()):
+        if top or not colours:
+            for line in report.table(found, model, colours):
+                paint(line)
+        else:
             for part in report.tinted(found):
                 paint(part, end="")
             paint(f"\n\n{report.legend()}")
         print()
-    print(*report.summary(name, found if isinstance(found, tuple) else found.totals), sep="\n", flush=True)
+    show(report.summary(name, found if isinstance(found, tuple) else found.totals))
+    sys.stdout.flush()
 
 
 def _scores(
     options: argparse.Namespace, texts: list[Input], model: LanguageModel, done: set[int], by_token: bool
 ) -> Iterator[tuple[int, Any]]:
-    """Yield the number of each text that is not done and its Score, or only its Totals, under a progress bar.
+    """Yield the number of each text that is not done with its Score or Totals, under a progress bar.
 
-    Raises NpgptError where a worker process was killed.
+    Raises NpgptError if a worker process was killed.
     """
     from concurrent.futures import BrokenExecutor
 
@@ -162,7 +184,7 @@ def _scores(
     numbers = [number for number in range(len(texts)) if number not in done]
     sizes = [texts[number].size for number in numbers]
     size = None if None in sizes else sum(filter(None, sizes))
-    # a bar would lie between the lines, unless they go to a file, or to this terminal one after another
+    # lines and bar would mix, unless the lines go to a file, or to this terminal one after another
     between = options.json or (len(texts) > 1 and not options.resume and not sys.stdout.isatty())
     quiet = between and not into_file(sys.stdout)
     try:
@@ -190,5 +212,5 @@ def _scores(
     except BrokenExecutor:
         file, keeps = (options.resume, "keeps") if options.resume else ("--resume FILE.jsonl", "would keep")
         raise NpgptError(
-            f"a worker was killed, perhaps for want of memory: fewer --workers; {file} {keeps} what is done"
+            f"a worker process was killed, perhaps for lack of memory: use fewer --workers; {file} {keeps} what is done"
         ) from None

@@ -1,4 +1,4 @@
-"""The standard streams: everything arrives, a failure has a name, and a terminal gets no control characters."""
+"""The standard streams: no output is lost, failures have names, and a terminal gets no foreign control characters."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but line breaks an
 
 
 class Patient(io.RawIOBase):
-    """A standard stream's bytes. It waits where the stream does not block and is not ready, so that nothing is lost.
+    """A standard stream's bytes. A stream that does not block is waited for, so that nothing is lost.
 
-    An error is an OSError that names the stream. It is kept, since argparse passes over it, and what is written after
-    it is dropped, since it would fail again as the process ends. So it is after Ctrl-C: nobody may be reading.
+    A failure is an OSError that names the stream. It is kept, because argparse ignores it. Later output is dropped,
+    because it would fail again as the process ends; so it is after Ctrl-C, when nobody may be reading.
     """
 
     def __init__(self, below: Any, name: str) -> None:
@@ -34,7 +34,7 @@ class Patient(io.RawIOBase):
         return bool(self.below.writable())
 
     def fileno(self) -> int:
-        """Return its number in the system."""
+        """Return its file descriptor."""
         return int(self.below.fileno())
 
     def isatty(self) -> bool:
@@ -42,13 +42,13 @@ class Patient(io.RawIOBase):
         return bool(self.below.isatty())
 
     def readinto(self, buffer: Any) -> int:
-        """Read what there is, at least a byte, and return how many; 0 at the end."""
+        """Read what is available, at least one byte, and return the number of bytes; 0 at the end."""
         while (count := self.below.readinto1(buffer)) is None:
             select.select([self.fileno()], [], [])
         return int(count)
 
     def write(self, data: Any) -> int:
-        """Write some of the data, at least a byte, and return how many."""
+        """Write some of the data, at least one byte, and return the number of bytes."""
         if self.dropping:
             return len(data)
         try:
@@ -64,22 +64,22 @@ class Patient(io.RawIOBase):
 
 
 class Screen(io.TextIOWrapper):
-    """Standard output. On a terminal it shows the control characters of whatever is printed, escaped."""
+    """Standard output. On a terminal, control characters in printed text are escaped."""
 
     def __init__(self, below: Patient, encoding: str, line_buffering: bool) -> None:
         self.patient, self.terminal = below, below.isatty()
         super().__init__(io.BufferedWriter(below), encoding, "backslashreplace", line_buffering=line_buffering)
 
     def write(self, text: str) -> int:
-        """Write foreign text: a prompt, a token, a name."""
+        """Write text from outside: a prompt, a token, a name."""
         return super().write(CONTROL.sub(_escaped, text) if self.terminal else text)
 
     def paint(self, text: str) -> None:
-        """Write text whose control characters are npgpt's own, as colours are."""
+        """Write text whose control characters are npgpt's own, such as colours."""
         super().write(text)
 
     def finish(self) -> None:
-        """Flush. Raises OSError where anything that was written did not arrive."""
+        """Flush. Raises OSError if any output did not arrive."""
         self.flush()
         if self.patient.failure is not None:
             raise self.patient.failure
@@ -90,13 +90,13 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def paint(text: str, end: str = "\n") -> None:
-    """Print a text whose control characters are npgpt's own, and a line break."""
+    """Print text whose control characters are npgpt's own, such as colours."""
     write = sys.stdout.paint if isinstance(sys.stdout, Screen) else sys.stdout.write
     write(f"{text}{end}")
 
 
 def finish() -> None:
-    """Flush standard output. Raises OSError where anything that was written did not arrive."""
+    """Flush standard output. Raises OSError if any output did not arrive."""
     if isinstance(sys.stdout, Screen):
         sys.stdout.finish()
     elif sys.stdout is not None:
@@ -105,9 +105,9 @@ def finish() -> None:
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """Put such streams in the place of sys.stdin, sys.stdout and sys.stderr within the context.
+    """Replace sys.stdin, sys.stdout and sys.stderr by such streams within the context.
 
-    A stream that is closed, or that a caller in Python has replaced by one of text alone, stays.
+    A closed stream stays, and so does a text-only stream that a caller in Python has put there.
     """
     before = sys.stdin, sys.stdout, sys.stderr
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -129,6 +129,6 @@ def standard_streams() -> Iterator[None]:
 
 
 def _raw(stream: io.TextIOWrapper, name: str) -> Patient:
-    """Return a stream's bytes below every buffer, of which a stream in memory has none."""
+    """Return a stream's raw bytes, below its buffer if it has one."""
     stream.flush()
     return Patient(getattr(stream.buffer, "raw", stream.buffer), name)

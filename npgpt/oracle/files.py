@@ -1,4 +1,4 @@
-"""Another implementation's numbers out of a file: arrays by name, ids and attention mask."""
+"""Read another implementation's numbers from a file or folder: arrays by name, ids and attention mask."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checkpoints import formats, llmc, stand_ins, torch_zip
+from ..checkpoints import formats, llmc, raw, stand_ins, torch_zip
 from ..checkpoints.files import Kind, is_input, naming, read_bytes, reading
 from ..checkpoints.strict_json import no_duplicates
 from ..checkpoints.tensor import Tensor
 from ..config import Config
-from ..errors import NpgptError
+from ..errors import NpgptError, numbers
 from .naming import flat
 from .outputs import as_array
 
@@ -84,12 +84,14 @@ class Given:
 
 
 def read(path: str | os.PathLike[str], shape: Sequence[int] = (), dtype: str | None = None) -> Given:
-    """Read .npz, .npy, .safetensors, .pt, .json, .csv, llm.c's debug state, or, with a shape, raw little-endian numbers
-    of dtype (float32 for None).
+    """Read .npz, .npy, .safetensors, .pt, .json, .csv, llm.c's debug state, or a folder of raw arrays.
 
-    Raises NpgptError for a file of another kind, and for one that is damaged; OSError where it cannot be opened.
+    With a shape, the file holds nothing but little-endian numbers of dtype (None: float32). Raises NpgptError for a
+    file of another kind and for a damaged one, OSError if it cannot be opened.
     """
     path = Path(os.path.expanduser(path))
+    if path.is_dir():
+        return _folder(path)
     with reading(path) as file:
         is_input(path)
         head = file.read(stand_ins.HEAD)
@@ -115,6 +117,18 @@ def read(path: str | os.PathLike[str], shape: Sequence[int] = (), dtype: str | N
     contents = torch_zip.read_outputs(path) if head.startswith(b"PK") else formats.read(path)
     given = _sorted(path, {name: _array(tensor) for name, tensor in contents.tensors.items()})
     return replace(given, notes=contents.notes)
+
+
+def _folder(path: Path) -> Given:
+    """Return the arrays of a folder of raw arrays; its manifest may state the ids."""
+    arrays, manifest = raw.read(path)
+    given = _sorted(path, arrays)
+    if manifest.get("token_ids") is None:
+        return given
+    stated = numbers(f"token_ids of {path / raw.MANIFEST}", manifest["token_ids"])
+    if given.token_ids is not None and stated.reshape(-1).tolist() != given.token_ids.reshape(-1).tolist():
+        raise NpgptError(f"{path} has a file of ids that differ from token_ids in {raw.MANIFEST}: remove one of them")
+    return given if given.token_ids is not None else replace(given, token_ids=stated)
 
 
 def _is_npz(path: Path) -> bool:

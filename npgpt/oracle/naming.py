@@ -13,7 +13,7 @@ from .textbook import COMPARED, located, stages
 
 
 class Stage(NamedTuple):
-    """A stage's shape in letters, as README.md has them, and its TransformerLens hook."""
+    """A stage's shape in letters, as docs/checking.md has them, and its TransformerLens hook."""
 
     shape: str
     hook: str = ""

@@ -83,15 +83,19 @@ class Report:
         return f"differs: {'; '.join(parts)}"
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, width: int = WIDTH) -> str:
+        """Return the report in lines of at most this many characters; see table()."""
         blocks = [
             [*([head] if head else []), *(f"  {of}: {text}" if of else f"  {text}" for of, text in below)]
             for head, below in said(self)
         ]
-        blocks += [list(table(self))] if self.rows else []
+        blocks += [list(table(self, width))] if self.rows else []
         blocks += [[remark] for remark in remarks(self)]
 
         def filled(line: str) -> str:
-            return textwrap.fill(line, WIDTH, subsequent_indent="    " if line.startswith("  ") else "")
+            return textwrap.fill(line, width, subsequent_indent="    " if line.startswith("  ") else "")
 
         return "\n\n".join("\n".join(filled(line) for line in block) for block in blocks)
 
@@ -220,27 +224,35 @@ def sign(report: Report) -> str:
     return f"Are the weights and the ids the same?{'' if tried else experiments}"
 
 
-HEAD = f"{'stage':<20}{'tolerances':>11}{'rms':>10}{'largest':>10}{'dB':>8}{'cosine':>10}{'ulps':>10}  from their input"
+COLUMNS = {  # of the table: a Difference's field, its width and form
+    "tolerances": ("ratio", 11, ".3g"),
+    "rms": ("rms", 10, ".2e"),
+    "largest": ("largest", 10, ".2e"),
+    "dB": ("nmse", 8, ".1f"),
+    "cosine": ("cosine", 10, ".6f"),
+    "ulps": ("ulps", 10, ".3g"),
+}
 
 
-def table(report: Report) -> Iterator[str]:
-    """The stages round the first that differs."""
+def table(report: Report, width: int = WIDTH) -> Iterator[str]:
+    """The stages round the first that differs. Lines shorter than usual have no dB and no ulps."""
     rows = report.rows
     at = rows.index(report.first) if report.first else 0
     begin = max(0, min(at - 3, len(rows) - SHOWN))
-    yield HEAD
+    columns = {name: column for name, column in COLUMNS.items() if width >= WIDTH or name not in ("dB", "ulps")}
+    yield f"{'stage':<20}{''.join(f'{name:>{wide}}' for name, (_, wide, _) in columns.items())}  from their input"
     if begin:
         yield _rest(rows[:begin], "before")
     for row in rows[begin : begin + SHOWN]:
-        d = row.difference
         alone = "" if row.alone is None else "matches" if row.alone <= 1 else "differs"
-        figures = f"{d.ratio:>11.3g}{d.rms:>10.2e}{d.largest:>10.2e}{d.nmse:>8.1f}{d.cosine:>10.6f}{d.ulps:>10.3g}"
-        yield f"{row.stage:<20}{figures}  {alone}".rstrip()
+        figures = [f"{getattr(row.difference, field):>{wide}{form}}" for field, wide, form in columns.values()]
+        yield f"{row.stage:<20}{''.join(figures)}  {alone}".rstrip()
     if len(rows) > begin + SHOWN:
         yield _rest(rows[begin + SHOWN :], "after")
+    of_rms = "; dB and ulps, units in the last place, of the rms against ours" if width >= WIDTH else ""
     yield (
         f"1 tolerance is {FACTOR:g} times the largest rms error of our own runs in {report.dtype}, the model redrawn. "
-        "rms and largest are of theirs - ours; dB and ulps, units in the last place, of the rms against ours. "
+        f"rms and largest are of theirs - ours{of_rms}. "
         "From their input: the stage computed from what they gave below it."
     )
 

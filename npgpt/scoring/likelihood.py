@@ -1,4 +1,4 @@
-"""The figures of a scored text: each token's log-probability and rank, their sums, and the perplexity."""
+"""The log-probabilities and ranks of a text's tokens, their sums, and perplexity."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..text.sampling import check_finite
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
-PIECES = 2**14  # tokens in which words are counted at a time
-BLOCK = 2**18  # logits that are turned into probabilities at a time, so that they stay in a core's L2 cache
+PIECES = 2**14  # tokens whose words are counted at a time
+BLOCK = 2**18  # logits normalised at a time, so that they stay in a core's L2 cache
 
 
 class Totals(NamedTuple):
-    """Sums over the tokens that were scored; nll is the negative log-likelihood in nats.
+    """Sums over the scored tokens; nll is the negative log-likelihood in nats, and `tokens` counts all tokens.
 
-    A word is what lies between white space. It counts where the token in which it begins is scored.
+    Words are separated by white space. A word is counted if the token in which it begins is scored.
     """
 
     tokens: int
@@ -50,13 +50,13 @@ class Totals(NamedTuple):
 
 
 def _exp_mean(nll: float, count: int) -> float:
-    """Return exp(nll / count), or infinity where float64 cannot hold it."""
+    """Return exp(nll / count), or infinity if it overflows."""
     mean = nll / count if count else math.nan
     return math.inf if mean > 700 else math.exp(mean)
 
 
 class Sums:
-    """Totals of several texts, which are not kept."""
+    """A running sum of the Totals of texts."""
 
     def __init__(self) -> None:
         self.texts = 0
@@ -71,7 +71,7 @@ class Sums:
         self._nll = exact([*self._nll, nll])
 
     def totals(self) -> Totals:
-        """Return the sums so far; they do not depend on the order."""
+        """Return the sums so far; the order of the texts does not change them."""
         return Totals._make([*self._counts, math.fsum(self._nll)])
 
 
@@ -84,24 +84,24 @@ def total(parts: Iterable[Totals]) -> Totals:
 
 
 def exact(values: list[float]) -> list[float]:
-    """Return the few numbers whose sum is that of all the values, without rounding.
+    """Return a few numbers whose exact sum equals the exact sum of the values.
 
-    math.fsum rounds the exact sum once; what the rounding took away is the sum of all that is left, and so on.
+    math.fsum rounds the exact sum once. Its rounding error is again a sum, which is rounded, and so on until it is 0.
     """
     found: list[float] = []
     while left := math.fsum(values):
         found.append(left)
         if not math.isfinite(left):
-            break  # nothing added to it is seen
+            break  # nothing added to it changes it
         values = [*values, -left]
     return found
 
 
 class Likelihood(NamedTuple):
-    """The figures of N tokens, and of the K tokens that the model held likeliest in the place of each.
+    """The log-probabilities and ranks of N tokens, and the K most likely tokens at the position of each.
 
-    log_probs [N] are natural logarithms of probabilities; ranks [N] count from 1, the likeliest. top_ids and
-    top_log_probs [N, K] have the likeliest first.
+    log_probs [N] are natural logarithms. ranks [N] count from 1, the most likely token. top_ids and top_log_probs [N,
+    K] are in descending order of probability.
     """
 
     log_probs: Floats
@@ -111,26 +111,26 @@ class Likelihood(NamedTuple):
 
 
 def unknown(n: int, top: int) -> Likelihood:
-    """Return the figures of n tokens that are not scored: NaN, and rank 0."""
+    """Return the Likelihood of n tokens that are not scored: NaN and rank 0."""
     ranks, top_ids = np.zeros(n, np.int64), np.zeros((n, top), np.int64)
     return Likelihood(np.full(n, np.nan), ranks, top_ids, np.full((n, top), np.nan))
 
 
 class Figures:
-    """The likelihood of a text whose length is not known yet: room for its tokens is made as they are scored."""
+    """The Likelihood of a text of unknown length, which grows as tokens are scored."""
 
     def __init__(self, top: int) -> None:
         self._known = unknown(0, top)
 
     def put(self, first: int, part: Likelihood) -> None:
-        """Put the figures of the tokens from `first` on into their places."""
+        """Store the likelihood of the tokens from `first` on."""
         last = first + len(part.ranks)
         self._make_room(last, last // 8)
         for whole, some in zip(self._known, part, strict=True):
             whole[first:last] = some
 
     def between(self, first: int, last: int) -> Likelihood:
-        """Return the figures of these tokens."""
+        """Return the likelihood of the tokens first to last − 1."""
         self._make_room(last)
         return Likelihood._make(figures[first:last] for figures in self._known)
 
@@ -143,10 +143,10 @@ class Figures:
 
 
 def measured(pieces: Sequence[bytes]) -> tuple[Ids, Ids]:
-    """Return each token's size in bytes, and the number of words that begin in it; together they are a text.
+    """Return the size of each token in bytes and the number of words that begin in it; joined, the pieces are a text.
 
-    Ids need not be whole characters. Words are looked for in PIECES tokens at a time, and those up to the next one that
-    white space begins.
+    A piece need not be whole characters. Words are counted in at least PIECES tokens at a time, up to a token that
+    begins with white space.
     """
     sizes, words = np.fromiter(map(len, pieces), np.int64, len(pieces)), np.zeros(len(pieces), np.int64)
     begin = 0
@@ -167,37 +167,39 @@ def measured(pieces: Sequence[bytes]) -> tuple[Ids, Ids]:
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """A text of n tokens as the model sees it.
+    """A scored text of n tokens.
 
-    pieces are the tokens' bytes, empty for ids without text; joined they are the text, as the tokenizer has it.
-    likelihood has NaN and rank 0 for a token that the convention does not score.
+    pieces are the bytes of the tokens, empty for ids without text. likelihood has NaN and rank 0 for tokens that the
+    convention does not score. measures are the number of bytes [n] that each token covers in the text (see
+    Tokenizer.stretches) and the number of words [n] that begin there; None if the pieces joined are the text.
     """
 
     token_ids: Ids
     pieces: tuple[bytes, ...]
     likelihood: Likelihood
+    measures: tuple[Ids, Ids] | None = None
 
     @property
     def log_probs(self) -> Floats:
-        """The natural logarithms [n] of the tokens' probabilities; NaN for a token that is not scored."""
+        """The natural logarithm of each token's probability [n]; NaN for tokens that are not scored."""
         return self.likelihood.log_probs
 
     @property
     def ranks(self) -> Ids:
-        """The tokens' ranks [n] from 1, the likeliest; 0 for a token that is not scored."""
+        """The rank of each token [n] from 1, the most likely; 0 for tokens that are not scored."""
         return self.likelihood.ranks
 
     @cached_property
     def byte_offsets(self) -> Ids:
-        """The offsets [n] at which the tokens begin in the text's UTF-8."""
-        sizes = np.fromiter(map(len, self.pieces), np.int64, len(self.pieces))
+        """The offset of each token [n] in the text's UTF-8."""
+        sizes, _ = self.measures or measured(self.pieces)
         return np.cumsum(sizes) - sizes
 
     @cached_property
     def totals(self) -> Totals:
-        """The sums over the text's tokens."""
+        """The sums over the scored tokens."""
         scored = ~np.isnan(self.log_probs)
-        sizes, words = measured(self.pieces)
+        sizes, words = self.measures or measured(self.pieces)
         return Totals(
             tokens=len(self.pieces),
             scored=int(scored.sum()),
@@ -208,16 +210,15 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """The perplexity per token; totals has that per word, and the bits per byte."""
+        """The perplexity per token; see totals for perplexity per word and bits per byte."""
         return self.totals.perplexity
 
 
 def likelihood(logits: Array, token_ids: Ids, top: int = 0) -> Likelihood:
-    """Return the figures of tokens [N], given the logits [N, V] before each; top: how many of the likeliest to name.
+    """Return the Likelihood of tokens [N], given the logits [N, V] that predict them; top is K.
 
-    Exponentials are taken in the logits' dtype and summed in float64, so that a float32 log softmax is off by the
-    logits' own rounding and some 1e-7 more. Equally likely tokens share a rank. Raises NpgptError where logits are not
-    finite.
+    Exponentials have the logits' dtype and are summed in float64, which adds about 1e-7 to the rounding of float32
+    logits. Equally likely tokens share a rank. Raises NpgptError if the logits are not finite.
     """
     found = unknown(len(token_ids), top)
     rows = max(1, BLOCK // logits.shape[1])
@@ -232,11 +233,11 @@ def likelihood(logits: Array, token_ids: Ids, top: int = 0) -> Likelihood:
         norm = largest + np.log(exponentials.sum(axis=1, keepdims=True, dtype=np.float64))
         own = np.take_along_axis(part, token_ids[some, None], axis=1)
         found.log_probs[some] = (own - norm)[:, 0]
-        # row by row: along an axis count_nonzero takes five times as long
+        # row by row: count_nonzero along an axis takes five times as long
         found.ranks[some] = [1 + np.count_nonzero(row) for row in part > own]
         if top:
             ids = np.argpartition(part, -top, axis=1)[:, -top:]
-            order = np.lexsort((ids, -np.take_along_axis(part, ids, axis=1)))  # of equals the lowest id first
+            order = np.lexsort((ids, -np.take_along_axis(part, ids, axis=1)))  # the lowest id first on a tie
             found.top_ids[some] = ids = np.take_along_axis(ids, order, axis=1)
             found.top_log_probs[some] = np.take_along_axis(part, ids, axis=1) - norm
     return found

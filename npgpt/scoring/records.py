@@ -1,4 +1,4 @@
-"""Scores as lines of JSON, and a file of them that an interrupted run resumes."""
+"""Scores as JSON lines, and a file of them that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ..text.tokenizer import shown
 from .likelihood import Score, Sums, Totals
 from .windows import Convention
 
-# the keys that a record must have, and their types
+# the required keys of a record and their types
 NEEDED = {"text": str, "sha256": str, "settings": dict, **dict.fromkeys(Totals._fields, int), "nll": float}
-LONGEST = 2**20  # bytes of a line that are read at a time
-VALUES = 2**12  # of a list that are written at a time
-COLUMNS = b', "token_ids": ['  # the first list in a record; in a string its quotes would have a backslash before them
-BEGINNING, BEHIND = b'{"text": "', b'", "sha256": "'  # what surrounds a record's name
+LONGEST = 2**20  # bytes read from a line at a time
+VALUES = 2**12  # values of a list written at a time
+COLUMNS = b', "token_ids": ['  # begins the first list of a record; inside a string its quotes would be escaped
+BEGINNING, BEHIND = b'{"text": "', b'", "sha256": "'  # what comes before and after a record's name
 QUOTED = re.compile(rb'(?:[^"\\]|\\.?)*')  # the characters between the quotes of a JSON string
 
 
 class ScoredText(NamedTuple):
-    """The record of a text that was scored before; text is its name."""
+    """The record of a scored text; `text` is its name."""
 
     text: str
     sha256: str
@@ -38,15 +38,15 @@ class ScoredText(NamedTuple):
 
 
 def settings(model: LanguageModel, rule: Convention, top: int, special: bool) -> dict[str, Any]:
-    """Return everything that a score depends on, apart from the text."""
+    """Return everything except the text on which a score depends."""
     cut = asdict(rule)
     return {"weights": model.fingerprint, "convention": cut.pop("name"), **cut, "special": special, "top": top}
 
 
 def line(name: str, sha256: str, score: Score, settings: dict[str, Any]) -> Iterator[str]:
-    """Yield a score as one line of ASCII JSON, part by part: its sums, and each token's figures.
+    """Yield a score as one line of ASCII JSON, part by part: its totals, then the figures of each token.
 
-    They can be compared with those of another engine. sha256 is that of the text, whose name is given.
+    name and sha256 identify the text. Other engines' results can be joined on token_ids and byte_offsets.
     """
     totals, figures = score.totals, score.likelihood._asdict()
     rates = {key: getattr(totals, key) for key in ("perplexity", "word_perplexity", "bits_per_byte")}
@@ -62,9 +62,7 @@ def line(name: str, sha256: str, score: Score, settings: dict[str, Any]) -> Iter
         "token_ids": score.token_ids,
         "pieces": score.pieces,
         "byte_offsets": score.byte_offsets,
-        **{
-            key: column for key, column in figures.items() if column.size
-        },  # top_ids are [n, 0] where none were asked for
+        **{key: column for key, column in figures.items() if column.size},  # top_ids is [n, 0] if none were requested
     }
     for key, column in columns.items():
         yield f', "{key}": ['
@@ -80,9 +78,9 @@ def line(name: str, sha256: str, score: Score, settings: dict[str, Any]) -> Iter
 
 
 def read(text: bytes) -> ScoredText | None:
-    """Return the record in a line, or None where it holds anything else.
+    """Return the record in a line, or None if the line is not a record.
 
-    Of a line that is longer than LONGEST the beginning is enough, up to that many bytes.
+    The first LONGEST bytes of a longer line are enough.
     """
     if not text.endswith(b"\n"):
         text = text.partition(COLUMNS)[0] + b"}"
@@ -98,64 +96,64 @@ def read(text: bytes) -> ScoredText | None:
 
 @dataclass
 class Known:
-    """What the records of a file say: how often each text is in it, and the sums of all."""
+    """The texts in a file of records, and the sums over all of them."""
 
     file: str
-    settings: dict[str, Any]  # as the records must have them
+    settings: dict[str, Any]  # that the records must have
     sums: Sums = field(default_factory=Sums)
     _texts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # by name and sha256
 
     def add(self, record: ScoredText) -> None:
-        """Count a record. Raises NpgptError where it was made with other settings."""
+        """Add a record. Raises NpgptError if it was made with other settings."""
         for key, value in self.settings.items():
             if (theirs := record.settings.get(key)) != value:
-                other = f"{key} {theirs!r:.80}, and now it is {value!r}"
-                raise NpgptError(f"{self.file} was made with {other}: take another file")
+                other = f"{key} {theirs!r:.80}, but now it is {value!r}"
+                raise NpgptError(f"{self.file} was made with {other}: use another file")
         self._texts[record.text][record.sha256] += 1
         self.sums.add(record.totals)
 
     def has(self, name: str) -> bool:
-        """Tell whether there is a record of a text of this name."""
+        """Return whether there is a record of a text with this name."""
         return name in self._texts
 
     def take(self, name: str, sha256: str) -> bool:
-        """Tell whether a text of this name is done, each record counting once.
+        """Return whether a text is done, and count off one record of it.
 
-        Raises NpgptError where there is one of another text of this name.
+        Raises NpgptError if the file has a record of another text with this name.
         """
         left = self._texts[name]
         if left.keys() - {sha256}:
-            raise NpgptError(f"{name} is another text than the {name} in {self.file}: take another file")
+            raise NpgptError(f"{name} is not the same text as the {name} in {self.file}: use another file")
         left[sha256] -= 1
         return left[sha256] >= 0
 
 
 @contextmanager
 def appending(path: Path, found: Callable[[ScoredText], object]) -> Iterator[Callable[[Iterable[str]], None]]:
-    """Open or create a file of records, hand each to found(), and yield a function that adds a line, in parts.
+    """Open or create a file of records, pass each to found(), and yield a function that appends a line given in parts.
 
-    Nothing is changed until a line is added. Then a last line that an interruption cut short is removed first. A file
-    created here is deleted again where no line was added. Raises NpgptError for a file that holds anything else and
-    for one that another process is adding to, OSError where it cannot be opened or written.
+    Nothing changes until a line is appended; a last line that an interruption truncated is then removed first. A new
+    file to which no line was appended is deleted. Raises NpgptError for a file with other contents or one to which
+    another process is appending, and OSError if it cannot be opened or written.
     """
     made = not path.exists()
     with naming(path), open(path, "a+b") as file:
         _lock(file, path)
         file.seek(0)
-        end = number = 0  # bytes and number of the whole lines
+        end = number = 0  # size and number of the complete lines
         while text := file.readline(LONGEST):
             number += 1
             ending = text[-3:]
-            while not ending.endswith(b"\n") and (more := file.readline(LONGEST)):  # the line is longer
+            while not ending.endswith(b"\n") and (more := file.readline(LONGEST)):  # the line is longer than LONGEST
                 ending = (ending + more)[-3:]
             if ending.endswith(b"\n"):
                 record = read(text) if text.endswith(b"\n") or ending == b"]}\n" else None
                 if record is None:
-                    raise NpgptError(f"{path}: line {number} is not as they are written here: {text[:40]!r}")
+                    raise NpgptError(f"{path}: line {number} is not a record that npgpt score writes: {text[:40]!r}")
                 found(record)
                 end = file.tell()
             elif not _is_cut_short(text):
-                raise NpgptError(f"{path} ends with something else than a line that was cut short: {text[:40]!r}")
+                raise NpgptError(f"{path}: the last line is not a truncated record: {text[:40]!r}")
 
         def add(parts: Iterable[str]) -> None:
             nonlocal end
@@ -175,7 +173,7 @@ def appending(path: Path, found: Callable[[ScoredText], object]) -> Iterator[Cal
 
 
 def _is_cut_short(text: bytes) -> bool:
-    """Return whether this can be the beginning of a record: its name, then the next key."""
+    """Return whether this can be the beginning of a record: its name and the next key."""
     if not text.startswith(BEGINNING):
         return BEGINNING.startswith(text)
     rest = QUOTED.sub(b"", text[len(BEGINNING) :], count=1)
@@ -183,12 +181,12 @@ def _is_cut_short(text: bytes) -> bool:
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    """Lock the file until it is closed, where the system and the file system have such locks."""
+    """Lock the file until it is closed, if the system and the file system support locks."""
     try:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise NpgptError(f"another process is adding to {path}") from None
+        raise NpgptError(f"another process is writing to {path}: wait for it, or use another file") from None
     except (ImportError, OSError):
         pass

@@ -23,10 +23,15 @@ def summary(name: str, totals: Totals) -> list[str]:
     return [
         printable(f"{name}: {totals.tokens:,} tokens; scored are {counts}"),
         f"  negative log-likelihood  {totals.nll:,.2f} nats",
-        f"  perplexity per token     {totals.perplexity:,.3f}",
-        f"  perplexity per word      {f'{totals.word_perplexity:,.3f}' if totals.words else 'no words'}",
+        f"  perplexity per token     {figure(totals.perplexity)}",
+        f"  perplexity per word      {figure(totals.word_perplexity) if totals.words else 'no words'}",
         f"  bits per byte            {f'{totals.bits_per_byte:.4f}' if totals.bytes else 'no text'}",
     ]
+
+
+def figure(perplexity: float) -> str:
+    """Return a perplexity with three decimals, or in short if it is astronomical: 1.2e46."""
+    return f"{perplexity:,.3f}" if perplexity < 1e9 else f"{perplexity:.2g}".replace("e+", "e")
 
 
 def bits(log_prob: float) -> float:

@@ -1,4 +1,4 @@
-"""How likely a model holds texts, token by token: computed here, or by any executor."""
+"""Score texts token by token, in this process or with any executor."""
 
 from __future__ import annotations
 
@@ -17,30 +17,29 @@ from ..checkpoints.find import find
 from ..errors import CHECKS, NpgptError, checked, whole_number
 from ..language_model import LanguageModel, Source, open_model, opened
 from .likelihood import Figures, Ids, Likelihood, Score, Totals, likelihood
-from .texts import Row, Text, tokens
+from .texts import Row, Text, convention_of, tokens
 from .windows import Convention
-from .windows import convention as by_name
 
-GROUP = 16  # contexts of tokens in the texts whose windows are batched together
-AHEAD = 64  # batches handed out and not yet taken back
+GROUP = 16  # size, in contexts, of a group of texts whose windows are batched together
+AHEAD = 64  # batches submitted ahead of the one awaited
 
 
 class Batch(NamedTuple):
-    """Windows of equal length, and with as many tokens to score, from one group of texts, read together as rows."""
+    """Windows from one group of texts with the same length and the same number of scored tokens, as rows."""
 
     rows: list[Row]
 
     def ids(self) -> Ids:
-        """Return the windows' ids [B, L + 1]."""
+        """Return the ids of the windows [B, L + 1]."""
         return np.stack([row.ids for row in self.rows])
 
     def skip(self) -> int:
-        """Return how many ids of each row are only read: those from skip + 1 on are scored."""
+        """Return the index before the first scored id of each row: ids from skip + 1 on are scored."""
         window = self.rows[0].window
         return window.first - window.begin - 1
 
     def take(self, scored: Likelihood) -> tuple[int, int]:
-        """Hand each row's figures to its text, if that is wanted. Return the numbers of tokens and of bytes of such."""
+        """Store the likelihood of the rows whose texts are wanted; return their numbers of tokens and bytes."""
         length = len(scored.ranks) // len(self.rows)
         tokens = read = 0
         for number, (text, window, _, covered) in enumerate(self.rows):
@@ -53,7 +52,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SharedModel:
-    """A model as a piece of work carries it: the model itself here, a StoredModel in another process."""
+    """A model in a task for an executor. Pickling turns it into a StoredModel."""
 
     model: LanguageModel
 
@@ -64,41 +63,43 @@ class SharedModel:
     def __reduce__(self) -> tuple[Any, ...]:
         name, source = self.model.name, self.model.source
         if source is None:
-            raise NpgptError(f"{name} lies in no file that another process could load: npgpt.save, then npgpt.load")
+            raise NpgptError(
+                f"{name} is not in a file that another process can load: npgpt.save it, then npgpt.load it"
+            )
         return StoredModel, (source, self.model.fingerprint)
 
 
 class StoredModel(NamedTuple):
-    """A model's file and the fingerprint it must have.
+    """The file of a model and the fingerprint it must have.
 
-    The work opens it, not the unpickling, so that a fault in the file is an error of the work.
+    The task opens the file, not the unpickling, so that a fault in the file is an error of the task.
     """
 
     source: Source
     fingerprint: str
 
     def open(self) -> LanguageModel:
-        """Return the model, mapped once for all the work. Raises NpgptError for a file that is missing or changed."""
+        """Return the model, opened once for all tasks. Raises NpgptError for a missing or changed file."""
         return _opened(self)
 
 
 @lru_cache(maxsize=1)
 def _opened(stored: StoredModel) -> LanguageModel:
     weights = stored.source.weights
-    find(weights)  # reports a missing file as load() does
+    find(weights)  # raises for a missing file as load() does
     model = open_model(stored.source)
     if model.fingerprint != stored.fingerprint:
         raise NpgptError(
-            f"{weights} holds other weights than the model whose work was handed out: it is another file here, "
-            "or the model was changed in memory (npgpt.save it, and npgpt.load that)"
+            f"{weights} does not have the weights of the model to be used: the file differs on this machine, "
+            "or the model was changed in memory (npgpt.save it, then npgpt.load it)"
         )
     return model
 
 
 def compute(shared: SharedModel | StoredModel, ids: Ids, skip: int, top: int) -> Likelihood:
-    """Score the ids [B, L + 1] of a batch from skip + 1 on, row by row: the piece of work that an executor is given."""
+    """Score the ids [B, L + 1] of a batch from index skip + 1 on, row by row. This is the task of an executor."""
     model = shared.open()
-    with np.errstate(over="ignore", invalid="ignore"):  # check_finite says in words what is wrong
+    with np.errstate(over="ignore", invalid="ignore"):  # check_finite reports it
         logits = model(ids[:, :-1], logits_from=skip)
         parts = [likelihood(*row, top) for row in zip(logits, ids[:, skip + 1 :], strict=True)]
     return Likelihood(*map(np.concatenate, zip(*parts, strict=True)))
@@ -120,21 +121,19 @@ def score(
     skip: Container[int] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Score]:
-    """Yield each text's Score in order: the log-probability and the rank that the model gives every token.
+    """Yield each text's Score in order: the log-probability and rank that the model gives every token.
 
-    A text is a str, or its ids [T], which need no vocabulary. Texts are read as they are scored; a long one may be an
-    iterator of its parts, such as an open file.
-    executor: any concurrent.futures.Executor, such as a process pool or Dask's, which is given the name of the model's
-    file; without one the work is done here. Batches hold windows of equal length and no more tokens than one context.
-    They are formed before they are handed out, so that neither memory nor result depends on who computes. Ids that pad
-    a vocabulary take part in the softmax, as in other programs, though generate never draws them.
-    convention, context, stride and end_of_text: see windows.convention. special: read <|endoftext|> in a text as a
-    special token. top: how many of the likeliest tokens to name in each place. names: of the texts, for messages.
-    skip: numbers of texts whose scores are not wanted; the batches stay the same. progress(tokens scored, bytes of text
-    read for that) is called after every batch.
+    A text is a str, an iterator of its parts such as an open file, or ids [T], which need no vocabulary. Texts are read
+    as they are scored. executor: any concurrent.futures.Executor, such as a process pool or Dask's; its workers open
+    the model's file. The default is to compute here. A batch holds windows of equal length and at most one context of
+    tokens. Batches do not depend on the executor, so neither do memory and results. Ids that only pad a vocabulary take
+    part in the softmax, as in other programs, although generate never draws them. convention, context, stride,
+    end_of_text: see windows.convention. special: encode <|endoftext|> in a text as a special token. top: number of most
+    likely tokens to return at each position. names: the texts' names in messages. skip: numbers of texts that are not
+    scored; the batches stay the same. progress(tokens scored, bytes read) is called after every batch.
 
-    Raises NpgptError at once for an argument out of range. An empty text, one of which no token can be scored, and one
-    that is a str for a model without text raise it when they are read.
+    Raises NpgptError at once for an argument out of range, and when reading a text that is empty or too short to score,
+    or a str if the model has no vocabulary.
     """
     pieces: dict[int, bytes] = {}
     complete = _complete(
@@ -162,9 +161,9 @@ def totals(
     executor: Executor | None = None,
     **options: Any,
 ) -> Iterator[Totals]:
-    """Yield each text's Totals in order: those of its Score, without keeping any token's figures.
+    """Yield each text's Totals in order, equal to those of its Score, without keeping figures of tokens.
 
-    The options are those of score(), but for top. Raises NpgptError as score() does.
+    The options are those of score() except top. Raises NpgptError as score() does.
     """
     return (text.totals() for text in _complete(texts, model, executor, {}, None, **options))
 
@@ -186,23 +185,23 @@ def _complete(
     skip: Container[int] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Text]:
-    """Check the arguments of score(), then yield the texts that are wanted, in order, each once all of it is scored.
+    """Check the arguments of score(), then yield the wanted texts in order as soon as they are scored.
 
-    pieces: takes in the bytes of every id. top: None where no token's figures are to be kept.
+    pieces is updated with the bytes of every id. top: None if the figures of tokens are not kept.
     """
     if isinstance(texts, str):
-        raise NpgptError("texts are several: put a single one into a list, [text]")
+        raise NpgptError("texts must be in a list or another iterable: pass a single one as [text]")
     CHECKS["Iterable[str]"]("texts", texts)
     model = opened(model)
     rule = convention_of(model, convention, context, stride, end_of_text)
     keep, high = top is not None, model.config.vocab_size
-    top = whole_number("top, the number of likeliest tokens to name,", top if keep else 0, low=0, high=high)
+    top = whole_number("top, the number of most likely tokens,", top if keep else 0, low=0, high=high)
     before = np.array(model.begin_ids if rule.end_of_text else [], np.int64)
     if rule.end_of_text and not before.size:
         has = f"has no text ({model.why_no_text}), and so" if model.why_no_text else "has"
-        raise NpgptError(f"{model.name} {has} no <|endoftext|> to stand before a text: end_of_text=False, --no-bos")
+        raise NpgptError(f"{model.name} {has} no <|endoftext|> to put before a text: use end_of_text=False or --no-bos")
     names = tuple(names)
-    waiting: deque[Text] = deque()  # the texts that are wanted, from the first one that is not complete
+    waiting: deque[Text] = deque()  # wanted texts from the first incomplete one on
 
     def read() -> Iterator[Text]:
         for number, text in enumerate(texts):
@@ -228,22 +227,13 @@ def _complete(
     return complete()
 
 
-def convention_of(
-    model: LanguageModel, name: str, context: int | None, stride: int | None, end_of_text: bool | None
-) -> Convention:
-    """Return a convention for a model; what its own tokenizer puts before every text stands there by default."""
-    own = () if model.why_no_text else model.tokenizer.before
-    end_of_text = True if own and end_of_text is None else end_of_text
-    return by_name(name, model.config, context, stride, end_of_text, model.begins_with)
-
-
 def _batches(texts: Iterable[Text], rule: Convention) -> Iterator[Batch]:
-    """Yield the texts' windows by equal length, as many together as have a context of tokens.
+    """Yield batches of windows of equal length, each with at most one context of tokens.
 
-    Windows of different texts come together within a group: as many texts, in their order, as have GROUP contexts of
-    tokens. Batches of which nothing is wanted are left out.
+    Windows of different texts share a batch within a group: consecutive texts with GROUP contexts of tokens. Batches
+    without a wanted text are skipped.
     """
-    group: list[Text] = []  # whose windows are not read, since nothing of the group is wanted so far
+    group: list[Text] = []  # whose windows are not read while no text of the group is wanted
     alike: dict[tuple[int, int], list[Row]] = {}
     size, wanted = 0, False
     for text in texts:
@@ -255,7 +245,7 @@ def _batches(texts: Iterable[Text], rule: Convention) -> Iterator[Batch]:
                 size += len(one)
             group = []
         else:
-            text.known(GROUP * rule.context)  # its size, as far as that decides where the group ends
+            text.known(GROUP * rule.context)  # read far enough to know where the group ends
             size += len(text)
         if size >= GROUP * rule.context:
             yield from _wanted(alike.values())
@@ -264,7 +254,7 @@ def _batches(texts: Iterable[Text], rule: Convention) -> Iterator[Batch]:
 
 
 def _full(rows: Iterable[Row], alike: dict[tuple[int, int], list[Row]], context: int) -> Iterator[Batch]:
-    """Put rows beside those that are alike, and yield each batch that is full."""
+    """Add rows to the batch of their kind, and yield each batch that is full."""
     for row in rows:
         key = len(row.ids), row.window.first - row.window.begin
         batch = alike.setdefault(key, [])
@@ -280,7 +270,7 @@ def _wanted(batches: Iterable[list[Row]]) -> Iterator[Batch]:
 def _computed(
     model: LanguageModel, batches: Iterator[Batch], executor: Executor | None, top: int
 ) -> Iterator[tuple[Batch, Likelihood]]:
-    """Yield every batch with its result, in their order, whoever finishes first."""
+    """Yield every batch with its result, in the order of the batches."""
     shared = SharedModel(model)
     if executor is None:
         yield from ((batch, compute(shared, batch.ids(), batch.skip(), top)) for batch in batches)
@@ -298,7 +288,7 @@ def _computed(
                 yield earliest()
         while waiting:
             yield earliest()
-    except GeneratorExit:  # nobody wants the rest; after an error a pool that breaks trips over what is cancelled
+    except GeneratorExit:  # no more results are wanted; after an error, a broken pool fails on cancelled futures
         for _, future in waiting:
             future.cancel()
         raise

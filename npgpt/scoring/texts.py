@@ -1,4 +1,4 @@
-"""A text as it is read for scoring: part by part, and no more of it at a time than its windows need."""
+"""Read texts for scoring part by part, so that only what the next windows need is in memory."""
 
 from __future__ import annotations
 
@@ -12,77 +12,100 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import NpgptError, about, numbers
+from ..errors import NpgptError, about, numbers, printable
 from ..language_model import LanguageModel
-from ..text.tokenizer import check_text
+from ..text.tokenizer import check_text, shown
 from .likelihood import Figures, Ids, Likelihood, Score, Totals, exact, measured
-from .windows import Convention, Window, sliding
+from .windows import Convention, Window, convention, sliding
 
-PART = 2**16  # characters that are cut into tokens at a time
+PART = 2**16  # characters tokenized at a time
 LAST_CUT = re.compile(r".*\S(?=[ \t\r\n])", re.DOTALL)
 
 
+def convention_of(
+    model: LanguageModel, name: str, context: int | None, stride: int | None, end_of_text: bool | None
+) -> Convention:
+    """Return a convention for a model. Ids that its own tokenizer adds before a text precede it by default."""
+    tokenizer = None if model.why_no_text else model.tokenizer
+    end_of_text = True if end_of_text is None and tokenizer and tokenizer.before else end_of_text
+
+    def word(token_id: int) -> str:
+        known = tokenizer and tokenizer.has_text(token_id)
+        return printable(shown(model.tokenizer.piece(token_id))) if known else f"id {token_id}"
+
+    before = " ".join(map(word, model.begin_ids))
+    return convention(name, model.config, context, stride, end_of_text, before)
+
+
 class Tokens(NamedTuple):
-    """Some of a text's tokens [n]: their ids, their sizes in bytes, and how many words begin in each."""
+    """Tokens [n] of a text: ids, bytes of text that each covers, and words that begin in each."""
 
     ids: Ids
     sizes: Ids
     words: Ids
 
     def after(self, first: int) -> Tokens:
-        """Return all tokens after the first so many."""
+        """Return the tokens from index `first` on."""
         return Tokens._make(column[first:] for column in self)
 
 
 NO_TOKENS = Tokens(*np.zeros((3, 0), np.int64))
 
 
+def _joined(parts: Iterable[Tokens]) -> Tokens:
+    return Tokens._make(map(np.concatenate, zip(*parts, strict=True)))
+
+
 def tokens(
     text: str | Iterator[str] | ArrayLike, model: LanguageModel, special: bool, pieces: dict[int, bytes], name: str
 ) -> Iterator[Tokens]:
-    """Yield a text's tokens, part by part; the text itself may come in parts, too, or as ids.
+    """Yield the tokens of a text part by part; they are the same as those of the whole text.
 
-    They are those of the whole text. pieces: takes in the bytes of every id, none for one without text. Raises
-    NpgptError for what Tokenizer.encode refuses, and for ids, which it calls by the text's name, that are none.
+    The text is a str, an iterator of its parts, or ids. pieces is updated with the bytes of every id. name is the
+    text's name in messages. Raises NpgptError for text that Tokenizer.encode rejects and for invalid ids.
     """
-    for ids in _parts_of_ids(text, model, special, name):
+    for ids, stretches in _encoded(text, model, special, name):
         pieces.update((token_id, _piece(model, token_id)) for token_id in {*ids} - pieces.keys())
-        yield Tokens(np.array(ids, np.int64), *measured([pieces[token_id] for token_id in ids]))
+        yield Tokens(np.array(ids, np.int64), *measured(stretches or [pieces[token_id] for token_id in ids]))
 
 
-def _parts_of_ids(
+def _encoded(
     text: str | Iterator[str] | ArrayLike, model: LanguageModel, special: bool, name: str
-) -> Iterator[list[int]]:
+) -> Iterator[tuple[list[int], list[bytes]]]:
+    """Yield ids and the bytes of text that each covers, or an empty list if those are the tokens' own bytes."""
     if not isinstance(text, (str, Iterator)):
         array = numbers(name, text)
         if array.ndim != 1:
             shape = list(array.shape)
-            raise NpgptError(f"{name} must be a text or ids [T], not of shape {shape}: [ids] for a single one")
+            raise NpgptError(
+                f"{name} must be a text or ids [T], not an array of shape {shape}; for one text of ids, pass [ids]"
+            )
         with about(name):
             model.config.check_ids(array)
-        yield array.tolist()
+        yield array.tolist(), []
         return
     tokenizer = model.tokenizer
     if isinstance(text, str):
-        check_text(text, "the text")  # whole, so that an error tells the place in it
+        check_text(text, "the text")  # the whole text, so that an error gives the position in it
         text = iter([text])
-    for part in cut(text) if tokenizer.by_parts else ["".join(_checked(text))]:
+    for part in cut(text) if tokenizer.ends_of is None else ["".join(_checked(text))]:
         with about(name):
             ids = tokenizer.encode(part, special=special, alone=True)
-        yield ids
+            stretches = [] if tokenizer.ends_of is None else tokenizer.stretches(part, special)
+        yield ids, stretches
 
 
 def _piece(model: LanguageModel, token_id: int) -> bytes:
-    """Return a token's bytes, none where the model or the id has no text."""
+    """Return the bytes of a token, or b"" if the model or the id has no text."""
     return b"" if model.why_no_text or not model.tokenizer.has_text(token_id) else model.tokenizer.piece(token_id)
 
 
 def cut(parts: Iterable[str]) -> Iterator[str]:
-    """Yield a text in parts of about PART characters whose ids, one after another, are those of the whole text.
+    """Yield a text in parts of about PART characters whose ids, joined, are those of the whole text.
 
-    A cut stands before white space that follows something else. Such white space begins a piece in the vocabularies'
-    pattern, whatever follows: in every alternative white space is at the beginning or all there is, and none looks
-    back, or beyond the white space that it ends with.
+    A cut is made before white space that follows another character. In the tokenizer's pattern such white space always
+    begins a piece: every alternative has white space only at its beginning, or consists of it, and none looks behind,
+    or ahead past the white space at its end.
     """
     held: list[str] = []
     size = 0
@@ -99,7 +122,7 @@ def cut(parts: Iterable[str]) -> Iterator[str]:
 
 
 def _checked(parts: Iterable[str]) -> Iterator[str]:
-    """Yield the parts of a text. Raises NpgptError for one that is none, such as an id or bytes."""
+    """Yield the parts of a text. Raises NpgptError for a part that is not text, such as an id or bytes."""
     for part in parts:
         check_text(part, "a part of a text")
         yield part
@@ -107,10 +130,11 @@ def _checked(parts: Iterable[str]) -> Iterator[str]:
 
 @dataclass(eq=False)
 class Text:
-    """A text that is being scored.
+    """The state of a text that is being scored.
 
-    parts: its tokens, after the ids that the convention puts `before` it. figures: where those of its tokens are kept,
-    or None where its totals are enough. left counts its windows that are not scored yet, and the reading as one more.
+    parts yields its tokens. before are the ids that the convention puts before it. figures keeps the likelihood of its
+    tokens, or is None if only totals are needed. left is the number of windows still to be scored, plus 1 until the
+    text is read.
     """
 
     number: int
@@ -120,33 +144,33 @@ class Text:
     before: Ids
     figures: Figures | None
     left: int = 1
-    _held: Tokens = NO_TOKENS  # what was read, from the id `_base` on
+    _held: Tokens = NO_TOKENS  # tokens in memory, from index `_base` on
     _base: int = 0
-    _ids: list[Ids] = field(default_factory=list)
+    _kept: list[Tokens] = field(default_factory=list)  # all tokens, if figures are kept
     _counts: Ids = field(default_factory=lambda: np.zeros(3, np.int64))  # scored, words, bytes
-    _log_probs: list[float] = field(default_factory=list)  # the few whose sum is that of all
+    _log_probs: list[float] = field(default_factory=list)  # a few numbers with the same exact sum
 
     def __post_init__(self) -> None:
         nothing = np.zeros_like(self.before)
         self.parts = chain([Tokens(self.before, nothing, nothing)], self.parts)
 
     def __len__(self) -> int:
-        """Return how many ids are read, those before the text included."""
+        """Return the number of ids read so far, including those before the text."""
         return self._base + len(self._held.ids)
 
     def known(self, most: int) -> int:
-        """Read until there are so many ids, or all; return how many there are, up to so many."""
+        """Read until there are `most` ids or the text ends; return how many there are, up to `most`."""
         while len(self) < most:
             part = next(self.parts, None)
             if part is None:
                 return len(self)
             if self.figures:
-                self._ids.append(part.ids)
-            self._held = Tokens._make(map(np.concatenate, zip(self._held, part, strict=True)))
+                self._kept.append(part)
+            self._held = _joined([self._held, part])
         return most
 
     def rows(self, rule: Convention) -> Iterator[Row]:
-        """Yield the windows as they are read. Raises NpgptError where no token can be scored."""
+        """Yield the windows while the text is read. Raises NpgptError if no token can be scored."""
         waiting, before = None, 0
         for window in sliding(self.known, rule):
             if waiting:
@@ -160,19 +184,17 @@ class Text:
             before = window.last
         if waiting is None:
             self._refuse(rule)
-        self.left -= 1  # before the last one is handed out, so that the text is complete as soon as that is scored
+        self.left -= 1  # before the last row is yielded: the text is complete once that is scored
         yield waiting
 
     def _refuse(self, rule: Convention) -> NoReturn:
         if len(self) == len(self.before):
             raise NpgptError(f"{self.name} is empty: there is nothing to score")
-        least = f"a whole window of {rule.context}" if rule.name == "llama.cpp" else "2, or <|endoftext|> before it"
-        raise NpgptError(
-            f"{self.name} has too few tokens, {len(self)}, to score one of them ({rule.name}): it takes {least}"
-        )
+        least = f"a full window of {rule.context}" if rule.name == "llama.cpp" else "2, or <|endoftext|> before it"
+        raise NpgptError(f"{self.name} has too few tokens to score any, {len(self)}: {rule.name} needs {least}")
 
     def take(self, window: Window, scored: Likelihood) -> None:
-        """Take in the figures of a window's tokens."""
+        """Store the likelihood of a window's tokens."""
         if self.figures:
             self.figures.put(window.first, scored)
         else:
@@ -180,19 +202,19 @@ class Text:
         self.left -= 1
 
     def totals(self) -> Totals:
-        """Return the sums over the text, all of whose windows are scored."""
+        """Return the sums over the text, once all its windows are scored."""
         return Totals._make([len(self) - len(self.before), *self._counts.tolist(), -math.fsum(self._log_probs)])
 
     def score(self, pieces: dict[int, bytes]) -> Score:
-        """Return its Score, where figures are kept and all windows scored. pieces: the tokens' bytes by id."""
+        """Return the Score, once all windows are scored, if figures are kept. pieces: the bytes of each id."""
         assert self.figures is not None
-        ids = np.concatenate(self._ids)[len(self.before) :]
+        ids, sizes, words = _joined(self._kept).after(len(self.before))
         known = self.figures.between(len(self.before), len(self))
-        return Score(ids, tuple(pieces[int(token_id)] for token_id in ids), known)
+        return Score(ids, tuple(pieces[int(token_id)] for token_id in ids), known, (sizes, words))
 
 
 class Row(NamedTuple):
-    """A window with its ids [L + 1], and the bytes of text from the end of the window before to its own."""
+    """A window with its ids [L + 1] and the number of bytes of text since the end of the previous window."""
 
     text: Text
     window: Window

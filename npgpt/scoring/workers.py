@@ -1,4 +1,4 @@
-"""A pool of processes on this machine that share the work of scoring."""
+"""A pool of worker processes for scoring on this machine."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..process import THREAD_VARIABLES, cores, handling, tune_process
 
 @contextmanager
 def processes(count: int, threads: int | None = None) -> Iterator[ProcessPoolExecutor]:
-    """Run an executor of `count` new processes, each with so many BLAS threads (default: its share of the cores).
+    """Provide an executor with `count` new processes, each with `threads` BLAS threads (default: its share of cores).
 
-    They are spawned, since a fork of a process with threads may hang. They leave Ctrl-C to this process and end with
-    it, even where it is killed. An exception within the context ends them at once.
+    The processes are spawned, because forking a process with threads may hang. They ignore Ctrl-C and end with this
+    process, even if it is killed. An exception inside the context terminates them at once.
     """
     threads = threads or max(1, cores() // count)
     others = multiprocessing.active_children()
@@ -36,7 +36,7 @@ def processes(count: int, threads: int | None = None) -> Iterator[ProcessPoolExe
 
 
 def _start(threads: int) -> None:
-    """Set a process up before it imports NumPy, and end it with its parent; it would otherwise wait for ever."""
+    """Set up a worker before it imports NumPy, and end it with its parent; otherwise it would wait forever."""
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     tune_process()
 

@@ -1,4 +1,4 @@
-"""A vocabulary of characters, as nanoGPT's preparation of a text writes it: meta.pkl, which is read and never run."""
+"""Character vocabularies from nanoGPT's meta.pkl. The pickle is parsed, never executed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ META = "meta.pkl"
 
 
 def from_meta(path: File, vocab_size: int) -> Tokenizer:
-    """Return the tokenizer of meta.pkl: stoi, the ids of characters, and itos, its inverse.
+    """Return the tokenizer of a meta.pkl, which holds the dicts stoi (character to id) and itos (its inverse).
 
-    Raises NpgptError for anything else in it, and for ids that the model has not. A text with another character is
-    refused by that character.
+    Raises NpgptError for other contents and for ids that the model does not have. The tokenizer raises NpgptError for a
+    character that is not in the vocabulary.
     """
     whole: Any = pickles.read(
         contents(path), str(path), {}, {}, lambda _: _refuse(path, "a reference to something else")
@@ -25,19 +25,21 @@ def from_meta(path: File, vocab_size: int) -> Tokenizer:
         or not isinstance(whole.get("stoi"), dict)
         or not isinstance(whole.get("itos"), dict)
     ):
-        _refuse(path, "no stoi and itos, a character vocabulary's two tables")
+        _refuse(path, "no dicts stoi and itos")
     ids: dict[str, int] = whole["stoi"]
     for character, number in ids.items():
         if type(character) is not str or len(character) != 1 or type(number) is not int or number < 0:
-            _refuse(path, f"the entry {character!r:.40}: {number!r:.40}, which is no character with its id")
+            _refuse(path, f"the entry {character!r:.40}: {number!r:.40}, which is not a character and its id")
         check_text(character, f"{path}: a character")
     characters = {number: character for character, number in ids.items()}
     if len(characters) != len(ids) or characters != whole["itos"]:
-        _refuse(path, "a stoi and an itos that are not each other's inverse")
+        _refuse(path, "dicts stoi and itos that are not inverse to each other")
     if not ids or max(characters) >= vocab_size:
-        raise NpgptError(f"{path} has ids up to {max(characters, default=-1)}, the model's vocab_size is {vocab_size}")
+        raise NpgptError(
+            f"{path} has ids up to {max(characters, default=-1)}, but the model's vocab_size is {vocab_size}"
+        )
     if type(whole.get("vocab_size", vocab_size)) is not int or whole.get("vocab_size", len(ids)) != len(ids):
-        _refuse(path, f"a vocab_size of {whole['vocab_size']!r:.40} and {len(ids)} characters")
+        _refuse(path, f"vocab_size {whole['vocab_size']!r:.40} but {len(ids)} characters")
 
     def ids_of(text: str, special: bool) -> list[int]:
         for at, character in enumerate(text):
@@ -49,8 +51,8 @@ def from_meta(path: File, vocab_size: int) -> Tokenizer:
         return [ids[character] for character in text]
 
     pieces = {number: character.encode() for number, character in characters.items()}
-    return Tokenizer(ids_of, pieces, {}, (path,), by_parts=True)
+    return Tokenizer(ids_of, pieces, {}, (path,))
 
 
 def _refuse(path: File, what: str) -> Any:
-    raise NpgptError(f"{path} is not nanoGPT's meta.pkl of a character vocabulary: it has {what}")
+    raise NpgptError(f"{path} is not a meta.pkl of nanoGPT's with a character vocabulary: it has {what}")

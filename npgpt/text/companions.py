@@ -1,7 +1,7 @@
-"""What lies beside a vocabulary: tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+"""The files beside a vocabulary: tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
-Their meaning is transformers' (5.23): which file wins, in which order tokens are added, what each key does. A key that
-is not honoured is in UNUSED, since it changes no ids, or it is refused by its name.
+They are interpreted as in transformers 5.23: which file wins, in which order tokens are added, and what each key does.
+A key that npgpt does not support is either in UNUSED, because it changes no ids, or raises NpgptError.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SEVERAL = ("additional_special_tokens", "extra_special_tokens", "model_specific_
 ADDS = ("add_bos_token", "add_eos_token", "add_prefix_space")
 HONOURED = {"tokenizer_class", "added_tokens_decoder", *SEVERAL}
 
-# Keys of tokenizer_config.json that change no ids: what a program does with ids or text, chat, names, lengths that
-# transformers only warns of, and paths, which give way to the files that are there.
+# Keys of tokenizer_config.json that change no ids: later processing of ids or text, chat templates, names, lengths
+# (transformers only warns of them), and paths, which the files in the folder override.
 UNUSED = frozenset(
     """
     model_max_length max_len max_length name_or_path processor_class model_input_names padding_side truncation_side
@@ -35,7 +35,7 @@ UNUSED = frozenset(
     return_token_type_ids return_attention_mask return_tensors _commit_hash
     """.split()
 )
-# Keys that change nothing with these values, and would with others.
+# Keys that change nothing with these values, but would with others.
 HARMLESS: Mapping[str, tuple[object, ...]] = {
     "split_special_tokens": (False,),
     "do_lower_case": (False,),
@@ -47,20 +47,20 @@ HARMLESS: Mapping[str, tuple[object, ...]] = {
 }
 END = AddedToken(END_OF_TEXT, special=True, normalized=False)
 GPT2 = ("GPT2Tokenizer", "GPT2TokenizerFast")
-AS_IT_STANDS = ("TokenizersBackend", "PreTrainedTokenizerFast", "PreTrainedTokenizer", "PythonBackend")
+GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast", "PreTrainedTokenizer", "PythonBackend")
 
 
 @dataclass(frozen=True)
 class Companions:
-    """What the files beside a vocabulary say of it."""
+    """The settings in the files beside a vocabulary."""
 
-    as_it_stands: bool  # tokenizer.json counts as a whole; else it has GPT-2's pre-tokenizer and no normalizer
-    who_says: str  # the file and key that say so
-    added: tuple[AddedToken, ...]  # in the order in which they get their ids
+    uses_all: bool  # use all of tokenizer.json; otherwise GPT-2's pre-tokenizer and no normalizer
+    reason: str  # the file and key that decide this, as a clause for messages
+    added: tuple[AddedToken, ...]  # in the order of their new ids
     winner: str  # the file whose tokens count
-    stated: tuple[tuple[str, AddedToken | str, int | None], ...]  # what each file says of a token, and of its id
-    around: tuple[str | None, str | None]  # a text's beginning and end, where tokenizer.json does not tell
-    adds: Mapping[str, bool]  # add_bos_token, add_eos_token and add_prefix_space, where they are stated
+    stated: tuple[tuple[str, AddedToken | str, int | None], ...]  # file, token or its content, id: to be compared
+    around: tuple[str | None, str | None]  # tokens before and after a text, unless tokenizer.json decides
+    adds: Mapping[str, bool]  # add_bos_token, add_eos_token, add_prefix_space, if stated
 
 
 def read(
@@ -71,24 +71,24 @@ def read(
     *,
     defaults: bool = True,
 ) -> Companions:
-    """Read the files beside a vocabulary, as far as they are there.
+    """Read the files beside a vocabulary, if they exist.
 
-    model_class: what config.json says is the tokenizer's class; whole: the contents of tokenizer.json; defaults:
-    whether <|endoftext|> is a special token even where no file says so, as in transformers' GPT2Tokenizer. Raises
-    NpgptError for a setting that is not honoured, a foreign class, and files that contradict each other.
+    model_class: the tokenizer_class in config.json. whole: the contents of tokenizer.json. defaults: make <|endoftext|>
+    a special token even if no file says so, as transformers' GPT2Tokenizer does. Raises NpgptError for an unsupported
+    setting or class and for files that contradict each other.
     """
     config, special_map, legacy = (
         strict_json.read_object(contents(here[name]), str(here[name])) if name in here else {} for name in COMPANIONS
     )
     source, map_source, legacy_source = (str(here.get(name, name)) for name in COMPANIONS)
     _check_keys(config, source)
-    as_it_stands, who_says = _class(config.get("tokenizer_class"), model_class, source)
-    if as_it_stands and whole is None:
-        raise NpgptError(f"{who_says}, which is tokenizer.json alone, and that is missing")
+    uses_all, reason = _class(config.get("tokenizer_class"), model_class, source)
+    if uses_all and whole is None:
+        raise NpgptError(f"{reason}, which needs tokenizer.json, but that is missing")
 
     of_whole = [_with_id(entry, whole_source) for entry in _list((whole or {}).get("added_tokens"), whole_source)]
     by_id, listed = dict(of_whole), "added_tokens_decoder" in config
-    if listed:  # and then the other files' tokens do not count: they are only compared
+    if listed:  # then the tokens of other files are only compared
         by_id = _decoder(config["added_tokens_decoder"], source)
     special, extra = _special(config, source)
     of_map, extra_of_map = _special(special_map, map_source, special=True)
@@ -102,23 +102,23 @@ def read(
                     f"{legacy_source}: the id of {content!r:.60} must be a whole number, not {number!r:.60}"
                 )
             by_id.setdefault(number, AddedToken(content, special=content in known, normalized=content not in known))
-    if defaults and not as_it_stands:
+    if defaults and not uses_all:
         unnamed = [key for key in NAMED[:3] if key not in config and (listed or key not in special_map)]
         special |= dict.fromkeys(unnamed, END)
     padding = (whole or {}).get("padding")
-    if as_it_stands and "pad_token" not in {**config, **special_map} and isinstance(padding, Mapping):
+    if uses_all and "pad_token" not in {**config, **special_map} and isinstance(padding, Mapping):
         special["pad_token"] = token(padding.get("pad_token"), whole_source)
     for key, new in of_map.items():
         if key in NAMED and (key not in special or special[key].content != new.content):
             other = repr(special[key].content) if key in special else "none"
-            raise NpgptError(f"{map_source} says that {key} is {new.content!r:.60}, and {source} says {other:.60}")
-    if not defaults:  # of a form that transformers does not know, <|endoftext|> is special if it is there
+            raise NpgptError(f"{map_source} says that {key} is {new.content!r:.60}, but {source} says {other:.60}")
+    if not defaults:  # in formats unknown to transformers, <|endoftext|> is special if it exists
         special |= {key: END for key in NAMED[:2] if config.get(f"add_{key}") and key not in config}
     ends = [special[key].content if config.get(f"add_{key}") and key in special else None for key in NAMED[:2]]
     return Companions(
-        as_it_stands,
-        who_says,
-        tuple(_added([new for _, new in of_whole] if as_it_stands else [], by_id, special, extra)),
+        uses_all,
+        reason,
+        tuple(_added([new for _, new in of_whole] if uses_all else [], by_id, special, extra)),
         source if listed else whole_source if whole else "the vocabulary",
         (
             *((whole_source, new, number) for number, new in of_whole),
@@ -132,7 +132,7 @@ def read(
 
 
 def _special(mapping: Mapping[str, Any], source: str, **flags: bool) -> tuple[dict[str, AddedToken], list[AddedToken]]:
-    """Return the special tokens of tokenizer_config.json or special_tokens_map.json: those with a name, and others."""
+    """Return the named and the other special tokens of tokenizer_config.json or special_tokens_map.json."""
     named = {key: value for key, value in mapping.items() if key.endswith("_token") and key not in ADDS}
     for key in SEVERAL:
         if isinstance(mapping.get(key), Mapping):
@@ -143,7 +143,7 @@ def _special(mapping: Mapping[str, Any], source: str, **flags: bool) -> tuple[di
     if len(filled := [each for each in lists if each]) > 1 and filled[0] != filled[1]:
         raise NpgptError(f"{source} contradicts itself: {SEVERAL[0]} and {SEVERAL[1]} differ")
     if unknown := sorted(mapping.keys() - named.keys() - {*SEVERAL}) if flags else []:
-        raise NpgptError(f"{source} has the key {unknown[0]!r:.60}, which names no special token")
+        raise NpgptError(f"{source} has the key {unknown[0]!r:.60}, which is not a special token")
     return (
         {key: token(value, source, **flags) for key, value in named.items() if value is not None},
         filled[0] if filled else [],
@@ -156,7 +156,7 @@ def _added(
     special: Mapping[str, AddedToken],
     extra: list[AddedToken],
 ) -> list[AddedToken]:
-    """Return the tokens in transformers' order: tokenizer.json's, those with ids, the named ones, the others."""
+    """Return all added tokens in transformers' order: tokenizer.json's, those with ids, the named ones, the others."""
     later = [new for _, new in sorted(by_id.items())]
     known = {new.content for new in (*tokens, *later)}
     own = [key for key in special if key not in NAMED]
@@ -179,19 +179,19 @@ def _with_id(entry: object, source: str) -> tuple[int, AddedToken]:
     new = token(entry, source)
     number = entry.get("id") if isinstance(entry, Mapping) else None
     if type(number) is not int:
-        raise NpgptError(f"{source}: the added token {new.content!r:.60} has no whole number as its id")
+        raise NpgptError(f"{source}: the id of the added token {new.content!r:.60} must be a whole number")
     return number, new
 
 
 def _class(stated: object, model_class: object, source: str) -> tuple[bool, str]:
-    """Return whether tokenizer.json counts as it stands, and who says so. Raises NpgptError for a foreign class."""
+    """Return whether to use all of tokenizer.json, and why. Raises NpgptError for an unsupported class."""
     found, where = (stated, source) if stated is not None else (model_class, "config.json")
     if found is None:
-        return False, "no tokenizer_config.json names a tokenizer_class, so that it is GPT2Tokenizer"
+        return False, "no tokenizer_config.json states a tokenizer_class, so the class is GPT2Tokenizer"
     says = f"{where} says that tokenizer_class is {found!r:.60}"
-    if found not in (*GPT2, *AS_IT_STANDS):
-        raise NpgptError(f"{says}, a vocabulary of another kind than GPT-2's")
-    return found in AS_IT_STANDS, says
+    if found not in (*GPT2, *GENERIC):
+        raise NpgptError(f"{says}, which is not GPT-2's kind of vocabulary")
+    return found in GENERIC, says
 
 
 def _check_keys(config: Mapping[str, Any], source: str) -> None:
@@ -201,16 +201,16 @@ def _check_keys(config: Mapping[str, Any], source: str) -> None:
                 raise NpgptError(f"{source}: {key} must be true or false, not {value!r:.60}")
         elif key in HARMLESS:
             if value is not None and value not in HARMLESS[key]:
-                raise NpgptError(f"{source}: {key} is {value!r:.60}, which npgpt does not do")
+                raise NpgptError(f"{source}: {key} is {value!r:.60}, which npgpt does not support")
         elif key not in HONOURED and key not in UNUSED and not key.endswith("_token"):
             raise NpgptError(
-                f"{source} has the setting {key!r:.60}, which npgpt does not know and which may change a text's ids: "
-                "delete it there if it does not"
+                f"{source} has the setting {key!r:.60}, which npgpt does not know and which may change ids: "
+                "delete it if it does not"
             )
 
 
 def _decoder(decoder: object, source: str) -> dict[int, AddedToken]:
-    """Return added_tokens_decoder's tokens by id."""
+    """Return the tokens of added_tokens_decoder by id."""
     if not isinstance(decoder, Mapping) or not all(re.fullmatch("[0-9]{1,18}", k) for k in decoder):
-        raise NpgptError(f"{source}: added_tokens_decoder must be an object of tokens by their ids")
+        raise NpgptError(f"{source}: added_tokens_decoder must be an object {{id: token}}")
     return {int(key): token(value, source) for key, value in decoder.items()}

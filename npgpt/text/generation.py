@@ -1,4 +1,4 @@
-"""The generation loop: read the prompt, then draw a token, yield it, feed it back."""
+"""The generation loop: read the prompt, then draw a token, yield it and feed it back."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .sampling import Sampling, next_token
 from .tokenizer import TextDecoder, Tokenizer, check_text
 
 Ids: TypeAlias = NDArray[np.integer[Any]]
-ROWS = 32  # prompts that are continued side by side, at most; more do not come faster
-ROWS_BYTES = 2**30  # of their caches, unless a single one takes more
-MOST_SAMPLES = 1024  # rows of a batch, each with a cache of its own: gpt2's whole context takes 75 MB
+ROWS = 32  # prompts in a batch, at most; larger batches are no faster per token
+ROWS_BYTES = 2**30  # size of a batch's caches, at most, unless one prompt needs more
+MOST_SAMPLES = 1024  # each is a row with its own cache: 75 MB for gpt2's whole context
 
-# Why a generation ended: an id that ends a text (<|endoftext|>), a stop string, max_tokens reached, the context full.
+# Why generation ended: an id that ends a text (<|endoftext|>), a stop string, max_tokens, or the context is full.
 Finish: TypeAlias = Literal["end_of_text", "stop", "length", "context"]
 
 
 class Step(NamedTuple):
-    """A drawn token and the text that became certain with it; only a sample's last step has `finish`."""
+    """A generated token and the text that became final with it; only a sample's last step has `finish`."""
 
-    token_id: int | None  # None in a last step that draws nothing more
+    token_id: int | None  # None in a last step that generates no token
     text: str
     finish: Finish | None = None
     sample: int = 0
@@ -49,22 +49,22 @@ def generate(
     ends: Collection[int] = (),
     samples: int = 1,
 ) -> Iterator[Step]:
-    """Continue a prompt of ids [T] and yield a step for each token as it is drawn; a seed repeats the same steps.
+    """Continue a prompt of ids [T] and yield a step for each token; the same seed gives the same steps.
 
-    Each of the ids in ends ends the text. With a tokenizer, steps have text, and no other ids that stand for no text
-    are drawn. An incomplete UTF-8 sequence and a possible beginning of a stop string are held back; a stop
-    string ends the text and is not part of it.
+    Any id in ends ends the text. With a tokenizer, steps have text, and ids without text are drawn only if they are in
+    ends. An incomplete UTF-8 sequence and a possible beginning of a stop string are held back. A stop string ends the
+    text and is not part of it.
 
     The steps of several samples alternate, each with its sample's number from 0. The prompt is read once for all of
-    them; the samples still running are the rows of one batch. Sample i is drawn as a single one with seed + i would be
-    (in float32 up to near ties, since the last bits of a batch differ).
+    them, and the unfinished samples are the rows of one batch. Sample i equals a single sample with seed + i (in
+    float32 up to near ties, because the last bits depend on the batch).
 
     Raises NpgptError at once for a prompt that does not fit (Config.token_rows) or has several rows, a negative
     max_tokens or seed, no samples, and an empty stop string.
     """
     ids = config.token_rows(prompt)
     if len(ids) != 1:
-        raise NpgptError(f"one prompt at a time is continued, not {len(ids)} rows")
+        raise NpgptError(f"the prompt must be one row of ids, not {len(ids)} rows")
     samples = whole_number("samples", samples, high=MOST_SAMPLES)
     drawing = _Drawing(parameters, config, max_tokens, sampling, tokenizer, stop, ends)
     seeds = _seeds(seed, samples, "sample")
@@ -88,13 +88,13 @@ def generate_many(
     stop: Iterable[str] = (),
     ends: Collection[int] = (),
 ) -> Iterator[Step]:
-    """Continue several prompts, each of ids [T] of its own length; a step's `sample` is its prompt's number from 0.
+    """Continue several prompts of ids, each [T] of any length; step.sample is the prompt's number from 0.
 
-    Each is continued as generate() would alone, prompt i with seed + i (in float32 up to near ties, since the last
-    bits of a batch differ). Prompts are read one by one; then up to ROWS of them, or as many as have a cache of
-    ROWS_BYTES, are the rows of one batch, whose steps alternate. The next ones begin when all of these have ended.
+    Prompt i is continued as generate() would continue it with seed + i (in float32 up to near ties, because the last
+    bits depend on the batch). Prompts are read one by one. Then up to ROWS of them, or as many as fit into caches of
+    ROWS_BYTES, are the rows of one batch, and their steps alternate. The next batch begins when all of them have ended.
 
-    Raises NpgptError at once as generate() does, with the prompt's number, and where there are no prompts.
+    Raises NpgptError at once as generate() does, with the prompt's number, and if there are no prompts.
     """
     rows = [_prompt(number, prompt, config) for number, prompt in enumerate(several(prompts))]
     if not rows:
@@ -125,25 +125,25 @@ def generate_many(
 
 
 def several(prompts: Iterable[Any]) -> Iterator[Any]:
-    """Return prompts one by one. Raises NpgptError for a single one, and for a dict, whose values would be lost."""
+    """Return an iterator over prompts. Raises NpgptError for a single prompt, and for a dict (its values are lost)."""
     try:
         if not isinstance(prompts, (str, Mapping)):
             return iter(prompts)
-    except TypeError:  # an array of one number is iterable by its type alone
+    except TypeError:  # a 0-d array: its type is iterable, the array is not
         pass
-    raise NpgptError(f"prompts are several: put a single one into a list, [prompt], not {prompts!r:.80}")
+    raise NpgptError(f"prompts must be in a list or another iterable, such as [prompt], not {prompts!r:.80}")
 
 
 def _prompt(number: int, prompt: ArrayLike, config: Config) -> Ids:
     with about(f"prompt {number}"):
         ids = config.token_rows(prompt)
         if len(ids) != 1:
-            raise NpgptError(f"it is one row of ids, not {len(ids)} rows")
+            raise NpgptError(f"it must be one row of ids, not {len(ids)} rows")
     return ids
 
 
 def _seeds(seed: int | None, count: int, kind: str) -> Sequence[int | None]:
-    """Return the seeds of so many samples or prompts, one after another from `seed` on."""
+    """Return the seeds of `count` samples or prompts: seed, seed + 1 and so on."""
     if seed is None:
         return [None] * count
     seed = whole_number("a seed", seed, low=0, high=2**64 - 1)
@@ -152,7 +152,7 @@ def _seeds(seed: int | None, count: int, kind: str) -> Sequence[int | None]:
 
 
 class _Drawing:
-    """How samples are drawn, side by side; checks the arguments of generate()."""
+    """Draws tokens for several samples at once; checks the arguments of generate()."""
 
     def __init__(
         self,
@@ -168,33 +168,33 @@ class _Drawing:
         self.max_tokens = _most(max_tokens, config)
         self.stop = tuple(stop)
         if self.stop and tokenizer is None:
-            raise NpgptError("a stop string needs a model that has text")
+            raise NpgptError("a stop string needs a model with a vocabulary")
         for text in self.stop:
             check_text(text, "a stop string")
             if not text:
                 raise NpgptError("a stop string must not be empty")
         self.ends = ends
-        # ends that stand for no text, such as a row that pads the vocabulary, are drawn all the same
+        # ends without text, such as a row that pads the vocabulary, may still be drawn
         self.mute = [end for end in ends if tokenizer and not tokenizer.has_text(end) and 0 <= end < config.vocab_size]
 
     @property
     def bytes_of_a_token(self) -> int:
-        """The bytes of a token's keys and values."""
+        """The size in bytes of one token's keys and values."""
         return 2 * self.config.n_layer * self.config.n_embd * self.parameters.wte.weight.itemsize
 
     def sample(self, number: int, ids: Ids, seed: int | None) -> _Sample:
-        """Return a continuation that begins with a prompt [1, T]."""
+        """Return the initial state of a sample that continues a prompt [1, T]."""
         seen = ids[0].tolist()
         decoder = TextDecoder(self.tokenizer, seen) if self.tokenizer else None
         return _Sample(number, seen, np.random.default_rng(seed), decoder, self.stop)
 
     def read(self, ids: Ids, capacity: int) -> tuple[Array, KVCache]:
-        """Read a prompt [1, T]; return the logits [1, V] after it and a cache that holds it."""
+        """Run the model on a prompt [1, T]; return the logits [1, V] of the next token and the cache."""
         cache = KVCache(self.config, 1, capacity, self.parameters.wte.weight.dtype)
         return self.logits(ids, cache), cache
 
     def logits(self, ids: ArrayLike, cache: KVCache) -> Array:
-        """Return the logits [B, V] after ids [B, T]; next_token says in words what is wrong with them."""
+        """Return the logits [B, V] of the next tokens after ids [B, T]; next_token reports infinite ones."""
         with np.errstate(over="ignore", invalid="ignore"):
             logits: Array = forward(self.parameters, self.config, ids, cache, logits_from=-1)[:, -1]
         if self.tokenizer:
@@ -204,9 +204,9 @@ class _Drawing:
         return logits
 
     def draw(self, running: list[_Sample], read: Callable[[], tuple[Array, KVCache]]) -> Iterator[Step]:
-        """Draw after the prompts, which read() reads, and feed each token back, until all have ended.
+        """Draw tokens and feed them back until all samples have ended; read() runs the model on the prompts.
 
-        The context holds n_positions tokens of a sample; one more can be drawn, but not fed back.
+        A sample has room for n_positions tokens in the context; one more can be drawn, but not fed back.
         """
         for drawn in range(self.max_tokens):
             full = [sample for sample in running if len(sample.seen) > self.config.n_positions]
@@ -231,37 +231,37 @@ class _Drawing:
 
 
 def kept_prompt(prompt: ArrayLike, config: Config, max_tokens: int | None) -> NDArray[np.integer[Any]]:
-    """Return the last ids [T] of a prompt that leave room for max_tokens, but fill at least half of the context.
+    """Return the last ids [T] of a prompt, leaving room for max_tokens but filling at least half of the context.
 
-    A prompt that fits stays whole. Raises NpgptError for a negative max_tokens.
+    A prompt that fits is returned whole. Raises NpgptError for a negative max_tokens.
     """
     ids = numbers("token ids", prompt)
     if ids.ndim != 1 or len(ids) <= config.n_positions:
-        return ids  # generate() reports what is wrong with other shapes
+        return ids  # generate() reports other shapes
     room = min(max(_most(max_tokens, config) - 1, 0), config.n_positions // 2)
-    return ids[room - config.n_positions :]  # the last token that is drawn needs no room
+    return ids[room - config.n_positions :]  # the last generated token needs no room
 
 
 def _most(max_tokens: int | None, config: Config) -> int:
-    """Return how many tokens are drawn at most; None is no limit: one more than there is room for after one id."""
+    """Return max_tokens; for None a number that no prompt reaches, because the context is full first."""
     return config.n_positions + 1 if max_tokens is None else whole_number("max_tokens", max_tokens, low=0)
 
 
 @dataclass(eq=False)
 class _Sample:
-    """One continuation that is being drawn."""
+    """The state of one continuation."""
 
     number: int
-    seen: list[int]  # ids of the prompt and what was drawn
+    seen: list[int]  # ids of the prompt and the tokens generated so far
     generator: np.random.Generator
     decoder: TextDecoder | None
     stop: Sequence[str]
-    held: str = ""  # text that is not certain yet
-    row: int = 0  # of the batch; all samples begin with the prompt's one row
+    held: str = ""  # text that is not final yet
+    row: int = 0  # in the batch; all samples of a prompt start from its one row
     finish: Finish | None = None
 
     def take(self, token_id: int) -> Step:
-        """Return the step of a drawn token; it is the last one where it completes a stop string."""
+        """Return the step of a generated token; the last step if the token completes a stop string."""
         self.seen.append(token_id)
         return self._step(token_id, self.decoder.feed(token_id) if self.decoder else "")
 
@@ -280,6 +280,19 @@ class _Sample:
 
 
 def _beginning(text: str, stop: Sequence[str]) -> int:
-    """Return the length of the longest suffix of text that a stop string begins with."""
+    """Return the length of the longest suffix of the text that is the beginning of a stop string."""
     longest = max((len(s) - 1 for s in stop), default=0)
     return next((n for n in range(min(longest, len(text)), 0, -1) if any(s.startswith(text[-n:]) for s in stop)), 0)
+
+
+def in_order(steps: Iterable[Step]) -> Iterator[str]:
+    """Yield the whole text of each sample in order, as soon as it and all before it have ended."""
+    texts: dict[int, str] = {}
+    ended, number = set(), 0
+    for step in steps:
+        texts[step.sample] = texts.get(step.sample, "") + step.text
+        if step.finish is not None:
+            ended.add(step.sample)
+        while number in ended:
+            yield texts.pop(number)
+            number += 1

@@ -1,6 +1,6 @@
-"""From the logits of the next token to its id: plain functions on an array [V].
+"""Sample the next token's id from its logits [V].
 
-Each returns a new array. A filter sets the logits of excluded tokens to −inf and leaves the others as they are.
+The filters return a new array, in which the logits of excluded tokens are −inf and the others unchanged.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from ..parameters import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn: repetition_penalty, temperature, then top_k, top_p, min_p; None switches each off.
+    """Settings for sampling, applied in the order repetition_penalty, temperature, top_k, top_p, min_p.
 
-    temperature 0 is greedy, and None leaves the logits as they are, as 1 does; top_k 0 is None. Raises NpgptError for a
-    value out of range.
+    None switches a setting off, and so does top_k 0. temperature 0 is greedy; None and 1 leave the logits unchanged.
+    Raises NpgptError for a value out of range.
     """
 
     temperature: float | None = 0.8
@@ -38,18 +38,18 @@ class Sampling:
         if self.top_k is not None:
             whole_number("top-k, the number of tokens to keep,", self.top_k, low=0)
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise NpgptError(f"top-p is a probability above 0 and up to 1, not {self.top_p}")
+            raise NpgptError(f"top-p must be a probability above 0 and at most 1, not {self.top_p}")
         if self.min_p is not None and not 0 <= self.min_p <= 1:
-            raise NpgptError(f"min-p is a fraction from 0 to 1 of the likeliest token's probability, not {self.min_p}")
+            raise NpgptError(f"min-p must be from 0 to 1, a fraction of the largest probability, not {self.min_p}")
         if self.repetition_penalty is not None and not 0 < self.repetition_penalty < float("inf"):
             raise NpgptError(f"repetition-penalty must be a finite number above 0, not {self.repetition_penalty}")
 
 
 def next_token(logits: Array, sampling: Sampling, generator: np.random.Generator, seen: ArrayLike = ()) -> int:
-    """Draw one id from logits [V]; temperature 0 returns the most likely one without using the generator.
+    """Draw one id from logits [V].
 
-    On a tie that is the lowest id. seen: the ids [S] of prompt and continuation, for the repetition penalty. Raises
-    NpgptError as adjusted() does.
+    temperature 0 returns the most likely id (the lowest one on a tie) without using the generator. seen: the ids [S] of
+    prompt and continuation, for the repetition penalty. Raises NpgptError as adjusted() does.
     """
     kept = adjusted(logits, sampling, seen)
     if sampling.temperature == 0:
@@ -59,11 +59,10 @@ def next_token(logits: Array, sampling: Sampling, generator: np.random.Generator
 
 
 def adjusted(logits: Array, sampling: Sampling, seen: ArrayLike = ()) -> Array:
-    """Return the logits [V] that are drawn from: penalty, temperature, top-k, top-p, min-p, in transformers' order.
+    """Return the logits [V] after penalty, temperature, top-k, top-p and min-p, in transformers' order.
 
-    They are float64 with their maximum subtracted, so that a float32 and a float64 model whose logits are close draw
-    alike. Raises NpgptError where logits are NaN or have no finite maximum (the weights are broken), and where the
-    penalty leaves none.
+    They are float64 with their maximum subtracted, so that a float32 and a float64 model with close logits draw the
+    same tokens. Raises NpgptError if the maximum is not finite, because of broken weights or of the penalty.
     """
     check_finite(logits.max())
     kept: Array = logits.astype(np.float64)
@@ -71,11 +70,11 @@ def adjusted(logits: Array, sampling: Sampling, seen: ArrayLike = ()) -> Array:
         kept = repetition_penalty(kept, seen, sampling.repetition_penalty)
         if not np.isfinite(kept.max()):
             raise NpgptError(
-                f"repetition-penalty {sampling.repetition_penalty} takes the logits out of float64's range"
+                f"repetition-penalty {sampling.repetition_penalty} makes the logits overflow: use a value near 1"
             )
-    kept -= kept.max()  # after the penalty, which depends on the logits' signs
+    kept -= kept.max()  # after the penalty, which depends on the signs of the logits
     if sampling.temperature:
-        with np.errstate(over="ignore"):  # a tiny temperature may push all but the most likely to −inf
+        with np.errstate(over="ignore"):  # a tiny temperature may push all logits except the largest to −inf
             kept /= sampling.temperature
     if sampling.top_k:
         kept = top_k(kept, sampling.top_k)
@@ -87,14 +86,14 @@ def adjusted(logits: Array, sampling: Sampling, seen: ArrayLike = ()) -> Array:
 
 
 def repetition_penalty(logits: Array, seen: ArrayLike, penalty: float) -> Array:
-    """Divide the logits above 0 of the ids in seen [S] by the penalty, and multiply those below 0 by it.
+    """Divide the positive logits of the ids in seen [S] by the penalty, and multiply the negative ones by it.
 
-    Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model for Controllable Generation", as transformers
-    has it: the paper would also divide a logit below 0, which makes its token more likely. An id counts once, however
-    often it was seen; ids beyond the logits are ignored.
+    Keskar et al. 2019, "CTRL: A Conditional Transformer Language Model for Controllable Generation", as implemented in
+    transformers. The paper divides negative logits, too, which would make their tokens more likely. The penalty applies
+    once to each id, however often it was seen; ids beyond the logits are ignored.
     """
     ids = np.asarray(seen, np.int64)
-    ids = ids[(ids >= 0) & (ids < len(logits))]  # a negative one would count from the end
+    ids = ids[(ids >= 0) & (ids < len(logits))]  # a negative id would count from the end
     old, penalised = logits[ids], logits.copy()
     with np.errstate(over="ignore"):
         penalised[ids] = np.where(old > 0, old / penalty, old * penalty)
@@ -102,26 +101,26 @@ def repetition_penalty(logits: Array, seen: ArrayLike, penalty: float) -> Array:
 
 
 def check_finite(largest: Array) -> None:
-    """Raise NpgptError where the maximum of logits, or one of several, is NaN or infinite."""
+    """Raise NpgptError if the maximum of the logits, or of any row of them, is NaN or infinite."""
     if not np.isfinite(largest).all():
         raise NpgptError(
-            "the logits are not finite: the weights hold NaN or infinity (npgpt inspect names them), "
-            "or values far too large"
+            "the logits are not finite: the weights contain NaN or infinity (npgpt inspect names the tensors), "
+            "or values that are far too large"
         )
 
 
 def top_k(logits: Array, k: int) -> Array:
-    """Keep the k most likely tokens, and any that tie with the last of them."""
+    """Keep the k most likely tokens and any that tie with the last of them."""
     if k >= len(logits):
         return logits.copy()
     return np.where(logits < np.partition(logits, -k)[-k], -np.inf, logits)
 
 
 def top_p(logits: Array, p: float) -> Array:
-    """Keep the most likely tokens until their probabilities reach p, including the one that crosses it.
+    """Keep the most likely tokens until their probabilities sum to p, including the token that reaches it.
 
-    Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration": the smallest set of at least p. (OpenAI's
-    gpt-2 sampled without the one that crosses.)
+    This is the smallest set with probability p or more of Holtzman et al. 2019, "The Curious Case of Neural Text
+    Degeneration". (OpenAI's gpt-2 leaves out the token that reaches p.)
     """
     if p >= 1:
         return logits.copy()  # a sum of rounded probabilities may reach 1 early

@@ -1,4 +1,4 @@
-"""Hugging Face's tokenizer.json: what of it is GPT-2's kind, and the package tokenizers for what is not."""
+"""Hugging Face's tokenizer.json: recognise GPT-2's kind, and run other kinds with the package tokenizers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import NpgptError
 from .added_tokens import check_stated, numbered
 from .byte_pairs import byte_characters
 from .companions import Companions
-from .tokenizer import File, Tokenizer, contents
+from .tokenizer import File, Tokenizer, contents, utf8_offsets
 
 KEYS = frozenset(
     "version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder model".split()
@@ -25,7 +25,7 @@ MODEL_KEYS = {
     "Unigram": frozenset("type unk_id vocab byte_fallback".split()),
     "WordLevel": frozenset("type vocab unk_token".split()),
 }
-# Keys of a BPE with the values that leave it GPT-2's; the others change no ids where every byte has a token.
+# Keys of a BPE model with GPT-2's values; other keys change no ids if every byte has a token.
 PLAIN: Mapping[str, tuple[object, ...]] = {
     "dropout": (None, 0),
     "continuing_subword_prefix": (None, ""),
@@ -35,12 +35,12 @@ PLAIN: Mapping[str, tuple[object, ...]] = {
 
 
 def read(path: File) -> dict[str, Any]:
-    """Return the file's contents. Raises NpgptError where it is no tokenizer.json, or has a key that is unknown."""
+    """Return the file's contents. Raises NpgptError if it is not a tokenizer.json or has an unknown key."""
     whole = strict_json.read_object(contents(path), str(path))
     if unknown := sorted(whole.keys() - KEYS):
-        raise NpgptError(f"{path} has the setting {unknown[0]!r:.60}, which tokenizers does not know either")
+        raise NpgptError(f"{path} has the setting {unknown[0]!r:.60}, which tokenizers does not know")
     if not isinstance(whole.get("model"), Mapping) or not isinstance(whole["model"].get("vocab"), (Mapping, list)):
-        raise NpgptError(f"{path} has no model with a vocab, and so is no tokenizer.json")
+        raise NpgptError(f"{path} is not a tokenizer.json: it has no model with a vocab")
     kind = whole["model"].get("type", "BPE")
     known = MODEL_KEYS.get(kind, frozenset()) if isinstance(kind, str) else frozenset()
     if unknown := sorted(whole["model"].keys() - known):
@@ -51,7 +51,7 @@ def read(path: File) -> dict[str, Any]:
 
 
 def merges(whole: Mapping[str, Any], path: File) -> list[str]:
-    """Return the merges of a BPE, in the form of merges.txt."""
+    """Return the merges of a BPE model as in merges.txt."""
     try:
         return [merge if isinstance(merge, str) else " ".join(merge) for merge in whole["model"]["merges"]]
     except (TypeError, KeyError):
@@ -59,7 +59,7 @@ def merges(whole: Mapping[str, Any], path: File) -> list[str]:
 
 
 def beyond_byte_pairs(whole: Mapping[str, Any]) -> list[str]:
-    """Return the settings that go beyond byte-level BPE under GPT-2's pattern, in words."""
+    """Return, as text, the settings that go beyond byte-level BPE with GPT-2's pattern."""
     model, splitter, found = whole["model"], whole.get("pre_tokenizer"), []
     if (kind := model.get("type", "BPE")) != "BPE" or not isinstance(model["vocab"], Mapping):
         return [f"the model {kind!r:.40}"]
@@ -80,7 +80,7 @@ def beyond_byte_pairs(whole: Mapping[str, Any]) -> list[str]:
 
 
 def prefix_space(whole: Mapping[str, Any]) -> bool | None:
-    """Return whether a ByteLevel pre-tokenizer puts a space before a text; None for another pre-tokenizer."""
+    """Return whether a ByteLevel pre-tokenizer adds a space before a text; None for another pre-tokenizer."""
     splitter = whole.get("pre_tokenizer")
     if not isinstance(splitter, Mapping) or splitter.get("type") != "ByteLevel":
         return None
@@ -88,7 +88,7 @@ def prefix_space(whole: Mapping[str, Any]) -> bool | None:
 
 
 def _kinds(part: object) -> str:
-    """Return the types of a normalizer or the like, and of what it is a sequence of, without a space."""
+    """Return the type of a component, such as a normalizer, with the types of its parts, without spaces."""
     if not isinstance(part, Mapping):
         return "null"
     inner = next((value for value in part.values() if isinstance(value, list) and value), [])
@@ -97,9 +97,9 @@ def _kinds(part: object) -> str:
 
 
 def around(processor: Any, source: str) -> tuple[list[int], list[int]]:
-    """Return the ids that a post-processor puts before and after a text.
+    """Return the ids that a post-processor adds before and after a text.
 
-    Raises NpgptError for a malformed or unknown one.
+    Raises NpgptError for a malformed or unknown post-processor.
     """
     if processor is None:
         return [], []
@@ -130,13 +130,13 @@ def around(processor: Any, source: str) -> tuple[list[int], list[int]]:
 
 def _id(value: object) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError("an id is a whole number")
+        raise ValueError("an id must be a whole number")
     return value
 
 
 @contextlib.contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """Raise NpgptError for whatever the package raises; its panics are no Exception."""
+    """Raise NpgptError for anything that the package raises, including panics, which are not an Exception."""
     try:
         yield
     except BaseException as error:
@@ -146,9 +146,9 @@ def _refusing(what: str) -> Iterator[None]:
 
 
 def by_package(path: File, whole: Mapping[str, Any], companions: Companions, vocab_size: int, why: str) -> Tokenizer:
-    """Return the tokenizer that the package tokenizers makes of the file, with the companions' tokens added.
+    """Return a tokenizer run by the package tokenizers, with the companions' tokens added.
 
-    why names the setting that asks for it. Raises NpgptError where the package is missing or refuses the file.
+    why names the setting that needs the package. Raises NpgptError if the package is missing or rejects the file.
     """
     try:
         import tokenizers
@@ -157,9 +157,9 @@ def by_package(path: File, whole: Mapping[str, Any], companions: Companions, voc
             f"{path} has {why}, for which npgpt needs the package tokenizers: "
             'pip install "npgpt[tokenizers]", or run on ids (--ids)'
         ) from None
-    with _refusing(f"{path}: tokenizers does not take it"):
+    with _refusing(f"{path} is rejected by tokenizers"):
         found = tokenizers.Tokenizer.from_str(contents(path).decode("utf-8"))
-        found.no_truncation()  # which transformers, too, does only when it is asked to
+        found.no_truncation()  # transformers also truncates and pads only on request
         found.no_padding()
         own = found.get_vocab(with_added_tokens=False)
         found.add_tokens([tokenizers.AddedToken(**vars(token)) for token in companions.added])
@@ -168,35 +168,37 @@ def by_package(path: File, whole: Mapping[str, Any], companions: Companions, voc
     check_stated(tokens, companions.stated, companions.winner)
     ids = {content: token_id for content, token_id in vocabulary.items() if token_id < vocab_size}
     if len(set(vocabulary.values())) != len(vocabulary):
-        raise NpgptError(f"{path} gives one id to several tokens")
+        raise NpgptError(f"{path} gives the same id to several tokens")
     if not own or max(own.values()) >= vocab_size:
         raise NpgptError(
-            f"{path} has ids up to {max(own.values(), default=-1)}, the model's vocab_size is {vocab_size}"
+            f"{path} has ids up to {max(own.values(), default=-1)}, but the model's vocab_size is {vocab_size}"
         )
 
-    def ids_of(text: str, special: bool) -> list[int]:
+    def encoded(text: str, special: bool) -> Any:
         found.encode_special_tokens = not special
-        with _refusing(f"tokenizers cannot cut the text into tokens by {path}"):
-            return list(found.encode(text, add_special_tokens=False).ids)
+        with _refusing(f"tokenizers cannot split the text into tokens with {path}"):
+            return found.encode(text, add_special_tokens=False)
 
-    with _refusing(f"{path}: tokenizers cannot tell what its tokens are as text"):
+    with _refusing(f"{path}: tokenizers cannot decode its tokens"):
         pieces, leading = _pieces(found, whole.get("decoder"), ids, tokens.keys())
     return Tokenizer(
-        ids_of,
+        lambda text, special: list(encoded(text, special).ids),
         pieces,
         {content: token_id for content, (token, token_id) in tokens.items() if token.special},
         (path,),
         beyond={token_id: content for content, token_id in vocabulary.items() if token_id >= vocab_size},
         leading=leading,
+        ends_of=lambda text, special: utf8_offsets(text)[[end for _, end in encoded(text, special).offsets]].tolist(),
     )
 
 
 def _pieces(
     found: Any, decoder: object, ids: Mapping[str, int], added: Collection[str]
 ) -> tuple[dict[int, bytes], bytes]:
-    """Return the bytes of each id within a text, and what the first piece of a text loses.
+    """Return the bytes of each id inside a text, and the bytes to remove from the first piece of a text.
 
-    The decoders of GPT-2's kind and of BPE say it token by token; of another one it is what a token adds to one before.
+    The decoders of byte-level and other BPE work token by token. With other decoders, a token's bytes are what it adds
+    to a preceding token.
     """
     kinds, characters = _kinds(decoder), byte_characters()
     if "ByteLevel" in kinds:

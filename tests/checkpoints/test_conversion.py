@@ -111,7 +111,7 @@ def test_literal_casts() -> None:
     assert cast(big, "float32", "float32", "x").dtype == np.float32
     np.testing.assert_array_equal(cast(big, "float32", "float64", "x"), x)
     for dtype, value in (("float16", 65520.0), ("bfloat16", 3.4e38), ("float32", 1e39)):
-        with pytest.raises(NpgptError, match=f"w has values too large for {dtype}; take a wider dtype"):
+        with pytest.raises(NpgptError, match=f"w has values too large for {dtype}: use a wider dtype"):
             cast(np.array([value]), "float64", dtype, "w")
 
 
@@ -174,7 +174,7 @@ def test_nothing_is_overwritten_unless_told(tmp_path: Path) -> None:
     source, out = put(tmp_path / "source"), tmp_path / "out"
     npgpt.convert(source, out, n_head=3)
     before = (out / "model.safetensors").read_bytes()
-    with pytest.raises(NpgptError, match=r"out is there and not an empty folder: .*\(--overwrite\)"):
+    with pytest.raises(NpgptError, match=r"out is not empty: .* npgpt convert --overwrite"):
         npgpt.convert(source, out, n_head=3, dtype="float16")
     assert (out / "model.safetensors").read_bytes() == before
     (out / "vocab.json").write_text("of another model")
@@ -182,7 +182,7 @@ def test_nothing_is_overwritten_unless_told(tmp_path: Path) -> None:
     assert listed(out) == ["config.json", "model.safetensors"]
     assert len((out / "model.safetensors").read_bytes()) < len(before)
     (out / "thesis.tex").write_text("precious")
-    with pytest.raises(NpgptError, match=r"out holds thesis\.tex, which is no part of a converted model"):
+    with pytest.raises(NpgptError, match=r"out contains thesis\.tex, so it is not just a converted model"):
         npgpt.convert(source, out, n_head=3, overwrite=True)
     assert (out / "thesis.tex").read_text() == "precious"
     assert listed(tmp_path) == ["out", "source"]
@@ -192,9 +192,9 @@ def test_the_source_is_never_its_own_destination(tmp_path: Path) -> None:
     source = put(tmp_path / "source")
     (tmp_path / "link").symlink_to(source)
     for folder in (source, tmp_path / "link", source / ".." / "source"):
-        with pytest.raises(NpgptError, match=r"holds the source, model\.safetensors: convert into another folder"):
+        with pytest.raises(NpgptError, match=r"contains the source, model\.safetensors: convert into another folder"):
             npgpt.convert(source, folder, n_head=3, overwrite=True)
-    with pytest.raises(NpgptError, match=r"model\.safetensors is there and not a folder"):
+    with pytest.raises(NpgptError, match=r"model\.safetensors exists and is not a folder"):
         npgpt.convert(source, source / "model.safetensors", n_head=3, overwrite=True)
     assert listed(source) == ["model.safetensors"]
 
@@ -254,9 +254,9 @@ def test_the_second_rename_broken_brings_the_old_folder_back(tmp_path: Path, mon
 
 def test_what_cannot_be_written_is_refused_before_anything_is(tmp_path: Path) -> None:
     source = put(tmp_path / "source")
-    with pytest.raises(NpgptError, match="written are float32, float16, bfloat16, not 'float64'"):
+    with pytest.raises(NpgptError, match="dtype must be one of float32, float16, bfloat16, not 'float64'"):
         npgpt.convert(source, tmp_path / "out", n_head=3, dtype="float64")
-    with pytest.raises(NpgptError, match="states no n_head"):
+    with pytest.raises(NpgptError, match="does not state n_head"):
         npgpt.convert(source, tmp_path / "out")
     assert listed(tmp_path) == ["source"]
 
@@ -301,8 +301,8 @@ def test_memory_stays_far_below_the_models(tmp_path: Path) -> None:
 
 
 GUESS = (
-    "nothing tells which GELU it has, and the erf form (nanoGPT's) is a guess: "
-    "state it with --activation gelu (erf) or gelu_new (tanh), load(…, activation=…)"
+    "the checkpoint does not state its GELU, and the erf form (nanoGPT's) is a guess: "
+    "choose with --activation gelu (erf) or gelu_new (tanh), or load(…, activation=…)"
 )
 
 
@@ -334,10 +334,16 @@ def test_the_command_says_what_it_found_and_what_comes_next(tmp_path: Path) -> N
 
 def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
     put(tmp_path / "source")
-    assert "states no n_head" in refused("convert", "source", "out", cwd=tmp_path)
+    assert "does not state n_head" in refused("convert", "source", "out", cwd=tmp_path)
     assert "does not exist" in refused("convert", "/no/such", "out", cwd=tmp_path)
-    assert "no naming scheme 'x'" in refused("convert", "source", "out", "--name-scheme", "x", cwd=tmp_path)
-    assert "invalid choice: 'int8'" in refused("convert", "source", "out", "--dtype", "int8", cwd=tmp_path)
+    assert "unknown naming scheme 'x': give one of" in refused(
+        "convert", "source", "out", "--name-scheme", "x", cwd=tmp_path
+    )
+    error = refused("convert", "source", "out", "--name-scheme", "Open-AI", cwd=tmp_path)
+    assert "unknown naming scheme 'Open-AI' (did you mean openai?): give one of" in error
+    assert "--dtype must be float32, float16 or bfloat16, not 'int8'" in refused(
+        "convert", "source", "out", "--dtype", "int8", cwd=tmp_path
+    )
     assert "is the current folder" in refused("convert", "source", ".", "--n-head", "3", cwd=tmp_path)
     put(tmp_path / "full")
     assert "--overwrite" in refused("convert", "source", "full", "--n-head", "3", cwd=tmp_path)
@@ -349,7 +355,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path) -> None:
 def test_the_help_names_every_scheme() -> None:
     help_text = " ".join(here("convert", "--help")[1].split())
     assert ", ".join(sorted(scheme.name for scheme in naming.SCHEMES)) == ", ".join(
-        sorted(help_text.partition("another's: ")[2].partition(" --n-head")[0].split(", "))
+        sorted(help_text.partition("guesses wrong: ")[2].partition(" --n-head")[0].split(", "))
     )
 
 
@@ -394,5 +400,5 @@ def test_a_full_disk_is_told_with_the_folder_and_leaves_nothing(
     put(tmp_path / "source")
     monkeypatch.setattr(safetensors, "write_parts", full)
     error = refused("convert", "source", "new/out", "--n-head", "3", cwd=tmp_path)
-    assert error == "npgpt: error: [Errno 28] No space left on device: 'new/out'\n"
+    assert error == "npgpt: error: new/out: no space left on device\n"
     assert listed(tmp_path) == ["source"]

@@ -749,7 +749,7 @@ def test_ten_thousand_blocks_that_are_not_there(tmp_path: Path, form: str) -> No
     else:
         files = FILES[form] | {"config.json": b'{"n_layer": 9999, "n_head": 1}'}
     path = writers.write(tmp_path, files)
-    with small_and_quick(2000), pytest.raises(NpgptError, match="it holds 1 blocks and n_layer is 9999"):
+    with small_and_quick(2000), pytest.raises(NpgptError, match="it has 1 blocks and n_layer is 9999"):
         npgpt.load(path, n_head=1)
 
 
@@ -765,7 +765,7 @@ def test_blocks_of_an_index_that_are_empty_and_one_and_the_same(tmp_path: Path) 
     path = writers.write(
         tmp_path, {"m.index": content + handles.ljust(40, b"\0") + (0xDB4775248B80FB57).to_bytes(8, "little")}
     )
-    with small_and_quick(len(content)), pytest.raises(NpgptError, match="the block at 0 begins within the one"):
+    with small_and_quick(len(content)), pytest.raises(NpgptError, match="the block at 0 overlaps the one"):
         npgpt.load(path)
 
 
@@ -784,7 +784,7 @@ def test_more_entries_than_a_model_has(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_shard_that_is_no_name_of_a_file_beside(tmp_path: Path, name: str) -> None:
     index = json.dumps({"weight_map": {"wte.weight": name}}).encode()
     path = writers.write(tmp_path, {"model.safetensors.index.json": index})
-    with pytest.raises(NpgptError, match=r"says that wte\.weight lies in .*, which is not beside it"):
+    with pytest.raises(NpgptError, match=r"lists wte\.weight in .*, but that file is not beside it"):
         npgpt.load(path)
 
 
@@ -796,7 +796,7 @@ def test_a_shard_that_is_no_name_of_a_file_beside(tmp_path: Path, name: str) -> 
         ({"general.architecture": [Typed("I", 1), Typed("I", 2)]}, "general.architecture is array"),
         ({"general.architecture": ["gpt2"]}, r"general.architecture is \['gpt2'\]"),
         ({"split.count": [Typed("H", 1)] * 2}, "split.count is a list"),
-        ({"general.alignment": [Typed("I", 32)]}, "general.alignment must be a whole number"),
+        ({"general.alignment": [Typed("I", 32)]}, "general.alignment must be a positive whole number"),
     ],
 )
 def test_a_list_in_the_place_of_a_number(tmp_path: Path, keys: dict[str, Any], message: str) -> None:

@@ -73,7 +73,7 @@ def test_the_current_folder_stays_the_current_folder(tmp_path: Path, monkeypatch
     source, out = put(tmp_path / "source"), tmp_path / "out"
     out.mkdir()
     monkeypatch.chdir(out)
-    with pytest.raises(NpgptError, match="is the current folder, one above it, or a mount point"):
+    with pytest.raises(NpgptError, match="is the current folder, its parent, or a mount point"):
         npgpt.convert(source, ".", n_head=3)
     assert os.listdir(".") == []
     assert os.path.samefile(".", out)
@@ -95,7 +95,7 @@ def test_impossible_destinations_are_errors_of_our_own(
 def test_a_link_to_nowhere_is_no_destination(tmp_path: Path) -> None:
     path = put(tmp_path / "m")
     (tmp_path / "out").symlink_to("nowhere")
-    with pytest.raises(NpgptError, match="out is there and not a folder: choose another name"):
+    with pytest.raises(NpgptError, match="out exists and is not a folder: choose another name"):
         npgpt.convert(path, tmp_path / "out", n_head=3)
     assert not (tmp_path / "nowhere").exists()
 
@@ -172,5 +172,5 @@ def test_a_fifo_in_a_vocabularys_place_does_not_hang(tmp_path: Path, verb: str) 
     command = [sys.executable, "-m", "npgpt", verb, str(source), *out, "--n-head", "3"]
     done = subprocess.run(command, timeout=20, check=False, capture_output=True, text=True)
     assert done.returncode == (2 if verb == "convert" else 0)
-    assert "vocab.tiktoken is no regular file" in done.stdout + done.stderr
+    assert "vocab.tiktoken is not a regular file" in done.stdout + done.stderr
     assert listed(tmp_path) == ["source"]

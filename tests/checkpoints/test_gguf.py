@@ -147,7 +147,7 @@ def test_a_broken_vocabulary_within_is_a_reason_and_not_gpt2s(tmp_path: Path) ->
     keys += [("tokenizer.ggml.model", 8, text("gpt2")), (gguf.TOKENS, 9, texts("a")), (gguf.MERGES, 6, bytes(4))]
     path = put(tmp_path / "m.gguf", keys, llamacpp(random_arrays(config, dtype="float32")))
     model = npgpt.load(path)
-    with pytest.raises(NpgptError, match=r"has no text: .*tokens and .*merges must be lists of texts"):
+    with pytest.raises(NpgptError, match=r"has no text: .*tokens and .*merges must be lists of strings"):
         model.generate("a")
 
 
@@ -181,11 +181,14 @@ def test_added_tokens_and_ends_within(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ([("tokenizer.ggml.pre", 8, text("llama-bpe"))], "tokenizer.ggml.pre is 'llama-bpe', and npgpt reads 'gpt-2'"),
+        (
+            [("tokenizer.ggml.pre", 8, text("llama-bpe"))],
+            "tokenizer.ggml.pre is 'llama-bpe', but npgpt reads only 'gpt-2'",
+        ),
         ([("tokenizer.ggml.pre", 9, texts("gpt-2"))], "tokenizer.ggml.pre is"),
-        ([flag("add_space_prefix")], "tokenizer.ggml.add_space_prefix is True, and npgpt reads False alone"),
-        ([flag("add_bos_token")], "add_bos_token is set, and bos_token_id is None"),
-        ([flag("add_eos_token"), number("eos_token_id", 260)], "add_eos_token is set, and eos_token_id is 260"),
+        ([flag("add_space_prefix")], "tokenizer.ggml.add_space_prefix is True, but npgpt reads only False"),
+        ([flag("add_bos_token")], "add_bos_token is set, but bos_token_id is None"),
+        ([flag("add_eos_token"), number("eos_token_id", 260)], "add_eos_token is set, but eos_token_id is 260"),
         ([number("add_bos_token", 1), number("bos_token_id", 257)], "add_bos_token must be true or false, not 1"),
     ],
 )
@@ -201,7 +204,7 @@ def test_another_vocabulary_within_is_never_replaced_by_gpt2s(tmp_path: Path, mo
     keys = [key for key in KEYS if key[0] != "gpt2.embedding_length" and key[0] != "gpt2.feed_forward_length"]
     keys += [("tokenizer.ggml.model", 8, text(model)), (gguf.TOKENS, 9, texts("a"))]
     path = put(tmp_path / "m.gguf", keys, llamacpp(random_arrays(config, dtype="float32")))
-    assert f"tokenizer.ggml.model is '{model}', and npgpt reads 'gpt2' alone" in npgpt.load(path).why_no_text
+    assert f"tokenizer.ggml.model is '{model}', but npgpt reads only 'gpt2'" in npgpt.load(path).why_no_text
 
 
 FOUR = struct.pack("<f", 1.0)
@@ -210,25 +213,25 @@ FOUR = struct.pack("<f", 1.0)
 @pytest.mark.parametrize(
     ("keys", "tensors", "message"),
     [
-        ([], {}, "general.architecture is None, and npgpt runs 'gpt2' alone"),
+        ([], {}, "general.architecture is None, but npgpt runs only 'gpt2'"),
         ([("general.architecture", 8, text("llama"))], {}, "general.architecture is 'llama'"),
-        ([ARCHITECTURE, ARCHITECTURE], {}, "the key general.architecture stands twice"),
-        ([("x", 13, b"")], {}, "a value of the unknown type 13"),
-        ([("x", 9, struct.pack("<IQ", 9, 1) * 6)], {}, "a value of the unknown type 9"),
-        ([("x", 9, struct.pack("<IQ", 8, 2**60))], {}, "is cut short"),
-        ([("x", 9, struct.pack("<IQ", 4, 2**62))], {}, "is cut short"),
-        ([("x", 8, struct.pack("<Q", 2**63))], {}, "is cut short"),
+        ([ARCHITECTURE, ARCHITECTURE], {}, "duplicate key general.architecture"),
+        ([("x", 13, b"")], {}, "has the unknown type 13"),
+        ([("x", 9, struct.pack("<IQ", 9, 1) * 6)], {}, "has the unknown type 9"),
+        ([("x", 9, struct.pack("<IQ", 8, 2**60))], {}, "is truncated"),
+        ([("x", 9, struct.pack("<IQ", 4, 2**62))], {}, "is truncated"),
+        ([("x", 8, struct.pack("<Q", 2**63))], {}, "is truncated"),
         ([("x", 8, struct.pack("<Q", 2) + b"\xff\xff")], {}, "is not UTF-8"),
-        ([ARCHITECTURE, ("general.alignment", 4, bytes(4))], {}, "alignment must be a whole number from 1, not 0"),
-        ([ARCHITECTURE, ("general.alignment", 8, text("a"))], {}, "alignment must be a whole number from 1, not 'a'"),
-        ([ARCHITECTURE], {"w": (0, (2, 2), 0, FOUR)}, "is cut short: w ends at byte"),
-        ([ARCHITECTURE], {"w": (0, (1,), 7, FOUR)}, "w begins at 7 of the data, no multiple of 32"),
-        ([ARCHITECTURE], {"w": (0, (2**40, 2**40), 0, FOUR)}, "w has a shape that no file can hold"),
+        ([ARCHITECTURE, ("general.alignment", 4, bytes(4))], {}, "alignment must be a positive whole number, not 0"),
+        ([ARCHITECTURE, ("general.alignment", 8, text("a"))], {}, "alignment must be a positive whole number, not 'a'"),
+        ([ARCHITECTURE], {"w": (0, (2, 2), 0, FOUR)}, "is truncated: w ends at byte"),
+        ([ARCHITECTURE], {"w": (0, (1,), 7, FOUR)}, "w has offset 7, which is not a multiple of 32"),
+        ([ARCHITECTURE], {"w": (0, (2**40, 2**40), 0, FOUR)}, "w has an impossible shape"),
         ([ARCHITECTURE], {"w": (0, (1,) * 9, 0, FOUR)}, "w has 9 dimensions"),
         (
             [ARCHITECTURE],
             {"v": (0, (16,), 0, FOUR * 16), "w": (0, (1,), 32, b"")},
-            "w begins at 32 of the data, within v, which ends at 64",
+            "w at offset 32 overlaps v, which ends at offset 64",
         ),
     ],
 )
@@ -243,13 +246,13 @@ def test_whatever_is_malformed(tmp_path: Path, keys: list[Key], tensors: dict[st
 def test_a_tensor_that_stands_twice(tmp_path: Path) -> None:
     path = put(tmp_path / "m", [ARCHITECTURE], {"v": np.ones(8), "w": np.ones(8)})
     path.write_bytes(path.read_bytes().replace(text("w"), text("v"), 1))
-    with pytest.raises(NpgptError, match="the tensor v stands twice"):
+    with pytest.raises(NpgptError, match="duplicate tensor v"):
         formats.read(path)
 
 
 @pytest.mark.parametrize("version", [1, 4, 2**16])
 def test_other_versions(tmp_path: Path, version: int) -> None:
-    with pytest.raises(NpgptError, match=r"is GGUF of version \d+; read are 2 and 3"):
+    with pytest.raises(NpgptError, match=r"is GGUF version \d+, but npgpt reads only 2 and 3"):
         formats.read(put(tmp_path / "m", [ARCHITECTURE], {}, version))
 
 
@@ -371,7 +374,9 @@ def test_without_the_package_the_message_says_how_to_install_it(
     rows = bytes(256 // values * size * 8)
     path = put(tmp_path / "m", [ARCHITECTURE], {"blk.0.ffn_up.weight": (kind, (256, 8), 0, rows)})
     tensor = formats.read(path).tensors["blk.0.ffn_up.weight"]
-    message = rf'blk\.0\.ffn_up\.weight is quantised \({name}\): pip install "npgpt\[gguf\]" widens it'
+    message = (
+        rf'blk\.0\.ffn_up\.weight is quantised \({name}\), which needs the extra gguf: pip install "npgpt\[gguf\]"'
+    )
     with pytest.raises(NpgptError, match=message):
         tensor.load()
 
@@ -379,7 +384,7 @@ def test_without_the_package_the_message_says_how_to_install_it(
 @pytest.mark.usefixtures("widened")
 def test_a_type_that_the_package_does_not_widen(tmp_path: Path) -> None:
     path = put(tmp_path / "m", [ARCHITECTURE], {"w": (15, (256, 1), 0, bytes(292))})
-    with pytest.raises(NpgptError, match=r"w is Q8_K, which the package gguf that is installed does not widen"):
+    with pytest.raises(NpgptError, match=r"w is Q8_K, which the installed package gguf cannot dequantise"):
         formats.read(path).tensors["w"].load()
 
 
@@ -394,16 +399,16 @@ def test_quantised_and_big_endian_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tensor", "message"),
     [
-        ((12, (128, 8), 0, bytes(1152)), r"w is Q4_K, in blocks of 256 values, which do not divide .* \[8, 128\]"),
-        ((8, (), 0, bytes(34)), r"w is Q8_0, in blocks of 32 values, which do not divide .* \[\]"),
-        ((8, (32, 2), 0, bytes(67)), "is cut short: w ends at byte"),
-        ((14, (256, 2**50), 0, bytes(420)), "is cut short: w ends at byte"),
+        ((12, (128, 8), 0, bytes(1152)), r"w is Q4_K, whose blocks of 256 values do not divide .* \[8, 128\]"),
+        ((8, (), 0, bytes(34)), r"w is Q8_0, whose blocks of 32 values do not divide .* \[\]"),
+        ((8, (32, 2), 0, bytes(67)), "is truncated: w ends at byte"),
+        ((14, (256, 2**50), 0, bytes(420)), "is truncated: w ends at byte"),
         ((99, (32, 2), 0, bytes(64)), None),  # a type that npgpt does not know is refused when it is used
     ],
 )
 def test_sizes_in_blocks_are_checked_before_anything_is_read(tmp_path: Path, tensor: Any, message: str | None) -> None:
     path = put(tmp_path / "bad.gguf", [ARCHITECTURE], {"w": tensor})
-    with pytest.raises(NpgptError, match=message or "w is of the unknown type 99; a weight is one of"):
+    with pytest.raises(NpgptError, match=message or "w is of the unknown type 99, not one of"):
         formats.read(path).tensors["w"].load()
 
 
@@ -413,8 +418,8 @@ def test_sizes_in_blocks_are_checked_before_anything_is_read(tmp_path: Path, ten
     [
         (struct.pack("<IQ", 8, 101) + bytes(8 * 101), "its lists have more than 100 items"),
         (struct.pack("<IQ", 9, 2) + (struct.pack("<IQ", 8, 50) + bytes(400)) * 2, "its lists have more than 100 items"),
-        (struct.pack("<IQ", 8, 2**20), "is cut short: a list at byte .* has 1048576 items"),
-        (struct.pack("<IQ", 9, 2**20), "is cut short: a list at byte .* has 1048576 items"),
+        (struct.pack("<IQ", 8, 2**20), "is truncated: the list at byte .* has 1048576 items"),
+        (struct.pack("<IQ", 9, 2**20), "is truncated: the list at byte .* has 1048576 items"),
     ],
 )
 def test_lists_are_bounded_by_what_the_file_can_hold(
@@ -430,7 +435,7 @@ def test_lists_are_bounded_by_what_the_file_can_hold(
 def test_the_numbers_of_keys_and_tensors_are_bounded(tmp_path: Path) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2**16 + 1))
-    with pytest.raises(NpgptError, match="states 0 tensors and 65537 keys; read are 65536 at most"):
+    with pytest.raises(NpgptError, match="has 0 tensors and 65537 keys, but npgpt reads at most 65536"):
         formats.read(path)
 
 
@@ -438,7 +443,9 @@ def test_the_numbers_of_keys_and_tensors_are_bounded(tmp_path: Path) -> None:
 def test_one_of_several_parts_is_refused(tmp_path: Path) -> None:
     keys = [*KEYS, ("split.count", 2, struct.pack("<H", 2))]
     path = put(tmp_path / "m.gguf", keys, {"w": np.ones(8)})
-    with pytest.raises(NpgptError, match=r"m\.gguf is one of several parts: join them with llama-gguf-split --merge"):
+    with pytest.raises(
+        NpgptError, match=r"m\.gguf is one part of a split file: join the parts with llama-gguf-split --merge"
+    ):
         formats.read(path)
 
 
@@ -446,5 +453,5 @@ def test_one_of_several_parts_is_refused(tmp_path: Path) -> None:
 def test_two_quantised_tensors_in_one_place(tmp_path: Path) -> None:
     tensors: dict[str, Any] = {"v": (12, (256, 1), 0, bytes(144)), "w": (12, (256, 1), 0, b"")}
     path = put(tmp_path / "m.gguf", [ARCHITECTURE], tensors)
-    with pytest.raises(NpgptError, match="w begins at 0 of the data, within v"):
+    with pytest.raises(NpgptError, match="w at offset 0 overlaps v"):
         formats.read(path)

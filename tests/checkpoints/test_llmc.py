@@ -95,14 +95,14 @@ def test_bfloat16(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({1: 2}, "version 2; read are 3 .* and 5"),
+        ({1: 2}, "version 2 of .* but npgpt reads only 3 .* and 5"),
         ({1: 1}, "version 1"),
         ({7: 39}, "vocab_size 40 padded to 39"),
         ({4: 0}, "n_layer 0"),
         ({6: -21}, "n_embd -21"),
-        ({2: 25}, "by its header it ends at byte .*, the file at"),
-        ({2: 2**31 - 1, 6: 2**31 - 1, 4: 2**31 - 1}, "by its header it ends"),
-        ({5: 2}, "n_embd = 21 does not divide by n_head = 2"),
+        ({2: 25}, "by its header it should have .* bytes, but it has"),
+        ({2: 2**31 - 1, 6: 2**31 - 1, 4: 2**31 - 1}, "by its header it should have"),
+        ({5: 2}, "n_embd = 21 is not divisible by n_head = 2"),
     ],
 )
 def test_a_header_that_cannot_be(tmp_path: Path, change: dict[int, int], message: str) -> None:
@@ -119,7 +119,7 @@ def test_a_byte_too_many(tmp_path: Path) -> None:
     content = writers.llmc(CONFIG, random_arrays(CONFIG, dtype="float32"))
     path = writers.write(tmp_path, {"m.bin": content + b"\0"})
     with pytest.raises(
-        NpgptError, match=rf"by its header it ends at byte {len(content)}, the file at {len(content) + 1}"
+        NpgptError, match=rf"by its header it should have {len(content)} bytes, but it has {len(content) + 1}"
     ):
         formats.read(path)
 
@@ -155,7 +155,7 @@ def test_its_tokenizer_beside_it(tmp_path: Path) -> None:
     assert tokenizer.end_of_text == 257
     assert tokenizer.decode([97, 256]) == "aab"
     (tmp_path / "gpt2_tokenizer.bin").write_bytes(tokenizer_file(tokens)[:-3])
-    with pytest.raises(NpgptError, match=r"no tokenizer of llm\.c's, or cut short: 258 tokens of 258"):
+    with pytest.raises(NpgptError, match=r"not a tokenizer of llm\.c's or is truncated: 258 tokens of 258"):
         npgpt.load(tmp_path).generate("a")
 
 
@@ -163,5 +163,5 @@ def test_its_tokenizer_beside_it(tmp_path: Path) -> None:
 def test_a_tokenizer_with_fewer_tokens_than_it_counts(tmp_path: Path) -> None:
     tokens = [bytes([n]) for n in range(256)] + [b"ab"]
     (tmp_path / "gpt2_tokenizer.bin").write_bytes(tokenizer_file(tokens)[:-3])
-    with pytest.raises(NpgptError, match=r"is no tokenizer of llm\.c's, or cut short: 256 tokens of 257"):
+    with pytest.raises(NpgptError, match=r"is not a tokenizer of llm\.c's or is truncated: 256 tokens of 257"):
         npgpt.text.byte_pairs.from_llmc(tmp_path / "gpt2_tokenizer.bin", 300)

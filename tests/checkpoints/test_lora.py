@@ -15,6 +15,7 @@ from npgpt.errors import NpgptError
 from npgpt.parameters import Array, to_arrays
 from npgpt.text.vocabularies import load_tokenizer
 from tests.support import writers
+from tests.support.command import here
 from tests.support.models import random_arrays, small
 from tests.support.namings import llamacpp, llms_from_scratch, nanogpt
 from tests.support.places import VARIABLES
@@ -154,12 +155,20 @@ def test_new_tokens_enlarge_embeddings_and_head_together() -> None:
         npgpt.load("mine")
 
 
+def test_a_merged_adapter_is_said_to_be_rounded() -> None:
+    put_base("base")
+    put()
+    for source, rounded in (("base", False), ("mine", True)):
+        out = here("convert", source, f"{source}.out", "--n-head", "1")[1]
+        assert (" float32, rounded" in out) == rounded
+
+
 # not: the base replaced by what was made of it
 def test_the_base_is_not_converted_into() -> None:
     put_base("base")
     put()
     for folder in ("base", "mine"):
-        with pytest.raises(NpgptError, match=rf"^{folder}.* (holds the source|would replace)"):
+        with pytest.raises(NpgptError, match=rf"^{folder}.* (contains the source|would replace)"):
             npgpt.convert("mine", folder, overwrite=True)
 
 
@@ -168,7 +177,8 @@ def test_settings_that_are_too_long(tmp_path: Path) -> None:
     with (put() / "adapter_config.json").open("r+b") as file:
         file.truncate(2**40)
     with pytest.raises(
-        NpgptError, match=r"adapter_config\.json is no configuration: it has 1099511627776 bytes, above 16000000"
+        NpgptError,
+        match=r"adapter_config\.json is too large for a configuration: 1099511627776 bytes exceed",
     ):
         npgpt.load("mine")
 
@@ -185,9 +195,7 @@ def test_a_state_dict_that_was_not_merged() -> None:
     del tensors[f"{PREFIX}ln_f.weight"]
     tensors[f"{PREFIX}ln_f.modules_to_save.default.weight"] = ARRAYS["ln_f.weight"]
     path = writers.write(Path("mine"), {"pytorch_model.bin": writers.torch_zip(tensors)})
-    message = (
-        r"pytorch_model\.bin is an adapter that is not merged \(base_model.*adapter_config\.json, which states alpha"
-    )
+    message = r"pytorch_model\.bin is an unmerged adapter \(base_model.*adapter_config\.json, which states alpha"
     with pytest.raises(NpgptError, match=message):
         npgpt.load(path)
     Path("mine/adapter_config.json").write_text(json.dumps(SETTINGS))
@@ -201,8 +209,8 @@ def test_the_base_is_looked_for_by_name_and_beside_the_adapter(tmp_path: Path) -
     with pytest.raises(NpgptError) as error:
         npgpt.load("mine")
     assert str(error.value) == (
-        "mine/adapter_model.safetensors is a LoRA adapter whose base is not here: the model /data/elsewhere/model does "
-        "not exist; or put the base into mine/model/"
+        "mine/adapter_model.safetensors is a LoRA adapter whose base model is missing: /data/elsewhere/model does not "
+        "exist; or put it into mine/model/"
     )
     put_base("mine/model")
     differs_in_c_attn(loaded("mine"), ADDED)
@@ -293,18 +301,18 @@ def test_an_adapters_vocabulary_wins_over_one_within_a_gguf() -> None:
 def test_a_folder_with_a_model_and_an_adapter_is_ambiguous() -> None:
     put_base("mine")
     put()
-    with pytest.raises(NpgptError, match=r"mine has a model, model\.safetensors, and an adapter, .*; say which"):
+    with pytest.raises(NpgptError, match=r"mine has a model, model\.safetensors, and an adapter, .*; give one of them"):
         npgpt.load("mine")
 
 
-NAMED = "merge it in peft (model.merge_and_unload()) and save the whole model"
+NAMED = "merge it in peft (model.merge_and_unload()) and save the complete model"
 LAYER = f"{PREFIX}h.0.attn.c_attn"
 
 
 @pytest.mark.parametrize(
     ("tensors", "settings", "message"),
     [
-        ({}, {"peft_type": "IA3"}, "mine/adapter_config.json: peft_type is 'IA3', with which npgpt merges no adapter"),
+        ({}, {"peft_type": "IA3"}, "mine/adapter_config.json: peft_type is 'IA3', which npgpt does not support"),
         ({}, {"use_dora": True}, "use_dora is True"),
         ({}, {"lora_bias": True}, "lora_bias is True"),
         ({}, {"use_rslora": "false"}, "use_rslora is 'false'"),
@@ -316,22 +324,22 @@ LAYER = f"{PREFIX}h.0.attn.c_attn"
         ({}, {"a_later_one": 1}, "a_later_one is 1"),
         ({}, {"alpha_pattern": {"(a+)+$": 1}}, "alpha_pattern is {'(a+)+$': 1}"),
         ({}, {"rank_pattern": ["c_attn"]}, "rank_pattern is ['c_attn']"),
-        ({f"{LAYER}.lora_magnitude_vector": np.ones(6)}, {}, "c_attn.lora_magnitude_vector, with which"),
+        ({f"{LAYER}.lora_magnitude_vector": np.ones(6)}, {}, "c_attn.lora_magnitude_vector, which"),
         ({f"{PREFIX}wpe.lora_embedding_A": np.ones((1, 3))}, {}, "wpe.lora_embedding_A"),
-        ({f"{LAYER}.lora_B.bias": np.ones(6)}, {}, "c_attn.lora_B.bias, with which npgpt merges no adapter"),
-        ({f"{LAYER}.lora_A.other.weight": A}, {}, "several LoRA adapters, default, other, and one is merged"),
+        ({f"{LAYER}.lora_B.bias": np.ones(6)}, {}, "c_attn.lora_B.bias, which npgpt cannot merge"),
+        ({f"{LAYER}.lora_A.other.weight": A}, {}, "several LoRA adapters, default, other, but npgpt merges"),
         ({f"{PREFIX}h.0.mlp.c_fc.lora_A.weight": A}, {}, "has only factor A of base_model"),
-        ({f"{PREFIX}h.7.mlp.c_fc.lora_A.weight": A}, {}, "h.7.mlp.c_fc, which its base"),
-        ({f"{PREFIX}ln_f.lora_A.weight": A}, {}, "ln_f, which its base does not have"),
-        ({"base_model.model.lm_head.lora_A.weight": A}, {}, "adapts base_model.model.lm_head, which its base"),
-        ({"base_model.model.score.weight": A}, {}, "holds base_model.model.score.weight, which npgpt does not merge"),
-        ({f"{PREFIX}h.0.attn.c_proj.weight": np.eye(2)}, {}, "h.0.attn.c_proj.weight, which npgpt does not merge"),
-        ({f"{PREFIX}wte.weight": ARRAYS["wte.weight"] + 1}, {}, "changes wte, and GPT-2's head is tied to wte"),
-        ({f"{PREFIX}wte.weight": np.ones((6, 3))}, {}, "wte.weight is [6, 3], and [6, 2] fits"),
-        ({f"{PREFIX}wte.weight": np.ones((6, 2))}, {}, "changes wte, and GPT-2's head is tied to wte"),
+        ({f"{PREFIX}h.7.mlp.c_fc.lora_A.weight": A}, {}, "h.7.mlp.c_fc, which is not a matrix of its base"),
+        ({f"{PREFIX}ln_f.lora_A.weight": A}, {}, "ln_f, which is not a matrix of its base"),
+        ({"base_model.model.lm_head.lora_A.weight": A}, {}, "adapts base_model.model.lm_head, which is not a matrix"),
+        ({"base_model.model.score.weight": A}, {}, "contains base_model.model.score.weight, which npgpt cannot merge"),
+        ({f"{PREFIX}h.0.attn.c_proj.weight": np.eye(2)}, {}, "h.0.attn.c_proj.weight, which npgpt cannot merge"),
+        ({f"{PREFIX}wte.weight": ARRAYS["wte.weight"] + 1}, {}, "changes only wte, but the base ties lm_head to wte"),
+        ({f"{PREFIX}wte.weight": np.ones((6, 3))}, {}, "wte.weight is [6, 3], but its base and settings need [6, 2]"),
+        ({f"{PREFIX}wte.weight": np.ones((6, 2))}, {}, "changes only wte, but the base ties lm_head to wte"),
         ({k.replace("transformer.", ""): x for k, x in FACTORS.items()}, {}, "adapts h.0.attn.c_attn.weight twice"),
-        ({f"{LAYER}.lora_A.weight": np.ones((2, 2))}, {}, "lora_A.weight is [2, 2], and [1, 2] fits its base"),
-        ({f"{LAYER}.lora_B.weight": np.ones((5, 1))}, {}, "lora_B.weight is [5, 1], and [6, 1] fits its base"),
+        ({f"{LAYER}.lora_A.weight": np.ones((2, 2))}, {}, "A.weight is [2, 2], but its base and settings need [1, 2]"),
+        ({f"{LAYER}.lora_B.weight": np.ones((5, 1))}, {}, "B.weight is [5, 1], but its base and settings need [6, 1]"),
     ],
 )  # fmt: skip
 def test_what_is_not_merged_is_refused_by_name(tensors: Any, settings: dict[str, Any], message: str) -> None:
@@ -345,13 +353,16 @@ def test_what_is_not_merged_is_refused_by_name(tensors: Any, settings: dict[str,
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"base_model_name_or_path": None}, "base_model_name_or_path is None: write there a folder, or a name such as"),
+        (
+            {"base_model_name_or_path": None},
+            "base_model_name_or_path is None: set it to a folder, or to a name such as",
+        ),
         ({"base_model_name_or_path": "mine"}, r"its base mine/adapter_model\.safetensors is an adapter too"),
         ({"base_model_name_or_path": "../.."}, r"base_model_name_or_path is '\.\./\.\.'"),
-        ({"lora_alpha": "16"}, "alpha of .*c_attn is '16' and its r 1, no scale"),
-        ({"lora_alpha": None}, "alpha of .*c_attn is None"),
-        ({"lora_alpha": 10**400}, "alpha of .*c_attn is 10+ and its r 1, no scale"),
-        ({"r": 1.5}, r"lora_A.weight is \[1, 2\], and \[1.5, 2\] fits"),
+        ({"lora_alpha": "16"}, "c_attn has alpha '16' and r 1, which give no scale"),
+        ({"lora_alpha": None}, "c_attn has alpha None"),
+        ({"lora_alpha": 10**400}, "c_attn has alpha 10+ and r 1, which give no scale"),
+        ({"r": 1.5}, r"lora_A.weight is \[1, 2\], but its base and settings need \[1.5, 2\]"),
     ],
 )
 def test_settings_that_are_none(settings: dict[str, Any], message: str) -> None:
@@ -364,17 +375,13 @@ def test_an_adapter_without_its_settings_and_one_without_lora() -> None:
     put_base("base")
     put()
     Path("mine/adapter_config.json").unlink()
-    with pytest.raises(
-        NpgptError, match=r"is an adapter that is not merged .*adapter_config\.json, which states alpha"
-    ):
+    with pytest.raises(NpgptError, match=r"is an unmerged adapter .*adapter_config\.json, which states alpha"):
         npgpt.load("mine")
     put({"base_model.model.x": A})
-    with pytest.raises(NpgptError, match=r"holds no LoRA adapter, and one is merged"):
+    with pytest.raises(NpgptError, match=r"contains no LoRA adapter, but npgpt merges exactly one"):
         npgpt.load("mine")
     put({"base_model.model.transformer.h.0.attn.c_attn.ia3_l": A})
-    with pytest.raises(
-        NpgptError, match=r"holds base_model\.model\.transformer\.h\.0\.attn\.c_attn\.ia3_l, with which"
-    ):
+    with pytest.raises(NpgptError, match=r"contains base_model\.model\.transformer\.h\.0\.attn\.c_attn\.ia3_l, which"):
         npgpt.load("mine")
 
 
@@ -382,7 +389,7 @@ def test_the_books_own_lora_is_named() -> None:
     arrays = {name.replace("W_query.", "W_query.linear."): a for name, a in llms_from_scratch(ARRAYS).items()}
     arrays |= {"trf_blocks.0.att.W_query.lora.A": A.T, "trf_blocks.0.att.W_query.lora.B": B[:2].T}
     path = writers.write(Path("m"), {"model.pth": writers.torch_zip(arrays)})
-    message = r"not merged \(trf_blocks\.0\.att\.W_query\.lora\.A\), and alpha is in no file: add alpha \* \(lora\.A @"
+    message = r"unmerged [a-zA-Z ]+ \(trf_blocks\.0\.att\.W_query\.lora\.A\), and no file states alpha: add alpha"
     with pytest.raises(NpgptError, match=message):
         npgpt.load(path, n_head=1)
     with pytest.raises(NpgptError, match=message):
@@ -390,7 +397,7 @@ def test_the_books_own_lora_is_named() -> None:
 
 
 def test_a_module_that_was_not_merged_is_named_for_what_it_is() -> None:
-    with pytest.raises(NpgptError, match=r"weights has an adapter that is not merged \(.*give model\.merge_and_unload"):
+    with pytest.raises(NpgptError, match=r"weights has an unmerged adapter \(.*give model\.merge_and_unload"):
         npgpt.check(np.zeros((1, 3, 5)), [0, 1, 2], weights=unmerged())
 
 
@@ -398,4 +405,4 @@ def test_a_module_that_was_not_merged_is_named_for_what_it_is() -> None:
 def test_a_vocabulary_of_another_kind_beside_an_adapter_is_not_passed_over(name: str) -> None:
     put_base("base")
     (put() / name).write_bytes(b"\n\x0e")
-    assert f"mine has {name}, which alone is no vocabulary" in npgpt.load("mine").why_no_text
+    assert f"mine has {name}, which alone is not a vocabulary" in npgpt.load("mine").why_no_text

@@ -126,7 +126,7 @@ ATTACKS |= {
         "builtins.getattr",
         True,
     ),
-    "POP of the outcome": (lambda c: b"N(cos\nsystem\n" + text(c) + b"\x85R0N0.", "POP has no place", True),
+    "POP of the outcome": (lambda c: b"N(cos\nsystem\n" + text(c) + b"\x85R0N0.", "needs the instruction POP", True),
     "an attribute of an allowed class": (
         lambda c: text("collections") + text("OrderedDict.fromkeys.__class__") + b"\x93(" + text(c) + b"tR.",
         "collections.OrderedDict.fromkeys.__class__",
@@ -284,8 +284,8 @@ def test_on_the_command_line(tmp_path: Path, canary: Path) -> None:
     outcome = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert (outcome.returncode, outcome.stdout) == (2, "")
     assert outcome.stderr == (
-        f"npgpt: error: {path}: its pickle asks for {SYSTEM}, which npgpt does not run: only tensors and plain values "
-        "are read; save the bare weights with torch.save(model.state_dict(), …)\n"
+        f"npgpt: error: {path}: its pickle asks for {SYSTEM}, which npgpt does not run: it reads only tensors and "
+        "plain values; save only the weights with torch.save(model.state_dict(), …)\n"
     )
     assert not canary.exists()
 
@@ -296,7 +296,7 @@ def test_attributes_are_not_set() -> None:
     assert read(b"ccollections\nOrderedDict\n)R" + state + b"b.") == {}
     assert read(b"}" + state + b"b.") == {}
     for target in (b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"]", b")", b"N", text("a")):
-        with pytest.raises(NpgptError, match="attributes of what has none"):
+        with pytest.raises(NpgptError, match="attributes of a value that has none"):
             read(target + b"}" + text("__globals__") + b"Nsb.")
 
 
@@ -577,30 +577,30 @@ def test_every_way_to_make_an_object(program: bytes, expected: object) -> None:
         (b"u.", "there is no mark"),
         (b"(N(\x85.", "the stack is empty"),
         (b"NNs.", "the stack is empty"),
-        (b"NNNs.", "items belong into a dictionary"),
-        (b"}(Nu.", "in pairs"),
-        (b"NNa.", "items belong into a list"),
+        (b"NNNs.", "it adds dict items"),
+        (b"}(Nu.", "items must be pairs"),
+        (b"NNa.", "it adds list items"),
         (b"}(]Nu.", "a key is a list or a dictionary"),
         (b"}(}Nu.", "a key is a list or a dictionary"),
-        (b"N)\x81.", "what is called is no function"),
-        (b"ctorch\ndevice\n]\x81.", "what is called is no function"),
-        (b"(NNo.", "what is called is no function"),
-        (b"ctorch\ndevice\n)}" + text("a") + b"Ns\x92.", "a call with keywords"),
+        (b"N)\x81.", "calls a value that is not a function"),
+        (b"ctorch\ndevice\n]\x81.", "calls a value that is not a function"),
+        (b"(NNo.", "calls a value that is not a function"),
+        (b"ctorch\ndevice\n)}" + text("a") + b"Ns\x92.", "with keyword arguments"),
         (b"Na.", "the stack is empty"),
-        (b"cx\ny\n)R(NNu" + text("a") + b"a.", "items belong into a list"),
-        (b"\x8f(N\x90(NNu.", "items belong into a dictionary"),
-        (b"N}b.", "attributes of what has none"),
-        (b"0.", "POP has no place in a checkpoint"),
+        (b"cx\ny\n)R(NNu" + text("a") + b"a.", "it adds list items"),
+        (b"\x8f(N\x90(NNu.", "it adds dict items"),
+        (b"N}b.", "attributes of a value that has none"),
+        (b"0.", "needs the instruction POP"),
         (b"h\0.", "malformed"),
-        (b"NNR.", "what is called is no function"),
-        (b"ctorch\nFloatStorage\n)R.", "what is called is no function"),
-        (b"ctorch\ndevice\nNR.", "what is called is no function"),
-        (b"NN\x93.", "a global's name is no text"),
+        (b"NNR.", "calls a value that is not a function"),
+        (b"ctorch\nFloatStorage\n)R.", "calls a value that is not a function"),
+        (b"ctorch\ndevice\nNR.", "calls a value that is not a function"),
+        (b"NN\x93.", "a global's name is not a string"),
         (b"ctorch._utils\n_rebuild_tensor_v2\n)R.", "missing 4 required positional arguments"),
-        (b"ctorch._utils\n_rebuild_parameter\n(NtR.", "a parameter without a tensor"),
-        (b"NQ.", "a persistent id is no storage"),
-        (b"Pstorage\n.", "PERSID has no place in a checkpoint"),
-        (b"\x97.", "NEXT_BUFFER has no place in a checkpoint"),
+        (b"ctorch._utils\n_rebuild_parameter\n(NtR.", "a parameter has no tensor"),
+        (b"NQ.", "a persistent id is not a storage"),
+        (b"Pstorage\n.", "no checkpoint needs the instruction PERSID"),
+        (b"\x97.", "no checkpoint needs the instruction NEXT_BUFFER"),
         (b"\xff.", "unknown"),
         (b"I1e5\n.", "malformed"),
         (b"Fone\n.", "malformed"),

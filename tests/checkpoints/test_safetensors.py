@@ -134,7 +134,7 @@ def test_float64_is_rounded_to_float32_and_never_to_infinity(tmp_path: Path) -> 
 def test_a_weight_is_a_float(tmp_path: Path, dtype: str) -> None:
     size = {"I64": 16, "F4": 1, "C64": 16}.get(dtype, 2)
     file = safetensors.read(put(tmp_path / "x", {"mask": entry(dtype, [2], 0, size)}, bytes(size)))
-    with pytest.raises(NpgptError, match=f"mask is {dtype}; a weight is one of float16, bfloat16, float32, float64"):
+    with pytest.raises(NpgptError, match=f"mask is {dtype}, not one of float16, bfloat16, float32, float64"):
         file.tensors["mask"].load()
 
 
@@ -147,8 +147,8 @@ FOUR = b"abcd"
     [
         (lambda p: p.write_bytes(b""), "is empty: 0 bytes"),
         (lambda p: p.write_bytes(b"1234567"), "7 bytes"),
-        (lambda p: put(p, {}, length=16_000_001), "header of 16000001 bytes, above 16000000"),
-        (lambda p: put(p, {}, length=2**64 - 1), "header of 18446744073709551615 bytes"),
+        (lambda p: put(p, {}, length=16_000_001), "header length 16000001 exceeds 16000000"),
+        (lambda p: put(p, {}, length=2**64 - 1), "header length 18446744073709551615 exceeds"),
         (lambda p: put(p, {}, length=3), "its header ends at byte 11, the file at 10"),
         (lambda p: put(p, None, raw=b'{"\xff": 1}'), "not valid JSON: 'utf-8' codec"),
         (lambda p: put(p, None, raw=b"{"), "not valid"),
@@ -161,34 +161,34 @@ FOUR = b"abcd"
         (lambda p: put(p, 3), "must be a JSON object, not int"),
         (
             lambda p: put(p, None, FOUR, raw=b'{"a": %s, "a": %s}' % ((json.dumps(OK).encode(),) * 2)),
-            "'a' stands twice",
+            "duplicate key 'a'",
         ),
-        (lambda p: put(p, {"__metadata__": {"a": 1}}), "__metadata__ must map text to text"),
-        (lambda p: put(p, {"__metadata__": False}), "__metadata__ must map text to text"),
+        (lambda p: put(p, {"__metadata__": {"a": 1}}), "__metadata__ must map strings to strings"),
+        (lambda p: put(p, {"__metadata__": False}), "__metadata__ must map strings to strings"),
         (lambda p: put(p, {"a": 1}), "entry for a must have dtype, shape and data_offsets"),
         (lambda p: put(p, {"a": {"dtype": "F32", "shape": [1]}}, FOUR), "must have dtype, shape and data_offsets"),
         (lambda p: put(p, {"a": entry("F33", [1], 0, 4)}, FOUR), "unknown dtype 'F33'"),
         (lambda p: put(p, {"a": entry(["F32"], [1], 0, 4)}, FOUR), "unknown dtype"),  # type: ignore[arg-type]
-        (lambda p: put(p, {"a": entry("F32", [True], 0, 4)}, FOUR), "shape that is no list of sizes"),
-        (lambda p: put(p, {"a": entry("F32", [-1], 0, 4)}, FOUR), "shape that is no list of sizes"),
-        (lambda p: put(p, {"a": entry("F32", [1.0], 0, 4)}, FOUR), "shape that is no list of sizes"),
-        (lambda p: put(p, {"a": entry("F32", "1", 0, 4)}, FOUR), "shape that is no list of sizes"),  # type: ignore[arg-type]
-        (lambda p: put(p, {"a": entry("F32", [2**63], 0, 4)}, FOUR), "shape that is no list of sizes"),
-        (lambda p: put(p, {"a": entry("F32", [2**40, 2**40], 0, 4)}, FOUR), "that no file can hold"),
-        (lambda p: put(p, {"a": entry("F32", [2**62] * 100_000, 0, 4)}, FOUR), "that no file can hold"),
-        (lambda p: put(p, {"a": entry("F32", [1] * 65, 0, 4)}, FOUR), "that no file can hold"),
-        (lambda p: put(p, {"a": entry("F32", [0, 2**62], 0, 0)}), "that no file can hold"),
-        (lambda p: put(p, {"a": entry("F32", [1], False, 4)}, FOUR), "data_offsets that is no list of sizes"),
-        (lambda p: put(p, {"a": entry("F32", [1], 0, "4")}, FOUR), "data_offsets that is no list of sizes"),
+        (lambda p: put(p, {"a": entry("F32", [True], 0, 4)}, FOUR), "the shape of a must be a list of sizes"),
+        (lambda p: put(p, {"a": entry("F32", [-1], 0, 4)}, FOUR), "the shape of a must be a list of sizes"),
+        (lambda p: put(p, {"a": entry("F32", [1.0], 0, 4)}, FOUR), "the shape of a must be a list of sizes"),
+        (lambda p: put(p, {"a": entry("F32", "1", 0, 4)}, FOUR), "the shape of a must be a list of sizes"),  # type: ignore[arg-type]
+        (lambda p: put(p, {"a": entry("F32", [2**63], 0, 4)}, FOUR), "the shape of a must be a list of sizes"),
+        (lambda p: put(p, {"a": entry("F32", [2**40, 2**40], 0, 4)}, FOUR), "impossible shape"),
+        (lambda p: put(p, {"a": entry("F32", [2**62] * 100_000, 0, 4)}, FOUR), "impossible shape"),
+        (lambda p: put(p, {"a": entry("F32", [1] * 65, 0, 4)}, FOUR), "impossible shape"),
+        (lambda p: put(p, {"a": entry("F32", [0, 2**62], 0, 0)}), "impossible shape"),
+        (lambda p: put(p, {"a": entry("F32", [1], False, 4)}, FOUR), "the data_offsets of a must be a list of sizes"),
+        (lambda p: put(p, {"a": entry("F32", [1], 0, "4")}, FOUR), "the data_offsets of a must be a list of sizes"),
         (lambda p: put(p, {"a": OK | {"data_offsets": [0, 2, 4]}}, FOUR), "must have two data_offsets"),
-        (lambda p: put(p, {"a": entry("F32", [1], 4, 0)}, FOUR), "a lies from byte"),
+        (lambda p: put(p, {"a": entry("F32", [1], 4, 0)}, FOUR), "a spans bytes"),
         (lambda p: put(p, {"a": entry("F32", [1], 4, 8)}, bytes(8)), "must begin at"),
         (
             lambda p: put(p, {"a": OK, "b": entry("F32", [1], 8, 12)}, bytes(12)),
-            "b lies from byte .* where the one before",
+            "b spans bytes .* where the previous tensor",
         ),
-        (lambda p: put(p, {"a": OK, "b": entry("F32", [1], 2, 6)}, bytes(6)), "b lies from byte"),
-        (lambda p: put(p, {"a": entry("F32", [2], 0, 4)}, FOUR), r"F32 \[2\], takes 8 bytes and its offsets span 4"),
+        (lambda p: put(p, {"a": OK, "b": entry("F32", [1], 2, 6)}, bytes(6)), "b spans bytes"),
+        (lambda p: put(p, {"a": entry("F32", [2], 0, 4)}, FOUR), r"F32 \[2\], takes 8 bytes, but its offsets span 4"),
         (lambda p: put(p, {"a": entry("F4", [3], 0, 1)}, b"a"), r"takes 1.5 bytes"),
         (lambda p: put(p, {"a": OK}, b"abc"), "end at byte .* the file at"),
         (lambda p: put(p, {"a": OK}, b"abcde"), "end at byte .* the file at"),
@@ -297,9 +297,11 @@ def test_another_name_displaces_no_tensor(tmp_path: Path) -> None:
 
 
 def test_only_floats_and_ids_are_written(tmp_path: Path) -> None:
-    with pytest.raises(NpgptError, match="ids is int32; written are float16, bfloat16, float32, float64, int64"):
+    with pytest.raises(
+        NpgptError, match="ids is int32, but npgpt writes only float16, bfloat16, float32, float64, int64"
+    ):
         safetensors.write(tmp_path / "x", {"ids": np.arange(3, dtype=np.int32)})
-    with pytest.raises(NpgptError, match="__metadata__ is no name"):
+    with pytest.raises(NpgptError, match="cannot be named __metadata__"):
         safetensors.write(tmp_path / "x", {"__metadata__": np.ones(3)})
     assert list(tmp_path.iterdir()) == []
 
@@ -307,7 +309,7 @@ def test_only_floats_and_ids_are_written(tmp_path: Path) -> None:
 def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    with pytest.raises(NpgptError, match="pipe is no regular file, and would be replaced by one"):
+    with pytest.raises(NpgptError, match="pipe is not a regular file: choose another path for the output"):
         safetensors.write(path, {"x": np.ones(3)})
     assert path.is_fifo()
     assert list(tmp_path.iterdir()) == [path]
@@ -343,7 +345,7 @@ def test_the_temporary_file_lies_in_the_same_folder(tmp_path: Path, monkeypatch:
 
 def test_names_and_metadata_are_text(tmp_path: Path) -> None:
     for tensors, metadata in (({1: np.ones(1)}, {}), ({"a": np.ones(1)}, {"n": 1}), ({"a": np.ones(1)}, {1: "n"})):
-        with pytest.raises(NpgptError, match="are text"):
+        with pytest.raises(NpgptError, match="must be strings"):
             safetensors.write(tmp_path / "x", tensors, metadata)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 

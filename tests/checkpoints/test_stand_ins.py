@@ -21,16 +21,16 @@ from tests.support.places import VARIABLES
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 548105171\n"
 CONTENTS = {
     "pointer": (POINTER, "a Git LFS pointer, not the file itself: fetch it with git lfs pull"),
-    "HDF5": (b"\x89HDF\r\n\x1a\n\0\0", "HDF5 (Keras), which npgpt does not read: take the model's safetensors"),
-    "msgpack": (b"\x81\xabtransformer\x84\xa1h\x8c", "msgpack (Flax), which npgpt does not read: take"),
-    "two of msgpack": (b"\x82\xa6params\x81\xa1h\x8c", "msgpack (Flax), which npgpt does not read: take"),
-    "ONNX of torch": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\xe1", "ONNX, which npgpt does not read: take"),
-    "ONNX of nobody": (b"\x08\x0a:\xe1\x02", "ONNX, which npgpt does not read: take"),
-    "page": (b"<!doctype html>\n<html class=''>", "a web page: the download went wrong; take the file itself"),
-    "capitals": (b"<!DOCTYPE HTML PUBLIC '-//W3C//DTD HTML 4.01//EN'>", "a web page: the download went wrong"),
-    "white space": (b"\n\r\n\t  " + b" " * 300 + b"<!doctype html>", "a web page: the download went wrong"),
-    "mark": (b"\xef\xbb\xbf\n<Html lang='en'>", "a web page: the download went wrong"),
-    "XML": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page: the download went"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n\0\0", "HDF5 (Keras), which npgpt does not read: use the model's safetensors"),
+    "msgpack": (b"\x81\xabtransformer\x84\xa1h\x8c", "msgpack (Flax), which npgpt does not read: use"),
+    "two of msgpack": (b"\x82\xa6params\x81\xa1h\x8c", "msgpack (Flax), which npgpt does not read: use"),
+    "ONNX of torch": (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\xe1", "ONNX, which npgpt does not read: use"),
+    "ONNX of nobody": (b"\x08\x0a:\xe1\x02", "ONNX, which npgpt does not read: use"),
+    "page": (b"<!doctype html>\n<html class=''>", "a web page, not the file itself: use the file's download link"),
+    "capitals": (b"<!DOCTYPE HTML PUBLIC '-//W3C//DTD HTML 4.01//EN'>", "a web page, not the file itself"),
+    "white space": (b"\n\r\n\t  " + b" " * 300 + b"<!doctype html>", "a web page, not the file itself"),
+    "mark": (b"\xef\xbb\xbf\n<Html lang='en'>", "a web page, not the file itself"),
+    "XML": (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "a web page, not the file"),
 }
 
 
@@ -93,14 +93,12 @@ def test_in_place_of_a_file_beside_them(kind: str) -> None:
 
 def test_a_configuration_is_no_checkpoint() -> None:
     store(Path("m"), small())
-    assert refused("m/config.json").endswith(
-        "no weight_map of tensors to files; give the folder, or the file of the weights"
-    )
+    assert refused("m/config.json").endswith("no weight_map from tensors to files; give the folder or the weights file")
 
 
 def test_an_answer_of_the_hubs_that_is_json() -> None:
     writers.write(Path("m"), {"model.safetensors": b'{"error":"Repository not found"}'})
-    assert "is an answer of the hub's, 'Repository not found', and no file: the download went wrong" in refused("m")
+    assert "is an error message of the hub, 'Repository not found': download the file again" in refused("m")
 
 
 def shards() -> dict[str, bytes]:
@@ -111,14 +109,12 @@ def shards() -> dict[str, bytes]:
 
 def test_shards_without_their_index_and_one_of_them_alone() -> None:
     writers.write(Path("m"), shards())
-    message = (
-        "model-00001-of-00002.safetensors is one of 2 shards without their index: put model.safetensors.index.json"
-    )
+    message = "model-00001-of-00002.safetensors is one of 2 shards without an index: put model.safetensors.index.json"
     assert message in refused("m")
     assert message in refused("m/model-00001-of-00002.safetensors")
     Path("m/model.safetensors.index.json").write_text("{}")
     shard = refused("m/model-00002-of-00002.safetensors")
-    assert shard.endswith("is one of 2 shards: give their index, model.safetensors.index.json, or the folder")
+    assert shard.endswith("is one of 2 shards: give the index, model.safetensors.index.json, or the folder")
     writers.write(Path("one"), {"model-00001-of-00001.safetensors": next(iter(shards().values()))})
     assert "one/model-00001-of-00001.safetensors" in refused("one")  # lacks tensors, but is no part
 
@@ -148,7 +144,7 @@ def test_what_cannot_be_read_explains_nothing(monkeypatch: pytest.MonkeyPatch) -
 # not: what torch.save wrote of a model whose tensors DeepSpeed keeps elsewhere taken for a model of no width
 def test_a_stub_of_zero_3() -> None:
     arrays = {name: np.zeros(0, "f4") for name in random_arrays(small())} | {"h.0.attn.bias": np.ones((1, 1, 4, 4))}
-    message = "wte.weight is empty, as a stub's tensors are that is left of DeepSpeed's ZeRO: python zero_to_fp32.py"
+    message = "wte.weight has no elements: this is a stub that belongs to a DeepSpeed ZeRO checkpoint: join it"
     for name, content in (
         ("pytorch_model.bin", writers.torch_zip(arrays)),
         ("model.safetensors", writers.safetensors(arrays)),
@@ -159,12 +155,12 @@ def test_a_stub_of_zero_3() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("zero_pp_rank_0_mp_rank_00_model_states.pt", "one rank's part of DeepSpeed's ZeRO: python zero_to_fp32.py"),
-        ("bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", "one rank's part of DeepSpeed's ZeRO"),
-        ("__0_0.distcp", "a part of a distributed checkpoint (FSDP): python -m torch.distributed.checkpoint"),
-        (".metadata", "a part of a distributed checkpoint (FSDP)"),
-        ("4b5f.incomplete", "an interrupted download: npgpt download NAME, or the command that fetched it"),
-        ("model.ckpt.data-00000-of-00001", "a part of a TensorFlow checkpoint: give its .index file, or the folder"),
+        ("zero_pp_rank_0_mp_rank_00_model_states.pt", "one rank's part of a DeepSpeed ZeRO checkpoint: join it"),
+        ("bf16_zero_pp_rank_1_mp_rank_00_optim_states.pt", "one rank's part of a DeepSpeed ZeRO checkpoint"),
+        ("__0_0.distcp", "part of a distributed checkpoint (FSDP): join it with python -m torch.distributed"),
+        (".metadata", "part of a distributed checkpoint (FSDP)"),
+        ("4b5f.incomplete", "an interrupted download: resume it with npgpt download NAME, or with the command"),
+        ("model.ckpt.data-00000-of-00001", "part of a TensorFlow checkpoint: give its .index file, or the folder"),
     ],
 )  # fmt: skip
 def test_a_part_is_no_checkpoint_though_its_form_is_read(name: str, message: str) -> None:
@@ -179,13 +175,19 @@ def test_a_part_is_no_checkpoint_though_its_form_is_read(name: str, message: str
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("zero_to_fp32.py", "zero_to_fp32.py is of DeepSpeed's ZeRO: python zero_to_fp32.py"),
-        ("global_step500/x", "global_step500 is of DeepSpeed's ZeRO"),
-        ("pytorch_model_fsdp_0/x", "pytorch_model_fsdp_0 is a distributed checkpoint (FSDP): python -m torch"),
+        ("zero_to_fp32.py", "zero_to_fp32.py is part of a DeepSpeed ZeRO checkpoint: join it"),
+        ("global_step500/x", "global_step500 is part of a DeepSpeed ZeRO"),
+        (
+            "pytorch_model_fsdp_0/x",
+            "pytorch_model_fsdp_0 is a distributed checkpoint (FSDP): join it with python -m torch",
+        ),
         ("tf_model.h5", "tf_model.h5 is HDF5 (Keras), which npgpt does not read"),
         ("flax_model.msgpack", "flax_model.msgpack is msgpack (Flax), which npgpt does not read"),
         ("model.onnx", "model.onnx is ONNX, which npgpt does not read"),
-        (".cache/huggingface/download/x.incomplete", "x.incomplete is an interrupted download: npgpt download NAME"),
+        (
+            ".cache/huggingface/download/x.incomplete",
+            "x.incomplete is an interrupted download: resume it with npgpt download NAME",
+        ),
     ],
 )
 def test_what_a_folder_holds_is_named(name: str, message: str) -> None:
@@ -209,7 +211,7 @@ def cached(snapshot: str = "abc") -> Path:
 def test_an_interrupted_download_in_the_cache() -> None:
     folder = cached()
     (folder / "blobs" / "4b5f.incomplete").write_bytes(b"1234")
-    message = "4b5f.incomplete is an interrupted download: npgpt download NAME"
+    message = "4b5f.incomplete is an interrupted download: resume it with npgpt download NAME"
     assert f"hub/models--org--name: {message}" in refused("org/name")
     assert message in refused(folder)
     assert message in refused(folder / "snapshots" / "abc")
@@ -220,7 +222,9 @@ def test_a_link_to_nothing_in_the_cache() -> None:
     folder = cached()
     link = folder / "snapshots" / "abc" / "model.safetensors"
     link.symlink_to("../../blobs/4b5f")
-    message = "is a link to ../../blobs/4b5f, which is not there: npgpt download NAME, or the command that fetched it"
+    message = (
+        "is a link to ../../blobs/4b5f, which does not exist: resume it with npgpt download NAME, or with the command"
+    )
     assert f"models--org--name: model.safetensors {message}" in refused("org/name")
     assert f"model.safetensors {message}" in refused(folder)
     assert f"model.safetensors {message}" in refused(link.parent)
@@ -232,7 +236,7 @@ def test_a_shard_that_was_not_fetched() -> None:
     (folder.parent.parent / "blobs" / "4b5f.incomplete").touch()
     index = {"weight_map": {"wte.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    assert "which is not beside it; a download was interrupted" in refused(folder)
+    assert "but that file is not beside it; a download was interrupted" in refused(folder)
 
 
 def test_a_folder_of_the_cache_is_its_snapshot() -> None:
@@ -270,7 +274,7 @@ def test_an_address_tells_the_name(address: str, name: str | None) -> None:
     )
     with pytest.raises(NpgptError) as error:
         repository_name(address)
-    assert f"{address!r} (did you mean {name}?) is no model to download: names are" in str(error.value)
+    assert f"{address!r} (did you mean {name}?) cannot be downloaded: give one of" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def test_what_lies_beside_is_said_and_left_out(tmp_path: Path) -> None:
     )
     model = npgpt.load(stored(tmp_path / "a", arrays), n_head=3)
     same(model)
-    assert model.notes == ("left out, as it lies beside the GPT-2: clip_project.weight [3, 2], metric [2]",)
+    assert model.notes == ("ignored, not part of the GPT-2: clip_project.weight [3, 2], metric [2]",)
     many = under("model.", ARRAYS, **{f"encoder__{n}__weight": OTHER for n in range(5)})
     model = npgpt.load(stored(tmp_path / "a", many), n_head=3)
     assert model.notes[0].endswith(
@@ -121,7 +121,7 @@ def test_what_lies_beside_a_wrapper(tmp_path: Path, wrapper: str) -> None:
     """As the counter of an AveragedModel, whose model is in `module.`."""
     arrays = under(wrapper, ARRAYS, n_averaged=OTHER[0, 0], lm_head__weight=UNTIED["lm_head.weight"])
     model = npgpt.load(stored(tmp_path / "a", arrays), n_head=3)
-    assert model.notes == ("left out, as it lies beside the GPT-2: n_averaged []",)
+    assert model.notes == ("ignored, not part of the GPT-2: n_averaged []",)
     same(model, ARRAYS | {"lm_head.weight": UNTIED["lm_head.weight"]})
 
 
@@ -130,7 +130,7 @@ def test_what_lies_beside_a_wrapper(tmp_path: Path, wrapper: str) -> None:
 def test_what_lies_within_is_no_other_part(tmp_path: Path, path: str, name: str) -> None:
     """A GPT-2 with a tensor more, beside its `transformer` or in it, is another model."""
     for place in (path, path.removesuffix("transformer.")):
-        with pytest.raises(NpgptError, match=r"left over|is missing"):
+        with pytest.raises(NpgptError, match=r"unexpected|is missing"):
             npgpt.load(stored(tmp_path / "a", under(path, ARRAYS) | {place + name: OTHER}), n_head=3)
 
 
@@ -146,13 +146,15 @@ def test_what_lies_within_is_no_other_part(tmp_path: Path, path: str, name: str)
 )
 def test_several_are_named(tmp_path: Path, paths: tuple[str, ...], shown: str) -> None:
     arrays = {name: array for path in paths for name, array in under(path, ARRAYS).items()}
-    with pytest.raises(NpgptError, match=rf"a holds several GPT-2s, {shown}.*: save the one to use by itself"):
+    with pytest.raises(NpgptError, match=rf"a contains several GPT-2s, {shown}.*: save the one to use by itself"):
         npgpt.load(stored(tmp_path / "a", arrays), n_head=3)
 
 
 def test_several_of_different_programs_are_named(tmp_path: Path) -> None:
     arrays = under("student.", BOOK) | under("teacher.transformer.", ARRAYS)
-    with pytest.raises(NpgptError, match=r"holds several GPT-2s, teacher\.transformer\.\*, student\.\*: save the one"):
+    with pytest.raises(
+        NpgptError, match=r"contains several GPT-2s, teacher\.transformer\.\*, student\.\*: save the one"
+    ):
         npgpt.load(stored(tmp_path / "a", arrays), n_head=3)
 
 
@@ -161,7 +163,7 @@ def test_one_whole_beside_a_part_of_one(tmp_path: Path) -> None:
     part = {name: array for name, array in ARRAYS.items() if not name.startswith("h.1.mlp")}
     model = npgpt.load(stored(tmp_path / "a", under("model.", ARRAYS) | under("student.", part)), n_head=3)
     same(model)
-    assert model.notes[0].startswith("left out, as it lies beside the GPT-2: student.wte.weight [40, 21], ")
+    assert model.notes[0].startswith("ignored, not part of the GPT-2: student.wte.weight [40, 21], ")
     with pytest.raises(NpgptError, match=r"mlp\.c_fc\.weight is missing"):
         npgpt.load(stored(tmp_path / "a", under("student.", part)), n_head=3)
 
@@ -187,7 +189,7 @@ def test_other_heads_are_left_out_and_said(tmp_path: Path, name: str, path: str)
         arrays = under(path, ARRAYS) | {place + name: head}
         model = npgpt.load(stored(tmp_path / "a", arrays), n_head=3)
         same(model)
-        assert model.notes == (f"left out, as no language model's head: {place}{name} {list(head.shape)}",)
+        assert model.notes == (f"ignored, not a language model's head: {place}{name} {list(head.shape)}",)
 
 
 def test_what_is_left_out_is_said_by_every_verb(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -195,7 +197,7 @@ def test_what_is_left_out_is_said_by_every_verb(tmp_path: Path, capfd: pytest.Ca
     path.parent.mkdir()
     stored(path, under("transformer.", ARRAYS, score__weight=OTHER))
     (path.parent / "config.json").write_text(json.dumps(configs.to_dict(small())))
-    line = "left out, as no language model's head: score.weight [3, 2]"
+    line = "ignored, not a language model's head: score.weight [3, 2]"
     assert inspect(path.parent).notes == (line,)
     for arguments in (["generate", "--ids", "1,2", "--max-tokens", "1"], ["attend", "--ids", "1,2"]):
         assert cli.main([*arguments, "--model", str(path.parent)]) == 0
@@ -214,7 +216,7 @@ def test_a_decoder_is_the_head(tmp_path: Path) -> None:
     for path in ("", "transformer."):
         same(npgpt.load(stored(tmp_path / "a", under(path, body, lm_head__decoder__weight=head)), n_head=3), UNTIED)
     both = under("transformer.", body, lm_head__decoder__weight=head, lm_head__weight=head)
-    with pytest.raises(NpgptError, match=r"lm_head\.(decoder\.)?weight is left over"):
+    with pytest.raises(NpgptError, match=r"lm_head\.(decoder\.)?weight is unexpected"):
         npgpt.load(stored(tmp_path / "a", both), n_head=3)
 
 
@@ -229,7 +231,7 @@ def test_llms_from_scratchs_classifier_is_a_body(
     arrays |= {"out_head.bias": np.ones(2, np.float32)} if bias else {}
     file = stored(tmp_path / "review_classifier", under(path, arrays))
     model = npgpt.load(file)
-    why = "its head gives 2 classes and not its 40 ids: the body is read, and it writes no text"
+    why = "its head has 2 classes, not 40 ids: npgpt reads the body but cannot generate text"
     assert (model.notes, model.no_logits) == ((why,), why)
     same(model)
     calls: tuple[Any, ...] = (
@@ -240,27 +242,27 @@ def test_llms_from_scratchs_classifier_is_a_body(
         lambda: npgpt.save(model, tmp_path / "saved"),
     )
     for call in calls:
-        with pytest.raises(NpgptError, match="its head gives 2 classes"):
+        with pytest.raises(NpgptError, match="its head has 2 classes"):
             call()
     seen: list[str] = []
     model([1, 2], record=lambda name, array: seen.append(name))
     assert "ln_f" in seen
-    assert list(trace(model, [1, 2]))[-1] == "ln_f"
-    with pytest.raises(NpgptError, match="gives no logits: its head gives 2 classes"):
-        trace(model, [1, 2], ["logits"])
+    assert list(trace([1, 2], model))[-1] == "ln_f"
+    with pytest.raises(NpgptError, match="gives no logits: its head has 2 classes"):
+        trace([1, 2], model, only=["logits"])
     for arguments in (["generate", "--ids", "1", "--model"], ["convert"]):
         assert cli.main([*arguments, str(file), *([str(tmp_path / "out")] if arguments == ["convert"] else [])]) == 2
         captured = capfd.readouterr()
         assert captured.out == ""
-        assert "its head gives 2 classes and not its 40 ids" in captured.err.splitlines()[-1]
-    with pytest.raises(NpgptError, match="is no reference: its head gives 2 classes"):
+        assert "its head has 2 classes, not 40 ids" in captured.err.splitlines()[-1]
+    with pytest.raises(NpgptError, match="is no reference: its head has 2 classes"):
         npgpt.check(np.zeros((2, 40)), [1, 2], file)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_head_of_nearly_all_ids_is_no_classifier(tmp_path: Path) -> None:
     arrays = UNTIED | {"lm_head.weight": UNTIED["lm_head.weight"][:21]}
-    with pytest.raises(NpgptError, match=r"lm_head\.weight is left over"):
+    with pytest.raises(NpgptError, match=r"lm_head\.weight is unexpected"):
         npgpt.load(stored(tmp_path / "a", arrays), n_head=3)
     arrays = UNTIED | {"lm_head.weight": UNTIED["lm_head.weight"][:20]}
     assert npgpt.load(stored(tmp_path / "a", arrays), n_head=3).no_logits
@@ -288,6 +290,8 @@ def test_a_state_dict_given_to_check() -> None:
     logits = model([1, 2, 3])
     report = npgpt.check(logits, [1, 2, 3], under("policy.", nano, value__weight=OTHER), n_head=3)
     assert report.matches
-    assert any(note.startswith("The reference, weights: nothing tells which GELU it has") for note in report.notes)
-    with pytest.raises(NpgptError, match=r"weights holds several GPT-2s, policy\.\*, teacher\.\*"):
+    assert any(
+        note.startswith("The reference, weights: the checkpoint does not state its GELU") for note in report.notes
+    )
+    with pytest.raises(NpgptError, match=r"weights contains several GPT-2s, policy\.\*, teacher\.\*"):
         npgpt.check(logits, [1, 2, 3], under("policy.", nano) | under("teacher.", nano), n_head=3)

@@ -25,6 +25,7 @@ from npgpt.oracle.page import page
 from npgpt.oracle.textbook import Pass, stages, textbook
 from npgpt.oracle.theirs import cases
 from npgpt.testing import assert_greedy, assert_matches
+from tests.support.command import here
 from tests.support.models import no_text, random_arrays, random_ids, small
 from tests.support.reports import said
 from tests.support.thorough import THOROUGH, examples
@@ -238,7 +239,7 @@ def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
     assert "n_head 2" in html.read_text()
     assert not re.search(r"https?://|<script", html.read_text())
     assert main(["check", str(bad), "--ids", ids, "--prompt", "It is"]) == 2
-    assert "--prompt and --ids say the same" in capsys.readouterr().err
+    assert "--prompt and --ids exclude each other" in capsys.readouterr().err
     assert main(["check", str(bad), "--ids", ids, "--html", str(tmp_path / "none" / "x.html")]) == 2
     assert "there is no folder" in capsys.readouterr().err
     assert main(["check", str(bad), "--model", str(folder), "--ids", ids, "--json"]) == 1
@@ -299,6 +300,21 @@ def test_a_file_is_checked_in_python_too(tmp_path: Path) -> None:
         npgpt.check(tmp_path / "nothing.npz", IDS, MODEL)
 
 
+def test_the_report_fits_a_terminal(tmp_path: Path, folder: Path) -> None:
+    """Its table too, which has two columns less there; in a pipe it has them all."""
+    bad = saved(tmp_path, logits=single(wrong("n_head 2")["logits"]), input_ids=IDS)
+    arguments = ("check", str(bad), "--model", str(folder))
+    for columns in (80, 90, 200):
+        lines = here(*arguments, terminal=True, COLUMNS=str(columns))[1].splitlines()
+        assert max(map(len, lines)) <= min(columns, 100)
+        (head,) = (line for line in lines if line.startswith("stage "))
+        assert head.endswith("  from their input")
+        assert ("ulps" in head, " dB " in head) == (columns >= 100,) * 2
+        (row,) = (line for line in lines if line.startswith("logits "))
+        assert len(row.split()) == len(head.split()) - 2 - (not row.endswith(("matches", "differs")))
+    assert "ulps" in here(*arguments, COLUMNS="80")[1]
+
+
 def test_greedy_ids_in_a_file(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = int(USUAL["logits"][0, -1].argmax())
     page_path = tmp_path / "page.html"
@@ -308,7 +324,7 @@ def test_greedy_ids_in_a_file(tmp_path: Path, folder: Path, capsys: pytest.Captu
         assert main(["check", str(path), "--model", str(folder), "--json", "--html", str(page_path)]) == code
         captured = capsys.readouterr()
         assert json.loads(captured.out)["matches"] == (code == 0)
-        assert "there is no page" in captured.err
+        assert "no page was written" in captured.err
         assert not page_path.exists()
     assert str(npgpt.check_greedy([best], IDS, MODEL)) == "Matches: every greedy token is the reference's."
     with pytest.raises(NpgptError, match="not float8"):

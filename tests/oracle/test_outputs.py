@@ -207,8 +207,8 @@ def test_weights_from_a_state_dict() -> None:
     assert npgpt.check(LOGITS, IDS, ARRAYS, n_head=4).matches
     assert npgpt.check(LOGITS, IDS, {"model": ARRAYS, "step": 3}, n_head=4).matches
     for weights, message in (
-        (ARRAYS, "weights states no n_head, and no shape tells it"),
-        ({"a": np.zeros(3)}, "weights is no GPT-2 that npgpt knows"),
+        (ARRAYS, "weights does not state n_head, and no shape depends on it"),
+        ({"a": np.zeros(3)}, "weights is not a GPT-2 that npgpt knows"),
         (3, "weights must be a model, its name or path, a module or a state dict, not 3"),
     ):
         with pytest.raises(NpgptError, match=message):

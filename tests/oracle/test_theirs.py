@@ -300,7 +300,7 @@ def test_rows_of_ids_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
     np.save(tmp_path / "logits.npy", austen([[1, 2, 3], [4, 5, 6]]))
     assert main(["check", str(tmp_path / "logits.npy"), "--ids", "1,2,3;4,5,6"]) == 0
     assert main(["check", str(tmp_path / "logits.npy"), "--ids", "1,2,3;4,5"]) == 2
-    assert "rows differ in length" in capsys.readouterr().err
+    assert "rows have different lengths" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("few_mistakes")
@@ -333,9 +333,10 @@ def test_half_inside_and_float32_outside(dtype: str) -> None:
 
 
 def documented() -> dict[str, list[str]]:
-    """README.md's table of stages, cell by cell."""
-    text = (Path(__file__).parents[2] / "README.md").read_text("utf-8").split("| stage | shape |")[1].split("\n\n")[0]
-    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
+    """The table of stages in docs/checking.md, cell by cell."""
+    text = (Path(__file__).parents[2] / "docs" / "checking.md").read_text("utf-8")
+    table = text.split("| stage | shape |")[1].split("\n\n")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
     return {line[0].strip("`"): line[1:] for line in lines}
 
 

@@ -26,6 +26,7 @@ from npgpt.text.sampling import Sampling
 from npgpt.text.tokenizer import END_OF_TEXT
 from tests.support.models import random_arrays, random_ids, small
 from tests.support.tolerances import largest_difference, relative_error, rounding_bound
+from tests.support.verification import Report
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
@@ -38,7 +39,6 @@ nanogpt = pytest.importorskip("tests.support.nanogpt", reason="extra parity is n
 
 FLOAT64 = 1e-10  # of a tensor's scale, its largest value
 Arrays = dict[str, Array]
-Report = Callable[[str, str, float], None]
 TIED, UNTIED = small(), small(n_embd=12, n_head=2, tie_word_embeddings=False)
 CONFIGS = pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
 
@@ -104,9 +104,9 @@ def check(saved: Saved, package: str, difference: Report, **options: Any) -> Lan
         assert mine.config == config
         assert_same_bits(to_arrays(mine.parameters), arrays)
         assert relative_error(mine(ids), truth) < bound
-        difference(f"{package}, float32", source.name, largest_difference(theirs, mine(ids)))
+        difference("checkpoints", package, "float32", largest_difference(theirs, mine(ids)))
         error = largest_difference(truth, npgpt.load(source, dtype="float64", **given)(ids))
-        difference(f"{package}, float64", source.name, error)
+        difference("checkpoints", package, "float64", error)
         assert error < FLOAT64
     converted, info = transformers.GPT2LMHeadModel.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
@@ -147,7 +147,12 @@ def test_transformers_state_dict(tmp_path: Path, config: Config, difference: Rep
     shares = state["lm_head.weight"].data_ptr() == state["transformer.wte.weight"].data_ptr()
     assert shares == config.tie_word_embeddings
     torch.save(state, tmp_path / "model.pt")
-    mine = check(Saved(tmp_path / "model.pt", model, config, arrays), "torch.save", difference, n_head=config.n_head)
+    mine = check(
+        Saved(tmp_path / "model.pt", model, config, arrays),
+        "transformers: torch.save",
+        difference,
+        n_head=config.n_head,
+    )
     assert mine.origin == f"{tmp_path / 'model.pt'}: torch zip, Hugging Face's names"
 
 
@@ -157,7 +162,9 @@ def test_transformers_state_dict_in_half_precision(tmp_path: Path, dtype: str, d
     torch.save(model.state_dict(), tmp_path / "model.pt")
     model = model.float()
     arrays = of_transformers(model.state_dict())
-    check(Saved(tmp_path / "model.pt", model, TIED, arrays), f"torch.save in {dtype}", difference, n_head=3)
+    check(
+        Saved(tmp_path / "model.pt", model, TIED, arrays), f"transformers: torch.save in {dtype}", difference, n_head=3
+    )
     npgpt.convert(tmp_path / "model.pt", tmp_path / dtype, n_head=3, dtype=dtype)
     assert_same_bits(to_arrays(npgpt.load(tmp_path / dtype).parameters), arrays)
 
@@ -187,11 +194,11 @@ def test_transformers_in_many_shards(tmp_path: Path, difference: Report) -> None
     assert len(shards) > 3
     assert not (tmp_path / "model.safetensors").exists()
     saved = Saved(tmp_path / "model.safetensors.index.json", model, UNTIED, arrays)
-    mine = check(saved, "save_pretrained in shards", difference)
+    mine = check(saved, "transformers: save_pretrained, in shards", difference)
     assert f"safetensors in {len(shards)} files" in mine.origin
     assert_same_bits(to_arrays(npgpt.load(tmp_path).parameters), arrays)
     shards[1].unlink()
-    refused(tmp_path, rf"lies in '{shards[1].name}', which is not beside it")
+    refused(tmp_path, rf"in '{shards[1].name}', but that file is not beside it")
 
 
 def test_transformers_pytorch_model_bin(tmp_path: Path) -> None:
@@ -246,9 +253,9 @@ def test_the_book(tmp_path: Path, kind: str, config: Config, qkv_bias: bool, dif
     assert all(parameter.any() for parameter in model.parameters())
     path = tmp_path / "model.pth"
     torch.save(model.state_dict(), path)
-    refused(path, rf"states no n_head.*give it \(--n-head N.*divides n_embd = {config.n_embd}")
+    refused(path, rf"does not state n_head.*give it \(--n-head N.*must divide n_embd = {config.n_embd}")
     saved = Saved(path, model, config, arrays)
-    mine = check(saved, "LLMs-from-scratch, torch.save", difference, n_head=config.n_head)
+    mine = check(saved, "LLMs-from-scratch: torch.save", difference, n_head=config.n_head)
     assert mine.origin == f"{path}: torch zip, LLMs-from-scratch's names"
     (tmp_path / "config.json").write_text(json.dumps(book(config, qkv_bias)))
     assert npgpt.load(path).config == config
@@ -271,7 +278,7 @@ def test_the_books_training_checkpoint(tmp_path: Path, stated: bool, difference:
     torch.save(model.state_dict(), tmp_path / "model.pth")
     arrays = to_arrays(npgpt.load(tmp_path / "model.pth", n_head=3).parameters)
     saved = Saved(tmp_path / "model_and_optimizer.pth", model, config, arrays)
-    check(saved, "LLMs-from-scratch, torch.save", difference, **({} if stated else {"n_head": 3}))
+    check(saved, "LLMs-from-scratch: torch.save", difference, **({} if stated else {"n_head": 3}))
 
 
 # nanoGPT and minGPT
@@ -292,7 +299,7 @@ def test_nanogpts_training_checkpoint(tmp_path: Path, bias: bool, mask: bool, di
     torch.save(whole, tmp_path / "ckpt.pt")
     arrays = nanogpt.canonical(ERF, model)
     saved = Saved(tmp_path / "ckpt.pt", model, ERF, arrays)
-    mine = check(saved, "nanoGPT, torch.save", difference)
+    mine = check(saved, "nanoGPT: torch.save", difference)
     assert mine.origin == f"{tmp_path / 'ckpt.pt'}: torch zip, nanoGPT's names"
     assert json.loads((tmp_path / "converted" / "config.json").read_text())["activation_function"] == "gelu"
 
@@ -363,7 +370,7 @@ def test_a_padded_vocabulary(tmp_path: Path, padded: tuple[Config, Arrays], bias
     whole = nanogpt.checkpoint(torch.compile(model), config, bias)
     torch.save(whole, tmp_path / "ckpt.pt")
     arrays = nanogpt.canonical(config, model)
-    mine = check(Saved(tmp_path / "ckpt.pt", model, config, arrays), "nanoGPT, 50304 ids", difference)
+    mine = check(Saved(tmp_path / "ckpt.pt", model, config, arrays), "nanoGPT: torch.save, 50304 ids", difference)
     assert mine.parameters.wte.weight.shape == (50304, 12)
     for source in (tmp_path / "ckpt.pt", tmp_path / "converted"):
         mine = npgpt.load(source)
@@ -390,7 +397,7 @@ def test_mingpt(tmp_path: Path, config: Config, difference: Report) -> None:
     if config.tie_word_embeddings:
         assert npgpt.load(tmp_path / "model.pt", **options).config.activation_function == "gelu"
         options["name_scheme"] = "mingpt"
-    mine = check(Saved(tmp_path / "model.pt", model, config, arrays), "minGPT, torch.save", difference, **options)
+    mine = check(Saved(tmp_path / "model.pt", model, config, arrays), "minGPT: torch.save", difference, **options)
     assert mine.origin == f"{tmp_path / 'model.pt'}: torch zip, minGPT's names"
 
 
@@ -410,7 +417,10 @@ def test_safetensors_of_transformers_and_the_book(tmp_path: Path, config: Config
         path = tmp_path / name / "weights.safetensors"
         safetensors.save_file({key: tensor.clone() for key, tensor in model.state_dict().items()}, path)
         mine = check(
-            Saved(path, model, config, arrays), "safetensors.torch.save_file", difference, n_head=config.n_head
+            Saved(path, model, config, arrays),
+            "safetensors: save_file of several programs' models",
+            difference,
+            n_head=config.n_head,
         )
         assert mine.origin == ("" if name == "hf" else f"{path}: safetensors, LLMs-from-scratch's names")
 
@@ -425,7 +435,11 @@ def test_safetensors_of_nanogpt(tmp_path: Path, bias: bool, head: bool, differen
     state = {key: tensor.clone() for key, tensor in model.state_dict().items() if head or key != "lm_head.weight"}
     safetensors.save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(nanogpt.model_args(ERF, bias)))
-    check(Saved(tmp_path / "model.safetensors", model, ERF, arrays), "safetensors.torch.save_file", difference)
+    check(
+        Saved(tmp_path / "model.safetensors", model, ERF, arrays),
+        "safetensors: save_file of several programs' models",
+        difference,
+    )
 
 
 @pytest.mark.parametrize("kind", ["hf, tied", "hf, untied", "nanogpt", "nanogpt, compiled", "book"])
@@ -442,7 +456,12 @@ def test_safetensors_save_model(tmp_path: Path, kind: str, difference: Report) -
     else:
         model = book_model("ch04", config, arrays, True) if kind == "book" else peers.transformers_model(config, arrays)
     safetensors.save_model(torch.compile(model) if "compiled" in kind else model, path)
-    check(Saved(path, model, config, arrays), "safetensors.torch.save_model", difference, n_head=config.n_head)
+    check(
+        Saved(path, model, config, arrays),
+        "safetensors: save_model of several programs' models",
+        difference,
+        n_head=config.n_head,
+    )
 
 
 @pytest.mark.parametrize("shard", ["10KB", "1GB"])
@@ -567,7 +586,7 @@ def test_gguf(tmp_path: Path, vocabulary: Vocabulary, tied: bool, dtype: str, bi
     path = tmp_path / "model.gguf"
     write_gguf(path, config, arrays, dtype, vocabulary, big)
     model = peers.transformers_model(config, arrays)
-    mine = check(Saved(path, model, config, arrays), f"gguf, {dtype}", difference)
+    mine = check(Saved(path, model, config, arrays), f"gguf: {dtype}", difference)
     assert mine.config.layer_norm_epsilon == 1e-5
     assert mine.origin == f"{path}: GGUF, llama.cpp's names"
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "converted")
@@ -592,7 +611,7 @@ def test_gguf_without_a_vocabulary(tmp_path: Path, difference: Report) -> None:
     arrays = random_arrays(TIED, dtype="float32")
     write_gguf(tmp_path / "model.gguf", TIED, arrays, "F32")
     model = peers.transformers_model(TIED, arrays)
-    mine = check(Saved(tmp_path / "model.gguf", model, TIED, arrays), "gguf, F32", difference)
+    mine = check(Saved(tmp_path / "model.gguf", model, TIED, arrays), "gguf: F32", difference)
     with pytest.raises(NpgptError, match="its 40 ids are not GPT-2's 50257"):
         _ = mine.tokenizer
 
@@ -650,7 +669,7 @@ def test_gguf_quantised(tmp_path: Path, dtype: str, difference: Report) -> None:
             wide = gguf_package().quants.dequantize(array, kind)
             arrays[name] = np.ascontiguousarray(wide.T if ".c_" in name else wide)
     model = peers.transformers_model(config, arrays)
-    check(Saved(tmp_path / "model.gguf", model, config, arrays), f"gguf, {dtype}", difference)
+    check(Saved(tmp_path / "model.gguf", model, config, arrays), f"gguf: {dtype}", difference)
 
 
 # The real third-party checkpoint
@@ -679,7 +698,9 @@ def test_microformer(microformer: Path, difference: Report) -> None:
     path = microformer / "pytorch_model.bin"
     arrays = of_transformers(torch.load(path, map_location="cpu", weights_only=True))
     config = Config(vocab_size=9669, n_positions=512, n_embd=256, n_layer=8, n_head=8)
-    mine = check(Saved(path, model.eval(), config, arrays), "microformer-mgm 0.5.8", difference)
+    mine = check(
+        Saved(path, model.eval(), config, arrays), "microformer-mgm 0.5.8: its GPT-2, run by transformers", difference
+    )
     assert mine.origin == f"{path}: torch zip, Hugging Face's names"
     assert find.find(microformer).weights == path
     stated = json.loads((microformer / "converted" / "config.json").read_text())
@@ -723,11 +744,11 @@ def optimizer_alone(path: Path) -> None:
 
 REFUSED: dict[Callable[[Path], None], str] = {
     whole_module: r"its pickle asks for tests\.support\.nanogpt\.GPT.*torch\.save\(model\.state_dict\(\), …\)",
-    legacy: r"torch\.save's form from before 1\.6: load it in PyTorch and torch\.save it anew",
+    legacy: r"torch\.save's format before PyTorch 1\.6: load it in PyTorch and save it",
     torchscript: r"is a TorchScript program, not a checkpoint: save model\.state_dict\(\) instead",
-    exported: r"is a ZIP but no checkpoint of torch\.save",
-    npz: r"is a ZIP but no checkpoint of torch\.save: .*\.npy",
-    compressed_npz: r"is a ZIP but no checkpoint of torch\.save: .*\.npy",
+    exported: r"is a ZIP archive but not a checkpoint of torch\.save",
+    npz: r"is a ZIP archive but not a checkpoint of torch\.save: .*\.npy",
+    compressed_npz: r"is a ZIP archive but not a checkpoint of torch\.save: .*\.npy",
     optimizer_alone: r"has no state dict; its keys are 'state', 'param_groups'",
 }
 
@@ -847,7 +868,7 @@ def test_integers_are_refused_when_asked_for(tmp_path: Path) -> None:
     assert_exact({"weight": found["weight"]}, {"weight": torch.ones(3)})
     for name in names:
         assert found[f"a.{name}"].dtype == name
-        with pytest.raises(NpgptError, match=rf"x\.pt: a\.{name} is {name}; a weight is one of float16") as caught:
+        with pytest.raises(NpgptError, match=rf"x\.pt: a\.{name} is {name}, not one of float16") as caught:
             found[f"a.{name}"].load()
         assert "\n" not in str(caught.value)
 

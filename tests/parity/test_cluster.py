@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -72,15 +71,3 @@ def test_a_killed_worker_of_a_cluster_changes_nothing() -> None:
         after = set(client.run(os.getpid).values())
     assert sorted(before)[0] not in after
     assert [[s.token_ids.tolist(), s.log_probs.tolist(), s.ranks.tolist()] for s in found] == serial()
-
-
-def test_the_readmes_cluster(capsys: pytest.CaptureFixture[str]) -> None:
-    """The block as it stands there, with a cluster on this machine and the embedded model for gpt2."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    (block,) = (text for text in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "distributed" in text)
-    with distributed.LocalCluster(n_workers=1, processes=True, dashboard_address=None, host="127.0.0.1") as cluster:
-        names: dict[str, Any] = {"npgpt": npgpt, "texts": TEXTS[:3]}
-        address = repr(cluster.scheduler_address)
-        exec(block.replace('"scheduler:8786"', address).replace('npgpt.load("gpt2")', "npgpt.load()"), names)
-        names["Client"].current().close()
-    assert len(capsys.readouterr().out.splitlines()) == 3

@@ -12,6 +12,7 @@ import pytest
 import npgpt
 from npgpt.text.sampling import Sampling
 from tests.support.models import small, store
+from tests.support.verification import Report
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
@@ -34,7 +35,7 @@ def stated(ids: Any) -> dict[str, Any]:
     return {} if ids == "no key" else {"eos_token_id": ids}
 
 
-def test_greedy_ids_end_where_transformers_end(tmp_path: Path) -> None:
+def test_greedy_ids_end_where_transformers_end(tmp_path: Path, difference: Report) -> None:
     transformers.logging.set_verbosity_error()
     ended = 0
     for number, (configured, generated) in enumerate(itertools.product(IDS, (*IDS, "no file"))):
@@ -59,6 +60,7 @@ def test_greedy_ids_end_where_transformers_end(tmp_path: Path) -> None:
             assert steps[-1].finish == ("end_of_text" if finished else "length")
             ended += finished
     assert ended > 15
+    difference("text", "transformers: where greedy text ends, under every way to state it", "ids", 0)
 
 
 def test_no_prompt_begins_where_transformers_begin(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,13 @@ from npgpt.errors import NpgptError
 from npgpt.model import forward
 from tests.support.models import SHAPES, from_dict, random_arrays, random_ids, small
 from tests.support.tolerances import largest_difference, relative_error, rounding_bound
+from tests.support.verification import Report
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
 ch04 = pytest.importorskip("llms_from_scratch.ch04", reason="llms-from-scratch 1.0.19 is not installed")
 peers = pytest.importorskip("tests.support.peers", reason="extra parity is not installed")
 
-Report = Callable[[str, str, float], None]
 BOOKS = ["3 heads x 7", "1 head", "8 heads x 1", "untied"]  # what its configuration can express
 
 
@@ -40,14 +39,14 @@ def test_float64_with_its_gelu_in_float64(shape: str, difference: Report) -> Non
     theirs, ours = logits(SHAPES[shape], "float64", replace_gelu=True)
     assert theirs.dtype == np.float64
     error = largest_difference(theirs, ours)
-    difference("llms-from-scratch, float64, GELU replaced", "logits", error)
+    difference("model", "LLMs-from-scratch: logits, its GELU replaced by one in float64", "float64", error)
     assert error < 1e-10
 
 
 @pytest.mark.parametrize("shape", BOOKS)
 def test_float64_as_shipped(shape: str, difference: Report) -> None:
     error = largest_difference(*logits(SHAPES[shape], "float64"))
-    difference("llms-from-scratch, float64, as shipped", "logits", error)
+    difference("model", "LLMs-from-scratch: logits, as shipped, with √(2/π) in float32", "float64", error)
     assert 1e-10 < error < 1e-7  # the float32 constant shows, and only that
 
 
@@ -58,7 +57,8 @@ def test_float32(shape: str, difference: Report) -> None:
     bound = rounding_bound(config, 24, "float32")
     assert relative_error(theirs, truth) < bound
     assert relative_error(ours, truth) < bound
-    difference("llms-from-scratch, float32", "logits", largest_difference(theirs, ours))
+    row = "LLMs-from-scratch: logits, as shipped, with √(2/π) in float32"
+    difference("model", row, "float32", largest_difference(theirs, ours))
 
 
 def test_the_books_own_size(difference: Report) -> None:
@@ -67,7 +67,8 @@ def test_the_books_own_size(difference: Report) -> None:
     config = from_dict(book | {"drop_rate": 0.1, "qkv_bias": True})
     theirs, ours = logits(config, "float32")
     error = relative_error(theirs, ours)
-    difference("llms-from-scratch, float32, 124M", "logits", largest_difference(theirs, ours))
+    row = "LLMs-from-scratch: logits, gpt2's shape"
+    difference("model", row, "float32", largest_difference(theirs, ours))
     assert error < 2 * rounding_bound(config, 40, "float32")
 
 

@@ -14,6 +14,7 @@ import npgpt
 from npgpt.errors import NpgptError
 from tests.support.models import random_arrays, random_ids, small
 from tests.support.tolerances import largest_difference
+from tests.support.verification import Report
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
@@ -66,14 +67,14 @@ HONOURED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", HONOURED)
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_an_adapter_gives_pefts_logits(tmp_path: Path, kind: str, difference: Any) -> None:
+def test_an_adapter_gives_pefts_logits(tmp_path: Path, kind: str, difference: Report) -> None:
     model = trained(tmp_path, **HONOURED[kind])
     expected = logits(model)
     model.save_pretrained(tmp_path / "adapter", safe_serialization=kind != "patterns")
     mine = npgpt.load(tmp_path / "adapter", dtype="float64")
     assert largest_difference(expected, logits(model.base_model.model.eval())) == 0
     error = largest_difference(expected, mine(IDS))
-    difference("peft, float64", kind, error)
+    difference("model", "peft: logits with LoRA adapters", "float64", error)
     assert error < 1e-14
     plain = npgpt.load(tmp_path / "base", dtype="float64")(IDS)
     assert largest_difference(expected, plain) > 1e-3  # the adapter is no small thing
@@ -95,7 +96,7 @@ def test_an_adapter_gives_pefts_logits(tmp_path: Path, kind: str, difference: An
 def test_a_state_dict_that_was_not_merged(tmp_path: Path, kind: str) -> None:
     model = trained(tmp_path, **HONOURED[kind])
     torch.save(model.state_dict(), tmp_path / "model.pt")
-    with pytest.raises(NpgptError, match=r"model\.pt is an adapter that is not merged .*adapter_config\.json, which"):
+    with pytest.raises(NpgptError, match=r"model\.pt is an unmerged adapter .*adapter_config\.json, which"):
         npgpt.load(tmp_path / "model.pt")
     model.save_pretrained(tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").rename(tmp_path / "adapter_config.json")
@@ -135,10 +136,10 @@ def test_the_books_own_lora_and_the_way_out(tmp_path: Path) -> None:
     expected = peers.llms_from_scratch_logits(model, IDS)
     torch.save(model.state_dict(), tmp_path / "model.pth")
     with pytest.raises(
-        NpgptError, match=r"lora\.A\), and alpha is in no file: add alpha \* \(lora\.A @ lora\.B\)\.T to"
+        NpgptError, match=r"lora\.A\), and no file states alpha: add alpha \* \(lora\.A @ lora\.B\)\.T to"
     ):
         npgpt.load(tmp_path / "model.pth", n_head=UNTIED.n_head)
-    with pytest.raises(NpgptError, match="alpha is in no file"):
+    with pytest.raises(NpgptError, match="no file states alpha"):
         npgpt.check(model, IDS)
     for name, layer in [*model.named_modules()]:
         if isinstance(layer, book.LinearWithLoRA):
@@ -153,9 +154,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "DoRA": ({"use_dora": True}, "use_dora is True"),
     "biases of LoRA's own": ({"lora_bias": True}, "lora_bias is True"),
     "embeddings": ({"target_modules": ["wpe", "c_attn"]}, "lora_embedding_A"),
-    "the tied head": ({"target_modules": ["lm_head"]}, "lm_head, and GPT-2's head is tied to wte"),
-    "tied embeddings": ({"modules_to_save": ["wte"]}, "changes wte, and GPT-2's head is tied to wte"),
-    "a matrix": ({"modules_to_save": ["c_fc"]}, r"mlp\.c_fc\.weight, which npgpt does not merge"),
+    "the tied head": ({"target_modules": ["lm_head"]}, "changes only lm_head, but the base ties lm_head to wte"),
+    "tied embeddings": ({"modules_to_save": ["wte"]}, "changes only wte, but the base ties lm_head to wte"),
+    "a matrix": ({"modules_to_save": ["c_fc"]}, r"mlp\.c_fc\.weight, which npgpt cannot merge"),
     "some tokens": ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices is \{'wte': \[1, 2\]\}|is \[1, 2\]"),
     "an activated LoRA": ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is"),
 }
@@ -179,5 +180,5 @@ def test_every_setting_is_honoured_without_effect_or_refused(tmp_path: Path) -> 
     path = tmp_path / "adapter" / "adapter_config.json"
     settings = json.loads(path.read_text())
     path.write_text(json.dumps(settings | {"a_new_one": {"x": 1}}))
-    with pytest.raises(NpgptError, match=re.escape("a_new_one is {'x': 1}, with which npgpt merges no adapter")):
+    with pytest.raises(NpgptError, match=re.escape("a_new_one is {'x': 1}, which npgpt does not support")):
         npgpt.load(tmp_path / "adapter")

@@ -11,8 +11,6 @@ since a filter leaves them alone. Two definitions differ, and cases are made so 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -23,6 +21,7 @@ from npgpt.model import softmax
 from npgpt.parameters import Array
 from npgpt.text.sampling import Sampling, adjusted, min_p, repetition_penalty, top_k, top_p
 from tests.support.tolerances import largest_difference
+from tests.support.verification import Report
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
@@ -30,7 +29,6 @@ transformers = pytest.importorskip("transformers", reason="extra parity is not i
 
 CASES = [(V, dtype, seed) for V in (2, 7, 40, 1000, 50257) for dtype in ("float64", "float32") for seed in range(3)]
 GAP = 1e-3  # of a probability, or of a ratio, at least, between the threshold and the tokens on its two sides
-Report = Callable[[str, str, float], None]
 
 
 def random_logits(V: int, dtype: str, seed: int) -> Array:
@@ -70,7 +68,7 @@ def ratio_midway(logits: Array) -> tuple[float, int]:
 
 
 @pytest.mark.parametrize(("V", "dtype", "seed"), CASES)
-def test_repetition_penalty(V: int, dtype: str, seed: int) -> None:
+def test_repetition_penalty(V: int, dtype: str, seed: int, difference: Report) -> None:
     logits = random_logits(V, dtype, seed)
     logits[1], logits[V // 2] = 0, -np.inf
     rng = np.random.default_rng(seed)
@@ -83,6 +81,7 @@ def test_repetition_penalty(V: int, dtype: str, seed: int) -> None:
             np.testing.assert_array_equal(
                 mine, theirs(["RepetitionPenaltyLogitsProcessor"], [penalty], logits, seen), strict=True
             )
+    difference("sampling", "transformers: repetition penalty", dtype, 0)
 
 
 @pytest.mark.parametrize(("V", "dtype", "seed"), CASES)
@@ -95,15 +94,16 @@ def test_temperature(V: int, dtype: str, seed: int, difference: Report) -> None:
 
 
 @pytest.mark.parametrize(("V", "dtype", "seed"), CASES)
-def test_top_k(V: int, dtype: str, seed: int) -> None:
+def test_top_k(V: int, dtype: str, seed: int, difference: Report) -> None:
     logits = random_logits(V, dtype, seed)
     for array in (logits, np.round(logits)):  # the second is full of ties
         for k in (1, 2, 5, 50, V - 1, V, V + 1):
             np.testing.assert_array_equal(top_k(array, k), theirs(["TopKLogitsWarper"], [k], array), strict=True)
+    difference("sampling", "transformers: top-k", dtype, 0)
 
 
 @pytest.mark.parametrize(("V", "dtype", "seed"), CASES)
-def test_top_p(V: int, dtype: str, seed: int) -> None:
+def test_top_p(V: int, dtype: str, seed: int, difference: Report) -> None:
     for scale in (1.0, 0.5, 2.0):
         logits = (scale * random_logits(V, dtype, seed)).astype(dtype)
         p, n = p_midway(logits)
@@ -111,10 +111,11 @@ def test_top_p(V: int, dtype: str, seed: int) -> None:
         assert np.isfinite(mine).sum() == n
         np.testing.assert_array_equal(mine, theirs(["TopPLogitsWarper"], [p], logits), strict=True)
     np.testing.assert_array_equal(top_p(logits, 1), theirs(["TopPLogitsWarper"], [1.0], logits), strict=True)
+    difference("sampling", "transformers: top-p", dtype, 0)
 
 
 @pytest.mark.parametrize(("V", "dtype", "seed"), CASES)
-def test_min_p(V: int, dtype: str, seed: int) -> None:
+def test_min_p(V: int, dtype: str, seed: int, difference: Report) -> None:
     for scale in (1.0, 0.5, 2.0):
         logits = (scale * random_logits(V, dtype, seed)).astype(dtype)
         p, n = ratio_midway(logits)
@@ -124,6 +125,7 @@ def test_min_p(V: int, dtype: str, seed: int) -> None:
     np.testing.assert_array_equal(min_p(logits, 0), theirs(["MinPLogitsWarper"], [0.0], logits), strict=True)
     ties = np.array([1, 1, 0], dtype)
     np.testing.assert_array_equal(min_p(ties, 1), theirs(["MinPLogitsWarper"], [1.0], ties), strict=True)
+    difference("sampling", "transformers: min-p", dtype, 0)
 
 
 @pytest.mark.parametrize(("V", "dtype", "seed"), CASES)
@@ -163,12 +165,13 @@ def compare(mine: Array, theirs: Array, roundings: int, difference: Report) -> N
     u = float(np.finfo(theirs.dtype).eps) / 2
     a, b = softmax(mine)[kept], softmax(theirs.astype(np.float64))[kept]
     error = float(np.max(np.abs(a / b - 1)))
-    difference(f"transformers' processors, {theirs.dtype}", "probabilities", largest_difference(b, a))
+    row = f"transformers: {'temperature' if roundings == 1 else 'all of them together'}"
+    difference("sampling", row, str(theirs.dtype), largest_difference(b, a))
     own = float(np.finfo(np.float64).eps) * (float(np.abs(mine[kept]).max()) + len(mine) ** 0.5 + 4)
     assert error <= 2 * roundings * u * float(np.abs(theirs[kept]).max()) + 2 * own
 
 
-def test_greedy_text_with_a_penalty() -> None:
+def test_greedy_text_with_a_penalty(difference: Report) -> None:
     mine = npgpt.load()
     model = transformers.GPT2LMHeadModel.from_pretrained(find.find().weights.parent, dtype=torch.float32).eval()
     prompt = mine.tokenizer.encode("It is a truth universally acknowledged")
@@ -179,3 +182,4 @@ def test_greedy_text_with_a_penalty() -> None:
         sampling = Sampling(temperature=0, repetition_penalty=penalty)
         drawn = [step.token_id for step in mine.steps(prompt, max_tokens=60, sampling=sampling, ignore_eos=True)]
         assert drawn[:-1] == out[0, len(prompt) :].tolist()
+    difference("text", "transformers: greedy text with a repetition penalty", "ids", 0)

@@ -15,6 +15,7 @@ from npgpt import parameters
 from npgpt.language_model import LanguageModel
 from npgpt.scoring import windows
 from npgpt.scoring.scoring import score
+from tests.support.verification import Report, relative
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
@@ -52,7 +53,9 @@ def test_the_windows_of_lm_evaluation_harness(length: int, context: int, data: s
 
 
 @pytest.mark.parametrize("shared", [1, 129])
-def test_the_rolling_log_likelihood_of_lm_evaluation_harness(austen: LanguageModel, theirs: Any, shared: int) -> None:
+def test_the_rolling_log_likelihood_of_lm_evaluation_harness(
+    austen: LanguageModel, theirs: Any, shared: int, difference: Report
+) -> None:
     ids = austen.tokenizer.encode(TEXT)
     total = 0.0
     for before, after in lm_eval.get_rolling_token_windows(ids, 4095, 256, shared):
@@ -62,13 +65,17 @@ def test_the_rolling_log_likelihood_of_lm_evaluation_harness(austen: LanguageMod
     (found,) = score([TEXT], austen, stride=256 - shared + 1)
     assert found.totals.scored == len(ids)
     assert -found.totals.nll == pytest.approx(total, rel=FLOAT64)
+    row = "lm-evaluation-harness: rolling log-likelihood over its windows, run by transformers"
+    difference("scores", row, "float64", relative(-found.totals.nll, total))
     # its word_perplexity and bits_per_byte; its split of white space counts an empty word at the end of this text
     assert found.totals.words == len(TEXT.split()) == len(lm_eval.re.split(r"\s+", TEXT)) - 1
     assert found.totals.bits_per_byte == pytest.approx(-total / len(TEXT.encode()) / math.log(2), rel=FLOAT64)
 
 
 @pytest.mark.parametrize("stride", [64, 128, 256])
-def test_the_perplexity_guide_of_transformers(austen: LanguageModel, theirs: Any, stride: int) -> None:
+def test_the_perplexity_guide_of_transformers(
+    austen: LanguageModel, theirs: Any, stride: int, difference: Report
+) -> None:
     """The guide multiplies every window's mean by one token fewer than a later window has: regrouped, ours is the same;
     by token, as we count, it is close.
     """
@@ -96,7 +103,10 @@ def test_the_perplexity_guide_of_transformers(austen: LanguageModel, theirs: Any
     ]
     for (mine, _), (their_mean, _) in zip(ours, means, strict=True):
         assert mine == pytest.approx(their_mean, rel=LOSS)
-    assert math.exp(sum(mean * weight for mean, weight in ours) / tokens) == pytest.approx(guide, rel=LOSS)
+    regrouped = math.exp(sum(mean * weight for mean, weight in ours) / tokens)
+    assert regrouped == pytest.approx(guide, rel=LOSS)
+    row = "Hugging Face's guide: perplexity by its loop, whose loss is float32, weighted as it weights windows"
+    difference("scores", row, "float64", relative(regrouped, guide))
     # the two weigh a window's mean by n and by n − 1: the logarithms differ by less than the spread of means over n
     spread = max(mean for mean, _ in means) - min(mean for mean, _ in means)
     assert abs(math.log(found.perplexity / guide)) <= spread / min(weight for _, weight in means)

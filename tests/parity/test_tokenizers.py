@@ -26,6 +26,7 @@ from tests.support.tokenizer_folders import (
     whole,
 )
 from tests.support.tokenizer_table import differences, outcome, texts, write
+from tests.support.verification import Report
 
 pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers", reason="extra parity is not installed")
@@ -33,13 +34,14 @@ CASES = list(cases())
 FEW = texts(40)
 
 
-def test_no_setting_is_passed_over() -> None:
+def test_no_setting_is_passed_over(difference: Report) -> None:
     wrong: list[Any] = []
     for case in CASES:
         found = outcome(case, FEW)
         if found.silent or case.honoured == bool(found.reason):
             wrong.append((case.file, case.setting, found))
     assert not wrong
+    difference("text", "transformers: token ids under every setting of a tokenizer's folder", "ids", 0)
 
 
 def test_the_table_has_every_setting() -> None:
@@ -163,11 +165,11 @@ def test_the_text_of_other_models(tmp_path: Path, case: Case) -> None:
 def test_what_the_package_does_not_take_is_one_line(tmp_path: Path) -> None:
     """A panic, too, which is no Exception."""
     write(tmp_path, whole({"vocab": {"a": 0}, "merges": ["a a"]}) | fast())
-    with pytest.raises(NpgptError, match=r"tokenizer\.json: tokenizers does not take it"):
+    with pytest.raises(NpgptError, match=r"tokenizer\.json is rejected by tokenizers"):
         open_tokenizer(tmp_path / "model.safetensors", VOCAB_SIZE)
     overlapping = [added("<x>", USER, rstrip=True), added(" ", USER + 1, lstrip=True)]
     end = added("<|endoftext|>", N_RANKS)
     write(tmp_path, whole(added_tokens=[end, *overlapping], normalizer={"type": "NFC"}) | fast())
     tokenizer = open_tokenizer(tmp_path / "model.safetensors", VOCAB_SIZE)
-    with pytest.raises(NpgptError, match=r"cannot cut the text into tokens by .*bad split"):
+    with pytest.raises(NpgptError, match=r"cannot split the text into tokens with .*bad split"):
         tokenizer.encode("<x>  a", special=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from npgpt.text.generation import generate_many
 from npgpt.text.sampling import Sampling
 from tests.support.models import SHAPES, no_text, random_arrays, random_ids, small
 from tests.support.tolerances import largest_difference, relative_error, rounding_bound
+from tests.support.verification import Report
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
@@ -28,7 +28,6 @@ transformers = pytest.importorskip("transformers", reason="extra parity is not i
 peers = pytest.importorskip("tests.support.peers", reason="llms-from-scratch 1.0.19 is not installed")
 
 FLOAT64 = 1e-10  # of a tensor's scale, its largest value
-Report = Callable[[str, str, float], None]
 
 
 def ours(config: Config, arrays: dict[str, Array], ids: np.typing.NDArray[np.int64]) -> dict[str, Array]:
@@ -47,7 +46,7 @@ def test_float64(shape: str, ids_shape: tuple[int, int], difference: Report) -> 
     for name, array in theirs.items():
         assert array.dtype == np.float64
         error = largest_difference(array, mine[name])
-        difference("transformers, float64", name, error)
+        difference("model", "transformers: every stage", "float64", error)
         assert error < FLOAT64, name
 
 
@@ -63,7 +62,7 @@ def test_float32(shape: str, difference: Report) -> None:
         assert array.dtype == np.float32
         assert relative_error(array, truth[name]) < bound, name
         assert relative_error(mine[name], truth[name]) < bound, name
-        difference("transformers, float32", name, largest_difference(array, mine[name]))
+        difference("model", "transformers: every stage", "float32", largest_difference(array, mine[name]))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -78,7 +77,7 @@ def test_the_true_size_of_gpt2(dtype: str, difference: Report) -> None:
             assert largest_difference(array, mine[name]) < FLOAT64, name
         else:  # two float32 results, each with its own rounding
             assert relative_error(array, mine[name]) < 2 * bound, name
-        difference(f"transformers, {dtype}, gpt2's size", name, largest_difference(array, mine[name]))
+        difference("model", "transformers: every stage, gpt2's shape", dtype, largest_difference(array, mine[name]))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -100,7 +99,8 @@ def test_tiles_blocks_and_threads_at_the_true_size(
         stop = ids_shape[1] - 1 if start == 0 else ids_shape[1]
         mine = forward(p, config, ids[:, start:stop], cache, logits_from=-1)
         assert relative_error(mine, expected) < bound
-        difference(f"transformers, {dtype}, gpt2's size, unrecorded", "logits", largest_difference(expected, mine))
+        row = "transformers: logits, gpt2's shape, in tiles, blocks and threads"
+        difference("model", row, dtype, largest_difference(expected, mine))
 
 
 def test_what_is_saved_here_loads_there(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_half_precision_files_of_theirs(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_array_equal(mine.parameters.h[1].mlp.c_fc.weight, weight)
 
 
-def test_greedy_text_of_the_embedded_model() -> None:
+def test_greedy_text_of_the_embedded_model(difference: Report) -> None:
     mine = npgpt.load()
     folder = find.find().weights.parent
     theirs = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).eval()
@@ -149,6 +149,7 @@ def test_greedy_text_of_the_embedded_model() -> None:
     out = theirs.generate(torch.tensor([prompt]), max_new_tokens=60, do_sample=False, pad_token_id=4095)
     text = "".join(mine.generate("It is a truth universally acknowledged", max_tokens=60, temperature=0))
     assert text == mine.tokenizer.decode(out[0, len(prompt) :].tolist())
+    difference("text", "transformers: greedy text of the embedded model", "ids", 0)
 
 
 def test_the_cache_against_theirs(difference: Report) -> None:
@@ -161,7 +162,7 @@ def test_the_cache_against_theirs(difference: Report) -> None:
             out = model(torch.from_numpy(ids[:, start:stop]), past_key_values=past, use_cache=True)
         past = out.past_key_values
         error = largest_difference(out.logits.numpy(), forward(p, config, ids[:, start:stop], cache))
-        difference("transformers, float64, cached", "logits", error)
+        difference("model", "transformers: logits, token by token through both caches", "float64", error)
         assert error < FLOAT64
 
 

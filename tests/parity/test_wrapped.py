@@ -187,7 +187,7 @@ def test_the_other_heads_of_transformers(tmp_path: pathlib.Path, kind: str) -> N
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     model = npgpt.load(tmp_path)
     (note,) = model.notes
-    assert note.startswith("left out, as no language model's head: ")
+    assert note.startswith("ignored, not a language model's head: ")
     assert HEADS[kind] in note
     same(model, {name: tensor.numpy() for name, tensor in theirs.transformer.state_dict().items()})
     with torch.no_grad():
@@ -243,7 +243,7 @@ def test_real_wrappers_in_files_and_in_check(tmp_path: pathlib.Path, kind: str) 
     model = npgpt.load(tmp_path / "x.pt", n_head=2)
     same(model, arrays)
     beside = {"beside another": "beside.weight [3, 2], beside.bias [3]", "averaged": "n_averaged []"}.get(kind)
-    assert model.notes == ((f"left out, as it lies beside the GPT-2: {beside}",) if beside else ())
+    assert model.notes == ((f"ignored, not part of the GPT-2: {beside}",) if beside else ())
     if "compiled" not in kind:  # which takes long, as it is compiled for every way to observe it
         report = npgpt.check(module, [1, 2, 3], n_head=2)
         assert report.matches, str(report)
@@ -257,7 +257,7 @@ def test_the_books_classifier(tmp_path: pathlib.Path) -> None:
     model.out_head = torch.nn.Linear(12, 2)
     torch.save(model.state_dict(), tmp_path / "review_classifier.pth")
     mine = npgpt.load(tmp_path / "review_classifier.pth", n_head=2)
-    assert mine.no_logits == "its head gives 2 classes and not its 40 ids: the body is read, and it writes no text"
+    assert mine.no_logits == "its head has 2 classes, not 40 ids: npgpt reads the body but cannot generate text"
     stages: dict[str, Array] = {}
     mine([1, 2, 3], record=stages.__setitem__)
     model.out_head = torch.nn.Identity()
@@ -293,7 +293,7 @@ def test_a_configuration_as_transformers_reads_it(tmp_path: pathlib.Path, activa
     theirs.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["n_ctx"] == 12
     model = npgpt.load(tmp_path)
-    assert model.notes == (f"{tmp_path / 'config.json'} says n_ctx 12 and n_positions 24: its wpe has 24",)
+    assert model.notes == (f"{tmp_path / 'config.json'} states n_ctx 12 and n_positions 24: wpe has 24 rows",)
     ids = random_ids(CONFIG, (2, 24))
     with torch.no_grad():
         expected = theirs(torch.from_numpy(ids)).logits.numpy()
@@ -318,7 +318,7 @@ def test_build_nanogpts_checkpoint(tmp_path: pathlib.Path, activation: str) -> N
         assert (model.notes, model.config) == ((), config)
         np.testing.assert_allclose(model(ids), expected, rtol=0, atol=1e-5)
     report = npgpt.check(theirs, [1, 2, 3], theirs.state_dict(), n_head=2, config=config)
-    assert any("which GELU it has" in note for note in report.notes)  # as a state dict does not tell it
+    assert any("does not state its GELU" in note for note in report.notes)  # as a state dict does not tell it
 
 
 def test_outputs_of_transformers_as_they_are_saved(tmp_path: pathlib.Path) -> None:
@@ -330,5 +330,5 @@ def test_outputs_of_transformers_as_they_are_saved(tmp_path: pathlib.Path) -> No
     reference = npgpt.LanguageModel("it", CONFIG, from_arrays(CONFIG, arrays))
     report = npgpt.check(tmp_path / "x.pt", [1, 2, 3], reference)
     assert report.matches, str(report)
-    assert "Left out, since they are no tensors: past_key_values." in report.notes
+    assert "Ignored, not a tensor: past_key_values." in report.notes
     assert {"logits", "h.0"} <= {row.stage for row in report.rows}

@@ -1,0 +1,86 @@
+"""What documents show of PyTorch modules and of Dask, run as it stands there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import npgpt
+from npgpt import parameters
+from npgpt.oracle.report import Report
+from tests.support import documents
+from tests.support.models import random_arrays, small
+
+pytestmark = pytest.mark.parity
+pytest.importorskip("torch", reason="extra parity is not installed")
+foreign = pytest.importorskip("tests.support.foreign", reason="llms-from-scratch 1.0.19 is not installed")
+distributed = pytest.importorskip("distributed", reason="extra cluster is not installed")
+
+MISTAKE = "heads merged without transpose"
+BLOCKS = [block for path in documents.RUN for block in documents.blocks(path) if block.needs_parity]
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> dict[str, Any]:
+    """What documents take for granted: the book's GPT-2 with a mistake, numbers of a right one, parts of others."""
+    documents.lay_out(tmp_path)
+    gpt2 = npgpt.load(tmp_path / "weights" / "gpt2")
+    arrays = parameters.to_arrays(gpt2.parameters)
+    found: dict[str, Any] = {}
+    gpt2([464, 3290], record=found.__setitem__)
+    wide = small(n_embd=36, n_head=12)
+    return {
+        "npgpt": npgpt,
+        "model": foreign.build("llms-from-scratch", gpt2.config, arrays, [MISTAKE]),
+        "logits": found["logits"],
+        "a": found["h.0.attn.c_attn"],
+        "b": found["h.0"],
+        "my_logits": gpt2,
+        "attention_module": foreign.build("nanogpt", wide, random_arrays(wide)).transformer.h[0].attn,
+        "texts": ["It is a truth", "universally acknowledged"],
+    }
+
+
+@pytest.fixture
+def scheduler() -> Iterator[str]:
+    """The address of a cluster on this machine."""
+    with distributed.LocalCluster(n_workers=1, processes=True, dashboard_address=None, host="127.0.0.1") as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.shown], ids=str)
+def test_a_report_is_as_it_is_shown(block: documents.Block, names: dict[str, Any], tmp_path: Path) -> None:
+    assert block.agrees(printed := documents.run(block, tmp_path, names)), printed
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if "npgpt.check(logits" in block.text], ids=str)
+def test_every_form_of_a_call(
+    block: documents.Block, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each line on its own: the module with the mistake differs by it, and whatever else there is matches."""
+    monkeypatch.chdir(tmp_path)
+    reports = []
+    for line in block.text.splitlines():
+        if line.startswith("npgpt."):
+            reports.append((line, eval(line, names)))
+        elif line.startswith("assert_matches"):
+            with pytest.raises(AssertionError, match=MISTAKE[:5]):
+                exec(line, names)
+        else:
+            exec(line, names)
+    assert len(reports) >= 4
+    for line, report in reports:
+        if isinstance(report, Report):
+            assert report.matches != ("(model" in line), f"{line}\n{report}"
+            assert report.matches or report.names == [MISTAKE], f"{line}\n{report}"
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if "distributed" in block.text], ids=str)
+def test_a_cluster(block: documents.Block, names: dict[str, Any], tmp_path: Path, scheduler: str) -> None:
+    here = replace(block, text=block.text.replace('"scheduler:8786"', repr(scheduler)))
+    assert len(documents.run(here, tmp_path, names).splitlines()) == 2
+    names["Client"].current().close()
