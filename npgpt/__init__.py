@@ -24,6 +24,8 @@ Look inside
     trace           every intermediate array of a run, by name
     inspect         a checkpoint's configuration, tensors and files
     forward         the forward pass as a function: parameters, config, ids
+    loss            mean cross-entropy of the next tokens
+    loss_and_gradients  the same, and its gradient by every parameter
     KVCache         keys and values of tokens already seen
     Parameters      every tensor, by the checkpoint's names
     Config          the sizes and options of a model
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from .config import PUBLISHED as PUBLISHED
     from .config import Config as Config
     from .errors import NpgptError as NpgptError
+    from .gradients import loss as loss
+    from .gradients import loss_and_gradients as loss_and_gradients
     from .language_model import LanguageModel as LanguageModel
     from .language_model import forward as forward
     from .language_model import load as load
@@ -75,6 +79,8 @@ _HOME = {
     "PUBLISHED": "config",
     "Config": "config",
     "NpgptError": "errors",
+    "loss": "gradients",
+    "loss_and_gradients": "gradients",
     "LanguageModel": "language_model",
     "convert": "checkpoints.write",
     "inspect": "checkpoints.inspect",

@@ -8,7 +8,7 @@ enough: a product's gradient is the product with the other factor transposed; wh
 two ways receives the sum of both gradients; a rearrangement is undone.
 
 There is no second forward pass: the intermediates are those that forward(…, record=…) hands out. For B × T tokens it
-keeps, in every block, 16 C + 2 F + 2 H T numbers a token, and the logits.
+keeps, in every block, 13 C + 2 F + 2 H T numbers a token, and the logits.
 
 Rumelhart, Hinton & Williams 1986, "Learning representations by back-propagating errors". Shapes are as in model.py.
 """

@@ -21,6 +21,7 @@ FLOORS = [
     {"config", "erf", "process"},
     {"parameters", "kernels", "cache"},
     {"model"},
+    {"gradients"},
     {"checkpoints"},
     {"text"},
     {"language_model"},

@@ -27,6 +27,11 @@ TABLES = {
         "Random weights in many shapes, and in the shape of gpt2 where the row says so. A figure is the largest\n"
         "difference of any number in any stage compared, relative to the largest absolute value of that stage.",
     ),
+    "gradients": (
+        "Gradients",
+        "The loss's gradient with respect to every parameter. A figure is the largest difference of any number,\n"
+        "relative to the largest absolute value of that gradient; in float32 root mean squares are compared.",
+    ),
     "checkpoints": (
         "Checkpoints",
         "Each file is written by the program named. Its weights, loaded directly and after `npgpt convert`, equal the\n"
