@@ -66,7 +66,8 @@ def softmax_backward(dy: Array, y: Array) -> Array:
     ∂y_i/∂x_j = y_i (δ_ij − y_j), so dx_j = Σ_i dy_i y_i (δ_ij − y_j) = y_j (dy_j − Σ_i dy_i y_i). Where a key is
     masked, y and so dx are 0.
     """
-    return y * (dy - (dy * y).sum(axis=-1, keepdims=True))
+    dx: Array = y * (dy - (dy * y).sum(axis=-1, keepdims=True))
+    return dx
 
 
 @kernels.elementwise
