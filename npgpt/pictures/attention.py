@@ -31,7 +31,7 @@ class AttentionWeights:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The pieces as printable text: bytes that are not whole UTF-8 are \\xe2, a newline is \\n."""
+        """The pieces as printable text, in the notation of shown(); a newline is \\n."""
         return tuple(printable(shown(piece)) for piece in self.pieces)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from ..errors import printable
 from ..language_model import LanguageModel
-from ..text.tokenizer import shown
+from ..text.tokenizer import quoted
 from .likelihood import Score, Totals
 
 STEP = 2.0  # bits of surprisal between two tints
@@ -102,4 +102,4 @@ def named(model: LanguageModel, token_id: int) -> str:
     """Return a token in quotes, or its number where it stands for no text."""
     if model.why_no_text or not model.tokenizer.has_text(token_id):
         return f"id {token_id}"
-    return repr(shown(model.tokenizer.piece(token_id)))
+    return quoted(model.tokenizer.piece(token_id))
