@@ -20,6 +20,7 @@ Check
     (npgpt.testing.assert_matches does the same in a test suite)
 
 Look inside
+    attend          a text's attention weights, as numbers and as a page
     inspect         a checkpoint's configuration, tensors and files
     forward         the forward pass as a function: parameters, config, ids
     KVCache         keys and values of tokens already seen
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from .oracle.check import check_greedy as check_greedy
     from .oracle.parts import check_part as check_part
     from .parameters import Parameters as Parameters
+    from .pictures.attention import attend as attend
     from .process import tune_process as tune_process
     from .scoring.likelihood import Score as Score
     from .scoring.scoring import score as score
@@ -81,6 +83,7 @@ _HOME = {
     "check_greedy": "oracle.check",
     "check_part": "oracle.parts",
     "Parameters": "parameters",
+    "attend": "pictures.attention",
     "tune_process": "process",
     "Sampling": "text.sampling",
     "Score": "scoring.likelihood",

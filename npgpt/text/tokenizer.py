@@ -155,7 +155,7 @@ def shown(piece: bytes) -> str:
 
 
 def quoted(piece: bytes) -> str:
-    """Return a token as printable text in quotes, so that its spaces show; the quotes are double around a single one."""
+    """Return a token as printable text in quotes, so that its spaces show; double quotes if it has a single one."""
     quote = '"' if b"'" in piece else "'"
     return f"{quote}{printable(shown(piece))}{quote}"
 
