@@ -190,7 +190,7 @@ def test_tokens() -> None:
     code, out, error = here("tokens", "--model", "gpt2", "Hello, wörld 🤯")
     assert code == 0
     assert out.splitlines()[:4] == ["15496  'Hello'", "   11  ','", "  266  ' w'", "30570  'ör'"]
-    assert "b' \\xf0\\x9f'" in out
+    assert "\n12520  ' \\xf0\\x9f'\n" in out
     assert "50257 ids" in error
     code, out, _ = here("tokens", CARD_PROMPT, "--json")
     report = json.loads(out)

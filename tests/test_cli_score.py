@@ -158,7 +158,7 @@ def test_html(folder: Path) -> None:
     assert error == f"npgpt: wrote page.html, {(folder / 'page.html').stat().st_size:,} bytes\n"
     assert out.index("b.txt: ") < out.index("d.txt: ") < out.index("all 2 texts")
     assert page.startswith("<!DOCTYPE html>")
-    assert page.count('<div class="text">') == 2
+    assert page.count('<div class="text" ') == 2
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 

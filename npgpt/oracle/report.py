@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
+from ..errors import printable
+from ..pictures.page import in_notebook
 from .diagnosis import Diagnosis
 from .difference import Difference, LogitStatistics
 from .rounding import CLEAR, FACTOR
@@ -14,6 +16,7 @@ from .theirs import OUTPUTS
 
 SHOWN = 14  # stages in the printed table
 WIDTH = 100  # characters of a printed line
+FRAME = 600  # pixels of a page's height in a notebook
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,16 @@ class Report:
             known = "more known" if found.findings else "known"
             parts.append(f"no {known} mistake explains {found.unexplained}{behind}")
         return f"differs: {'; '.join(parts)}"
+
+    def __repr__(self) -> str:
+        """The verdict; str() and a notebook show the stages too."""
+        return printable(f"Report({self.verdict})")
+
+    def _repr_html_(self) -> str:
+        """Return the page of npgpt check --html for a notebook."""
+        from .page import page  # it shows reports
+
+        return in_notebook(page(self), FRAME)
 
     def __str__(self) -> str:
         return self.text()
