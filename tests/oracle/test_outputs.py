@@ -200,7 +200,7 @@ def test_arrays_against_a_fresh_model_say_what_cannot_show() -> None:
     model = LanguageModel("fresh", CONFIG, parameters.from_arrays(CONFIG, fresh), no_text("none"))
     report = npgpt.check(Pass(textbook(CONFIG, fresh), IDS)["logits"].astype(np.float32), IDS, model)
     assert report.matches
-    assert "A bias that is missing, added twice or added at another place cannot show" in report.notes[0]
+    assert "A bias that is missing, added twice or added in the wrong place would not show" in report.notes[0]
 
 
 def test_weights_from_a_state_dict() -> None:

@@ -59,7 +59,7 @@ def test_a_right_module_matches_its_reference(style: str, dtype: str) -> None:
     module = foreign.build(style, CONFIG, ARRAYS).to(getattr(torch, dtype))
     report = npgpt.check(module, IDS, model())
     assert report.matches, str(report)
-    rounded = any(f"the reference's, rounded to {dtype}, in which they are kept." in note for note in report.notes)
+    rounded = any(f"the reference's, rounded to the stored dtype, {dtype}." in note for note in report.notes)
     assert rounded == (dtype in ("float16", "bfloat16"))
 
 
@@ -71,7 +71,7 @@ def test_a_padded_vocabulary_and_a_short_context_match() -> None:
     }
     report = npgpt.check(foreign.build("nanogpt", config, arrays), IDS, model())
     assert report.matches, str(report)
-    assert "wte.weight is of shape [48, 24], not [40, 24]: the first 40 rows are the same." in report.notes
+    assert "wte.weight is of shape [48, 24], not [40, 24]: the first 40 rows are equal." in report.notes
 
 
 def test_a_head_that_was_not_loaded_is_told() -> None:
@@ -80,15 +80,15 @@ def test_a_head_that_was_not_loaded_is_told() -> None:
     module.out_head.reset_parameters()
     report = npgpt.check(module, IDS, model())
     assert report.problems == [
-        "lm_head.weight is never loaded: still as initialised (uniform within 1/sqrt(24)); the reference's output head "
-        "is its wte.weight (tied)"
+        "lm_head.weight is never loaded: still the initial values (uniform within 1/sqrt(24)); the reference's output "
+        "head is its wte.weight (tied)"
     ]
     assert not report.matches
     assert report.first is None
     with torch.no_grad():
         module.out_head.weight.copy_(torch.tensor(ARRAYS["wte.weight"].reshape(24, 40).T))
     (problem,) = npgpt.check(module, IDS, model()).problems
-    assert problem.startswith("lm_head.weight is reshaped where it had to be transposed")
+    assert problem.startswith("lm_head.weight is reshaped instead of transposed")
 
 
 @pytest.mark.parametrize("style", foreign.STYLES)
@@ -96,10 +96,10 @@ def test_another_number_of_blocks_is_told(style: str) -> None:
     deep = small(n_embd=24, n_head=4, n_layer=4)
     arrays = random_arrays(deep) | ARRAYS
     report = npgpt.check(foreign.build(style, deep, arrays), IDS, model())
-    assert report.problems == ["there are 4 blocks, the reference has 3"]
+    assert report.problems == ["the model has 4 blocks, the reference has 3"]
     assert len(report.rows) > 30
     report = npgpt.check(foreign.build(style, CONFIG, ARRAYS), IDS, model(deep, arrays))
-    assert report.problems == ["there are 3 blocks, the reference has 4"]
+    assert report.problems == ["the model has 3 blocks, the reference has 4"]
 
 
 def test_a_tensor_too_many_is_told() -> None:
