@@ -420,7 +420,7 @@ def test_what_can_be_run_is_experimented_with() -> None:
         return single(Pass(textbook(CONFIG, ARRAYS).altered(formulas), ids)["logits"])
 
     report = npgpt.check(strange, IDS, MODEL)
-    assert "Tried: the first token alone differs as well." in report.notes
+    assert "Tried: the first token alone also differs." in report.notes
     assert "Tried: another last token does not change earlier positions." in report.notes
     said = " ".join(str(report).split())
     assert "No known mistake explains logits. Are the weights and the ids the same? stage" in said  # and then the table
@@ -508,7 +508,7 @@ def test_a_callable_that_takes_only_its_own_prompt() -> None:
     book = textbook(CONFIG, ARRAYS).altered({"mlp.act": lambda s: np.sin(s["mlp.c_fc"])})
     wrong_logits = single(Pass(book, IDS)["logits"])
     notes = npgpt.check(lambda ids: wrong_logits, IDS, MODEL).notes
-    assert any(note.startswith("Tried: the first token alone gives what cannot be compared (") for note in notes)
+    assert any(note.startswith("Tried: the output for the first token alone cannot be compared (") for note in notes)
     one = IDS[:, :1]
     assert npgpt.check(lambda ids: wrong_logits[:, :1], one, MODEL).notes == []
 

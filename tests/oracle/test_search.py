@@ -224,11 +224,11 @@ def test_float64_that_is_right_to_float32() -> None:
     assert judged(theirs, "float64", few).code == 1
     report = compare(CONFIG, ARRAYS, cases(theirs, CONFIG, IDS), "float64", coarser="float32", entries=few)
     assert (report.code, report.dtype) == (0, "float32")
-    assert "It is right to float32, and given in float64" in said(report)
+    assert "judged in float32, whose rounding explains every difference" in said(report)
     for wrong in ({"logits": logits(ENTRIES["erf GELU"])}, shown(ENTRIES["erf GELU"].change(BOOK))):
         report = compare(CONFIG, ARRAYS, cases(wrong, CONFIG, IDS), "float64", coarser="float32", entries=few)
         assert (report.code, report.dtype, report.names) == (1, "float32", ["erf GELU"])
-        assert "given in float64, and judged in float32" in said(report)
+        assert "The numbers are float64, but were judged in float32" in said(report)
 
 
 def test_it_is_said_what_was_not_compared() -> None:

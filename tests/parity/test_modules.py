@@ -120,12 +120,13 @@ def test_a_fresh_model_is_perturbed_for_the_run_alone() -> None:
     report = npgpt.check(module, IDS)
     assert report.matches, str(report)
     assert report.notes[:2] == [
-        "The module is in training mode, and transformer.drop (Dropout, p = 0.1) drops out: it was run in evaluation "
-        "mode, as by .eval().",
+        "The module is in training mode, and transformer.drop (Dropout, p = 0.1) applies dropout: it was run in "
+        "evaluation mode, as after .eval().",
         "The module's own weights are taken as true: mistakes in loading them cannot be seen (weights=).",
     ]
     assert report.notes[2].startswith(
-        "One number fills h.*.ln_1.weight, h.*.ln_1.bias, h.*.attn.c_attn.bias and 7 more"
+        "Parameters filled with one number, as in a fresh model, hide mistakes: both models were run with other values of "
+        "h.*.ln_1.weight, h.*.ln_1.bias, h.*.attn.c_attn.bias and 7 more"
     )
     assert npgpt.check(module, IDS, copy.deepcopy(module)).matches
     module.transformer.ln_f.forward = None
@@ -315,7 +316,7 @@ def test_dropout_that_evaluation_does_not_stop_ends_the_check() -> None:
     replaced(module, lambda self, ids: functional.dropout(type(self).forward(self, ids), 0.1))
     report = npgpt.check(module, IDS, model())
     assert (report.rows, report.matches) == ([], False)
-    assert report.verdict == "differs: its outputs differ from run to run: dropout is on, or something else is drawn"
+    assert report.verdict == "differs: its outputs differ from run to run: dropout is on, or something else is random"
 
 
 def test_a_cache_that_is_kept_is_told_as_such() -> None:
@@ -339,8 +340,9 @@ def test_a_cache_that_is_kept_is_told_as_such() -> None:
 def test_callables_that_want_torch_ids(call: Any) -> None:
     report = npgpt.check(call(foreign.build("nanogpt", CONFIG, ARRAYS)), IDS, model())
     assert report.matches, str(report)
-    assert "It was called with ids as a torch LongTensor [B, T], since NumPy's int64 [B, T] raises" in " ".join(
-        report.notes
+    assert (
+        "It was called with ids as a torch LongTensor [B, T], since it raises an error for a NumPy array"
+        in " ".join(report.notes)
     )
 
 
