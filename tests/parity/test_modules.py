@@ -59,7 +59,7 @@ def test_a_right_module_matches_its_reference(style: str, dtype: str) -> None:
     module = foreign.build(style, CONFIG, ARRAYS).to(getattr(torch, dtype))
     report = npgpt.check(module, IDS, model())
     assert report.matches, str(report)
-    rounded = any(f"the reference's, rounded to {dtype}, in which they are kept." in note for note in report.notes)
+    rounded = any(f"the reference's, rounded to the stored dtype, {dtype}." in note for note in report.notes)
     assert rounded == (dtype in ("float16", "bfloat16"))
 
 
@@ -71,7 +71,7 @@ def test_a_padded_vocabulary_and_a_short_context_match() -> None:
     }
     report = npgpt.check(foreign.build("nanogpt", config, arrays), IDS, model())
     assert report.matches, str(report)
-    assert "wte.weight is of shape [48, 24], not [40, 24]: the first 40 rows are the same." in report.notes
+    assert "wte.weight is of shape [48, 24], not [40, 24]: the first 40 rows are equal." in report.notes
 
 
 def test_a_head_that_was_not_loaded_is_told() -> None:
@@ -80,15 +80,15 @@ def test_a_head_that_was_not_loaded_is_told() -> None:
     module.out_head.reset_parameters()
     report = npgpt.check(module, IDS, model())
     assert report.problems == [
-        "lm_head.weight is never loaded: still as initialised (uniform within 1/sqrt(24)); the reference's output head "
-        "is its wte.weight (tied)"
+        "lm_head.weight is never loaded: still the initial values (uniform within 1/sqrt(24)); the reference's output "
+        "head is its wte.weight (tied)"
     ]
     assert not report.matches
     assert report.first is None
     with torch.no_grad():
         module.out_head.weight.copy_(torch.tensor(ARRAYS["wte.weight"].reshape(24, 40).T))
     (problem,) = npgpt.check(module, IDS, model()).problems
-    assert problem.startswith("lm_head.weight is reshaped where it had to be transposed")
+    assert problem.startswith("lm_head.weight is reshaped instead of transposed")
 
 
 @pytest.mark.parametrize("style", foreign.STYLES)
@@ -96,10 +96,10 @@ def test_another_number_of_blocks_is_told(style: str) -> None:
     deep = small(n_embd=24, n_head=4, n_layer=4)
     arrays = random_arrays(deep) | ARRAYS
     report = npgpt.check(foreign.build(style, deep, arrays), IDS, model())
-    assert report.problems == ["there are 4 blocks, the reference has 3"]
+    assert report.problems == ["the model has 4 blocks, the reference has 3"]
     assert len(report.rows) > 30
     report = npgpt.check(foreign.build(style, CONFIG, ARRAYS), IDS, model(deep, arrays))
-    assert report.problems == ["there are 3 blocks, the reference has 4"]
+    assert report.problems == ["the model has 3 blocks, the reference has 4"]
 
 
 def test_a_tensor_too_many_is_told() -> None:
@@ -120,12 +120,13 @@ def test_a_fresh_model_is_perturbed_for_the_run_alone() -> None:
     report = npgpt.check(module, IDS)
     assert report.matches, str(report)
     assert report.notes[:2] == [
-        "The module is in training mode, and transformer.drop (Dropout, p = 0.1) drops out: it was run in evaluation "
-        "mode, as by .eval().",
+        "The module is in training mode, and transformer.drop (Dropout, p = 0.1) applies dropout: it was run in "
+        "evaluation mode, as after .eval().",
         "The module's own weights are taken as true: mistakes in loading them cannot be seen (weights=).",
     ]
     assert report.notes[2].startswith(
-        "One number fills h.*.ln_1.weight, h.*.ln_1.bias, h.*.attn.c_attn.bias and 7 more"
+        "Parameters filled with one number, as in a fresh model, hide mistakes: both models were run with other values of "
+        "h.*.ln_1.weight, h.*.ln_1.bias, h.*.attn.c_attn.bias and 7 more"
     )
     assert npgpt.check(module, IDS, copy.deepcopy(module)).matches
     module.transformer.ln_f.forward = None
@@ -315,7 +316,7 @@ def test_dropout_that_evaluation_does_not_stop_ends_the_check() -> None:
     replaced(module, lambda self, ids: functional.dropout(type(self).forward(self, ids), 0.1))
     report = npgpt.check(module, IDS, model())
     assert (report.rows, report.matches) == ([], False)
-    assert report.verdict == "differs: its outputs differ from run to run: dropout is on, or something else is drawn"
+    assert report.verdict == "differs: its outputs differ from run to run: dropout is on, or something else is random"
 
 
 def test_a_cache_that_is_kept_is_told_as_such() -> None:
@@ -339,8 +340,9 @@ def test_a_cache_that_is_kept_is_told_as_such() -> None:
 def test_callables_that_want_torch_ids(call: Any) -> None:
     report = npgpt.check(call(foreign.build("nanogpt", CONFIG, ARRAYS)), IDS, model())
     assert report.matches, str(report)
-    assert "It was called with ids as a torch LongTensor [B, T], since NumPy's int64 [B, T] raises" in " ".join(
-        report.notes
+    assert (
+        "It was called with ids as a torch LongTensor [B, T], since it raises an error for a NumPy array"
+        in " ".join(report.notes)
     )
 
 
