@@ -371,7 +371,7 @@ def outcome(function: Callable[..., Any], given: Mapping[str, Any]) -> str:
 def test_logits_that_are_none(kind: str) -> None:
     logits: Any = np.ma.ones((2, 40)) if kind == "masked" else np.zeros((2, 40)).astype(int).astype(kind)
     for theirs in (logits, {"logits": logits}):
-        with pytest.raises(NpgptError, match=r"must be numbers|no array of numbers|a masked array has numbers"):
+        with pytest.raises(NpgptError, match=r"must be numbers|not an array of numbers|a masked array has numbers"):
             npgpt.check(theirs, IDS, BARE)
 
 

@@ -23,9 +23,7 @@ peers = pytest.importorskip("tests.support.peers", reason="llms-from-scratch 1.0
 lm_eval = pytest.importorskip("lm_eval.utils", reason="lm_eval is not installed (--no-deps is enough)")
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune — or two. " * 14
-LOSS = (
-    1e-6  # transformers rounds float64 logits to float32 (u = 6e-8) before its loss, log softmax and mean
-)
+LOSS = 1e-6  # transformers rounds float64 logits to float32 (u = 6e-8) before its loss, log softmax and mean
 FLOAT64 = 1e-11  # for a log-probability near −10; the two models' logits differ by 1e-15
 
 
