@@ -278,5 +278,5 @@ def ids_of(prompt: Prompt | None, model: LanguageModel | None, config: Config, t
         elif config.vocab_size in GPT2_VOCAB_SIZES:
             prompt = load_tokenizer("gpt2").encode(prompt)
         else:
-            raise NpgptError(f"there is no vocabulary for the text ({config.vocab_size} ids are not GPT-2's): give ids")
+            raise NpgptError(f"there is no vocabulary: {config.vocab_size} ids are not GPT-2's; give ids")
     return config.token_rows(prompt)
