@@ -139,8 +139,8 @@ def check(
 
 
 def without_padding(report: Callable[..., Report], taken: Taken, problems: list[str]) -> Report:
-    """Return the report on all cases, or on some rows: rows padded on the right of which one position was given become
-    a problem and are left out if that explains the difference.
+    """Return the report on all cases, or, if this explains a difference, without the rows that are padded on the right
+    and have one position. A problem names these rows.
     """
     problems = problems + taken.problems
     found = report(taken.cases, problems=problems)

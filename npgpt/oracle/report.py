@@ -201,9 +201,7 @@ def remarks(report: Report) -> Iterator[str]:
             f"{constant if stats.shape_of_shift else ''}"
         )
     if left := report.diagnosis.left:
-        word = (
-            "The difference is too small to tell; it may be" if report.diagnosis.faint else "This data cannot exclude"
-        )
+        word = "Too small to be named, it could be" if report.diagnosis.faint else "This data cannot exclude"
         yield f"{word}: {', '.join(entry.name for entry in left)}."
 
 

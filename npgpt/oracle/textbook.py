@@ -141,9 +141,8 @@ MODEL |= NORM | {name: parameter(name) for name in ("wte.weight", "wpe.weight", 
 
 @dataclass(frozen=True)
 class Textbook:
-    """A model to run: its formulas, and the index of the block used at each depth.
-
-    tensors: by canonical name, in the arithmetic of the pass. flips: whether a formula rounds internally.
+    """A model to run: its formulas, tensors by canonical name in the arithmetic of the pass, and the index of the block
+    used at each depth. flips: whether a formula rounds internally.
     """
 
     config: Config
