@@ -36,8 +36,8 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def invoke(function: Callable[..., Any], given: Any, signature: Callable[..., Any] | None = None) -> Any:
-    """Call a function with its input, and with None for other required arguments, such as targets; if it raises, call it
-    with the input for these. signature: the function whose signature counts, if another.
+    """Call a function with its input, and with None for other required arguments, such as targets; if it raises,
+    call it with the input for these. signature: the function whose signature counts, if another.
     """
     torch = sys.modules.get("torch")
     try:
