@@ -189,9 +189,8 @@ def _entries(config: Config, tokens: int, square: bool) -> list[Mistake]:
 
 
 def _widths(part: str, tensors: Mapping[str, Array], x: Array | None) -> tuple[int, int, int]:
-    """Return the widths of input, output and MLP. In attention, the input may have a width of its own.
-
-    Raises NpgptError if weights are missing.
+    """Return the widths of the input, which in attention may be another, of the output and of the MLP. Raises NpgptError
+    if weights are missing.
     """
     if part == "gelu":
         return (64 if x is None else int(np.shape(x)[-1]),) * 3
