@@ -189,7 +189,7 @@ def _entries(config: Config, tokens: int, square: bool) -> list[Mistake]:
 
 
 def _widths(part: str, tensors: Mapping[str, Array], x: Array | None) -> tuple[int, int, int]:
-    """Return the widths of the input, which in attention may be another, of the output and of the MLP. Raises NpgptError
+    """Return the widths of the input, which may differ in attention, of the output and of the MLP. Raises NpgptError
     if weights are missing.
     """
     if part == "gelu":
