@@ -46,9 +46,8 @@ def computed_in(x: NDArray[Any]) -> str:
 
 
 class Rounded(np.ndarray[Any, np.dtype[np.float32]]):
-    """float32 values such that the result of every NumPy operation is rounded.
-
-    A matrix product is rounded once, at its end, as by hardware that accumulates in float32.
+    """float32 values whose operations return rounded results; a matrix product is rounded once, at its end, as on
+    hardware that accumulates in float32.
     """
 
     kind = "float32"

@@ -72,8 +72,7 @@ ATTENTION = rows(
     {"attn.weights": lambda s: softmax(masked(s["attn.products"], s["visible"]), axis=2)},
     "softmax over heads: the softmax runs over the heads (dim=1) (known from: softmax(dim=1) for arrays of three axes)",
     {"attn.weights": lambda s: softmax(masked(s["attn.products"], s["visible"], -1e30), axis=1) * s["visible"]},
-    "keys reshaped: keys [B, H, T, D] are reshaped to [B, H, D, T] instead of transposed "
-    "(known from: view instead of transpose)",
+    "keys reshaped: [B, H, T, D] is reshaped to [B, H, D, T], not transposed (known from: view instead of transpose)",
     {"attn.products": lambda s: s["attn.q"] @ reshaped(s["attn.k"]) * s["attn.scale"]},
     "keys used as values: the attention weights are applied to the keys (known from: a mixed-up name)",
     {"attn.v": lambda s: s["attn.k"]},

@@ -1,7 +1,4 @@
-"""Known mistakes in the rest of a block and in its parameters.
-
-mistakes.py describes the rows, textbook.py the shapes.
-"""
+"""Known mistakes in the rest of a block and its parameters. mistakes.py describes rows, textbook.py shapes."""
 
 from __future__ import annotations
 
@@ -115,8 +112,7 @@ LAYER_NORMS = rows(
     divided(lambda x, epsilon: np.sqrt(variance(x, 1)) + epsilon),
     "variance without root: LayerNorm divides by variance + epsilon, not by its square root (known from: an omission)",
     divided(lambda x, epsilon: variance(x) + epsilon),
-    "LayerNorm over tokens: mean and variance are taken over the tokens, not over the channels "
-    "(known from: axis=1, BatchNorm)",
+    "LayerNorm over tokens: mean and variance are taken over tokens, not channels (known from: axis=1, BatchNorm)",
     normed(partial(layer_norm, axis=1)),
     "RMS norm: the mean is not subtracted and no bias is added (known from: LLaMA)",
     normed(lambda x, weight, bias, epsilon: rms_norm(x, weight, bias * 0, epsilon)),

@@ -18,10 +18,8 @@ HIDDEN = -5e3  # no visible score is this low, so a lower one is hidden
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference between theirs and what is expected.
-
-    rms and largest are in the units of the stage, nmse in dB. ulps is rms in units in the last place, as the dtype has
-    them at the root mean square of the stage.
+    """How far theirs is from what is expected: rms and largest in the units of the stage, nmse in dB, ulps in units in
+    the last place of the dtype at the root mean square of the stage.
     """
 
     rms: float

@@ -32,8 +32,7 @@ BEHIND = {"ln_f.weight", "ln_f.bias", "ln_f", "lm_head.weight", "unembedded", "l
 class Mistake:
     """An entry of the catalogue.
 
-    name and explanation say what is wrong, source says where the mistake is known from, and change applies it to a
-    Textbook. stages lists the stages that it replaces; "layers" stands for the field of Textbook.
+    source: where it is known from. change: makes it in a Textbook. stages: what it replaces; "layers" is a field there.
     """
 
     name: str

@@ -22,7 +22,7 @@ def coarse(x: Array, dtype: str) -> Array:
 
 
 def in_int8(x: Array, axis: int, block: int = 0) -> Array:
-    """Return x quantised to int8 and back, with one scale per line along the axis, or per block of that size.
+    """Return x quantised to int8 and back, with a scale for each line along the axis or each block of such a line.
 
     The largest magnitude becomes 127. Scales of blocks are rounded to float16.
     """
@@ -72,10 +72,7 @@ EMBEDDINGS = rows(
 
 
 def rotated(letter: str, halves: bool) -> Formula:
-    """Return the formula of queries or keys rotated by position.
-
-    A pair is channels i and i + D/2 of a head (halves), or channels 2i and 2i + 1 (neighbours).
-    """
+    """Return the formula of queries or keys rotated by position, in pairs i, i + D/2 (halves) or 2i, 2i + 1."""
 
     def formula(s: Scope) -> Array:
         x = BLOCK[f"attn.{letter}"](s)

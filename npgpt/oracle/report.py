@@ -21,11 +21,11 @@ FRAME = 600  # pixels of a page's height in a notebook
 
 @dataclass(frozen=True)
 class Row:
-    """One stage's difference. It includes the errors of earlier stages; alone, if known, does not."""
+    """The difference at one stage, which includes the errors of earlier stages."""
 
     stage: str
     difference: Difference
-    alone: float | None = None  # in tolerances, computed from their own input; None if that is unknown
+    alone: float | None = None  # in tolerances, without errors of earlier stages; None if unknown
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Report:
             return f"differs: {'; '.join(parts)}"
         parts.append(f"{self.first.stage} is the first stage that rounding in {self.dtype} cannot explain")
         if found.findings:
-            parts.append(f"the cause{'s are' * (len(self.names) > 1) or ' is'} {', and '.join(self.names)}")
+            cause = "the cause is" if len(self.names) == 1 else "the causes are"
+            parts.append(f"{cause} {', and '.join(self.names)}")
         if found.faint:
             rest = "what remains is" if found.findings else "the difference is"
             (at,) = (row.difference for row in self.rows if row.stage == found.unexplained)
@@ -218,9 +219,7 @@ def remarks(report: Report) -> Iterator[str]:
             f"{constant if stats.shape_of_shift else ''}"
         )
     if left := report.diagnosis.left:
-        word = (
-            "The difference is too small to tell; it may be" if report.diagnosis.faint else "This data cannot exclude"
-        )
+        word = "Possible, but too small to confirm" if report.diagnosis.faint else "This data cannot exclude"
         yield f"{word}: {', '.join(entry.name for entry in left)}."
 
 

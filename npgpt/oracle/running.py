@@ -36,9 +36,8 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def invoke(function: Callable[..., Any], given: Any, signature: Callable[..., Any] | None = None) -> Any:
-    """Call a function with its input, and with None for each other required argument, such as targets.
-
-    If it raises, these arguments get the input instead. signature: the function whose signature counts, if another.
+    """Call a function with its input, and with None for other required arguments, such as targets; if it raises,
+    call it with the input for these. signature: the function whose signature counts, if another.
     """
     torch = sys.modules.get("torch")
     try:
@@ -161,8 +160,7 @@ def unsteady(run: Run, token_ids: Ids, first: NDArray[Any], rewind: Callable[[],
         if alike(first, run(token_ids)["logits"], unit):
             return DRAWN
     if first.shape != second.shape:
-        shapes = f"{list(first.shape)} and then {list(second.shape)}"
-        return f"its outputs on the same ids have the shapes {shapes}: {STATE}"
+        return f"its outputs on the same ids have shapes {list(first.shape)}, then {list(second.shape)}: {STATE}"
     return f"its outputs differ from run to run, even with the same random seed: {STATE}, or it has its own generator"
 
 

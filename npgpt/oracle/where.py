@@ -1,7 +1,6 @@
 """Describe where a stage differs: rows, positions, heads and channels, or a relation that holds everywhere.
 
-This helps with mistakes outside the catalogue: a mask or a cache shows in positions, padding in rows, a wrong split in
-heads.
+This helps with mistakes outside the catalogue: masks and caches show in positions, padding in rows, splits in heads.
 """
 
 from __future__ import annotations

@@ -255,7 +255,7 @@ def test_llms_from_scratchs_classifier_is_a_body(
         captured = capfd.readouterr()
         assert captured.out == ""
         assert "its head has 2 classes, not 40 ids" in captured.err.splitlines()[-1]
-    with pytest.raises(NpgptError, match="is no reference: its head has 2 classes"):
+    with pytest.raises(NpgptError, match="cannot be the reference: its head has 2 classes"):
         npgpt.check(np.zeros((2, 40)), [1, 2], file)
     assert not (tmp_path / "out").exists()
 

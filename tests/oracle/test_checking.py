@@ -155,11 +155,11 @@ def test_names_of_others() -> None:
     ("theirs", "ids", "options", "message"),
     [
         ({}, IDS, {}, "nothing to compare"),
-        ({"h.0.attn.qq": IDS}, IDS, {}, "no stage that npgpt knows"),
+        ({"h.0.attn.qq": IDS}, IDS, {}, "is not a stage that npgpt knows"),
         ({"h.2.ln_1": IDS}, IDS, {}, "the model has 2 blocks"),
         ({"hidden_states.3": IDS}, IDS, {}, "the model has 2 blocks"),
-        ({"ln_f": np.zeros((1, 8, 23))}, IDS, {}, r"ln_f is \[1, 8, 23\].* \[1, 8, 24\]"),
-        (np.zeros((1, 5, 40)), IDS, {}, "5 positions, and there are 8 ids"),
+        ({"ln_f": np.zeros((1, 8, 23))}, IDS, {}, r"ln_f has shape \[1, 8, 23\].* \[1, 8, 24\]"),
+        (np.zeros((1, 5, 40)), IDS, {}, "5 positions, but there are 8 ids"),
         (np.zeros((1, 8, 39)), IDS, {}, r"\[1, 8, 39\]"),
         (np.zeros((1, 8, 40), bool), IDS, {}, "must be numbers, not bool"),
         (np.array(["a", "b"]), IDS, {}, "must be numbers, not <U1"),
@@ -169,8 +169,13 @@ def test_names_of_others() -> None:
         (np.zeros((1, 8, 40)), IDS, {"attention_mask": [[1, 0, 1, 1, 1, 1, 1, 1]]}, "one run of ones"),
         (np.zeros((1, 8, 40)), IDS, {"attention_mask": [[1, 1]]}, "attention_mask must be"),
         (np.zeros((1, 8, 40)), IDS, {"attention_mask": [[1], [1, 1]]}, "attention_mask must be"),
-        (np.zeros((1, 8, 40)), IDS, {"chunks": (3, 3)}, "6 tokens, and there are 8"),
-        ({"embedding": USUAL["embedding"], "hidden_states.0": USUAL["embedding"]}, IDS, {}, "which is given twice"),
+        (np.zeros((1, 8, 40)), IDS, {"chunks": (3, 3)}, "6 tokens, but there are 8"),
+        (
+            {"embedding": USUAL["embedding"], "hidden_states.0": USUAL["embedding"]},
+            IDS,
+            {},
+            "which was given before under another name",
+        ),
         (np.zeros((1, 8, 40)), IDS, {"chunks": (0, 8)}, "chunks must be whole numbers from 1"),
         (np.zeros((1, 8, 40)), IDS, {"chunks": "5,3"}, "chunks must be whole numbers from 1"),
     ],
@@ -329,11 +334,11 @@ def test_greedy_ids_in_a_file(tmp_path: Path, folder: Path, capsys: pytest.Captu
     assert str(npgpt.check_greedy([best], IDS, MODEL)) == "Matches: all greedy tokens equal the reference's."
     with pytest.raises(NpgptError, match="not float8"):
         npgpt.check_greedy([best], IDS, MODEL, dtype="float8")
-    with pytest.raises(NpgptError, match="a row at a time, and the prompt has 2"):
+    with pytest.raises(NpgptError, match="one row at a time, but the prompt has 2 rows"):
         npgpt.check_greedy([best], random_ids(CONFIG, (2, 8)), MODEL)
-    with pytest.raises(NpgptError, match=r"no logits: npgpt\.check_greedy"):
+    with pytest.raises(NpgptError, match=r"no logits: use npgpt\.check_greedy"):
         npgpt.check(path, weights=MODEL)
-    with pytest.raises(NpgptError, match=r"npgpt\.check compares them"):
+    with pytest.raises(NpgptError, match=r"logits or stages: use npgpt\.check$"):
         npgpt.check_greedy(saved(tmp_path, logits=USUAL["logits"], input_ids=IDS), weights=MODEL)
 
 
@@ -454,7 +459,7 @@ def test_the_dtype_is_told_from_the_numbers() -> None:
         logits = plain(Pass(textbook(CONFIG, rough), IDS)["logits"])
         report = npgpt.check(logits, IDS, MODEL)
         assert (report.dtype, report.matches) == (dtype, True)
-        assert f"Every number is one of {dtype}, though stored as float64" in str(report)
+        assert f"All numbers fit {dtype}, though stored as float64" in str(report)
         if dtype == "float32" or THOROUGH:  # what nothing explains takes long
             assert npgpt.check(logits, IDS, MODEL, dtype="float64").code == 1
     assert computed_in(np.zeros(100)) == "float64"

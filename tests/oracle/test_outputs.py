@@ -173,7 +173,7 @@ def test_a_cache_that_is_kept_is_not_called_dropout() -> None:
 
     report = npgpt.check(longer, IDS, MODEL)
     assert report.problems == [
-        "its outputs on the same ids have the shapes [2, 8, 40] and then [2, 16, 40]: state is kept between calls (a "
+        "its outputs on the same ids have shapes [2, 8, 40], then [2, 16, 40]: state is kept between calls (a "
         "cache that is not reset?)"
     ]
     seen.clear()

@@ -159,10 +159,14 @@ def of_a_short_context(x: Array) -> Array:
 @pytest.mark.parametrize(
     ("part", "function", "how"),
     [
-        ("attention", of_rows, "a NumPy array of [T, C], row by row: otherwise it raises ValueError: one row, please"),
-        ("mlp", of_lists, "lists: otherwise it raises TypeError: lists"),
-        ("mlp", of_single_precision, "a NumPy array of float32: otherwise it raises TypeError: float32, please"),
-        ("attention", of_a_short_context, "6 tokens in a NumPy array: otherwise it raises ValueError: operands"),
+        (
+            "attention",
+            of_rows,
+            "a NumPy array of [T, C], row by row, since otherwise it raises ValueError: one row, please",
+        ),
+        ("mlp", of_lists, "lists, since otherwise it raises TypeError: lists"),
+        ("mlp", of_single_precision, "a NumPy array of float32, since otherwise it raises TypeError: float32, please"),
+        ("attention", of_a_short_context, "6 tokens in a NumPy array, since otherwise it raises ValueError: operands"),
     ],
 )
 def test_the_input_that_a_function_takes(part: str, function: Any, how: str) -> None:
@@ -198,17 +202,20 @@ def test_degenerate_weights_of_a_function_are_told() -> None:
 
 def test_what_is_refused() -> None:
     for arguments, message in (
-        ({"part": "head", "theirs": norm}, "there is no part 'head'"),
+        ({"part": "head", "theirs": norm}, "'head' is not a part that npgpt checks"),
         ({"part": "attention", "theirs": attention, "n_head": 4}, "needs its weights"),
         ({"part": "attention", "theirs": attention, "weights": WEIGHTS}, "needs n_head="),
-        ({"part": "mlp", "theirs": lambda x: mlp(x)[:, :1], "weights": WEIGHTS}, "it must be"),
+        ({"part": "mlp", "theirs": lambda x: mlp(x)[:, :1], "weights": WEIGHTS}, "mlp returns the shape"),
         ({"part": "mlp", "theirs": mlp, "weights": WEIGHTS, "x": np.ones((1, 2, 7))}, "takes an input of width 24"),
         (
             {"part": "mlp", "theirs": mlp, "weights": WEIGHTS | {"mlp.c_proj.bias": np.ones(5)}},
-            r"mlp\.c_proj\.bias is \[5\], and must be \[24\]",
+            r"mlp\.c_proj\.bias is \[5\] and must be \[24\]",
         ),
         ({"part": "gelu", "theirs": lambda x: 1 / 0}, "gelu raises ZeroDivisionError"),
-        ({"part": "gelu", "theirs": lambda x: "text"}, r"gelu gives \[\] for an input of \[2, 12, 64\]: it must be"),
+        (
+            {"part": "gelu", "theirs": lambda x: "text"},
+            r"gelu returns the shape \[\] for an input of shape \[2, 12, 64\], not",
+        ),
         ({"part": "gelu", "theirs": lambda x: None}, "gelu raises NpgptError: a NoneType is not an array of numbers"),
     ):
         with pytest.raises(NpgptError, match=message):

@@ -48,7 +48,7 @@ def test_a_padded_positions_logits_given_as_the_answer(name: str) -> None:
     report = npgpt.check(logits, IDS, MODEL, attention_mask=MASK)
     assert (report.code, report.names) == (1, [name] if name else [])
     assert report.problems == [
-        "the output of row 1 is not that of the last token, at 4: was it taken at -1, where it is padded?"
+        "the output of row 1 is not that of the last token, at 4: was it taken at -1, in the padding?"
     ]
     if name and not THOROUGH:
         return
@@ -65,8 +65,8 @@ def test_a_shorter_rows_last_token_is_compared() -> None:
     logits = np.stack([LOGITS[0, 7], LOGITS[1, 4]])
     report = npgpt.check(logits, IDS, MODEL, attention_mask=MASK)
     assert report.matches
-    assert "3 of 16 positions are padding, and are not compared." in said(report)
-    assert "Row 1 is padded on the right: the one position that is given of its output" in said(report)
+    assert "3 of 16 positions are padding and are not compared." in said(report)
+    assert "Row 1 is padded on the right, and its output has one position" in said(report)
     assert npgpt.check(LOGITS[1, 4], IDS[1], MODEL, attention_mask=MASK[1]).matches
     assert not npgpt.check(LOGITS[1, 7], IDS[1], MODEL, attention_mask=MASK[1]).matches
     wrong_too = wrong("erf GELU")["logits"].astype(np.float32)
@@ -85,13 +85,13 @@ def test_a_padded_batch_with_another_number_of_positions(name: str) -> None:
 def test_columns_beyond_the_vocabulary_are_told() -> None:
     report = npgpt.check(np.concatenate([LOGITS, np.full((2, 8, 24), -1e4)], axis=-1), IDS, MODEL)
     assert report.matches
-    assert "The 24 columns of logits beyond the 40 ids are left out." in report.notes
+    assert "The 24 columns of logits beyond the 40 ids are ignored." in report.notes
     report = npgpt.check(np.concatenate([LOGITS, np.full((2, 8, 24), 1e4)], axis=-1), IDS, MODEL)
     assert report.matches
-    assert "At 16 of 16 positions the largest of them is above every real logit" in said(report)
+    assert "At 16 of 16 positions one of them is larger than every real logit" in said(report)
     report = npgpt.check(np.concatenate([LOGITS, np.full((2, 8, 24), np.nan)], axis=-1), IDS, MODEL)
     assert report.problems == [
-        "the 24 columns of logits beyond the 40 ids hold NaN or infinity, which spoils a softmax over all"
+        "the 24 columns of logits beyond the 40 ids contain NaN or infinity, which spoils a softmax over all columns"
     ]
 
 
@@ -108,15 +108,15 @@ def test_columns_beyond_the_vocabulary_are_told() -> None:
 def test_other_orders_of_axes_are_recognised(order: str, logits: Array, ids: Array) -> None:
     report = npgpt.check(logits, ids, MODEL)
     assert report.matches
-    assert f"logits is given as {order}, and was transposed" in said(report)
+    assert f"logits was given as {order} and was transposed" in said(report)
 
 
 def test_an_order_that_could_be_two_is_refused() -> None:
     """40 ids of 40: [V, T] and [T, V] look the same, and [T, V] is what it is taken for."""
     ids = random_ids(CONFIG, (2, 2))
-    with pytest.raises(NpgptError, match=r"logits is \[2, 40, 5\]"):
+    with pytest.raises(NpgptError, match=r"logits has shape \[2, 40, 5\]"):
         npgpt.check(np.zeros((2, 40, 5)), ids, MODEL)
-    with pytest.raises(NpgptError, match=r"logits is \[40, 2, 2\]"):
+    with pytest.raises(NpgptError, match=r"logits has shape \[40, 2, 2\]"):
         npgpt.check(np.zeros((40, 2, 2)), ids, MODEL)
 
 
@@ -201,8 +201,8 @@ def test_what_is_unknown_in_a_cache_is_listed_and_left_out() -> None:
     cache = hooks(RIGHT) | {"blocks.0.ln1.hook_scale": np.ones((2, 8, 1))}
     report = npgpt.check(ActivationCache(cache), IDS, MODEL)
     assert report.matches
-    assert "Left out, since they are no stages: blocks.0.ln1.hook_scale." in report.notes
-    with pytest.raises(NpgptError, match="no stage that npgpt knows"):
+    assert "Ignored, since they are not stages: blocks.0.ln1.hook_scale." in report.notes
+    with pytest.raises(NpgptError, match="is not a stage that npgpt knows"):
         npgpt.check({"blocks.0.ln1.hook_scale": np.ones((2, 8, 1))}, IDS, MODEL)
 
 
@@ -251,7 +251,7 @@ def test_numbers_as_text(tmp_path: Path) -> None:
     report = npgpt.check(written(tmp_path / "b.json", named), weights=MODEL)
     assert report.matches
     assert [row.stage for row in report.rows] == ["h.0", "logits"]
-    assert "Left out, since they are no arrays: model." in report.notes
+    assert "Ignored, since they are not arrays: model." in report.notes
     text = "\n".join(",".join(map(repr, row)) for row in rows) + "\n"
     assert npgpt.check(written(tmp_path / "c.csv", text), IDS[0], MODEL).matches
 
@@ -327,7 +327,7 @@ def test_half_inside_and_float32_outside(dtype: str) -> None:
 
     right = report(autocast)
     assert (right.matches, right.dtype) == (True, dtype)
-    assert f"All linear maps give numbers of {dtype}, as under autocast" in said(right)
+    assert f"All linear maps return {dtype}, as under autocast" in said(right)
     (entry,) = (entry for entry in catalogue(CONFIG, 8) if entry.name == "attention scale missing")
     assert report(entry.change(autocast)).names == ["attention scale missing"]
 

@@ -105,11 +105,11 @@ def test_another_number_of_blocks_is_told(style: str) -> None:
 def test_a_tensor_too_many_is_told() -> None:
     module = foreign.build("nanogpt", CONFIG, ARRAYS)
     module.value_head = torch.nn.Linear(24, 1)
-    strange = "value_head.weight, value_head.bias are no tensor of GPT-2's"
+    strange = "value_head.weight, value_head.bias are not in GPT-2"
     assert npgpt.check(module, IDS, model()).problems == [strange]
     report = npgpt.check(module, IDS)
     assert report.matches
-    assert f"{strange}, and left out." in report.notes
+    assert f"{strange}, and ignored." in report.notes
 
 
 def test_a_fresh_model_is_perturbed_for_the_run_alone() -> None:
@@ -122,11 +122,11 @@ def test_a_fresh_model_is_perturbed_for_the_run_alone() -> None:
     assert report.notes[:2] == [
         "The module is in training mode, and transformer.drop (Dropout, p = 0.1) applies dropout: it was run in "
         "evaluation mode, as after .eval().",
-        "The module's own weights are taken as true: mistakes in loading them cannot be seen (weights=).",
+        "The module's own weights are taken as correct, so mistakes in loading them cannot be seen (weights=).",
     ]
     assert report.notes[2].startswith(
-        "Parameters filled with one number, as in a fresh model, hide mistakes: both models were run with other values of "
-        "h.*.ln_1.weight, h.*.ln_1.bias, h.*.attn.c_attn.bias and 7 more"
+        "Parameters filled with one number, as in a fresh model, hide mistakes: both models were run with other values "
+        "of h.*.ln_1.weight, h.*.ln_1.bias, h.*.attn.c_attn.bias and 7 more"
     )
     assert npgpt.check(module, IDS, copy.deepcopy(module)).matches
     module.transformer.ln_f.forward = None
@@ -233,7 +233,7 @@ def test_one_block_for_all_is_told() -> None:
     module.trf_blocks = torch.nn.ModuleList([module.trf_blocks[0]] * 3)
     report = npgpt.check(module, IDS)
     assert report.problems == [
-        "trf_blocks.0, trf_blocks.1 and trf_blocks.2 are one and the same module, whose weights are used 3 times"
+        "trf_blocks.0, trf_blocks.1 and trf_blocks.2 are the same module, so its weights are used 3 times"
     ]
     assert report.first is None
 
@@ -244,7 +244,7 @@ def test_a_part_at_two_places_is_each_of_them_in_turn() -> None:
     module.trf_blocks[2] = module.trf_blocks[0]
     replaced(module, lambda self, ids: [type(self).forward(self, ids) for _ in range(2)][1])
     assert npgpt.check(module, IDS).problems == [
-        "trf_blocks.0 and trf_blocks.2 are one and the same module, whose weights are used 2 times"
+        "trf_blocks.0 and trf_blocks.2 are the same module, so its weights are used 2 times"
     ]
 
 
@@ -273,7 +273,7 @@ def test_parts_that_stand_or_run_in_anothers_place() -> None:
         "trf_blocks.*.att.W_key never ran; trf_blocks.*.att.W_query ran 2 times"
     ]
     assert problems(lambda block: setattr(block, "norm2", block.norm1)) == [
-        "trf_blocks.*.norm1 and trf_blocks.*.norm2 are one and the same module, whose weights are used 2 times"
+        "trf_blocks.*.norm1 and trf_blocks.*.norm2 are the same module, so its weights are used 2 times"
     ]
 
 
@@ -308,7 +308,7 @@ def test_weights_that_are_used_by_other_means_are_no_alarm() -> None:
     replaced(module, lambda self, ids: torch.func.functional_call(inner, state, (ids,)))
     report = npgpt.check(module, IDS)
     assert report.matches
-    assert "None of its parts ran as a module: only the logits are compared." in report.notes
+    assert "None of the model's parts ran as a module: only the logits are compared." in report.notes
 
 
 def test_dropout_that_evaluation_does_not_stop_ends_the_check() -> None:
