@@ -73,6 +73,12 @@ def test_a_port_in_c(tmp_path: Path, tools: Path) -> None:
 
 
 @pytest.mark.parity
+def test_a_suite_of_a_pytorch_port(tmp_path: Path, tools: Path) -> None:
+    pytest.importorskip("torch", reason="extra parity is not installed")
+    check_blocks(copied("pytest_port", tmp_path), tools, blocks("pytest_port"))
+
+
+@pytest.mark.parity
 def test_a_finetuned_model(tmp_path: Path, tools: Path, no_torch: Path) -> None:
     pytest.importorskip("transformers", reason="extra parity is not installed")
     folder, (training, *elsewhere) = copied("finetuned", tmp_path), blocks("finetuned")
