@@ -93,7 +93,7 @@ def test_a_model_of_save_pretrained_gives_text_without_torch(tmp_path: Path, too
     config = json.loads((folder / "mine" / "config.json").read_text("utf-8"))
     added = {"architectures": ["GPT2LMHeadModel"], "dtype": "float32", "transformers_version": "5.23.0"}
     (folder / "mine" / "config.json").write_text(json.dumps(config | added), "utf-8")
-    tracing = npgpt.trace("It is a truth", folder / "mine", only=["logits"])
-    np.savez(folder / "mine" / "logits.npz", token_ids=AUSTEN.encode_prompt("It is a truth"), **tracing)
+    logits = npgpt.trace("It is a truth", folder / "mine", only=["logits"])["logits"]
+    np.savez(folder / "mine" / "logits.npz", token_ids=AUSTEN.encode_prompt("It is a truth"), logits=logits)
     generate, check, python = elsewhere
     check_blocks(folder, tools, [replace(generate, shown=None), check, replace(python, shown=None)], no_torch)
