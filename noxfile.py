@@ -39,7 +39,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types with mypy, with the packages of every extra that has types."""
-    session.install("-e", ".[test,parity,hub,cluster,crc32c,dev]")
+    session.install("-e", ".[test,parity,hub,cluster,crc32c,completion,dev]")
     session.install("--no-deps", *ALONE)
     session.run("mypy")
 
@@ -47,14 +47,14 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the plain tests on every Python that is installed."""
-    session.install("-e", ".[test]")
+    session.install("-e", ".[test,completion]")
     session.run("pytest", "-q", *session.posargs)
 
 
 @nox.session
 def oldest(session: nox.Session) -> None:
     """Run the tests with the oldest NumPy and tiktoken that are allowed, and with all the examples."""
-    session.install("-e", ".[test,crc32c]", "pytest-xdist==3.8.0", "numpy==2.0.2", "tiktoken==0.13.0")
+    session.install("-e", ".[test,crc32c,completion]", "pytest-xdist==3.8.0", "numpy==2.0.2", "tiktoken==0.13.0")
     session.run("pytest", "-q", "--hypothesis-profile=thorough", *PARALLEL, *session.posargs, env=ONE_THREAD)
 
 

@@ -30,12 +30,12 @@ def trace(
 ) -> dict[str, Array]:
     """Return the intermediates of a text, or of ids [T], by name in the order of computation, with B = 1 in front.
 
-    model: a model, or its name or path; None is the embedded one. only: a shell pattern or several, such as logits or
-    h.0.*; without any, all intermediates are returned. A classifier's body has no logits. Raises NpgptError for a
-    pattern that matches no name, and for a text or ids that do not fit the model.
+    model: a model, or its name or path; None is the embedded one. only: shell patterns such as logits or h.0.*; without
+    any, all intermediates are returned. A classifier's body has no logits. Raises NpgptError for a pattern that matches
+    no name, and for a text or ids that do not fit the model.
     """
     model = opened(model)
-    token_ids, only = model.prompt_ids(text), (only,) if isinstance(only, str) else tuple(only)
+    token_ids, only = model.prompt_ids(text), tuple(only)
     found: dict[str, Array] = {}
     names: list[str] = []
 

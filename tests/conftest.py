@@ -1,4 +1,4 @@
-"""What every test can count on."""
+"""Fixtures and settings for all tests."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from unittest import mock
 import pytest
 from hypothesis import settings
 
-# One BLAS thread in this process: for models this small a second one only waits, which takes most of the tests' time.
-# OpenBLAS reads the variable as NumPy is imported; processes that tests start do not get it.
+# One BLAS thread in this process: for models this small, a second one only waits, which takes most of the tests' time.
+# OpenBLAS reads the variable when NumPy is imported; processes that tests start do not inherit it.
 with mock.patch.dict(os.environ, {"OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS", "1")}):
     from npgpt.oracle import comparison, diagnosis
     from npgpt.oracle.mistakes import Mistake, catalogue
@@ -35,32 +35,34 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_configure() -> None:
-    """A shell's background job ignores Ctrl-C, and the processes that tests start and interrupt would inherit that."""
+    """Restore Ctrl-C, which a shell's background job ignores, because processes that tests interrupt inherit it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
-    """The garbage collector took a quarter of the time: what is there before the first test stays, and it need not go
-    through that again and again; and what the oracle's tests make is many small objects, which it may count by more.
+    """Reduce garbage collection, which took a quarter of the time.
+
+    Objects that exist before the first test are exempt from it, and it runs less often, because the oracle's tests
+    create many small objects.
     """
     gc.freeze()
     gc.set_threshold(20_000)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Comparisons that would be deselected are not imported either: torch and transformers take seconds."""
+    """Skip importing deselected comparisons, because torch and transformers take seconds."""
     deselected = collection_path.name == "parity" and config.option.markexpr == "not parity"
     return deselected or None
 
 
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of 40 ids that has no vocabulary."""
+    """Return the folder of a model with 40 ids and no vocabulary."""
     return store(tmp_path_factory.mktemp("bare"), small())
 
 
-# what the tests that use few_mistakes make
+# the mistakes made by tests that use few_mistakes
 MADE = (
     "ReLU",
     "erf GELU",
@@ -73,16 +75,14 @@ MADE = (
 
 @pytest.fixture
 def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the oracle look for few pairs of mistakes, which takes most of a second where nothing explains what it sees,
-    and is not what a test is of. The profile thorough looks for all.
-    """
+    """Limit the oracle's search for pairs of mistakes, slow if nothing explains a difference, unless thorough."""
     if settings.get_current_profile_name() != "thorough":
         monkeypatch.setattr(diagnosis, "MOST_PAIRS", 20)
 
 
 @pytest.fixture
 def few_mistakes(monkeypatch: pytest.MonkeyPatch, few_pairs: None) -> None:
-    """Let it look for every tenth mistake and those above alone, where a test is of what is read and how it is told."""
+    """Limit the oracle to every tenth mistake and MADE, for tests of input and output, unless thorough."""
 
     def few(*arguments: Any) -> list[Mistake]:
         entries = catalogue(*arguments)

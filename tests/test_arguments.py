@@ -21,7 +21,7 @@ from npgpt.oracle import check as oracle
 from npgpt.oracle import parts
 from npgpt.oracle.diagnosis import Diagnosis
 from npgpt.oracle.report import Report
-from npgpt.pictures.attention import attention_weights
+from npgpt.pictures.attention import attend
 from npgpt.scoring.scoring import totals
 from npgpt.text.sampling import Sampling
 from tests.support.models import random_parameters, small, store
@@ -262,7 +262,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
     "save": (npgpt.save, {"model": BARE, "folder": PLACE}),
     "trace": (tracing.trace, {"text": IDS, "model": BARE, "only": ()}),
     "inspect": (inspect.inspect, {"model": SOURCE, "n_head": None}),
-    "attention_weights": (attention_weights, {"model": BARE, "token_ids": IDS, "layer": 0, "head": 0}),
+    "attend": (attend, {"text": IDS, "model": BARE, "layer": 0, "head": 0}),
 }
 
 # What is taken, by the argument's name, or where that says too little by call and name: all else is refused.
@@ -371,7 +371,7 @@ def outcome(function: Callable[..., Any], given: Mapping[str, Any]) -> str:
 def test_logits_that_are_none(kind: str) -> None:
     logits: Any = np.ma.ones((2, 40)) if kind == "masked" else np.zeros((2, 40)).astype(int).astype(kind)
     for theirs in (logits, {"logits": logits}):
-        with pytest.raises(NpgptError, match=r"must be numbers|no array of numbers|a masked array has numbers"):
+        with pytest.raises(NpgptError, match=r"must be numbers|not an array of numbers|a masked array has numbers"):
             npgpt.check(theirs, IDS, BARE)
 
 

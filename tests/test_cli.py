@@ -190,7 +190,7 @@ def test_tokens() -> None:
     code, out, error = here("tokens", "--model", "gpt2", "Hello, wörld 🤯")
     assert code == 0
     assert out.splitlines()[:4] == ["15496  'Hello'", "   11  ','", "  266  ' w'", "30570  'ör'"]
-    assert "b' \\xf0\\x9f'" in out
+    assert "\n12520  ' \\xf0\\x9f'\n" in out
     assert "50257 ids" in error
     code, out, _ = here("tokens", CARD_PROMPT, "--json")
     report = json.loads(out)
@@ -462,8 +462,9 @@ def test_inspect_as_json(tmp_path: Path) -> None:
     arrays["wpe.weight"][0, :3] = np.nan, np.inf, -np.inf
     safetensors.write(tmp_path / "model.safetensors", arrays)
     (tmp_path / "config.json").write_text(json.dumps(configs.to_dict(small())))
-    found = json.loads(here("inspect", str(tmp_path), "--json")[1])
-    assert found["non_finite"] == {"wpe.weight": {"nan": 1, "infinite": 2}}
+    for terminal in (False, True):  # where lines are broken, but not JSON
+        found = json.loads(here("inspect", str(tmp_path), "--json", terminal=terminal)[1])
+        assert found["non_finite"] == {"wpe.weight": {"nan": 1, "infinite": 2}}
 
 
 def test_greedy_samples_are_said_to_be_the_same() -> None:

@@ -41,7 +41,7 @@ def test_models_with_size_and_place(machine: Path) -> None:
 
 
 def test_json(machine: Path) -> None:
-    code, out, _ = here("list", "--json")
+    code, out, _ = here("list", "--json", terminal=True, COLUMNS="40")
     found: dict[str, Any] = {row["name"]: row for row in map(json.loads, out.splitlines())}
     assert code == 0
     size = (machine / "weights/tiny/model.safetensors").stat().st_size

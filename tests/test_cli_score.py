@@ -133,7 +133,8 @@ def test_a_terminal_without_colours_shows_figures(folder: Path, term: str, no_co
     assert rows[0].split() == ["byte", "rank", "bits", "token"]
     assert re.fullmatch(r" +0 +\d+ +\d+\.\d\d  'and' *", rows[1])
     assert "\n\nd.txt: 1 tokens" in out
-    assert "rank" not in here("score", "d.txt", cwd=folder, TERM=term, NO_COLOR=no_color)[1]
+    for arguments in ((), ("--html", "page.html")):  # a page needs each token's figures, too
+        assert "rank" not in here("score", "d.txt", *arguments, cwd=folder, TERM=term, NO_COLOR=no_color)[1]
 
 
 def test_a_byte_order_mark_is_mentioned_once(folder: Path) -> None:
@@ -157,7 +158,7 @@ def test_html(folder: Path) -> None:
     assert error == f"npgpt: wrote page.html, {(folder / 'page.html').stat().st_size:,} bytes\n"
     assert out.index("b.txt: ") < out.index("d.txt: ") < out.index("all 2 texts")
     assert page.startswith("<!DOCTYPE html>")
-    assert page.count('<div class="text">') == 2
+    assert page.count('<div class="text" ') == 2
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 

@@ -76,18 +76,18 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_options_that_documents_name_exist() -> None:
-    """`npgpt VERB --option` in running text and tables; whatever begins with npgpt names a verb."""
-    helps = {verb: here(verb, "--help")[1] for verb in VERBS}
-    known = set(re.findall(r"--[a-z][a-z-]*", " ".join(helps.values()))) | {"--version", "--help"}
+    """Whatever begins with npgpt in running text and tables names a verb, and each option is one of that verb's."""
+    options = {verb: set(re.findall(r"--[a-z][a-z-]*", here(verb, "--help")[1])) for verb in VERBS}
+    anything = {"--version", "--help"}.union(*options.values())
     for path in RUN:
-        for code in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.M | re.S)):
-            words = code.split()
-            if words[0] == "npgpt" and len(words) > 1:
-                assert words[1] in (*VERBS, "--version", "VERB"), code
-                options = set(re.findall(r"(?<!\S)--[a-z][a-z-]*", code))
-                assert options <= set(re.findall(r"--[a-z][a-z-]*", helps.get(words[1], ""))) | {"--version"}, code
+        text = re.sub(r"^```.*?^```$", "", path.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+        for words in map(str.split, re.findall(r"`([^`]+)`", text)):
+            named = {word.partition("=")[0] for word in words if re.match("--[a-z]", word)}
+            if words[0] == "npgpt":
+                assert words[1:2] == [] or words[1] in (*VERBS, "VERB", "--version"), words
+                assert named <= options.get(words[1] if words[1:] else "", anything), words
             elif words[0].startswith("--"):
-                assert words[0] in known, code
+                assert named <= anything, words
 
 
 def test_every_key_of_a_score_is_described() -> None:

@@ -45,6 +45,8 @@ EXTRAS = {
     "gguf": "checkpoints",
     "tokenizers": "text",
     "argcomplete": "cli",
+    "llm": "cli",
+    "pydantic": "cli",
 }
 
 

@@ -46,7 +46,7 @@ from tests.support.models import small, store
         ("generate hi --temperature hot", "--temperature must be a number, not 'hot'"),
         ("generate hi --json=1", "--json takes no value, and '1' was given"),
         ("attend --ids", "--ids expects one argument"),
-        ("trace hi", "-o/--output is missing"),
+        ("trace hi", "give -o/--output or --to"),
         ("check", "THEIRS is missing"),
         ("tokens a b", "'b' is one argument too many: a text with spaces needs quotes"),
         ("score x --json --html y", "--html and --json exclude each other: give one of them"),
@@ -126,7 +126,7 @@ def test_a_terminal_that_is_waited_for_is_told(tmp_path: Path) -> None:
 
 
 def test_notes_break_between_words_on_a_terminal_alone(tmp_path: Path) -> None:
-    long = " ".join(["word"] * 40)
+    long = " ".join(["words-with-hyphens"] * 12)
     for columns in ("40", "80"):
         lines = here("tokens", "hi", "--model", f"no/{long}/x", terminal=True, COLUMNS=columns)[2].splitlines()
         assert len(lines) > 1

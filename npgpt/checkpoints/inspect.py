@@ -14,8 +14,8 @@ import numpy as np
 
 from .. import parameters
 from ..config import Config
-from ..errors import NpgptError, checked, printable
-from ..text.tokenizer import Tokenizer, shown
+from ..errors import NpgptError, checked, printable, reason
+from ..text.tokenizer import Tokenizer, quoted
 from ..text.vocabularies import tokenizer_of
 from .files import reading
 from .find import find
@@ -105,10 +105,35 @@ def inspect(
     )
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A model of this machine in brief: its weights file, bytes of all weights, and why it cannot be read, if so."""
+
+    name: str
+    path: str | None = None
+    bytes: int | None = None
+    parameters: int | None = None
+    error: str | None = None
+
+
+def listed(name: str) -> Listed:
+    """Return a model in brief. No tensor is read, and a fault is an entry in place of an exception."""
+    path = None
+    try:
+        path = str(find(name).weights)
+        checkpoint = open_checkpoint(Path(path))
+        size = sum(file.stat().st_size for file in checkpoint.contents.files)
+        return Listed(name, path, size, sum(parameters.count(checkpoint.config).values()))
+    except NpgptError as error:
+        return Listed(name, path, error=str(error))
+    except OSError as error:
+        return Listed(name, path, error=reason(error))
+
+
 def _named(token_ids: Sequence[int], tokenizer: Tokenizer | None, source: str) -> str:
     """Return ids with their text, if they have any, and the file that states them."""
     named = [
-        f"{one} {shown(tokenizer.piece(one))!r}" if tokenizer and tokenizer.has_text(one) else f"{one}"
+        f"{one} {quoted(tokenizer.piece(one))}" if tokenizer and tokenizer.has_text(one) else f"{one}"
         for one in token_ids
     ]
     return f"{', '.join(named)} ({source})" if named else "at no id"

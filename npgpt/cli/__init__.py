@@ -12,7 +12,7 @@ from .. import __version__
 from ..checkpoints.files import one_run
 from ..errors import NpgptError, reason
 from ..process import blas_threads
-from . import attend, check, convert, download, generate, inspect, score, tokens, trace
+from . import attend, check, convert, download, explain, generate, inspect, score, tokens, trace
 from . import list as listing
 from .options import importing, note, tune
 from .parser import Parser, check_spelling
@@ -21,6 +21,7 @@ from .streams import finish, standard_streams
 VERBS = {  # a file for each, and its line in --help
     "generate": (generate, "continue a prompt"),
     "score": (score, "perplexity of texts, and each token's probability"),
+    "explain": (explain, "model.py beside what each line computes"),
     "attend": (attend, "draw attention weights"),
     "check": (check, "find the mistake in another implementation"),
     "trace": (trace, "write a run's intermediate arrays to a file"),

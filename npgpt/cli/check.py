@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
+import sys
 
 from ..errors import NpgptError
 from .html import page_writer
-from .options import add_common, importing, note, read_text, show, tune
+from .options import add_common, importing, note, read_text, tune
 from .progress import bar
 
 
@@ -46,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         from ..language_model import load
         from ..oracle.check import compare_file
         from ..oracle.page import page
-        from ..oracle.report import Report
+        from ..oracle.report import WIDTH, Report
 
     write_page = page_writer(options.html)
     if options.prompt is not None and options.ids is not None:
@@ -68,8 +70,10 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.json:
         print(report.to_json())
+    elif isinstance(report, Report) and sys.stdout.isatty():
+        print(report.text(min(WIDTH, shutil.get_terminal_size().columns)))
     else:
-        show(str(report).splitlines())
+        print(report)
     if write_page is not None and isinstance(report, Report):
         write_page([page(report)])
     elif write_page is not None:

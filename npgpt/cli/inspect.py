@@ -27,7 +27,10 @@ def run(options: argparse.Namespace) -> int:
         from ..checkpoints.inspect import inspect
 
     found = inspect(options.model, n_head=options.n_head, activation=options.activation)
-    show([found.to_json()] if options.json else report(found))
+    if options.json:
+        print(found.to_json())
+    else:
+        show(report(found))
     return 0
 
 

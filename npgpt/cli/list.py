@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
 
-from ..errors import NpgptError, reason
 from .options import importing, show
 
 
@@ -24,35 +22,16 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """List models; see the help."""
     with importing():
+        from ..checkpoints.inspect import listed
         from ..checkpoints.places import names
 
-    found = list(map(_row, names()))
+    found = list(map(listed, names()))
     if options.json:
-        show(json.dumps(row) for row in found)
+        for model in found:
+            print(json.dumps(asdict(model)))
         return 0
-    wide = max(len(row["name"]) for row in found)
-    for row in found:
-        size = f"{row['bytes'] / 1e6:,.1f} MB" if row["bytes"] else "–"
-        what = f"{row['path']}" if row["error"] is None else f"unreadable: {row['error']}"
-        show([f"{row['name']:<{wide}}  {size:>11}  {what}"])
+    wide = max(len(model.name) for model in found)
+    for model in found:
+        size = f"{model.bytes / 1e6:,.1f} MB" if model.bytes else "–"
+        show([f"{model.name:<{wide}}  {size:>11}  {f'unreadable: {model.error}' if model.error else model.path}"])
     return 0
-
-
-def _row(name: str) -> dict[str, Any]:
-    """Return a model's name, weights file, size, number of parameters, and the reason if it cannot be read."""
-    from .. import parameters
-    from ..checkpoints.find import find
-    from ..checkpoints.open import open_checkpoint
-
-    row: dict[str, Any] = {"name": name, "path": None, "bytes": None, "parameters": None, "error": None}
-    try:
-        path: Path = find(name).weights
-        row["path"] = str(path)
-        checkpoint = open_checkpoint(path)
-        row["bytes"] = sum(file.stat().st_size for file in checkpoint.contents.files)
-        row["parameters"] = sum(parameters.count(checkpoint.config).values())
-    except NpgptError as error:
-        row["error"] = str(error)
-    except OSError as error:
-        row["error"] = reason(error)
-    return row

@@ -26,12 +26,12 @@ def register_models(register: Callable[[llm.Model], None]) -> None:
         register(Npgpt(name))
 
 
-class Npgpt(llm.Model):  # type: ignore[misc]  # llm is not installed where types are checked
+class Npgpt(llm.Model):
     """A model of npgpt, loaded with the first prompt."""
 
     can_stream = True
 
-    class Options(llm.Options):  # type: ignore[misc]
+    class Options(llm.Options):
         """The options of npgpt generate."""
 
         max_tokens: int = Field(100, description="tokens to generate at most")
@@ -58,11 +58,11 @@ class Npgpt(llm.Model):  # type: ignore[misc]  # llm is not installed where type
 
     def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any = None) -> Iterator[str]:
         """Yield the continuation of the conversation so far. Raises llm.ModelError if npgpt refuses."""
-        if prompt.system:
+        if any(message.role == "system" for message in prompt.messages):
             raise llm.ModelError(f"{self.model_id} continues a text and has no system prompt: put it into the prompt")
-        turns = [turn.prompt.prompt + turn.text() for turn in conversation.responses] if conversation else []
+        text = "".join(part.text for message in prompt.messages for part in message.parts)
         options = {name: value for name, value in prompt.options.model_dump().items() if value is not None}
         try:
-            yield from self.language_model.generate("".join(turns) + prompt.prompt, **options)
+            yield from self.language_model.generate(text, **options)
         except NpgptError as error:
             raise llm.ModelError(str(error)) from None

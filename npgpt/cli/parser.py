@@ -20,6 +20,7 @@ REWORDED = (  # argparse's messages
     (r"argument (\S+): expected", r"\1 expects"),
     (r"argument (\S+): not allowed with argument (\S+)", r"\1 and \2 exclude each other: give one of them"),
     (r"the following arguments are required: (.*)", r"\1 is missing"),
+    (r"one of the arguments (\S+) (\S+) is required", r"give \1 or \2"),
 )
 
 

@@ -121,6 +121,8 @@ def check(
         notes += function.notes
     else:
         held = theirs.stages(model_config) if isinstance(theirs, Given) else getattr(theirs, "cache_dict", theirs)
+        if isinstance(theirs, Given) and isinstance(held, Mapping) and not held:
+            raise NpgptError(f"{theirs.path}: there is nothing to compare: no logits and no stage")
         is_named = isinstance(held, Mapping)  # as TransformerLens's ActivationCache is, which is no dict
         arrays = named(flat(held)) if is_named else {"logits": logits_of(held, model_config.vocab_size)}
     coarser = None

@@ -273,4 +273,4 @@ def decide(judge: Judge, book: Textbook, group: Sequence[Mistake]) -> str:
             x, y = x[finite], y[finite]
         if not same or np.abs(x - y).max(initial=0) > 1000 * UNIT[judge.dtype] * np.abs(x).max(initial=0):
             return f"the stage {stage}"
-    return "another prompt, or weights further from each other"
+    return "another prompt, or weights that vary more"

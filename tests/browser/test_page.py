@@ -12,7 +12,7 @@ import pytest
 
 from npgpt.language_model import load
 from npgpt.parameters import Array
-from npgpt.pictures.attention import AttentionWeights, attention_weights
+from npgpt.pictures.attention import AttentionWeights, attend
 from tests.support.devtools import NAMES, Browser, find, pixels
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ LIGHT = np.array([0.2126, 0.7152, 0.0722])
 def attended() -> AttentionWeights:
     """The numbers: every layer and head of the embedded model."""
     model = load()
-    return attention_weights(model, model.encode_prompt(TEXT))
+    return attend(TEXT, model)
 
 
 @pytest.fixture(scope="module")

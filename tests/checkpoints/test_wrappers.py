@@ -249,7 +249,7 @@ def test_llms_from_scratchs_classifier_is_a_body(
     assert "ln_f" in seen
     assert list(trace([1, 2], model))[-1] == "ln_f"
     with pytest.raises(NpgptError, match="gives no logits: its head has 2 classes"):
-        trace([1, 2], model, only="logits")
+        trace([1, 2], model, only=["logits"])
     for arguments in (["generate", "--ids", "1", "--model"], ["convert"]):
         assert cli.main([*arguments, str(file), *([str(tmp_path / "out")] if arguments == ["convert"] else [])]) == 2
         captured = capfd.readouterr()

@@ -25,6 +25,7 @@ from npgpt.oracle.page import page
 from npgpt.oracle.textbook import Pass, stages, textbook
 from npgpt.oracle.theirs import cases
 from npgpt.testing import assert_greedy, assert_matches
+from tests.support.command import here
 from tests.support.models import no_text, random_arrays, random_ids, small
 from tests.support.reports import said
 from tests.support.thorough import THOROUGH, examples
@@ -75,7 +76,7 @@ def test_a_padded_vocabulary_and_log_probabilities() -> None:
 def test_a_constant_shift_is_seen() -> None:
     report = npgpt.check(single(USUAL["logits"] + 3), IDS, MODEL)
     assert not report.matches
-    assert "Nothing but a constant at each position differs" in said(report)
+    assert "The logits differ only by a constant at each position" in said(report)
     assert report.logits is not None
     assert abs(report.logits.shift - 3) < 1e-5
     assert report.logits.top_1 == report.logits.top_10 == 1
@@ -233,7 +234,7 @@ def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
     html = tmp_path / "report.html"
     assert main(["check", str(bad), "--model", str(folder), "--ids", ids, "--html", str(html)]) == 1
     out = capsys.readouterr().out
-    assert "it is n_head 2" in out.splitlines()[0]
+    assert "the cause is n_head 2" in out.splitlines()[0]
     assert all(len(line) <= 100 for line in out.splitlines())
     assert "n_head 2" in html.read_text()
     assert not re.search(r"https?://|<script", html.read_text())
@@ -299,6 +300,21 @@ def test_a_file_is_checked_in_python_too(tmp_path: Path) -> None:
         npgpt.check(tmp_path / "nothing.npz", IDS, MODEL)
 
 
+def test_the_report_fits_a_terminal(tmp_path: Path, folder: Path) -> None:
+    """Its table too, which has two columns less there; in a pipe it has them all."""
+    bad = saved(tmp_path, logits=single(wrong("n_head 2")["logits"]), input_ids=IDS)
+    arguments = ("check", str(bad), "--model", str(folder))
+    for columns in (80, 90, 200):
+        lines = here(*arguments, terminal=True, COLUMNS=str(columns))[1].splitlines()
+        assert max(map(len, lines)) <= min(columns, 100)
+        (head,) = (line for line in lines if line.startswith("stage "))
+        assert head.endswith("  from their input")
+        assert ("ulps" in head, " dB " in head) == (columns >= 100,) * 2
+        (row,) = (line for line in lines if re.match(r"logits +[0-9]", line))
+        assert len(row.split()) == len(head.split()) - 2 - (not row.endswith(("matches", "differs")))
+    assert "ulps" in here(*arguments, COLUMNS="80")[1]
+
+
 def test_greedy_ids_in_a_file(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = int(USUAL["logits"][0, -1].argmax())
     page_path = tmp_path / "page.html"
@@ -310,7 +326,7 @@ def test_greedy_ids_in_a_file(tmp_path: Path, folder: Path, capsys: pytest.Captu
         assert json.loads(captured.out)["matches"] == (code == 0)
         assert "no page was written" in captured.err
         assert not page_path.exists()
-    assert str(npgpt.check_greedy([best], IDS, MODEL)) == "Matches: every greedy token is the reference's."
+    assert str(npgpt.check_greedy([best], IDS, MODEL)) == "Matches: all greedy tokens equal the reference's."
     with pytest.raises(NpgptError, match="not float8"):
         npgpt.check_greedy([best], IDS, MODEL, dtype="float8")
     with pytest.raises(NpgptError, match="a row at a time, and the prompt has 2"):
@@ -420,12 +436,12 @@ def test_what_can_be_run_is_experimented_with() -> None:
         return single(Pass(textbook(CONFIG, ARRAYS).altered(formulas), ids)["logits"])
 
     report = npgpt.check(strange, IDS, MODEL)
-    assert "Tried: the first token alone differs as well." in report.notes
+    assert "Tried: the first token alone also differs." in report.notes
     assert "Tried: another last token does not change earlier positions." in report.notes
     said = " ".join(str(report).split())
-    assert "explained by any known mistake. Are the weights and the ids the same? stage" in said  # and then the table
+    assert "No known mistake explains logits. Are the weights and the ids the same? stage" in said  # and then the table
     said = " ".join(str(npgpt.check(strange(IDS), IDS, MODEL)).split())
-    assert "Are the weights and the ids the same? Two experiments tell most: does the first token alone" in said
+    assert "Are the weights and the ids the same? Two experiments help most: does the first token alone" in said
     notes = npgpt.check(lambda ids: strange(ids, mask=False), IDS, MODEL).notes
     assert "Tried: another last token changes earlier positions." in notes
 
@@ -499,7 +515,7 @@ def test_too_faint_a_difference_is_not_named() -> None:
     ratio = compare(CONFIG, ARRAYS, given, "float32", entries=[]).rows[0].difference.ratio
     report = npgpt.check(USUAL["logits"] + noise * 1.2 / ratio, IDS, MODEL, dtype="float32")
     assert (report.code, report.names) == (1, [])
-    assert "too little (" in report.verdict
+    assert "too small to name a mistake (" in report.verdict
 
 
 @pytest.mark.usefixtures("few_mistakes")
@@ -508,14 +524,14 @@ def test_a_callable_that_takes_only_its_own_prompt() -> None:
     book = textbook(CONFIG, ARRAYS).altered({"mlp.act": lambda s: np.sin(s["mlp.c_fc"])})
     wrong_logits = single(Pass(book, IDS)["logits"])
     notes = npgpt.check(lambda ids: wrong_logits, IDS, MODEL).notes
-    assert any(note.startswith("Tried: the first token alone gives what cannot be compared (") for note in notes)
+    assert any(note.startswith("Tried: the output for the first token alone cannot be compared (") for note in notes)
     one = IDS[:, :1]
     assert npgpt.check(lambda ids: wrong_logits[:, :1], one, MODEL).notes == []
 
 
 def test_a_page_names_what_cannot_be_told_apart() -> None:
     text = page(npgpt.check(single(wrong("last token missing")["logits"][0, -1]), IDS, MODEL))
-    assert "At logits, one of these, which this data cannot tell apart:" in text
+    assert "At logits, one of these mistakes, which this data cannot tell apart:" in text
     assert "<dt>last token missing</dt>" in text
     assert "<dt>logits of the previous position</dt>" in text
 

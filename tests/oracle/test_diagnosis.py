@@ -271,7 +271,7 @@ def test_a_head_of_other_weights_has_its_own_sign() -> None:
     book = textbook(TWO, random_arrays(TWO)).altered({"lm_head.weight": lambda s: head.astype(np.float32)})
     report = given(book, TWO, logits_only=False)
     assert report.diagnosis.unexplained == "logits"
-    assert "it is the output head, its weights, or what is done with its logits" in said(report)
+    assert "check the output head, its weights, and what is done with its logits" in said(report)
 
 
 def test_a_tied_head_where_the_model_has_its_own() -> None:

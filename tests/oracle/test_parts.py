@@ -209,7 +209,7 @@ def test_what_is_refused() -> None:
         ),
         ({"part": "gelu", "theirs": lambda x: 1 / 0}, "gelu raises ZeroDivisionError"),
         ({"part": "gelu", "theirs": lambda x: "text"}, r"gelu gives \[\] for an input of \[2, 12, 64\]: it must be"),
-        ({"part": "gelu", "theirs": lambda x: None}, "gelu raises NpgptError: a NoneType is no array of numbers"),
+        ({"part": "gelu", "theirs": lambda x: None}, "gelu raises NpgptError: a NoneType is not an array of numbers"),
     ):
         with pytest.raises(NpgptError, match=message):
             npgpt.check_part(**arguments)  # type: ignore[arg-type]

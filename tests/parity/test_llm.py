@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ llm = pytest.importorskip("llm", reason="extra parity is not installed")
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of one's own for llm's logs, and weights with a model that has no vocabulary."""
+    """Return a private folder for llm's logs and the weights of a model without a vocabulary."""
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
     monkeypatch.setenv("NPGPT_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -62,7 +63,14 @@ def test_a_text_is_continued_and_so_is_the_conversation() -> None:
 
 @pytest.mark.usefixtures("home")
 def test_options_are_mapped() -> None:
-    settings = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2, "seed": 5}
+    settings: dict[str, Any] = {
+        "temperature": 0.8,
+        "top_k": 20,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "repetition_penalty": 1.2,
+        "seed": 5,
+    }
     expected = "".join(AUSTEN.generate("It is", max_tokens=12, stop="Mr", **settings))
     given = [text for name, value in settings.items() for text in ("-o", name, str(value))]
     code, output = run("-m", "npgpt-austen", "It is", *given, "-o", "max_tokens", "12", "-o", "stop", "Mr")

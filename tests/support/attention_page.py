@@ -1,4 +1,4 @@
-"""What is read back from the picture of attention: in a terminal and on a page."""
+"""Read back the numbers of an attention page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CODES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def data_of(text: str) -> dict[str, object]:
-    """What a page holds as data."""
+    """Return a page's embedded data."""
     found = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
     assert len(found) == 1
     data: dict[str, object] = json.loads(found[0])
@@ -22,7 +22,7 @@ def data_of(text: str) -> dict[str, object]:
 
 
 def weights_of(data: dict[str, object]) -> Array:
-    """The weights [L, H, T, T] that a page holds."""
+    """Return a page's weights [L, H, T, T]."""
     L, H, T = (len(data[name]) for name in ("layers", "heads", "pieces"))  # type: ignore[arg-type]
     steps = np.frombuffer(base64.b64decode(str(data["weights"])), "<u2").reshape(L, H, -1)
     weights = np.zeros((L, H, T, T))

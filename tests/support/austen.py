@@ -1,4 +1,4 @@
-"""The embedded model, and what its card says."""
+"""The embedded model and its card."""
 
 from __future__ import annotations
 

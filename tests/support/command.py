@@ -1,4 +1,4 @@
-"""The command line, as a process and in this one."""
+"""Run the command line, in a new process or in this one."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments: str, cwd: Path | None = None, stdin: bytes = b"", **environment: str) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error."""
+    """Run npgpt in a process; return exit code, standard output and standard error."""
     variables = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"} | environment
     done = subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, cwd=cwd, env=os.environ | variables)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
 class Stream(io.BytesIO):
-    """A stream in memory that may say that it is a terminal."""
+    """An in-memory stream that can claim to be a terminal."""
 
     def __init__(self, content: bytes, terminal: bool) -> None:
         super().__init__(content)
@@ -43,7 +43,7 @@ def here(
     encoding: str = "utf-8",
     **environment: str,
 ) -> tuple[int, str, str]:
-    """The same in this process, because starting one takes longer than all else; encoding is that of the streams."""
+    """Run npgpt in this process, which is much faster; encoding is that of the streams. Return what run() returns."""
     streams = [io.TextIOWrapper(Stream(content, terminal), encoding=encoding) for content in (stdin, b"", b"")]
     before = Path.cwd()
     with mock.patch.multiple(sys, stdin=streams[0], stdout=streams[1], stderr=streams[2]):
@@ -62,7 +62,7 @@ def here(
 
 
 def refused(*arguments: str, **options: Any) -> str:
-    """The one line of an error."""
+    """Run npgpt in this process, expect exit code 2, and return the single line of its error."""
     code, out, error = here(*arguments, **options)
     assert (code, out) == (2, ""), (out, error)
     assert error.startswith("npgpt: error: ")
@@ -71,7 +71,7 @@ def refused(*arguments: str, **options: Any) -> str:
 
 
 def wait_for_the_end(processes: list[int]) -> None:
-    """Of processes that may be no children of this one. Raises AssertionError where one runs on."""
+    """Wait until processes, which need not be children, have ended. Raises AssertionError if one is still running."""
     deadline = time.monotonic() + 30
     while any(map(running, processes)):
         assert time.monotonic() < deadline, "a worker outlives its work"
@@ -79,7 +79,7 @@ def wait_for_the_end(processes: list[int]) -> None:
 
 
 def running(process: int) -> bool:
-    """Whether a process is there, and not merely not yet taken note of."""
+    """Return whether a process runs; a zombie does not count."""
     try:
         os.kill(process, 0)
         return not Path(f"/proc/{process}/stat").exists() or Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"

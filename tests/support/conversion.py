@@ -1,4 +1,4 @@
-"""A folder to convert, and what lies in one."""
+"""Folders to convert, and their contents."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.namings import NAMINGS
 
 
 def put(folder: Path, scheme: str = "nanogpt", dtype: str = "float32", **files: str) -> Path:
-    """Weights in a folder of their own, with other files beside them."""
+    """Write weights and other files to a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {name: array.astype(dtype) for name, array in random_arrays(small(), dtype="float32").items()}
     safetensors.write(folder / "model.safetensors", NAMINGS[scheme](arrays))
@@ -20,5 +20,5 @@ def put(folder: Path, scheme: str = "nanogpt", dtype: str = "float32", **files: 
 
 
 def listed(folder: Path) -> list[str]:
-    """Return the names of what lies in a folder, sorted."""
+    """Return the sorted names of a folder's entries."""
     return sorted(path.name for path in folder.iterdir())

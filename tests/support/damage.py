@@ -1,4 +1,4 @@
-"""Files for npgpt check that are damaged at random, and what becomes of them."""
+"""Damage files for npgpt check at random, and report the outcome."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ONE = ("--ids", ",".join(map(str, IDS[0].tolist())))
 
 
 def without_comparing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Go into a folder with a model, and do everything but the comparison itself; return the folder."""
+    """Enter a folder with a model and replace the comparison by a stub; return the folder."""
     monkeypatch.chdir(store(folder, CONFIG))
     report = Report([], Diagnosis([], [], []), "float32", [], None, ["not compared"])
     monkeypatch.setattr(check, "compare", lambda *arguments, **options: report)
@@ -36,7 +36,7 @@ def without_comparing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def outcome(name: str, *arguments: str) -> tuple[int, str]:
-    """The exit code and the error line of npgpt check, which is printable; a warning is an exception."""
+    """Return npgpt check's exit code and its error line, which must be printable; warnings are errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         code, _, error = here("check", name, "--model", ".", *arguments)
@@ -67,7 +67,7 @@ STRANGE = (
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
-    """The content cut, with bits, bytes or words changed, with a part moved, or with a strange value in one's place."""
+    """Return the content truncated, with bits, bytes or words changed, a part moved, or an odd value inserted."""
     place, other = sorted(rng.randrange(len(content) + 1) for _ in range(2))
     match rng.randrange(6):
         case 0:
@@ -92,7 +92,7 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
 
 
 def damaged_within(content: bytes, rng: random.Random) -> bytes:
-    """A ZIP with one member damaged, and the checksums put right again."""
+    """Return a ZIP with one damaged member and corrected checksums."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = rng.choice([name for name, member in members.items() if member])

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-PATIENCE = 60.0  # seconds for an answer, on a machine that has other things to do
+PATIENCE = 60.0  # seconds to wait for an answer on a busy machine
 # the browser reads its file descriptor 3 and writes its 4
 LAUNCH = "import os, sys; os.dup2({0}, 3); os.dup2({1}, 4); os.execv(sys.argv[1], sys.argv[1:])"
 KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Home": 36, "End": 35, "Tab": 9}
@@ -28,12 +28,12 @@ SHIFT = 8
 
 
 def find() -> str | None:
-    """The path of a browser, where one is installed."""
+    """Return the path of an installed browser, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Browser:
-    """A headless browser with one page. Every event it sends is kept in `events`."""
+    """A headless browser with one page; `events` collects every event it sends."""
 
     def __init__(self, path: str, profile: Path) -> None:
         # from 10 on, so that neither is among those that LAUNCH makes
@@ -65,7 +65,7 @@ class Browser:
         return (to_read, from_write), (to_write, from_read)
 
     def close(self) -> None:
-        """End it; it ends itself where it finds the pipes closed."""
+        """Close the pipes, which ends the browser."""
         self._session = ""
         try:
             self.call("Browser.close")
@@ -75,7 +75,7 @@ class Browser:
             self._process.wait(PATIENCE)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """The result of a command. Raises RuntimeError for an error, TimeoutError where none comes."""
+        """Send a command and return its result. Raises RuntimeError for an error, TimeoutError for no answer."""
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -111,26 +111,26 @@ class Browser:
             self.events.append(self._receive())
 
     def evaluate(self, expression: str) -> Any:
-        """The JSON value of an expression in the page."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        """Return the JSON value of an expression in the page."""
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
 
     def text(self, selector: str) -> str:
-        """What an element says."""
+        """Return an element's text."""
         found = self.evaluate(f"document.querySelector({json.dumps(selector)}).textContent")
         assert isinstance(found, str)
         return found
 
     def box(self, selector: str) -> tuple[float, float, float, float]:
-        """Where an element is seen: left, top, width, height."""
+        """Return an element's left, top, width and height in the window."""
         code = f"(({{x, y, width, height}}) => [x, y, width, height])(document.querySelector({json.dumps(selector)})"
         left, top, width, height = self.evaluate(code + ".getBoundingClientRect())")
         return left, top, width, height
 
     def press(self, key: str, shift: bool = False) -> None:
-        """A key of the keyboard, down and up."""
+        """Press and release a key."""
         code = KEYS.get(key, ord(key[0].upper()))
         letter = {} if key in KEYS else {"text": key}
         for kind in ("keyDown" if letter else "rawKeyDown", "keyUp"):
@@ -144,22 +144,39 @@ class Browser:
             )
 
     def point(self, left: float, top: float, *, click: bool = False) -> None:
-        """Move the mouse there, and click."""
+        """Move the mouse there and click."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=left, y=top)
         for kind in ("mousePressed", "mouseReleased") if click else ():
             self.call("Input.dispatchMouseEvent", type=kind, x=left, y=top, button="left", clickCount=1)
 
+    def tap(self, left: float, top: float) -> None:
+        """Touch the screen there with one finger."""
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": left, "y": top}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.evaluate("new Promise((done) => setTimeout(done, 50))")
+
+    def resize(self, width: int, height: int, phone: bool = False) -> None:
+        """Change the size of what is seen; a phone has a touch screen."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
+
+    def fits(self) -> bool:
+        """Whether nothing on the page is wider than the screen."""
+        found = self.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+        assert isinstance(found, bool)
+        return found
+
     def prefer(self, scheme: str) -> None:
-        """Dark or light."""
+        """Set the preferred colour scheme, dark or light."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def screenshot(self, small: bool = False) -> bytes:
-        """What is seen, as PNG; a small file takes longer."""
-        return base64.b64decode(self.call("Page.captureScreenshot", format="png", optimizeForSpeed=not small)["data"])
+    def screenshot(self) -> bytes:
+        """Return a screenshot as PNG."""
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png", optimizeForSpeed=True)["data"])
 
 
 def pixels(png: bytes) -> NDArray[np.uint8]:
-    """The colours [height, width, 3 or 4] of a PNG of 8 bits a channel without interlacing, as Chromium writes it."""
+    """Return the colours [height, width, 3 or 4] of a PNG from Chromium: 8 bits a channel, not interlaced."""
     place, header, content = 8, b"", b""
     while place < len(png):
         length, kind = struct.unpack_from(">I4s", png, place)
@@ -179,7 +196,7 @@ def pixels(png: bytes) -> NDArray[np.uint8]:
 
 
 def unfiltered(kind: int, row: NDArray[np.uint8], above: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """A row of a PNG as it was before one of its five filters took each byte's neighbours away from it."""
+    """Undo one of PNG's five filters, which subtract neighbouring bytes, on a row."""
     if kind == 0:
         return row
     if kind == 2:

@@ -53,6 +53,8 @@ ELSEWHERE = {
     'eval "$(register-python-argcomplete': SHELL,
     "autoload -Uz compinit": SHELL,
     "register-python-argcomplete": SHELL,
+    "llm install": "needs the command llm: tests/parity/test_llm.py runs it",
+    '{"format": "npgpt raw"': "a file's content: tests/test_raw.py reads such files",
     "npgpt download gpt2": "fetches from the hub: tests/test_download.py has a server of its own",
     "npgpt.check(model": PARITY,
     "print(npgpt.check(model": PARITY,

@@ -1,4 +1,4 @@
-"""Three foreign GPT-2s in torch, as users write them, into which mistakes can be put: what the oracle has to name.
+"""Three GPT-2s in torch, as users write them, that can be given mistakes for the oracle to name.
 
 "llms-from-scratch" is written here in the manner of the book, "nanogpt" in tests/support/nanogpt.py, each with an
 attention and a block of its own; "transformers" is the real GPT2LMHeadModel, patched. Mistakes go by their names
@@ -54,7 +54,7 @@ STYLES = ("llms-from-scratch", "nanogpt", "transformers")
 
 
 def build(style: str, config: Config, arrays: Mapping[str, Array], mistakes: Collection[str] = ()) -> torch.nn.Module:
-    """The module in evaluation and float32, on ids [B, T], which are its first argument, by position.
+    """Return the module in float32 and evaluation mode; its first positional argument is ids [B, T].
 
     arrays: by canonical names. Mistakes of CACHE show in chunked alone. Raises ValueError for an unknown name.
     """
@@ -78,7 +78,7 @@ BOOK = OUTER | NORMS | LINEAR | LAYERS
 
 
 def paths(style: str, stage: str) -> list[str]:
-    """The modules that, side by side, are npgpt's stage or parameter of that name."""
+    """Return the modules that together form npgpt's stage or parameter of that name."""
     if style == "llms-from-scratch":
         block, part = re.findall(r"^(h\.\d+\.?)?(.*)", stage)[0]
         return [block.replace("h.", "trf_blocks.") + name for name in BOOK.get(part, part).split(" ")]
@@ -87,7 +87,7 @@ def paths(style: str, stage: str) -> list[str]:
 
 
 def fill(model: Any, style: str, tensors: dict[str, Any]) -> None:
-    """Put every tensor in place; nn.Linear holds [out, in]."""
+    """Fill every tensor; nn.Linear stores [out, in]."""
     with torch.no_grad():
         for name, tensor in tensors.items():
             stem, kind = name.rsplit(".", 1)
@@ -103,7 +103,7 @@ def fill(model: Any, style: str, tensors: dict[str, Any]) -> None:
 
 
 class BookLayerNorm(nn.Module):  # type: ignore[misc]
-    """Normalisation written out; its parameters are scale and shift."""
+    """LayerNorm written out, with parameters scale and shift."""
 
     def __init__(self, config: Config, wrong: Mistakes) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class BookLayerNorm(nn.Module):  # type: ignore[misc]
 
 
 class FeedForward(nn.Module):  # type: ignore[misc]
-    """Up, GELU, down."""
+    """The MLP: up, GELU, down."""
 
     def __init__(self, config: Config, wrong: Mistakes) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ class FeedForward(nn.Module):  # type: ignore[misc]
 
 
 class MultiHeadAttention(nn.Module):  # type: ignore[misc]
-    """Three projections, a mask of what is hidden, and the cache inside."""
+    """Attention with three projections, a mask of hidden positions, and an internal cache."""
 
     def __init__(self, config: Config, layer: int, wrong: Mistakes) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class MultiHeadAttention(nn.Module):  # type: ignore[misc]
         self.W_key = nn.Linear(self.d_out, self.d_out)
         self.W_value = nn.Linear(self.d_out, self.d_out)
         self.out_proj = nn.Linear(self.d_out, self.d_out)
-        diagonal = 1 + ("mask shows the next token" in wrong) - ("mask hides the own token" in wrong)
+        diagonal = 1 + ("mask shows the next token" in wrong) - ("mask hides the token itself" in wrong)
         mask = torch.triu(torch.ones(config.n_positions, config.n_positions), diagonal=diagonal)
         mask = torch.zeros_like(mask) if "causal mask missing" in wrong else mask
         self.register_buffer("mask", mask.T if "mask transposed" in wrong else mask)
@@ -177,11 +177,11 @@ class MultiHeadAttention(nn.Module):  # type: ignore[misc]
         if "mask of -1e4" in self.wrong:
             attn_scores = torch.where(mask_bool, attn_scores - 1e4, attn_scores)
         else:
-            attn_scores.masked_fill_(mask_bool, -1e9 if "mask hides the own token" in self.wrong else -torch.inf)
+            attn_scores.masked_fill_(mask_bool, -1e9 if "mask hides the token itself" in self.wrong else -torch.inf)
         dim = 2 if "softmax over queries" in self.wrong else 1 if "softmax over heads" in self.wrong else 3
         attn_weights = torch.softmax(attn_scores, dim=dim, dtype=half("softmax in", self.wrong)).to(x.dtype)
         if dim == 1:
-            attn_weights = attn_weights.nan_to_num(0.0)  # where every head is masked
+            attn_weights = attn_weights.nan_to_num(0.0)  # all heads are masked there
         context_vec = attn_weights @ values
         if "heads merged without transpose" not in self.wrong:
             context_vec = context_vec.transpose(1, 2)
@@ -189,7 +189,7 @@ class MultiHeadAttention(nn.Module):  # type: ignore[misc]
 
 
 class TransformerBlock(nn.Module):  # type: ignore[misc]
-    """Twice: norm, layer, shortcut."""
+    """A block: norm, layer and shortcut, twice."""
 
     def __init__(self, config: Config, layer: int, wrong: Mistakes) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class TransformerBlock(nn.Module):  # type: ignore[misc]
 
 
 class GPTModel(nn.Module):  # type: ignore[misc]
-    """Logits [B, T, V] of ids [B, T]; with use_cache it goes on from the tokens before."""
+    """The model: ids [B, T] to logits [B, T, V]; with use_cache it continues from the cached tokens."""
 
     def __init__(self, config: Config, wrong: Mistakes) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class GPTModel(nn.Module):  # type: ignore[misc]
 
 
 class PatchedAttention(GPT2Attention):  # type: ignore[misc]
-    """Eager attention with mistakes of ATTENTION; its mask is its own."""
+    """Eager attention with mistakes of ATTENTION and its own mask."""
 
     wrong: Mistakes
 
@@ -269,13 +269,13 @@ class PatchedAttention(GPT2Attention):  # type: ignore[misc]
         later, earlier = places[None, :], places[-length:, None]  # of keys, of queries
         if "mask transposed" in wrong:
             later, earlier = earlier, later
-        ahead = ("mask shows the next token" in wrong) - ("mask hides the own token" in wrong)
+        ahead = ("mask shows the next token" in wrong) - ("mask hides the token itself" in wrong)
         masked = (later > earlier + ahead) & ("causal mask missing" not in wrong)
         weights = torch.matmul(query, key.transpose(-1, -2)) * self.scaling
         if "mask of -1e4" in wrong:
             weights = weights + torch.zeros_like(weights).masked_fill(masked, -1e4)
         else:
-            weights = torch.where(masked, -1e9 if "mask hides the own token" in wrong else -math.inf, weights)
+            weights = torch.where(masked, -1e9 if "mask hides the token itself" in wrong else -math.inf, weights)
         dim = next((dim for name, dim in zip(SOFTMAX, (2, 1), strict=False) if name in wrong), 3)
         weights = weights.to(half("softmax in", wrong) or weights.dtype).softmax(dim).to(value.dtype)
         if dim == 1:
@@ -303,7 +303,7 @@ class PatchedBlock(GPT2Block):  # type: ignore[misc]
 
 
 def patched(config: Config, wrong: Mistakes) -> Any:
-    """GPT2LMHeadModel: what its configuration can say wrongly is said there, the rest is patched."""
+    """Return GPT2LMHeadModel with mistakes, through its configuration where possible and patched otherwise."""
     activation = chosen(ACTIVATION, wrong, config.activation_function)
     fields = configs.to_dict(config) | {"activation_function": activation}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**fields, attn_implementation="eager"))
@@ -350,7 +350,7 @@ def chunked(
     ids: np.typing.NDArray[np.int64],
     mistakes: Collection[str] = (),
 ) -> Array:
-    """Logits [B, T, V] of ids [B, T] taken so many at a time with a cache, in the arrays' dtype."""
+    """Return logits [B, T, V] of ids [B, T], run in chunks of the given sizes with a cache, in the arrays' dtype."""
     dtype = getattr(torch, str(next(iter(arrays.values())).dtype))
     module, wrong = build(style, config, arrays, mistakes).to(dtype), frozenset(mistakes)
     own: dict[int, Any] = {}
@@ -372,7 +372,7 @@ def chunked(
 
 
 def capture(module: torch.nn.Module, style: str, ids: np.typing.NDArray[np.int64]) -> dict[str, Array]:
-    """Stages of one run in float64, by npgpt's names: what the modules that ran gave; attn.residual is ln_2's input."""
+    """Return one run's float64 stages, by npgpt's names, from modules' outputs; attn.residual is ln_2's input."""
     within = ("ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.act", "mlp.c_proj")
     blocks = [f"h.{i}" for i in range(len(module.get_submodule(paths(style, "h")[0])))]
     stages = ["embedding", *(f"{block}.{part}" for block in blocks for part in within), *blocks, "ln_f"]

@@ -1,4 +1,4 @@
-"""A small hub on loopback: as much of the Hugging Face hub's answers as huggingface_hub needs, and faults at will."""
+"""A small hub on loopback that answers huggingface_hub as the real one does, with faults on demand."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ LARGE = (".safetensors", ".bin", ".h5", ".msgpack")  # kept as the hub keeps lar
 
 
 class Request(NamedTuple):
-    """What was asked: GET or HEAD, and the path."""
+    """A request: GET or HEAD, and the path."""
 
     method: str
     path: str
 
     @property
     def file(self) -> str:
-        """The last part of the path."""
+        """Return the last part of the path."""
         return self.path.rpartition("/")[2]
 
 
@@ -44,18 +44,18 @@ class Fault(NamedTuple):
 
 @dataclass
 class Repository:
-    """Files by name. Of a gated one there is a listing and no file."""
+    """A repository's files by name; a gated one serves its listing but no file."""
 
     files: dict[str, bytes]
     gated: bool = False
 
     @property
     def commit(self) -> str:
-        """Of 40 hexadecimal digits, made of the files."""
+        """Return the commit, 40 hexadecimal digits derived from the files."""
         return hashlib.sha1(b"".join(name.encode() + data for name, data in self.files.items())).hexdigest()
 
     def siblings(self) -> list[dict[str, object]]:
-        """The listing, as ?blobs=true has it."""
+        """Return the listing as ?blobs=true gives it."""
         return [
             {"rfilename": name, "size": len(data), "blobId": git_hash(data)} | large(name, data)
             for name, data in self.files.items()
@@ -63,20 +63,20 @@ class Repository:
 
 
 def large(name: str, data: bytes) -> dict[str, object]:
-    """What a listing says besides of a large file."""
+    """Return the extra fields of a large file in a listing."""
     if not name.endswith(LARGE):
         return {}
     return {"lfs": {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}}
 
 
 def git_hash(data: bytes) -> str:
-    """What git calls a file's content."""
+    """Return git's hash of a file's content."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 @dataclass
 class Hub:
-    """The repositories by org/name, what was asked of them, and the faults that the next answers have.
+    """A hub's repositories by org/name, the requests it received, and faults for the next answers.
 
     faults: for "GET model.safetensors", or "GET /api", the faults of the answers, one after the other; None is none.
     """
@@ -89,7 +89,7 @@ class Hub:
     closing: threading.Event = field(default_factory=threading.Event)
 
     def wait_for(self, sent: int) -> None:
-        """Until a body is held up after so many bytes."""
+        """Wait until a body is held up after that many bytes."""
         deadline = time.monotonic() + 30
         while self.sent < sent:
             assert time.monotonic() < deadline, self.requests
@@ -97,7 +97,7 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one connection."""
+    """Answer one connection."""
 
     protocol_version = "HTTP/1.1"
     hub: Hub
@@ -154,7 +154,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.reply(206, headers, data[start:], fault)
 
     def found(self, name: str, revision: str) -> Repository | None:
-        """The repository, or None after the answer that there is none."""
+        """Return the repository, or answer that there is none and return None."""
         repository = self.hub.repositories.get(name)
         if repository is None:
             self.refuse(401, "RepoNotFound", "Repository not found")
@@ -178,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        with contextlib.suppress(ConnectionError):  # a client that has gone
+        with contextlib.suppress(ConnectionError):  # the client has left
             if fault is None:
                 self.wfile.write(body)
             elif fault.kind == "wrong":
@@ -188,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.break_off(fault)
 
     def break_off(self, fault: Fault) -> None:
-        """After a part of the body: the connection's end, its reset, or nothing more until the client goes."""
+        """End the body early: close or reset the connection, or send nothing until the client leaves."""
         self.close_connection = True
         if fault.kind == "reset":
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -202,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serving(repositories: dict[str, Repository]) -> Iterator[Hub]:
-    """A hub that runs meanwhile."""
+    """Run a hub within this context."""
     hub = Hub(repositories=repositories)
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
     server.daemon_threads = True

@@ -1,7 +1,7 @@
-"""Mistakes that a GPT-2 in torch can have, by name, and what the styles of tests/support/foreign.py share of them.
+"""Mistakes that a GPT-2 in torch can have, by name, with the parts that all styles of foreign.py share.
 
-Those of LOADING and the wrong layers are in a module's tensors, those of AROUND in what goes in and comes out, those of
-CACHE show in a cached run alone, and all others are in the forward pass.
+LOADING and the wrong layers change a module's tensors, AROUND its inputs and outputs. CACHE shows only in a cached run.
+All others change the forward pass.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ BLOCK = ["post-norm order", *RESIDUAL]
 SCALE = ["attention scale missing", "attention scaled by C", "attention scaled twice"]
 BY_LAYER = "attention scaled by layer"
 READING = {f"q, k, v read as {', '.join(parts)}": parts for parts in ("qvk", "kqv", "kvq", "vqk", "vkq")}
-# the own token is hidden by -1e9 in place of a score, so that the first query sees all keys alike and none is NaN
-MASK = ["causal mask missing", "mask hides the own token", "mask shows the next token", "mask transposed"]
+# -1e9 hides the token itself, so that the first query sees all keys alike and nothing is NaN
+MASK = ["causal mask missing", "mask hides the token itself", "mask shows the next token", "mask transposed"]
 MASK += ["mask of -1e4"]
 SOFTMAX = ["softmax over queries", "softmax over heads", "softmax in float16", "softmax in bfloat16"]
 HEADS = [f"{part} split without transpose" for part in ("heads", "queries", "keys", "values")]
@@ -48,7 +48,7 @@ CACHE += ["cache not extended"]
 
 
 def names(config: Config) -> list[str]:
-    """All mistakes of a plain run; those of a cached run are CACHE."""
+    """Return all mistakes of a plain run; CACHE has those of a cached run."""
     heads = [f"n_head {n}" for n in range(1, config.n_embd + 1) if config.n_embd % n == 0 and n != config.n_head]
     groups = [*ACTIVATION, *EPSILON, *NORM, *BLOCK, *SCALE, BY_LAYER, *ATTENTION, *EMBEDDING, *LOADING, *AROUND]
     layers = ["final LayerNorm missing", "layers reversed", "layers sorted as text", *layer_changes(config.n_layer)]
@@ -56,7 +56,7 @@ def names(config: Config) -> list[str]:
 
 
 def misread(config: Config, wrong: Mistakes) -> Config:
-    """The configuration that follows from mistakes in it."""
+    """Return the configuration with its mistakes applied."""
     heads = [int(name.split()[1]) for name in sorted(wrong) if name.startswith("n_head ")]
     return replace(
         config,
@@ -68,7 +68,7 @@ def misread(config: Config, wrong: Mistakes) -> Config:
 
 
 def layer_changes(n_layer: int) -> dict[str, dict[int, list[int]]]:
-    """For every mistake about single layers: which layers stand in place of a layer."""
+    """Return, for every mistake about single layers, the layers that replace a layer."""
     changes: dict[str, dict[int, list[int]]] = {}
     for i in range(n_layer):
         changes |= {f"layer {i} missing": {i: []}, f"layer {i} run twice": {i: [i, i]}}
@@ -79,7 +79,7 @@ def layer_changes(n_layer: int) -> dict[str, dict[int, list[int]]]:
 
 
 def layer_order(n_layer: int, wrong: Mistakes) -> list[int]:
-    """The layer that stands in every place."""
+    """Return the layer at every place."""
     layers = sorted(range(n_layer), key=str) if "layers sorted as text" in wrong else list(range(n_layer))
     layers = layers[::-1] if "layers reversed" in wrong else layers
     for name, change in layer_changes(n_layer).items():
@@ -89,7 +89,7 @@ def layer_order(n_layer: int, wrong: Mistakes) -> list[int]:
 
 
 def loaded(config: Config, arrays: Mapping[str, Array], wrong: Mistakes) -> dict[str, Any]:
-    """Tensors in float32 by canonical names, as the mistakes of loading leave them; the head's always among them."""
+    """Return float32 tensors by canonical names after the mistakes of loading, the head's always included."""
     C, rounded = config.n_embd, half("weights rounded to", wrong)
 
     def tensor(name: str) -> Any:
@@ -114,35 +114,35 @@ def loaded(config: Config, arrays: Mapping[str, Array], wrong: Mistakes) -> dict
 
 
 def half(what: str, wrong: Mistakes) -> Any:
-    """The dtype in the mistake that begins so ("softmax in"), or None."""
+    """Return the dtype named by the mistake with this prefix ("softmax in"), or None."""
     return next((getattr(torch, kind) for kind in ("float16", "bfloat16") if f"{what} {kind}" in wrong), None)
 
 
 def chosen(table: Mapping[str, Any], wrong: Mistakes, right: Any) -> Any:
-    """What the first mistake made of a table stands for, or what is right."""
+    """Return the table's value for the first mistake made, or the right value."""
     return next((value for name, value in table.items() if name in wrong), right)
 
 
 def kept_residuals(wrong: Mistakes) -> tuple[bool, bool]:
-    """Whether attention, and whether the MLP, adds to the stream."""
+    """Return whether attention and the MLP add to the stream."""
     attention, mlp, both = (name in wrong for name in RESIDUAL)
     return not (attention or both), not (mlp or both)
 
 
 def first_position(past: int, wrong: Mistakes) -> int:
-    """The position of a chunk's first token, after `past` tokens."""
+    """Return the position of a chunk's first token after `past` tokens."""
     if past == 0 or "cache positions never advance" in wrong:
         return 0
     return past + ("cache positions one too far" in wrong) - ("cache positions one short" in wrong)
 
 
 def logits_of(output: Any) -> Any:
-    """Logits [B, T, V] in what a module of any style returns."""
+    """Return the logits [B, T, V] in the output of a module of any style."""
     return output[0] if isinstance(output, tuple) else getattr(output, "logits", output)
 
 
 def wrap(model: Any, config: Config, wrong: Mistakes) -> None:
-    """Mistakes in what goes into a model and in what is made of its output, which keeps its type."""
+    """Wrap a model in mistakes about its input and output, whose type stays."""
 
     def before(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         ids = args[0]
@@ -168,7 +168,7 @@ def wrap(model: Any, config: Config, wrong: Mistakes) -> None:
 
 
 def attention_scale(config: Config, layer: int, wrong: Mistakes) -> float:
-    """What scores are multiplied by in the block at this place, in the first two styles."""
+    """Return the factor of the scores in the block at this place, in the first two styles."""
     scale = config.head_width**-0.5 if config.scale_attn_weights else 1.0
     scale *= config.n_embd**-0.5 if "attention scaled by C" in wrong else 1.0
     scale /= config.head_width if "attention scaled twice" in wrong else 1.0
@@ -176,7 +176,7 @@ def attention_scale(config: Config, layer: int, wrong: Mistakes) -> float:
 
 
 def position_embedding(table: Any, first: int, count: int, wrong: Mistakes) -> Any:
-    """[T, C] from wpe for `count` tokens from position `first`, or 0, in the first two styles."""
+    """Return rows [T, C] of wpe for `count` tokens from position `first`, or 0, in the first two styles."""
     if "positions missing" in wrong:
         return 0
     first += ("positions off by one" in wrong) + 2 * ("positions off by two" in wrong)
@@ -185,7 +185,7 @@ def position_embedding(table: Any, first: int, count: int, wrong: Mistakes) -> A
 
 
 class GELU(nn.Module):  # type: ignore[misc]
-    """The tanh form written out, or what is taken for it; any shape."""
+    """The tanh form of GELU written out, or its wrong replacement; any shape."""
 
     def __init__(self, form: str) -> None:
         super().__init__()

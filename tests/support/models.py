@@ -1,4 +1,4 @@
-"""Models for the tests: odd shapes, and weights in which no parameter is zero or one by default."""
+"""Models for the tests, with odd shapes and weights in which no parameter has its default of zero or one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from npgpt.text.tokenizer import Tokenizer
 
 
 def small(**fields: Any) -> Config:
-    """3 heads × 7, 2 blocks, 40 ids, 24 positions, but for the fields given."""
+    """Return a configuration of 3 heads × 7, 2 blocks, 40 ids and 24 positions, changed by the given fields."""
     return Config(**{"vocab_size": 40, "n_positions": 24, "n_embd": 21, "n_layer": 2, "n_head": 3} | fields)
 
 
@@ -37,7 +37,7 @@ SHAPES = {
 
 
 def random_arrays(config: Config, seed: int = 0, dtype: str = "float64") -> dict[str, Array]:
-    """Weights under which activations stay near 1, attention is far from uniform, and every bias matters."""
+    """Return random weights with activations near 1, attention far from uniform, and biases that matter."""
     rng = np.random.default_rng(seed)
     arrays: dict[str, Array] = {}
     for name, shape in parameters.schema(config).items():
@@ -55,12 +55,12 @@ def random_arrays(config: Config, seed: int = 0, dtype: str = "float64") -> dict
 
 
 def random_parameters(config: Config, seed: int = 0, dtype: str = "float64") -> Parameters:
-    """The same as a structure."""
+    """Return random_arrays() as Parameters."""
     return parameters.from_arrays(config, random_arrays(config, seed, dtype))
 
 
 def no_text(reason: str) -> Callable[[], Tokenizer]:
-    """What opens the tokenizer of a model that has none, for this reason."""
+    """Return a function that raises NpgptError with this reason instead of opening a tokenizer."""
 
     def open_tokenizer() -> Tokenizer:
         raise NpgptError(reason)
@@ -69,12 +69,12 @@ def no_text(reason: str) -> Callable[[], Tokenizer]:
 
 
 def random_ids(config: Config, shape: tuple[int, ...], seed: int = 0) -> np.typing.NDArray[np.int64]:
-    """Ids of the whole vocabulary."""
+    """Return random ids from the whole vocabulary."""
     return np.random.default_rng(seed).integers(0, config.vocab_size, shape)
 
 
 def put(folder: Path, arrays: dict[str, Array], config: dict[str, Any] | None) -> Path:
-    """Write a model folder: weights and, where there is one, config.json; the folder."""
+    """Write a model folder with weights and, unless it is None, config.json; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     safetensors.write(folder / "model.safetensors", arrays)
     if config is not None:
@@ -94,7 +94,7 @@ def stored(path: Path, arrays: Mapping[str, Array]) -> Path:
 
 
 def from_dict(mapping: Mapping[str, Any], source: str = "the configuration") -> Config:
-    """Return the Config that a checkpoint with this mapping beside it has, whose shapes tell nothing."""
+    """Return the Config of a checkpoint that has this mapping as config.json and no tensors."""
     fields, _ = configs.read_fields(mapping, source)
     return configs.complete(fields, {}, None, source)
 

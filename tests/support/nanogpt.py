@@ -1,4 +1,4 @@
-"""nanoGPT in torch, written from its description, with the mistakes that are asked for, and what its train.py saves.
+"""nanoGPT in torch, written from its description, with optional mistakes, and what its train.py saves.
 
 Two programs share the names. nanoGPT: the exact (erf) GELU, biases or none, an output head that is wte itself, a mask
 buffer only where attention is written out. minGPT: the tanh form, biases, an output head of its own, always the buffer.
@@ -39,7 +39,7 @@ LINEAR = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # the ends of the na
 
 
 class LayerNorm(nn.LayerNorm):  # type: ignore[misc]
-    """torch's own, written out where a mistake asks for it; transformers' is turned into this."""
+    """torch's LayerNorm, written out if a mistake needs it; transformers' is converted to this class."""
 
     wrong: Mistakes = frozenset()
 
@@ -59,7 +59,7 @@ class LayerNorm(nn.LayerNorm):  # type: ignore[misc]
 
 
 class CausalSelfAttention(nn.Module):  # type: ignore[misc]
-    """One projection for all three; written out over a mask buffer, or torch's own; a cache holds keys and values."""
+    """Attention with one projection, over a mask buffer or by torch's own function, with an optional cache."""
 
     def __init__(self, config: Config, layer: int, wrong: Mistakes, bias: bool, mask: bool) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class CausalSelfAttention(nn.Module):  # type: ignore[misc]
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=bias)
         N = config.n_positions
-        ahead = ("mask shows the next token" in wrong) - ("mask hides the own token" in wrong)
+        ahead = ("mask shows the next token" in wrong) - ("mask hides the token itself" in wrong)
         seen = torch.ones(N, N) if "causal mask missing" in wrong else torch.tril(torch.ones(N, N), diagonal=ahead)
         if mask:
             self.register_buffer("bias", (seen.T if "mask transposed" in wrong else seen).view(1, 1, N, N))
@@ -101,7 +101,7 @@ class CausalSelfAttention(nn.Module):  # type: ignore[misc]
         if "mask of -1e4" in wrong:
             att = att - 1e4 * hidden.to(att.dtype)
         else:
-            att = att.masked_fill(hidden, -1e9 if "mask hides the own token" in wrong else float("-inf"))
+            att = att.masked_fill(hidden, -1e9 if "mask hides the token itself" in wrong else float("-inf"))
         att = att.to(half("softmax in", wrong) or att.dtype)
         if "softmax over queries" in wrong:
             att = functional.softmax(att, dim=-2)
@@ -116,7 +116,7 @@ class CausalSelfAttention(nn.Module):  # type: ignore[misc]
 
 
 class MLP(nn.Module):  # type: ignore[misc]
-    """Up, activation, down."""
+    """The MLP: up, activation, down."""
 
     def __init__(self, config: Config, wrong: Mistakes, bias: bool) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class Block(nn.Module):  # type: ignore[misc]
 
 
 class GPT(nn.Module):  # type: ignore[misc]
-    """Logits [B, T, V] of ids [B, T], and None in place of a loss; with mingpt, minGPT.
+    """The model: ids [B, T] to logits [B, T, V] and None for the loss; with mingpt, minGPT.
 
     A cache, at first empty, belongs to the caller, who counts the past; it and mistakes of attention need the mask.
     """
@@ -185,8 +185,8 @@ class GPT(nn.Module):  # type: ignore[misc]
 
 
 def filled(config: Config, arrays: dict[str, Array], **options: Any) -> Any:
-    """A GPT that holds these weights, by canonical names, in evaluation; options are GPT's."""
-    """A GPT that holds these weights, by canonical names, in evaluation; options are GPT's."""
+    """Return a GPT in evaluation mode with these weights, by canonical names; options are GPT's."""
+    """Return a GPT in evaluation mode with these weights, by canonical names; options are GPT's."""
     model = GPT(config, **options).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():  # a shared head is met once, as wte
@@ -196,7 +196,7 @@ def filled(config: Config, arrays: dict[str, Array], **options: Any) -> Any:
 
 
 def canonical(config: Config, model: Any) -> dict[str, Array]:
-    """The weights of a GPT by canonical names; zeros for the biases that it has not."""
+    """Return a GPT's weights by canonical names, with zeros for missing biases."""
     held = {
         name.removeprefix("transformer."): (parameter.T if name.endswith(LINEAR) else parameter).detach().numpy()
         for name, parameter in model.named_parameters()
@@ -208,13 +208,13 @@ def canonical(config: Config, model: Any) -> dict[str, Array]:
 
 
 def model_args(config: Config, bias: bool) -> dict[str, Any]:
-    """What nanoGPT's train.py keeps of the configuration."""
+    """Return the configuration that nanoGPT's train.py saves."""
     sizes = {"n_layer": config.n_layer, "n_head": config.n_head, "n_embd": config.n_embd}
     return sizes | {"block_size": config.n_positions, "bias": bias, "vocab_size": config.vocab_size, "dropout": 0.0}
 
 
 def checkpoint(model: Any, config: Config, bias: bool) -> dict[str, Any]:
-    """The dictionary that nanoGPT's train.py saves, after one step of AdamW, which changes the model."""
+    """Return the dictionary that nanoGPT's train.py saves, after one step of AdamW, which changes the model."""
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -231,7 +231,7 @@ def checkpoint(model: Any, config: Config, bias: bool) -> dict[str, Any]:
 
 
 def step(model: Any, optimizer: Any, config: Config) -> Any:
-    """One step of training on random ids; the loss, a tensor without dimensions."""
+    """Run one training step on random ids and return the loss, a scalar tensor."""
     ids = torch.from_numpy(np.random.default_rng(7).integers(0, config.vocab_size, (2, 9)))
     output = getattr(model, "_orig_mod", model)(ids[:, :-1])  # without compiling
     logits = output[0] if isinstance(output, tuple) else output

@@ -1,9 +1,9 @@
-"""What the oracle says of every known mistake in three foreign implementations.
+"""Tabulate the oracle's answers to every known mistake in three foreign implementations.
 
     python -m tests.support.oracle_table
 
-writes tests/parity/ORACLE.md. A cell is "named", "1 of N" (a class of entries that the data cannot tell apart), or "not
-excluded" where the effect is below five tolerances; anything else is a failure, and stands there in capitals.
+writes tests/parity/ORACLE.md. A cell is "named", "1 of N" (N entries that the data cannot tell apart), or "not
+excluded" if the effect is below five tolerances. Anything else is a failure and is written in capitals.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MODELS = {
 
 
 def entries(config: Config) -> list[Mistake]:
-    """Those of the catalogue that the foreign implementations can have."""
+    """Return the catalogue's entries that the foreign implementations can have."""
     names = {*mistakes.names(config), PADDED}
     return [entry for entry in catalogue(config, TOKENS) if entry.name in names]
 
@@ -43,7 +43,7 @@ def entries(config: Config) -> list[Mistake]:
 def evidence(
     style: str, config: Config, arrays: dict[str, Array], names: tuple[str, ...], stages: bool
 ) -> dict[str, Array]:
-    """What an implementation with these mistakes gives: all that its modules show, or the logits alone."""
+    """Return what an implementation with these mistakes gives: all its stages, or only logits."""
     ids = random_ids(config, (1, TOKENS))
     if PADDED in names:  # which shows in log-probabilities alone
         logits = foreign.capture(foreign.build(style, config, arrays, set(names) - {PADDED}), style, ids)["logits"]
@@ -56,14 +56,14 @@ def evidence(
 
 
 def report(style: str, config: Config, names: tuple[str, ...], stages: bool) -> Report:
-    """The oracle's, with the true weights."""
+    """Return the oracle's report, given the true weights."""
     arrays = random_arrays(config)
     theirs = evidence(style, config, arrays, names, stages)
     return compare(config, arrays, cases(theirs, config, random_ids(config, (1, TOKENS))))
 
 
 def verdict(found: Report, name: str) -> str:
-    """A cell of the table; in capitals where it is not what it has to be."""
+    """Return a cell of the table, in capitals if it is a failure."""
     strongest = max(row.difference.ratio for row in found.rows)
     for finding in found.diagnosis.findings[:1]:
         if name in [entry.name for entry in finding.mistakes] and found.diagnosis.unexplained is None:
@@ -74,7 +74,7 @@ def verdict(found: Report, name: str) -> str:
 
 
 def table() -> Iterator[str]:
-    """The whole file."""
+    """Return the whole file."""
     yield "# Every known mistake, in three foreign implementations"
     yield ""
     yield (

@@ -1,4 +1,4 @@
-"""The same model in the real packages, weights and all."""
+"""The same model, with the same weights, in the real packages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Ids = np.typing.NDArray[np.int64]
 
 
 def transformers_model(config: Config, arrays: dict[str, Array]) -> Any:
-    """GPT2LMHeadModel with these weights in their dtype; eager, or attentions come back empty."""
+    """Return GPT2LMHeadModel with these weights in their dtype; eager, because otherwise attentions are empty."""
     theirs = transformers.GPT2Config(**configs.to_dict(config), attn_implementation="eager")
     dtype = {"float32": torch.float32, "float64": torch.float64}[str(next(iter(arrays.values())).dtype)]
     model = transformers.GPT2LMHeadModel(theirs).to(dtype).eval()
@@ -28,7 +28,7 @@ def transformers_model(config: Config, arrays: dict[str, Array]) -> Any:
 
 
 def transformers_outputs(model: Any, ids: Ids) -> dict[str, Array]:
-    """Logits, hidden states and attentions under npgpt's names; the last hidden state there is after ln_f."""
+    """Return logits, hidden states and attentions under npgpt's names; the last hidden state follows ln_f."""
     with torch.no_grad():
         out = model(torch.from_numpy(ids), output_hidden_states=True, output_attentions=True, use_cache=False)
     assert len(out.attentions) == model.config.n_layer, "no attentions: not eager?"
@@ -39,7 +39,7 @@ def transformers_outputs(model: Any, ids: Ids) -> dict[str, Array]:
 
 
 def llms_from_scratch_model(config: Config, arrays: dict[str, Array]) -> Any:
-    """LLMs-from-scratch's GPTModel, with qkv_bias, holding these weights in their dtype."""
+    """Return LLMs-from-scratch's GPTModel, with qkv_bias, with these weights in their dtype."""
     model = ch04.GPTModel(
         {
             "vocab_size": config.vocab_size,
@@ -80,14 +80,14 @@ def llms_from_scratch_model(config: Config, arrays: dict[str, Array]) -> Any:
 
 
 def llms_from_scratch_logits(model: Any, ids: Ids) -> Array:
-    """Logits [B, T, V]."""
+    """Return logits [B, T, V]."""
     with torch.no_grad():
         logits: Array = model(torch.from_numpy(ids)).numpy()
     return logits
 
 
 class Float64GELU(torch.nn.Module):  # type: ignore[misc]
-    """Theirs holds √(2/π) in float32 even in a float64 model; this is the same formula in the model's dtype."""
+    """LLMs-from-scratch's GELU in the model's dtype; its own rounds √(2/π) to float32 even in a float64 model."""
 
     def forward(self, x: Any) -> Any:
         return torch.nn.functional.gelu(x, approximate="tanh")

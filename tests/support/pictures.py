@@ -11,8 +11,10 @@ from __future__ import annotations
 import html
 import math
 import re
+import struct
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,7 +30,7 @@ from .command import here
 FOLDER = Path(__file__).parents[2] / "docs" / "pictures"
 TEXT = "It is a truth universally acknowledged"
 SENTENCE, LAYER, HEAD = "Her mother was glad to see her", 4, 4
-EXPLAINED, PLACE, SIZE = TEXT, "#stage=h.0.attn.c_attn&token=3&head=1", (1280, 800)
+EXPLAINED, PLACE, SIZE = TEXT, "#stage=h.0.attn.c_attn&token=3&head=1", (1200, 720)
 CELL, COLUMN, SURPRISING = 26, 8.4, 12.0  # pixels of a map's cell and of a character; bits that have the full colour
 
 Colour = tuple[int, int, int]
@@ -126,9 +128,32 @@ def explain(browser: str) -> bytes:
                 "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
             )
             window.open(page, PLACE)
-            return window.screenshot(small=True)
+            return smaller(window.screenshot())
         finally:
             window.close()
+
+
+def smaller(png: bytes) -> bytes:
+    """Return a picture as a PNG of at most 256 colours, those that occur most often among 16 shades a channel."""
+    image = devtools.pixels(png)[..., :3]
+    height, width, _ = image.shape
+    rounded = np.rint(image.reshape(-1, 3) / 17).astype(int)
+    colours, place, count = np.unique(rounded @ [256, 16, 1], return_inverse=True, return_counts=True)
+    table = np.stack([colours // 256, colours // 16 % 16, colours % 16], axis=-1)
+    kept = np.argsort(-count)[:256]
+    nearest = ((table[:, None] - table[kept]) ** 2).sum(axis=-1).argmin(axis=1).astype(np.uint8)
+    rows = np.pad(nearest[place].reshape(height, width), ((0, 0), (1, 0)))  # each after a 0: without a filter
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0),
+        b"PLTE": (17 * table[kept]).astype(np.uint8).tobytes(),
+        b"IDAT": zlib.compress(rows.tobytes(), 9),
+        b"IEND": b"",
+    }
+    chunks = (
+        struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+        for kind, part in parts.items()
+    )
+    return png[:8] + b"".join(chunks)
 
 
 def main() -> None:

@@ -1,17 +1,17 @@
-"""What the oracle says of programs of others: of right ones, and of each alteration of each program.
+"""Tabulate the oracle's answers to programs in other people's styles, right ones and altered ones.
 
     python -m tests.support.program_table [--every N] [PROGRAM …]
 
-writes tests/parity/PROGRAMS.md, with every third alteration unless --every says otherwise; of named programs it prints
-what is wrong, and writes nothing. The kinds of an answer:
+writes tests/parity/PROGRAMS.md, with every third alteration unless --every is given. For named programs it prints what
+is wrong and writes nothing. The kinds of answer:
 
 - right: the alteration is named, and nothing else
 - class: it is named among entries that the data cannot tell apart
-- located: nothing is named, and the first stage that differs is said to be unexplained
+- located: nothing is named, and the first stage that differs is reported as unexplained
 - too small: the difference is below CLEAR tolerances, and the report says so
-- unseen: it changes nothing that was given
-- refused: an NpgptError says why it cannot be compared, as where a stage has another shape
-- partly: it is named, and something is left that is not explained
+- unseen: it changes nothing that was compared
+- refused: an NpgptError says why it cannot be compared, for example because of a stage's shape
+- partly: it is named, and something remains unexplained
 - WRONG: something else is named, or another stage
 - FALSE MATCH: "matches", though the logits differ
 - ALARM: a right model differs
@@ -61,7 +61,7 @@ Answered = TypeVar("Answered")
 
 
 def fresh_arrays(config: Config, seed: int = 0) -> dict[str, Array]:
-    """Return weights as training starts from: a spread of 0.02, gains of 1, biases of 0."""
+    """Return freshly initialised weights: standard deviation 0.02, gains of 1, biases of 0."""
     rng = np.random.default_rng(seed)
     found: dict[str, Array] = {}
     for name, shape in parameters.schema(config).items():
@@ -74,12 +74,12 @@ WEIGHTS = {"random": random_arrays(CONFIG), "fresh": fresh_arrays(CONFIG)}
 
 
 def reference(config: Config, arrays: Mapping[str, Array]) -> LanguageModel:
-    """Return the model that a program should be."""
+    """Return the model that a program should equal."""
     return LanguageModel("reference", config, parameters.from_arrays(config, dict(arrays)), no_text("none"))
 
 
 def shown(program: Any, config: Config, arrays: Mapping[str, Array], ids: NDArray[Any]) -> tuple[Any, Any]:
-    """Return what check is given of a program for its stages, which is a module or arrays, and its logits."""
+    """Return a program's stages as check takes them, a module or arrays, and its logits."""
     single = {name: array.astype(np.float32) for name, array in arrays.items()}
     if hasattr(program, "run"):
         stages = program.run(single, config, ids)
@@ -98,7 +98,7 @@ def module_logits(module: Any, ids: NDArray[Any], **options: Any) -> NDArray[Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What the oracle said of a program: its kind, the text, the difference in tolerances, the largest class named."""
+    """The oracle's answer to a program: kind, text, difference in tolerances, and the largest class named."""
 
     program: str
     truth: str
@@ -112,12 +112,12 @@ class Answer:
 
 
 def largest_ratio(report: Report) -> float:
-    """Return the largest difference of a stage in tolerances, 0 where none was compared."""
+    """Return the largest difference of any stage in tolerances, 0 if none was compared."""
     return max((row.difference.ratio for row in report.rows), default=0.0)
 
 
 def classify(report: Report, right: set[str], changed: float) -> tuple[str, str]:
-    """Return the kind of an answer, and what it says. changed: how much the logits were, relative."""
+    """Return the kind of an answer and its text. changed: the relative change of the logits."""
     findings, unexplained = report.diagnosis.findings, report.diagnosis.unexplained
     named = [{entry.name for entry in finding.mistakes} for finding in findings]
     said = "; ".join(" or ".join(sorted(each)) for each in named)
@@ -144,7 +144,7 @@ def classify(report: Report, right: set[str], changed: float) -> tuple[str, str]
 
 @cache
 def names() -> frozenset[str]:
-    """Return the catalogue's, for this model, with a cache or without, and with padding."""
+    """Return the catalogue's names for this model, with or without a cache, and with padding."""
     tokens = IDS.shape[1]
     return frozenset(
         entry.name for chunks in ((), (5, 4, 1, 1, 1)) for entry in catalogue(CONFIG, tokens, chunks, True)
@@ -153,12 +153,12 @@ def names() -> frozenset[str]:
 
 @cache
 def usual(program: str, weights: str) -> Any:
-    """Return the logits of a program as it stands."""
+    """Return the logits of the unaltered program."""
     return shown(programs.load(program), CONFIG, WEIGHTS[weights], IDS)[1]
 
 
 def examined(edits: Sequence[Alteration], weights: str, given: str) -> tuple[Report, float]:
-    """Return the report on a program with these alterations, and how much its logits changed, relative."""
+    """Return the report on a program with these alterations and the relative change of its logits."""
     name = edits[0].program
     program = programs.load(name, *((edit.before, edit.after) for edit in edits))
     stages, logits = shown(program, CONFIG, WEIGHTS[weights], IDS)
@@ -172,7 +172,7 @@ def examined(edits: Sequence[Alteration], weights: str, given: str) -> tuple[Rep
 
 
 def answer(case: tuple[Alteration, str, str]) -> Answer:
-    """Return what the oracle says of an alteration, on these weights, from "stages" or from "logits"."""
+    """Return the oracle's answer to an alteration on these weights, from "stages" or from "logits"."""
     alteration, weights, given = case
     head = (alteration.program, alteration.truth, bool(alteration.right & names()))
     try:
@@ -188,7 +188,7 @@ def answer(case: tuple[Alteration, str, str]) -> Answer:
 
 
 def answer_pair(pair: tuple[Alteration, Alteration]) -> Answer:
-    """Return whether the known one of a pair is named, from stages: "right", "located" where it is not, or a fault."""
+    """Return "right" if the known mistake of a pair is named from stages, "located" if not, or a fault."""
     known, unknown = pair
     head = (known.program, f"{known.truth} + {unknown.truth}", True)
     try:
@@ -229,7 +229,7 @@ class Right:
 
 
 def right_models(seeds: int = 1) -> Iterator[Right]:
-    """Yield every program in every way that it can be run."""
+    """Yield every program in every way to run it."""
     for program in programs.NAMES:
         hows = ["plain", "logits", "last", "fresh", "padded vocabulary", "right"]
         if program in TORCH:
@@ -299,7 +299,7 @@ def right_report(model: Right) -> Report:
 
 
 def quiet(case: tuple[Callable[[Any], Answer], Any]) -> Answer:
-    """Call a function in a process of the pool: one thread, and no warnings of what is broken on purpose."""
+    """Call a function in a worker process with one thread, ignoring the warnings of programs broken on purpose."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     function, item = case
@@ -308,7 +308,7 @@ def quiet(case: tuple[Callable[[Any], Answer], Any]) -> Answer:
 
 
 def run_all(function: Callable[[Any], Answer], given: Iterable[Any]) -> list[Answer]:
-    """Return what a function gives for each, in two processes."""
+    """Return a function's results for each argument, from two processes."""
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
         return list(pool.map(quiet, ((function, each) for each in given), chunksize=4))
 
@@ -331,7 +331,7 @@ def summary(answers: Sequence[Answer]) -> Iterator[str]:
 
 
 def confused(answers: Sequence[Answer]) -> Iterator[str]:
-    """Yield how many entries were named together, as a sentence for stages and one for logits."""
+    """Yield a sentence for stages and one for logits that say how many entries were named together."""
     for given in GIVEN:
         sizes = Counter(a.entries for a in answers if a.given == given and a.kind in ("right", "class", "partly"))
         listed = ", ".join(f"{count} with {size}" for size, count in sorted(sizes.items()) if size > 1)
@@ -339,7 +339,7 @@ def confused(answers: Sequence[Answer]) -> Iterator[str]:
 
 
 def cell(a: Answer) -> str:
-    """Return an answer in a table's cell."""
+    """Return an answer as a table cell."""
     if a.kind in ("right", "unseen"):
         return a.kind
     told = {"class": f"1 of {a.entries}", "too small": f"too small ({a.size:.1f})", "located": f"located: {a.said}"}
@@ -347,7 +347,7 @@ def cell(a: Answer) -> str:
 
 
 def faults(answers: Iterable[Answer]) -> Iterator[str]:
-    """Yield a line for each answer that must not be."""
+    """Yield a line for each faulty answer."""
     for a in answers:
         if a.kind in FAULTS:
             said = a.said.replace("|", "/").replace("\n", " ")[:300]
@@ -392,7 +392,7 @@ def document(answers: Sequence[Answer], right: Sequence[Answer], both: Sequence[
 
 
 def chosen(every: int, names_of: Sequence[str]) -> tuple[list[Any], list[Right], list[tuple[Alteration, Alteration]]]:
-    """Return the cases, right models and pairs of programs of these names, of all by default, each how-manieth."""
+    """Return the cases, right models and pairs of the named programs (default: all), thinned by `every`."""
     wanted = names_of or programs.NAMES
     some = [each for each in alterations() if each.program in wanted][::every]
     cases = [(each, weights, given) for each in some for weights in WEIGHTS for given in GIVEN]
@@ -402,7 +402,7 @@ def chosen(every: int, names_of: Sequence[str]) -> tuple[list[Any], list[Right],
 
 
 def main() -> int:
-    """Write the file; of named programs print what is wrong alone."""
+    """Write the file; for named programs, only print what is wrong."""
     parser = argparse.ArgumentParser(description="What the oracle says of programs of others.")
     parser.add_argument("programs", nargs="*", metavar="PROGRAM", help="these alone, and no file is written")
     parser.add_argument("--every", type=int, default=EVERY, metavar="N", help="every Nth alteration (%(default)s)")

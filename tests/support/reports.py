@@ -1,8 +1,8 @@
-"""Reports as the oracle's tests read them."""
+"""Reports in the form that the oracle's tests compare."""
 
 from __future__ import annotations
 
 
 def said(report: object) -> str:
-    """Return its text, in which no line breaks."""
+    """Return a report's text on one line."""
     return " ".join(str(report).split())

@@ -1,5 +1,6 @@
-"""How much of a check by many examples is done: less in plain `pytest`, which is to stay short, all of it
-under Hypothesis's profile `thorough`, `pytest --hypothesis-profile=thorough` (see tests/conftest.py).
+"""The number of examples a test tries: few in plain `pytest`, all under Hypothesis's profile `thorough`.
+
+`pytest --hypothesis-profile=thorough` selects the profile, which tests/conftest.py registers.
 """
 
 from __future__ import annotations
@@ -12,5 +13,5 @@ only_thorough = pytest.mark.skipif(not THOROUGH, reason="takes long: --hypothesi
 
 
 def examples(few: int, many: int) -> int:
-    """Return how many examples to try, or every how-manieth, under the profile that is loaded."""
+    """Return the first value in plain runs, the second under the profile thorough."""
     return many if THOROUGH else few

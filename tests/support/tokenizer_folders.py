@@ -1,4 +1,4 @@
-"""Folders of a tokenizer, one for every setting that its files may have."""
+"""Tokenizer folders, one for every setting that their files may have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Files = dict[str, Any]  # the contents of a folder: JSON, or text as it is
 
 @cache
 def vocabulary() -> tuple[dict[str, int], list[str]]:
-    """Return GPT-2's first ranks with <|endoftext|> as vocab.json has them, and the merges."""
+    """Return GPT-2's first ranks and <|endoftext|> in vocab.json's form, and the merges."""
     ranks = {piece: rank for piece, rank in from_ranks(GPT2_RANKS, 50257).ranks.items() if rank < N_RANKS}
     written = {byte: character for character, byte in byte_characters().items()}
 
@@ -42,7 +42,7 @@ def pair(vocab: Mapping[str, int] | None = None) -> Files:
 
 
 def added(content: str, number: int | None = None, **flags: bool) -> dict[str, Any]:
-    """Return an added token with all its flags; with its id, as tokenizer.json has it."""
+    """Return an added token with all its flags and, as in tokenizer.json, its id."""
     token: dict[str, Any] = {} if number is None else {"id": number}
     token |= {"content": content, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return token | {"special": True} | flags
@@ -54,7 +54,7 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Tr
 
 
 def whole(model: Mapping[str, Any] | None = None, **parts: Any) -> Files:
-    """Return tokenizer.json: byte-level BPE, with some of its parts replaced; model adds to that of BPE."""
+    """Return tokenizer.json with byte-level BPE and some parts replaced; `model` extends BPE's."""
     ids, merges = vocabulary()
     bpe: Files = {
         "type": "BPE",
@@ -80,7 +80,7 @@ def config(**keys: Any) -> Files:
 
 
 def fast(**keys: Any) -> Files:
-    """Return a tokenizer_config.json under which tokenizer.json counts as it stands."""
+    """Return a tokenizer_config.json that leaves tokenizer.json unchanged."""
     return config(tokenizer_class="PreTrainedTokenizerFast", **keys)
 
 

@@ -1,10 +1,10 @@
-"""Every setting of a tokenizer's folder: honoured or refused by npgpt, and how many ids differ from transformers'.
+"""Tabulate every setting of a tokenizer folder: whether npgpt honours it, and whether ids equal transformers'.
 
     python -m tests.support.tokenizer_table
 
-writes tests/parity/TOKENIZERS.md. A silent difference is a text of which npgpt gives other ids than transformers, with
-special tokens as such or as plain text; a folder that npgpt refuses has none. What npgpt gives where transformers
-cannot read the folder counts as silent, too.
+writes tests/parity/TOKENIZERS.md. A silent difference is a text for which npgpt gives other ids than transformers, with
+special tokens either encoded or treated as plain text. A folder that npgpt refuses has none. If transformers cannot
+read a folder and npgpt can, that counts as a silent difference too.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def texts(count: int = N_TEXTS) -> list[str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What npgpt does with a folder: the reason why it refuses it, or the number of texts with other ids."""
+    """npgpt's result for a folder: the reason for refusing it, or the number of texts with different ids."""
 
     reason: str
     silent: int
@@ -129,7 +129,7 @@ def outcome(case: Case, some: Sequence[str]) -> Outcome:
 
 
 def main() -> int:
-    """Write the table; return 1 where something differs silently, or is refused that is to be honoured."""
+    """Write the table; return 1 if anything differs silently or is refused against expectation."""
     wrong, some = 0, texts()
     lines = [
         "# Every setting of a tokenizer's folder",

@@ -1,4 +1,4 @@
-"""How far rounding alone can carry a correct result from the true one.
+"""Bounds on how far rounding alone can move a correct result from the exact one.
 
 Every rounding changes a value by a factor 1 + d with |d| ≤ u, where u is half the spacing at 1 (2⁻²⁴ in float32,
 2⁻⁵³ in float64). Higham and Mary, "A New Approach to Probabilistic Rounding Error Analysis" (SIAM J. Sci. Comput. 41,
@@ -32,7 +32,7 @@ from npgpt.config import Config
 
 
 def rounding_bound(config: Config, tokens: int, dtype: DTypeLike) -> float:
-    """The relative root-mean-square error that rounding explains in any intermediate of a model."""
+    """Return the relative root-mean-square error that rounding explains in any intermediate of a model."""
     u = float(np.finfo(dtype).eps) / 2
     C, D, F = config.n_embd, config.head_width, config.inner_width
     roundings = config.n_layer * (3 * C + D + tokens + F + 40) + 40 + C
@@ -40,7 +40,7 @@ def rounding_bound(config: Config, tokens: int, dtype: DTypeLike) -> float:
 
 
 def relative_error(theirs: ArrayLike, reference: ArrayLike) -> float:
-    """Root mean square of the difference, over the reference's; equal infinities are no difference."""
+    """Return the difference's root mean square divided by the reference's; equal infinities do not differ."""
     a, b = np.asarray(theirs, np.float64), np.asarray(reference, np.float64)
     assert a.shape == b.shape, f"shapes differ: {a.shape} and {b.shape}"
     finite = ~(np.isinf(b) & (a == b))
@@ -49,7 +49,7 @@ def relative_error(theirs: ArrayLike, reference: ArrayLike) -> float:
 
 
 def largest_difference(theirs: ArrayLike, reference: ArrayLike) -> float:
-    """The largest difference, over the largest absolute value of the reference: the tensor's scale."""
+    """Return the largest difference divided by the reference's largest magnitude, the tensor's scale."""
     a, b = np.asarray(theirs, np.float64), np.asarray(reference, np.float64)
     assert a.shape == b.shape, f"shapes differ: {a.shape} and {b.shape}"
     return float(np.abs(a - b).max() / np.abs(b).max())

@@ -1,4 +1,4 @@
-"""Small vocabularies, and folders that hold them."""
+"""Small vocabularies and folders with them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from npgpt.text.vocabularies import open_tokenizer
 
 
 def small_vocabulary() -> tuple[dict[str, int], list[str]]:
-    """Bytes in the order of Hugging Face's files, four merges, and the special token."""
+    """Return a vocabulary of bytes in Hugging Face's order, four merges and the special token."""
     vocabulary = {character: i for i, character in enumerate(sorted(byte_characters()))}
     merges = ["Ġ t", "h e", "Ġt he", "i n"]
     for merge in merges:
@@ -24,13 +24,13 @@ def small_vocabulary() -> tuple[dict[str, int], list[str]]:
 
 
 def small_pair() -> dict[str, Any]:
-    """The same as vocab.json and merges.txt."""
+    """Return small_vocabulary() as vocab.json and merges.txt."""
     vocabulary, merges = small_vocabulary()
     return {"vocab.json": vocabulary, "merges.txt": "#version: 0.2\n" + "\n".join(merges) + "\n"}
 
 
 def small_whole(**parts: Any) -> dict[str, Any]:
-    """The same as tokenizer.json."""
+    """Return small_vocabulary() as tokenizer.json."""
     vocabulary, merges = small_vocabulary()
     model = {"type": "BPE", "vocab": vocabulary, "merges": merges}
     splitter = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
@@ -38,7 +38,7 @@ def small_whole(**parts: Any) -> dict[str, Any]:
 
 
 def put(folder: Path, files: dict[str, Any]) -> Path:
-    """Write a folder's files: bytes and text as they are, anything else as JSON; the folder."""
+    """Write a folder's files, anything but bytes and text as JSON; return the folder."""
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         as_bytes = content if isinstance(content, bytes) else None
@@ -48,12 +48,12 @@ def put(folder: Path, files: dict[str, Any]) -> Path:
 
 
 def opened(folder: Path, vocab_size: int = 300) -> Tokenizer:
-    """The tokenizer of the model in a folder."""
+    """Return the tokenizer of the model in a folder."""
     return open_tokenizer(folder / "model.safetensors", vocab_size)
 
 
 def reason(folder: Path, vocab_size: int = 300) -> str:
-    """Why the model in a folder has no text, in one line."""
+    """Return the one-line reason why the model in a folder has no text."""
     with pytest.raises(NpgptError) as error:
         opened(folder, vocab_size)
     assert "\n" not in str(error.value)

@@ -1,7 +1,7 @@
-"""Checkpoints of every kind written by hand, from each format's own description and without its real program.
+"""Write checkpoints of every kind by hand, from each format's description, without the real programs.
 
-A second derivation of what npgpt reads: nothing of npgpt.checkpoints is used here. Every part that a file states of
-itself (a size, a checksum, a place) can be given another value, so that the tests can write what no real program would.
+A second derivation of what npgpt reads, so nothing from npgpt.checkpoints is used. Every field that describes the file
+itself (a size, a checksum, an offset) can be overridden, so that tests can write what no real program would.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ Order = Literal["little", "big"]
 
 
 class Member(NamedTuple):
-    """A file in an archive. What is None is as it should be; the rest is what the archive says instead."""
+    """A file in an archive; a field that is not None overrides the true value in the archive."""
 
     name: str
     content: bytes
     deflated: bool = False
     flags: int = 0
     crc: int | None = None
-    size: int | None = None  # unpacked, as the directory says
-    stored: int | None = None  # packed, as the directory says
-    place: int | None = None  # where the directory says that it lies
-    local_name: str | None = None  # the name that stands before its bytes
-    listed: bool = True  # in the directory
+    size: int | None = None  # unpacked size in the directory
+    stored: int | None = None  # packed size in the directory
+    place: int | None = None  # the directory's offset
+    local_name: str | None = None  # the name in the local header
+    listed: bool = True  # whether it is in the directory
 
 
 def zip_archive(members: Iterable[Member], *, alignment: int = 64, zip64: bool = False, comment: bytes = b"") -> bytes:
-    """An archive, each member's bytes on a multiple of the alignment, by an extra field as torch pads them."""
+    """Return an archive whose members' bytes are aligned by an extra field, as torch does."""
     content, directory, count = b"", b"", 0
     for member in members:
         packed = member.content
@@ -87,18 +87,18 @@ def zip_archive(members: Iterable[Member], *, alignment: int = 64, zip64: bool =
 
 
 class Global:
-    """A name that the pickle is to import; pickle demands that what it writes a call of can be called."""
+    """A name for the pickle to import; it is callable because pickle requires that of functions it writes."""
 
     def __init__(self, module: str, name: str) -> None:
         self.module, self.name = module, name
 
     def __call__(self, *arguments: object) -> object:
-        """Never called: the name is only written."""
+        """Never called; only the name is written."""
         raise AssertionError(self.name)
 
 
 class Storage(NamedTuple):
-    """A run of elements, as its persistent id tells of it."""
+    """A storage, as its persistent id describes it."""
 
     kind: str
     key: str
@@ -106,7 +106,7 @@ class Storage(NamedTuple):
 
 
 class View(NamedTuple):
-    """A tensor: a view of a storage; a parameter wraps one."""
+    """A tensor, which is a view of a storage; a parameter wraps one."""
 
     storage: Any
     offset: Any
@@ -116,7 +116,7 @@ class View(NamedTuple):
 
 
 class Call(NamedTuple):
-    """Any other call: function, arguments, and the state that BUILD is to set."""
+    """Any other call: function, arguments, and the state for BUILD."""
 
     function: Any
     arguments: tuple[Any, ...] = ()
@@ -124,23 +124,23 @@ class Call(NamedTuple):
 
 
 class StateDict(OrderedDict[str, Any]):
-    """An OrderedDict with attributes, as torch.nn.Module.state_dict gives: its _metadata comes by BUILD."""
+    """An OrderedDict with attributes, as torch.nn.Module.state_dict returns; BUILD sets its _metadata."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return OrderedDict, (), {"_metadata": OrderedDict(version=1)}, None, iter(self.items())
 
 
 class Pickler(pickle._Pickler):
-    """Python's own pickler, told how torch's objects are written: it needs no torch to name it."""
+    """Python's own pickler, extended to write torch's objects without importing torch."""
 
     def persistent_id(self, obj: object) -> object:
-        """Of a storage."""
+        """Return a storage's persistent id."""
         if isinstance(obj, Storage):
             return "storage", Global("torch", obj.kind), obj.key, "cpu", obj.numel
         return None
 
     def reducer_override(self, obj: object) -> Any:
-        """Of a tensor, and of the tests' own calls."""
+        """Reduce a tensor or one of the tests' own calls."""
         hooks = Call(OrderedDict)
         if isinstance(obj, View) and obj.parameter:
             return Global("torch._utils", "_rebuild_parameter"), (obj._replace(parameter=False), True, hooks)
@@ -151,7 +151,7 @@ class Pickler(pickle._Pickler):
         return NotImplemented
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
-        """Write a name without looking whether it is there."""
+        """Write a name without checking that it exists."""
         if isinstance(obj, Global):
             self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())  # type: ignore[attr-defined]
             self.memoize(obj)  # type: ignore[attr-defined]
@@ -162,7 +162,7 @@ class Pickler(pickle._Pickler):
 
 
 def pickled(value: object, protocol: int = 2) -> bytes:
-    """A pickle as torch.save writes it."""
+    """Return a pickle as torch.save writes it."""
     file = io.BytesIO()
     Pickler(file, protocol).dump(value)
     return file.getvalue()
@@ -173,7 +173,7 @@ KINDS |= {"int8": "Char", "uint8": "Byte", "bool": "Bool"}
 
 
 def in_storages(arrays: Arrays, byteorder: Order = "little") -> tuple[dict[str, View], dict[str, bytes]]:
-    """Each array as a tensor, and its storage's bytes: of its own, but that an array given twice shares it."""
+    """Return each array as a tensor, and the storages' bytes; an array given twice shares its storage."""
     views: dict[str, View] = {}
     storages: dict[str, bytes] = {}
     keys: dict[int, str] = {}
@@ -189,7 +189,7 @@ def in_storages(arrays: Arrays, byteorder: Order = "little") -> tuple[dict[str, 
 def torch_members(
     program: bytes, storages: Mapping[str, bytes], *, stem: str = "archive", byteorder: str | None = "little"
 ) -> list[Member]:
-    """The members of an archive, in torch's order: the pickle, the byte order, the storages, the version."""
+    """Return an archive's members in torch's order: pickle, byte order, storages, version."""
     order = [] if byteorder is None else [Member(f"{stem}/byteorder", byteorder.encode())]
     data = [Member(f"{stem}/data/{key}", content) for key, content in storages.items()]
     return [Member(f"{stem}/data.pkl", program), *order, *data, Member(f"{stem}/version", b"3\n")]
@@ -202,7 +202,7 @@ def torch_zip(
     byteorder: Order = "little",
     **options: Any,
 ) -> bytes:
-    """What torch.save writes of a state dict, or of what wrap makes of it."""
+    """Return what torch.save writes for a state dict, or for wrap's result."""
     views, storages = in_storages(arrays, byteorder)
     return zip_archive(torch_members(pickled(wrap(StateDict(views))), storages, byteorder=byteorder), **options)
 
@@ -222,18 +222,18 @@ class Typed(NamedTuple):
 
 
 def gguf_text(text: str, order: str) -> bytes:
-    """A text with its length before it."""
+    """Return a text prefixed by its length."""
     return struct.pack(order + "Q", len(text.encode())) + text.encode()
 
 
 def gguf_value(value: Any, order: str) -> bytes:
-    """A value with its type before it."""
+    """Return a value prefixed by its type."""
     kind, content = typed(value, order)
     return struct.pack(order + "I", kind) + content
 
 
 def typed(value: Any, order: str) -> tuple[int, bytes]:
-    """A value's type, and its bytes; a list has its elements' type and its length before them."""
+    """Return a value's type and bytes; a list's begin with its elements' type and its length."""
     if isinstance(value, list):
         items = [typed(item, order) for item in value]
         head = struct.pack(order + "IQ", items[0][0] if items else 8, len(items))
@@ -254,7 +254,7 @@ def gguf(
     dims: Mapping[str, Sequence[int]] | None = None,
     offsets: Mapping[str, int] | None = None,
 ) -> bytes:
-    """A file of tensors and keys; types, dims and offsets are what the file says of some tensors instead."""
+    """Return a GGUF file of tensors and keys; types, dims and offsets override what it states."""
     alignment = keys.get("general.alignment", 32)
     head = struct.pack(order + "4sIQQ", b"GGUF", version, len(arrays), len(keys))
     head += b"".join(gguf_text(key, order) + gguf_value(value, order) for key, value in keys.items())
@@ -273,7 +273,7 @@ def gguf(
 
 
 def llmc(config: Config, arrays: Arrays, *, version: int = 3, padded: int | None = None) -> bytes:
-    """A model file, in float32 (version 3) or bfloat16 (5); arrays under canonical names."""
+    """Return llm.c's model file in float32 (version 3) or bfloat16 (5), from arrays by canonical names."""
     vocab_size = config.vocab_size
     padded = vocab_size if padded is None else padded
     header = np.zeros(256, "<i4")
@@ -288,7 +288,7 @@ def llmc(config: Config, arrays: Arrays, *, version: int = 3, padded: int | None
 
 
 def bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The upper halves, where the lower are empty, as they must be."""
+    """Return the upper halves of float32 values whose lower halves must be zero."""
     bits = values.view(np.uint32)
     assert not (bits & 0xFFFF).any()
     return (bits >> 16).astype(np.uint16)
@@ -301,7 +301,7 @@ DATA_TYPES = {"float32": 1, "float64": 2, "int32": 3, "uint8": 4, "int8": 6, "in
 
 @functools.cache
 def after_8_bits(register: int) -> int:
-    """A CRC register below 256 after 8 steps of the reflected polynomial, straight from the definition."""
+    """Return a CRC register below 256 after 8 steps of the reflected polynomial, from the definition."""
     for _ in range(8):
         register = register >> 1 ^ (0x82F63B78 if register & 1 else 0)
     return register
@@ -309,7 +309,7 @@ def after_8_bits(register: int) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def crc32c(content: bytes) -> int:
-    """CRC-32C byte by byte: from all ones, the outcome inverted."""
+    """Return the CRC-32C, byte by byte, starting from all ones and inverting the result."""
     register = 0xFFFFFFFF
     for byte in content:
         register = register >> 8 ^ after_8_bits((register ^ byte) & 0xFF)
@@ -317,13 +317,13 @@ def crc32c(content: bytes) -> int:
 
 
 def masked_crc(content: bytes) -> int:
-    """As it is stored: rotated to the right by 15 bits, plus a constant."""
+    """Return a CRC as it is stored: rotated right by 15 bits, plus a constant."""
     crc = crc32c(content)
     return ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + 0xA282EAD8) % 2**32
 
 
 def varint(number: int) -> bytes:
-    """7 bits a byte, the lowest first."""
+    """Return a varint: 7 bits a byte, lowest first."""
     low = b""
     while number > 127:
         low += bytes([number & 127 | 128])
@@ -332,7 +332,7 @@ def varint(number: int) -> bytes:
 
 
 def message(*fields: tuple[int, int | bytes]) -> bytes:
-    """A protocol buffer of integers and bytes; zeros are left out, as proto3 does."""
+    """Return a protocol buffer of integers and bytes; zeros are omitted as in proto3."""
     encoded = b""
     for number, value in fields:
         if isinstance(value, bytes):
@@ -343,7 +343,7 @@ def message(*fields: tuple[int, int | bytes]) -> bytes:
 
 
 def bundle_header(shards: int = 1, big_endian: bool = False) -> bytes:
-    """BundleHeaderProto."""
+    """Return a BundleHeaderProto."""
     return message((1, shards), (2, int(big_endian)), (3, message((1, 1))))
 
 
@@ -358,7 +358,7 @@ def bundle_entry(
     crc: int | None = None,
     more: bytes = b"",
 ) -> bytes:
-    """BundleEntryProto; size and crc are what it says instead, more are further fields."""
+    """Return a BundleEntryProto; size and crc override the true values, more adds fields."""
     dims = b"".join(message((2, message((1, size)) if size else b"")) for size in shape)
     place = message((3, shard), (4, offset), (5, len(content) if size is None else size))
     checksum = struct.pack("<BI", 6 << 3 | 5, masked_crc(content) if crc is None else crc)
@@ -366,7 +366,7 @@ def bundle_entry(
 
 
 def table_block(entries: Sequence[tuple[bytes, bytes]], *, every: int = 16, kind: int = 0) -> bytes:
-    """A block with its trailer: keys without the beginning that they share with the one before, but for each 16th."""
+    """Return a block with its trailer; except for every 16th, keys omit the prefix shared with the previous one."""
     content, restarts, last = b"", [], b""
     for number, (key, value) in enumerate(entries):
         shared = 0
@@ -383,7 +383,7 @@ def table_block(entries: Sequence[tuple[bytes, bytes]], *, every: int = 16, kind
 
 
 def table(blocks: Iterable[Sequence[tuple[bytes, bytes]]], *, every: int = 16, kind: int = 0) -> bytes:
-    """A table of blocks of sorted entries; kind: how the blocks claim to be compressed."""
+    """Return a table of blocks of sorted entries; kind is the compression that the blocks claim."""
     rows = [(block[-1][0], table_block(block, every=every, kind=kind)) for block in blocks]
     last, block = rows[-1]
     above = bytes(byte + 1 for byte in last[:1] if byte < 255)  # the shortest key above the last
@@ -391,7 +391,7 @@ def table(blocks: Iterable[Sequence[tuple[bytes, bytes]]], *, every: int = 16, k
 
 
 def framed(blocks: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """A table of blocks as they are, each with a key that is not below its last: metaindex, index and footer added."""
+    """Return a table of the given blocks, each with an upper bound of its keys, plus metaindex, index and footer."""
     content, index = b"", []
     for last, block in blocks:
         index.append((last, varint(len(content)) + varint(len(block) - 5)))
@@ -413,7 +413,7 @@ def bundle(
     compression: int = 0,
     stem: str = "model.ckpt",
 ) -> Files:
-    """A tensor bundle, tensors dealt out to the shards in turn; sliced: a variable that claims to be in parts."""
+    """Return a tensor bundle, tensors distributed over the shards in turn; sliced claims to be stored in parts."""
     data = [b""] * shards
     entries = [(b"", bundle_header(shards, big_endian))]
     for turn, name in enumerate(sorted(arrays, key=str.encode)):
@@ -433,7 +433,7 @@ def bundle(
 
 
 def safetensors(arrays: Arrays) -> bytes:
-    """A file of float32 arrays."""
+    """Return a safetensors file of float32 arrays."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, array in arrays.items():
@@ -449,7 +449,7 @@ def safetensors(arrays: Arrays) -> bytes:
 
 
 def gguf_keys(config: Config) -> dict[str, Any]:
-    """What llama.cpp's converter states of a GPT-2."""
+    """Return the keys that llama.cpp's converter writes for a GPT-2."""
     return {
         "general.architecture": "gpt2",
         "gpt2.block_count": config.n_layer,
@@ -462,7 +462,7 @@ def gguf_keys(config: Config) -> dict[str, Any]:
 
 
 def in_shards(config: Config, arrays: Arrays) -> Files:
-    """safetensors in two files with their index."""
+    """Return safetensors in two files and their index."""
     names = sorted(arrays)
     shards = {f"model-{n + 1:05d}-of-00002.safetensors": names[n::2] for n in range(2)}
     weight_map = {name: file for file, held in shards.items() for name in held}
@@ -472,7 +472,7 @@ def in_shards(config: Config, arrays: Arrays) -> Files:
 
 
 def config_json(config: Config) -> bytes:
-    """The configuration under Hugging Face's names."""
+    """Return the configuration under Hugging Face's names."""
     return json.dumps(configs.to_dict(config)).encode()
 
 
@@ -503,7 +503,7 @@ FORMS: dict[str, Callable[[Config, Arrays], Files]] = {
 
 
 def write(folder: Path, files: Files) -> Path:
-    """Put files into a folder, each as a new one, since what is mapped must not change; the first one's path."""
+    """Write files to a folder, as new files because mapped ones must not change; return the first one's path."""
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         (folder / name).unlink(missing_ok=True)

@@ -1,15 +1,15 @@
-"""Sixteen GPT-2s, each written anew in the manner of a kind of program that people have, and what can go wrong in them.
+"""Sixteen GPT-2s, each in the style of a kind of program that people write, and what can go wrong in them.
 
-A program is a module of this package, right as it stands, in one of two forms. It has a function
+A program is a correct module of this package in one of two forms. It has a function
 
-    run(arrays, config, ids) -> the logits [B, T, V] and whatever stages programs of its kind show, by name
+    run(arrays, config, ids) -> the logits [B, T, V] and the stages that programs of its kind show, by name
 
-where arrays hold float32 by canonical names, or a function
+where arrays are float32 by canonical names, or a function
 
-    build(arrays, config) -> a PyTorch module in evaluation, which npgpt.check opens by itself.
+    build(arrays, config) -> a PyTorch module in evaluation mode, which npgpt.check opens by itself.
 
-ROUNDS is the dtype in which the program computes, where that is not float32. A mistake is an edit of the program's
-text (ALTERATIONS.txt), as its author could have made it: load gives the program with the edit.
+ROUNDS is the dtype in which the program computes, unless that is float32. A mistake is an edit of the program's text
+(ALTERATIONS.txt) that its author could have made. load returns the program with the edit.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def source(program: str) -> str:
 
 
 def load(program: str, *edits: tuple[str, str]) -> ModuleType:
-    """Return a program as a module; of each edit the one place that reads as its first text reads as its second.
+    """Return a program as a module, with each edit's first text replaced by its second.
 
-    Raises ValueError where there is no such place, or more than one.
+    Raises ValueError unless the first text occurs exactly once.
     """
     text = source(program)
     for before, after in edits:

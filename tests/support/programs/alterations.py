@@ -1,9 +1,9 @@
-"""What goes wrong in the programs: edits of their texts, and what a right answer to each is.
+"""Mistakes in the programs: edits of their texts, and the right answers to each.
 
-They stand in ALTERATIONS.txt, below "# program": a line with the truth, in the catalogue's words where it has the
-mistake; lines "= name" with other right answers, which are names of the catalogue that do the same, or a part of what
-is said of weights; then as in a diff what is there ("-") and what stands there instead ("+"), to the character. Below
-"# program, beside another" are those of one block, which no catalogue has, and beside which one of the others is put.
+ALTERATIONS.txt lists them below "# program": a line with the truth, in the catalogue's words if it has the mistake;
+lines "= name" with other right answers, equivalent names of the catalogue or a part of a sentence about weights; then,
+as in a diff, the old text ("-") and the new ("+"), exactly. Those below "# program, beside another" affect one block,
+are in no catalogue, and are combined with one of the others.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Alteration:
 
     @property
     def right(self) -> set[str]:
-        """What may be named."""
+        """Return the names that are right answers."""
         return {self.truth, *self.also}
 
 
 @cache
 def read() -> dict[str, list[Alteration]]:
-    """Return the file, by its headings."""
+    """Return the file's alterations by heading."""
     found: dict[str, list[Alteration]] = {}
     heading = ""
     for part in (Path(__file__).parent / "ALTERATIONS.txt").read_text("utf-8").split("\n\n"):
@@ -50,14 +50,14 @@ def read() -> dict[str, list[Alteration]]:
 
 
 def alterations() -> Iterator[Alteration]:
-    """Yield those that are tried alone."""
+    """Yield the alterations that are tried alone."""
     for heading, rows in read().items():
         if not heading.endswith(BESIDE):
             yield from rows
 
 
 def pairs() -> Iterator[tuple[Alteration, Alteration]]:
-    """Yield each alteration with an unknown one of its program, of which it has several in turn."""
+    """Yield each alteration with an unknown one of its program, taken in turn."""
     for heading, others in read().items():
         if heading.endswith(BESIDE):
             for number, one in enumerate(read()[others[0].program]):
