@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import npgpt
 from tests.support import documents
-from tests.support.documents import ROOT
+from tests.support.austen import AUSTEN
+from tests.support.documents import ROOT, Block
 
 EXAMPLES = ROOT / "examples"
 
@@ -27,22 +33,67 @@ def tools(tmp_path: Path) -> Path:
     return folder
 
 
-def check_example(name: str, tmp_path: Path, tools: Path) -> None:
-    """Run the blocks of an example's README in a copy of its folder. Raises AssertionError for other output."""
-    folder = shutil.copytree(EXAMPLES / name, tmp_path / name)
+@pytest.fixture
+def no_torch(tmp_path: Path) -> Path:
+    """A folder for PYTHONPATH, in which torch and transformers cannot be imported."""
+    folder = tmp_path / "no_torch"
+    folder.mkdir()
+    for name in ("torch", "transformers"):
+        (folder / f"{name}.py").write_text("raise ModuleNotFoundError('this machine has none')\n")
+    return folder
+
+
+def copied(name: str, tmp_path: Path) -> Path:
+    """Return a copy of an example's folder."""
+    return shutil.copytree(EXAMPLES / name, tmp_path / name)
+
+
+def check_blocks(folder: Path, tools: Path, blocks: Iterable[Block], *modules: Path) -> None:
+    """Run blocks of a README in a folder, also with other modules. Raises AssertionError for other output."""
     variables = os.environ | {
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join(map(str, (*modules, ROOT))),
         "COLUMNS": str(documents.WIDEST),
     }
-    for block in documents.blocks(EXAMPLES / name / "README.md"):
-        if block.language != "sh":
-            continue
+    for block in blocks:
         done = subprocess.run(["sh", "-e", "-c", block.text], cwd=folder, env=variables, capture_output=True, text=True)
+        assert done.returncode in (0, 1), done.stderr  # 1: check found a difference
         assert "Traceback" not in done.stderr, done.stderr
         assert block.agrees(done.stdout), f"{block}\nshown:\n{block.shown}\nprinted:\n{done.stdout}\n{done.stderr}"
 
 
+def blocks(name: str) -> list[Block]:
+    """Return the blocks of sh in an example's README."""
+    return [block for block in documents.blocks(EXAMPLES / name / "README.md") if block.language == "sh"]
+
+
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler is installed")
 def test_a_port_in_c(tmp_path: Path, tools: Path) -> None:
-    check_example("c_port", tmp_path, tools)
+    check_blocks(copied("c_port", tmp_path), tools, blocks("c_port"))
+
+
+@pytest.mark.parity
+def test_a_suite_of_a_pytorch_port(tmp_path: Path, tools: Path) -> None:
+    pytest.importorskip("torch", reason="extra parity is not installed")
+    check_blocks(copied("pytest_port", tmp_path), tools, blocks("pytest_port"))
+
+
+@pytest.mark.parity
+def test_a_finetuned_model(tmp_path: Path, tools: Path, no_torch: Path) -> None:
+    pytest.importorskip("transformers", reason="extra parity is not installed")
+    folder, (training, *elsewhere) = copied("finetuned", tmp_path), blocks("finetuned")
+    check_blocks(folder, tools, [training])
+    check_blocks(folder, tools, elsewhere, no_torch)
+
+
+def test_a_model_of_save_pretrained_gives_text_without_torch(tmp_path: Path, tools: Path, no_torch: Path) -> None:
+    """The example's commands with a folder of transformers' form, from which it could not have learnt the text."""
+    folder, (_, *elsewhere) = tmp_path, blocks("finetuned")
+    npgpt.convert("austen", folder / "mine")
+    config = json.loads((folder / "mine" / "config.json").read_text("utf-8"))
+    added = {"architectures": ["GPT2LMHeadModel"], "dtype": "float32", "transformers_version": "5.23.0"}
+    (folder / "mine" / "config.json").write_text(json.dumps(config | added), "utf-8")
+    logits = npgpt.trace("It is a truth", folder / "mine", only=["logits"])["logits"]
+    np.savez(folder / "mine" / "logits.npz", token_ids=AUSTEN.encode_prompt("It is a truth"), logits=logits)
+    generate, check, python = elsewhere
+    check_blocks(folder, tools, [replace(generate, shown=None), check, replace(python, shown=None)], no_torch)
