@@ -312,7 +312,7 @@ def test_the_report_fits_a_terminal(tmp_path: Path, folder: Path) -> None:
     for columns in (80, 90, 200):
         lines = here(*arguments, terminal=True, COLUMNS=str(columns))[1].splitlines()
         assert max(map(len, lines)) <= min(columns, 100)
-        (head,) = (line for line in lines if line.startswith("stage "))
+        (head,) = (line for line in lines if line.startswith("stage  "))
         assert head.endswith("  from their input")
         assert ("ulps" in head, " dB " in head) == (columns >= 100,) * 2
         (row,) = (line for line in lines if re.match(r"logits +[0-9]", line))

@@ -85,7 +85,7 @@ def test_the_true_size_of_gpt2(dtype: str, difference: Report) -> None:
 def test_tiles_blocks_and_threads_at_the_true_size(
     monkeypatch: pytest.MonkeyPatch, dtype: str, ids_shape: tuple[int, int], difference: Report
 ) -> None:
-    """A prompt is processed in tiles and threads, then one token per row, with more rows than the head takes at once."""
+    """A prompt is processed in tiles and threads, then one token per row, with more rows than the head takes."""
     monkeypatch.setattr("npgpt.kernels.thread_count", lambda: 2)
     monkeypatch.setattr("npgpt.kernels.MIN_SHARED_SCORES", 1)
     config = PUBLISHED["gpt2"]
