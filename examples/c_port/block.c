@@ -1,7 +1,7 @@
 /* The first block of GPT-2 in C. README.md says how to run it and how npgpt checks it.
 
    Names follow npgpt/model.py: T tokens, C n_embd, H n_head, D = C / H. Arrays are float32 in C order.
-   MISTAKE=1, 2 or 3 makes a mistake that people make. */
+   Compile with -DMISTAKE=1, 2 or 3 for a common mistake. */
 
 #include <math.h>
 
