@@ -15,7 +15,10 @@ NARROWEST = 20  # columns
 
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.description = "Show which token attends to which: a heat map of one head, or of each head of a layer."
+    parser.description = (
+        "Show which token attends to which: a heat map of one head, or of each head of a layer. A head is labelled by "
+        "where its weight goes on average, if that says much: the previous token, the first, the query's own, or even."
+    )
     parser.epilog = 'example: npgpt attend "Her mother was glad" --layer 2 --head 3'
     argument = parser.add_argument
     add_text(parser)

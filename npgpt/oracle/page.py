@@ -14,7 +14,7 @@ STYLE = """
 th { text-align: left; padding: .15rem .5rem; font-size: .85rem; color: var(--ink); }
 td { min-width: 2.3rem; padding: .25rem .1rem; text-align: center; font-size: .75rem; }
 .blocks th[scope=col] { writing-mode: vertical-rl; transform: rotate(180deg); padding: .4rem .1rem; }
-td { border: 1px solid var(--paper); color: #111; } td.none { border: 0; }
+td { border: 1px solid var(--paper); color: var(--ink); } td.none { border: 0; }
 dl { margin: 0; } dt { font-weight: 600; margin-top: .8rem; } .legend td { min-width: 5rem; }
 """
 
@@ -85,8 +85,8 @@ def short(ratio: float) -> str:
 
 
 def colour(ratio: float) -> str:
-    """Green up to 1, from yellow to red beyond, by the logarithm."""
+    """Return the palette's colour: --fit up to 1, and beyond from --near to --far by the logarithm."""
     if ratio <= 1:
-        return f"hsl(140 45% {78 - 12 * ratio:.0f}%)"
+        return "var(--fit)"
     height = min(1.0, math.log10(ratio) / 3) if math.isfinite(ratio) else 1.0
-    return f"hsl({50 - 50 * height:.0f} 85% {72 - 12 * height:.0f}%)"
+    return f"color-mix(in srgb, var(--far) {100 * height:.0f}%, var(--near))"

@@ -14,7 +14,7 @@ from ..errors import NpgptError, checked, printable, whole_number
 from ..language_model import LanguageModel, opened
 from ..parameters import Array
 from ..text.tokenizer import shown
-from . import page
+from . import heads, page
 
 TEMPLATE = Path(__file__).with_name("attention_page.html")
 LARGEST = 64 * 2**20  # bytes; a browser opens a page of this size without delay
@@ -42,12 +42,12 @@ class AttentionWeights:
 
     def __repr__(self) -> str:
         """The model, the layers and heads, and the shape."""
-        layers, heads = (
+        layers, chosen = (
             f"all {count} {kind}s" if len(numbers) == count else f"{kind} {numbers[0]}"
             for kind, numbers, count in (("layer", self.layers, self.n_layer), ("head", self.heads, self.n_head))
         )
         array = f"weights {self.weights.dtype}{list(self.weights.shape)}"
-        return printable(f"AttentionWeights({self.model!r}: {layers}, {heads}, {array})")
+        return printable(f"AttentionWeights({self.model!r}: {layers}, {chosen}, {array})")
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -57,6 +57,7 @@ class AttentionWeights:
     def page(self) -> str:
         """Return one page of HTML, explored by mouse, touch or keyboard. Raises NpgptError if it would be too large."""
         check_size(len(self.layers), len(self.heads), len(self.token_ids))
+        labels = [[heads.label(head) for head in layer] for layer in self.weights]
         data = {
             "model": self.model,
             "n_layer": self.n_layer,
@@ -65,6 +66,9 @@ class AttentionWeights:
             "heads": self.heads,
             "ids": self.token_ids,
             "pieces": self.texts,
+            "labels": [[one and (one.name, round(one.score, 4)) for one in layer] for layer in labels],
+            "least": heads.LEAST,
+            "start": heads.most_telling(self.weights),
             "weights": base64.b64encode(packed(self.weights)).decode(),
         }
         return page.filled(TEMPLATE, data)
@@ -93,21 +97,23 @@ def attend(
     model = opened(model)
     config = model.config
     layers = selected("layer", layer, config.n_layer, model.name)
-    heads = selected("head", head, config.n_head, model.name)
+    chosen = selected("head", head, config.n_head, model.name)
     token_ids = model.prompt_ids(text)
     T = len(token_ids)
-    weights = np.zeros((len(layers), len(heads), T, T), model.parameters.wte.weight.dtype)
+    weights = np.zeros((len(layers), len(chosen), T, T), model.parameters.wte.weight.dtype)
     places = {f"h.{number}.attn.weights": place for place, number in enumerate(layers)}
 
     def record(name: str, array: Array) -> None:
         if name in places:
-            weights[places[name]] = array[0, list(heads)]
+            weights[places[name]] = array[0, list(chosen)]
 
     model(token_ids, record=record, logits_from=-1)
     if not np.isfinite(weights).all():
         raise NpgptError(f"{model.name} has attention weights that are not finite: see npgpt inspect for its values")
     pieces = tuple(_piece(model, token_id) for token_id in token_ids)
-    return AttentionWeights(model.name, config.n_layer, config.n_head, tuple(token_ids), pieces, layers, heads, weights)
+    return AttentionWeights(
+        model.name, config.n_layer, config.n_head, tuple(token_ids), pieces, layers, chosen, weights
+    )
 
 
 def selected(kind: str, number: int | None, count: int, name: str) -> tuple[int, ...]:

@@ -2,7 +2,8 @@
 // Lets the items in a box be chosen by mouse, touch or keyboard: show(number) is called with the place of the item that is
 // pointed at, and else of the chosen one. Left and right go to the neighbours in the list; up and down go to the nearest
 // item in the line above or below, whether the items are words of a text or cells of a table. One item has a tab stop.
-function choices(box, items, show) {
+// Returns choose(number).
+function choices(box, items, show, hover = true) {
   const numbers = new Map(items.map((item, number) => [item, number]));
   let chosen = 0;
 
@@ -50,8 +51,10 @@ function choices(box, items, show) {
     choose(moves[event.key]());
     items[chosen].focus();
   });
-  box.addEventListener("mouseover", (event) => show(under(event) ?? chosen));
-  box.addEventListener("mouseleave", () => show(chosen));
+  if (hover) {
+    box.addEventListener("mouseover", (event) => show(under(event) ?? chosen));
+    box.addEventListener("mouseleave", () => show(chosen));
+  }
   box.addEventListener("focusin", () => show(chosen));
   box.addEventListener("click", (event) => {
     const number = under(event);

@@ -50,7 +50,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(browser: Browser, file: Path) -> Iterator[Browser]:
     """The page, opened anew in light; at the end it has complained of nothing and asked for nothing."""
     browser.prefer("light")
+    browser.resize(1400, 1600)
     browser.open(file)
+    browser.evaluate("choose(0); [query, key] = [T - 1, 0]; show(query, key)")  # the page opens on another head
     yield browser
     methods = {"Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"}
     assert [event for event in browser.events if event["method"] in methods] == []
@@ -83,12 +85,13 @@ def test_every_head_by_keyboard(opened: Browser, attended: AttentionWeights) -> 
     """Tab to the overview, through its heads by arrow keys, Tab to the map, through its cells, h and l for others."""
     T = len(attended.pieces)
     opened.press("Tab")
-    assert opened.evaluate("document.activeElement.getAttribute('aria-label')") == "layer 0, head 0"
+    assert opened.evaluate("document.activeElement.getAttribute('aria-label').split(':')[0]") == "layer 0, head 0"
     for arrow in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowRight", "ArrowLeft"):
         opened.press(arrow)
-    assert opened.evaluate("document.activeElement.getAttribute('aria-label')") == "layer 2, head 1"
+    assert opened.evaluate("document.activeElement.getAttribute('aria-label').split(':')[0]") == "layer 2, head 1"
     assert opened.evaluate("document.querySelectorAll('[aria-selected=true]').length") == 1
     assert opened.text("#chosen") == "Layer 2, head 1"
+    opened.press("Tab")  # the sentence
     opened.press("Tab")
     assert opened.evaluate("document.activeElement.id") == "map"
     query, key = T - 1, 0
@@ -122,7 +125,7 @@ def test_cells_and_heads_by_mouse(opened: Browser, attended: AttentionWeights) -
         for query, key in ((0, 0), (T - 1, T - 1), (T - 1, 0), (7, 3), (T - 2, 6), (2, 9)):
             opened.point(*middle(opened, T, query, key))
             assert agrees(opened.text("#readout"), attended, layer, head, query, key), opened.text("#readout")
-            now = opened.evaluate("[...document.querySelectorAll('.now')].map((label) => label.title)")
+            now = opened.evaluate("[...document.querySelectorAll('#map .now')].map((label) => label.title)")
             assert [title.split(":")[0] for title in now] == [str(key), str(query)]
     opened.point(*middle(opened, T, 6, 2), click=True)
     opened.point(1, 1)
