@@ -319,7 +319,7 @@ def test_a_hub_that_never_answers(hub: Hub) -> None:
 
 def test_without_a_network_what_the_cache_holds_is_enough(hub: Hub, weights: Path) -> None:
     first = fetched(hub, "gpt2")
-    expected = [f"{GPT2}: already in the cache, and the hub could not be asked for a newer one", *first[1:]]
+    expected = [f"{GPT2}: already in the cache; the hub could not be asked for a newer version", *first[1:]]
     assert fetched(hub, "gpt2", HF_HUB_OFFLINE="1") == expected
     assert fetched(nobody(), "gpt2") == expected
     hub.faults["GET /api"] = [Fault("status", 503)]

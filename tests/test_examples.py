@@ -18,6 +18,7 @@ import npgpt
 from tests.support import documents
 from tests.support.austen import AUSTEN
 from tests.support.documents import ROOT, Block
+from tests.support.thorough import only_thorough
 
 EXAMPLES = ROOT / "examples"
 
@@ -67,6 +68,7 @@ def blocks(name: str) -> list[Block]:
     return [block for block in documents.blocks(EXAMPLES / name / "README.md") if block.language == "sh"]
 
 
+@only_thorough
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler is installed")
 def test_a_port_in_c(tmp_path: Path, tools: Path) -> None:
     check_blocks(copied("c_port", tmp_path), tools, blocks("c_port"))
@@ -86,6 +88,7 @@ def test_a_finetuned_model(tmp_path: Path, tools: Path, no_torch: Path) -> None:
     check_blocks(folder, tools, elsewhere, no_torch)
 
 
+@only_thorough
 def test_a_model_of_save_pretrained_gives_text_without_torch(tmp_path: Path, tools: Path, no_torch: Path) -> None:
     """The example's commands with a folder of transformers' form, from which it could not have learnt the text."""
     folder, (_, *elsewhere) = tmp_path, blocks("finetuned")

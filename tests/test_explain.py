@@ -22,6 +22,7 @@ from npgpt.pictures.explain import Explanation, explain, letters
 from npgpt.pictures.source import source, walk
 from tests.support.attention_page import data_of
 from tests.support.models import SHAPES, random_ids, random_parameters
+from tests.support.thorough import only_thorough
 
 TEXT = "It is a truth </script> \u202eé\x1b\n“acknowledged”"
 
@@ -163,6 +164,7 @@ def test_the_embedded_models_numbers_are_all_there_and_an_outlier_hides_none() -
     check_numbers(outlying, data_of(outlying.page()))
 
 
+@only_thorough
 def test_a_page_of_30_tokens_of_gpt2_takes_3_megabytes() -> None:
     model = random_model(PUBLISHED["gpt2"])
     page = explain(random_ids(model.config, (30,)), model).page()

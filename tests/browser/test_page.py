@@ -197,3 +197,30 @@ def relative_luminance(colour: str) -> float:
     channels = np.array([int(digits[start : start + 2], 16) for start in (0, 2, 4)]) / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return float(linear @ LIGHT)
+
+
+def test_the_sentence_links_words_both_ways(opened: Browser, attended: AttentionWeights) -> None:
+    """By mouse, keyboard and touch, the strongest links of a word are named, with their weights."""
+    opened.evaluate("choose(25)")  # layer 4, head 1
+    weights = attended.weights[4, 1]
+
+    def check(word: int) -> None:
+        key, query = int(weights[word, : word + 1].argmax()), word + 1 + int(weights[word + 1 :, word].argmax())
+        to, by = opened.text("#links > div:first-child"), opened.text("#links > div:last-child")
+        assert "attends to" in to
+        assert abs(float(to.split(" 0.", 1)[1][:4]) / 1e4 - weights[word, key]) <= 1e-4
+        assert abs(float(by.split(" 0.", 1)[1][:4]) / 1e4 - weights[query, word]) <= 1e-4
+
+    left, top, width, height = opened.box("#words span:nth-of-type(4)")
+    opened.point(left + width / 2, top + height / 2, click=True)
+    check(3)
+    opened.press("ArrowRight")
+    check(4)
+    assert opened.evaluate("document.querySelectorAll('#words path').length") > 0
+    opened.resize(390, 800, phone=True)
+    assert opened.fits()
+    opened.evaluate("document.querySelector('#words').scrollIntoView({block: 'center'})")
+    left, top, width, height = opened.box("#words span:nth-of-type(3)")
+    opened.tap(left + width / 2, top + height / 2)
+    check(2)
+    opened.resize(1400, 1600)

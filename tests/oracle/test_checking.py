@@ -242,7 +242,8 @@ def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
     assert "the cause is n_head 2" in out.splitlines()[0]
     assert all(len(line) <= 100 for line in out.splitlines())
     assert "n_head 2" in html.read_text()
-    assert not re.search(r"https?://|<script", html.read_text())
+    assert not re.search(r"https?://|<script [^>]*src", html.read_text())
+    assert html.read_text().count("<script") == 1
     assert main(["check", str(bad), "--ids", ids, "--prompt", "It is"]) == 2
     assert "--prompt and --ids exclude each other" in capsys.readouterr().err
     assert main(["check", str(bad), "--ids", ids, "--html", str(tmp_path / "none" / "x.html")]) == 2
