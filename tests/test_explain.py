@@ -240,3 +240,12 @@ def test_an_explanation_shows_itself_in_a_notebook_and_has_a_short_repr() -> Non
     explanation = npgpt.explain("It is")
     assert repr(explanation) == "<Explanation of 2 tokens by austen: 95 stages>"
     assert explanation._repr_html_().startswith("<iframe srcdoc=")
+
+
+@pytest.mark.parametrize("name", ["wpe", "h.0.attn.q", "h.0.attn.scores", "h.0.mlp.c_proj", "logits"])
+def test_the_walk_has_the_spread_of_values_whose_squares_exceed_float32(name: str) -> None:
+    explanation = explain("It is a truth")
+    large = explanation.stages[name] * np.float32(1e30)
+    walked = dataclasses.replace(explanation, stages=explanation.stages | {name: large})  # type: ignore[operator]
+    spread = large[np.isfinite(large)].std(dtype=np.float64)
+    assert f"spread {spread:.3g}, " in next(step for step in walked.steps() if f"  {name} [" in step)

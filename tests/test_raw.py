@@ -104,6 +104,8 @@ def test_bfloat16_is_widened(tmp_path: Path) -> None:
         ({"shape": [1.0, 3]}, "shape must be"),
         ({"shape": [True, 3]}, "shape must be"),
         ({"shape": [2**62, 2**62]}, "x.bin has 12 bytes"),
+        ({"shape": [0, 2**62]}, "shape is too large for an array"),
+        ({"shape": [0, 2**62, 2**62]}, "shape is too large for an array"),
         ({"shape": [1] * 65}, "shape must be"),
         ({"shape": 3}, "shape must be"),
         ({"file": None}, "file must be the name of a file in the same folder, not None"),
