@@ -1,4 +1,4 @@
-"""Wrong arguments of the public API: a result, or one line that says what is wrong, never an error from within."""
+"""Wrong arguments to the public API give a result or a one-line error, never an internal exception."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BARE = npgpt.LanguageModel("bare", CONFIG, PARAMETERS)
 
 
 class Broken:
-    """What cannot be made an array, a number, a text or a path."""
+    """An object that converts to no array, number, text or path."""
 
     def __array__(self, *arguments: Any, **options: Any) -> Any:
         raise RuntimeError("no array")
@@ -44,7 +44,7 @@ class Broken:
 
 
 def endless() -> list[Any]:
-    """A list that holds itself."""
+    """Return a list that contains itself."""
     found: list[Any] = []
     found.append(found)
     return found
@@ -116,7 +116,7 @@ SOURCE = Path("stands for a model's folder")
 
 
 def consumed(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The call, its results taken out of the iterator."""
+    """Make the call and exhaust its iterator."""
     return lambda *arguments, **options: list(call(*arguments, **options))
 
 
@@ -329,7 +329,7 @@ CALLABLE = {"record", "progress", "theirs", "open_tokenizer"}
 
 @pytest.mark.parametrize("call", CALLS)
 def test_wrong_arguments_are_one_line(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each argument has each wrong value once; in the plain run every third, another third for the next argument."""
+    """Try every wrong value for every argument; plain runs try a third, a different one for each argument."""
     step = examples(3, 1)
     for module in (oracle, parts):
         monkeypatch.setattr(module, "compare", lambda *_, **__: Report([], Diagnosis([], [], []), "float64"))
@@ -350,7 +350,7 @@ def test_wrong_arguments_are_one_line(call: str, tmp_path: Path, monkeypatch: py
 
 
 def outcome(function: Callable[..., Any], given: Mapping[str, Any]) -> str:
-    """What a call comes to: taken, refused in one line, or the error that it ends in."""
+    """Return a call's outcome: taken, refused in one line, or the internal error."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

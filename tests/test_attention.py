@@ -1,4 +1,4 @@
-"""Attention as it is shown: the numbers, the lines of text, the page's data."""
+"""Attention weights as numbers, as lines of text, and as a page's data."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ THREE = np.array([[1, 0, 0], [0.04, 0.96, 0], [0, 0.5, 0.5]])
 
 
 def bare() -> LanguageModel:
-    """A model of 40 ids without a vocabulary."""
+    """Return a model of 40 ids without a vocabulary."""
     return LanguageModel("bare", small(), random_parameters(small()), no_text("it has none"))
 
 
 def random_weights(layers: int, heads: int, tokens: int, seed: int = 0) -> Array:
-    """Rows of softmax under a causal mask, from flat to sharp: [layers, heads, tokens, tokens]."""
+    """Return causal softmax rows from flat to sharp: [layers, heads, tokens, tokens]."""
     scores = 3 * np.random.default_rng(seed).standard_normal((layers, heads, tokens, tokens)).astype(np.float32)
     weights: Array = np.exp(np.where(np.tri(tokens, dtype=bool), scores, -np.inf))
     weights /= weights.sum(axis=-1, keepdims=True)
@@ -38,7 +38,7 @@ def random_weights(layers: int, heads: int, tokens: int, seed: int = 0) -> Array
 
 
 def attended(weights: Array, *pieces: bytes) -> AttentionWeights:
-    """As if a model had them."""
+    """Return the weights as if a model had computed them."""
     layers, heads, T, _ = weights.shape
     pieces = pieces or tuple(b" %d" % number for number in range(T))
     chosen = tuple(range(layers)), tuple(range(heads))

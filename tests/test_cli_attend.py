@@ -1,4 +1,4 @@
-"""npgpt attend as a process."""
+"""npgpt attend, run as a process."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_a_terminal_is_known_as_one() -> None:
 
 
 def _read(terminal: int) -> bytes:
-    """What is there to be read; nothing at the end, which Linux tells as an error."""
+    """Return what can be read, or nothing at the end, which Linux reports as an error."""
     try:
         return os.read(terminal, 2**16)
     except OSError:

@@ -1,4 +1,4 @@
-"""examples/: the commands of each README print what it shows."""
+"""The commands in examples/ print what their READMEs show."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXAMPLES = ROOT / "examples"
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
-    """A folder for PATH, with npgpt and python of this environment."""
+    """Return a folder for PATH with this environment's npgpt and python."""
     folder = tmp_path / "tools"
     folder.mkdir()
     for name, arguments in (("npgpt", "-m npgpt"), ("python", ""), ("pytest", "-m pytest")):
@@ -36,7 +36,7 @@ def tools(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_torch(tmp_path: Path) -> Path:
-    """A folder for PYTHONPATH, in which torch and transformers cannot be imported."""
+    """Return a folder for PYTHONPATH that makes importing torch and transformers fail."""
     folder = tmp_path / "no_torch"
     folder.mkdir()
     for name in ("torch", "transformers"):
@@ -50,7 +50,7 @@ def copied(name: str, tmp_path: Path) -> Path:
 
 
 def check_blocks(folder: Path, tools: Path, blocks: Iterable[Block], *modules: Path) -> None:
-    """Run blocks of a README in a folder, also with other modules. Raises AssertionError for other output."""
+    """Run a README's blocks in a folder, optionally with other modules. Raises AssertionError if output differs."""
     variables = os.environ | {
         "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join(map(str, (*modules, ROOT))),
@@ -64,7 +64,7 @@ def check_blocks(folder: Path, tools: Path, blocks: Iterable[Block], *modules: P
 
 
 def blocks(name: str) -> list[Block]:
-    """Return the blocks of sh in an example's README."""
+    """Return the sh blocks in an example's README."""
     return [block for block in documents.blocks(EXAMPLES / name / "README.md") if block.language == "sh"]
 
 
@@ -90,7 +90,7 @@ def test_a_finetuned_model(tmp_path: Path, tools: Path, no_torch: Path) -> None:
 
 @only_thorough
 def test_a_model_of_save_pretrained_gives_text_without_torch(tmp_path: Path, tools: Path, no_torch: Path) -> None:
-    """The example's commands with a folder of transformers' form, from which it could not have learnt the text."""
+    """The example's commands run on a folder in transformers' form, so the shown text itself is not expected."""
     folder, (_, *elsewhere) = tmp_path, blocks("finetuned")
     npgpt.convert("austen", folder / "mine")
     config = json.loads((folder / "mine" / "config.json").read_text("utf-8"))

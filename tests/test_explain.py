@@ -1,4 +1,4 @@
-"""npgpt.explain: the lines of model.py, the stages they compute, and what a page holds of them."""
+"""npgpt.explain: model.py's lines, the stages they compute, and the page's data."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def random_model(config: Config) -> LanguageModel:
 
 
 def values_of(held: dict[str, Any], row: int) -> dict[int, float]:
-    """Return the single values of a stage's row that a page holds, by their columns."""
+    """Return a page's values for a row of a stage, by column."""
     group, edge, width = held["group"], held["edge"], held["width"]
     kept = range(group) if 2 * edge >= group else [*range(edge), *range(group - edge, group)]
     columns = [start + column for start in range(0, width, group) for column in kept]
@@ -42,7 +42,7 @@ def values_of(held: dict[str, Any], row: int) -> dict[int, float]:
 
 
 def values_in(data: Any, name: str, row: int) -> dict[int, float]:
-    """Return the same of any stage: queries, keys and values are columns of c_attn."""
+    """Return a page's values for any stage; queries, keys and values are columns of c_attn."""
     held = data["stages"][name]
     if "of" not in held:
         return values_of(held, row)

@@ -1,4 +1,4 @@
-"""Labels of attention heads: what a head measurably does with a text."""
+"""Labels that say what an attention head measurably does with a text."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_label_is_the_largest_measure_that_is_large_enough(T: int, seed: int, 
 
 
 def test_the_page_opens_on_a_head_that_links_tokens() -> None:
-    """A head in which all attend to one token, or evenly, tells less than one in which tokens attend to others."""
+    """A head in which tokens attend to other tokens is preferred to one with a single target or even weights."""
     weights = np.stack(
         [np.stack([one_key(0, 1, 1, 1, 1), EVEN]), np.stack([one_key(0, 1, 2, 3, 1), one_key(*[0] * 5)])]
     )

@@ -1,4 +1,4 @@
-"""What the HTML pages share."""
+"""The parts that all HTML pages share."""
 
 from __future__ import annotations
 

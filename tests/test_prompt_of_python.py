@@ -1,4 +1,4 @@
-"""npgpt at Python's prompt: what dir() offers, what help() says first, what a result's repr shows."""
+"""npgpt at Python's prompt: dir(), help() and the repr of results."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_completion_offers_what_is_public_and_no_imports() -> None:
 
 
 def test_help_begins_with_a_table_of_everything_public() -> None:
-    """Each name once; pydoc indents the lines by four."""
+    """Each name occurs once, and lines leave room for pydoc's indent of four."""
     contents = npgpt.__doc__ or ""
     listed = re.findall(r"^    (\w+)(?:\(.*?\))?  +\S", contents, re.MULTILINE)
     assert sorted(listed) == [*npgpt.__all__]

@@ -1,4 +1,4 @@
-"""docs/reading.md: its blocks print what it shows, and each exercise has the answer that it states."""
+"""The blocks of docs/reading.md print what it shows, and its exercises have the stated answers."""
 
 from __future__ import annotations
 
@@ -36,6 +36,6 @@ def test_an_exercise_has_its_answer(exercise: str, tmp_path: Path, monkeypatch: 
 
 
 def test_without_the_change_the_answer_is_another(tmp_path: Path) -> None:
-    """The other exercises with a change have answers that begin with Differs."""
+    """All other exercises with a change have answers that begin with Differs."""
     (exercise,) = (text for text in EXERCISES if "diff" in text and "Differs" not in answer(text))
     assert not documents.matches(answer(exercise), printed(exercise, tmp_path), exactly=False)

@@ -1,4 +1,4 @@
-"""Scores in words, colours and HTML."""
+"""Scores as text, in colour and as HTML."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def model() -> LanguageModel:
 
 
 def made(pieces: list[bytes], bits: list[float | None]) -> Score:
-    """A score of literal surprises."""
+    """Return a score with literal surprisals."""
     log_probs = np.array([math.nan if value is None else -value * LN2 for value in bits])
     ranks = np.array([0 if value is None else 1 for value in bits])
     return Score(

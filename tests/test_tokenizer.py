@@ -29,7 +29,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def test_gpt2_ranks_are_openais() -> None:
-    """tiktoken pins this sha256 for r50k_base, the same ranks in the same form."""
+    """tiktoken pins this sha256 for r50k_base, which has the same ranks in the same form."""
     digest = hashlib.sha256(GPT2_RANKS.read_bytes()).hexdigest()
     assert digest == "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
     assert (len(GPT2.ranks), GPT2.end_of_text, GPT2.n_vocab) == (50256, 50256, 50257)
@@ -126,7 +126,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read_back(notation: str) -> bytes:
-    """Return the bytes of a token from the notation of shown(), also if printable() has escaped more of it."""
+    """Return a token's bytes from the notation of shown(), with or without printable()'s escapes."""
 
     def character(found: re.Match[bytes]) -> bytes:
         escape = found[0][1:]
@@ -200,7 +200,7 @@ def test_a_stream_that_breaks_off_within_a_character() -> None:
 
 
 def small_vocabulary() -> tuple[dict[str, int], list[str]]:
-    """Bytes in the order of Hugging Face's files, four merges, and the special token."""
+    """Return bytes in Hugging Face's order, four merges and the special token."""
     vocabulary = {character: i for i, character in enumerate(sorted(byte_characters()))}
     merges = ["Ġ t", "h e", "Ġt he", "i n"]
     for merge in merges:

@@ -15,7 +15,7 @@ Visit = Callable[[Path], AbstractContextManager[Browser]]
 
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One browser for all."""
+    """Run one browser for all tests."""
     path = find()
     if path is None:
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed (Debian: apt-get install chromium)")
@@ -26,7 +26,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser) -> Visit:
-    """A page, opened in light at a desktop's width; in the end it has complained of nothing and asked for nothing."""
+    """Return a context that opens a page in light colours at a desktop's width and expects no error and no request."""
 
     @contextmanager
     def visiting(file: Path) -> Iterator[Browser]:

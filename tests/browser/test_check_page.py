@@ -1,4 +1,4 @@
-"""The page of `npgpt check` in a real browser: the panel's figures against the report's."""
+"""The page of `npgpt check` in a real browser, compared with the report's figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.devtools import Browser
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    """Return a report on every stage of the first block, whose activation is wrong."""
+    """Return a report on a first block whose activation is wrong."""
     stages = npgpt.trace("It is a truth", only=["h.0.*", "h.0", "logits"])
     stages["h.0.mlp.act"] = gelu_erf(stages["h.0.mlp.c_fc"])
     found = npgpt.check(stages, "It is a truth", AUSTEN)

@@ -1,4 +1,4 @@
-"""The page of `npgpt score` in a real browser: the panel's figures against the score's."""
+"""The page of `npgpt score` in a real browser, compared with the score's figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUMBER = r"([\d.,e+-]+)"
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of two texts, as the command writes it."""
+    """Return the page of two texts that the command writes."""
     folder = tmp_path_factory.mktemp("page")
     (folder / "a.txt").write_bytes(TEXT.encode())
     (folder / "b.txt").write_bytes(b"Emma was happy")
@@ -35,13 +35,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found() -> Score:
-    """The figures of the first text."""
+    """Return the first text's score."""
     (score,) = npgpt.score([TEXT], top=5)
     return score
 
 
 def lines(browser: Browser) -> list[tuple[str, str]]:
-    """What the panel says: terms and what they are."""
+    """Return the panel's terms and descriptions."""
     code = "[...document.querySelectorAll('.panel dt')].map((dt) => [dt.textContent, dt.nextSibling.textContent])"
     return [(term, text) for term, text in browser.evaluate(code)]
 
@@ -97,7 +97,7 @@ def test_every_token_by_keyboard(visit: Visit, file: Path, found: Score) -> None
 
 
 def middle(browser: Browser, part: int) -> tuple[float, float]:
-    """Where a part of the first text is seen."""
+    """Return the screen position of a part of the first text."""
     rectangle = f"document.querySelector('.text').children[{part}].getClientRects()[0]"
     left, top, width, height = browser.evaluate(f"(({{x, y, width, height}}) => [x, y, width, height])({rectangle})")
     return left + width / 2, top + height / 2

@@ -1,4 +1,4 @@
-"""What a user hands over: arrays, files, callables, masks, chunks; and what is refused."""
+"""A user's input: arrays, files, callables, masks and chunks, and refusals."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_callable_is_run_and_one_that_draws_is_caught() -> None:
 
 
 def test_the_last_positions_class() -> None:
-    """Of the last logits alone, a missing last token and the previous position's logits are the same thing."""
+    """From the last logits alone, a missing last token cannot be told from the previous position's logits."""
     report = npgpt.check(single(wrong("last token missing")["logits"][0, -1]), IDS, MODEL)
     assert report.names == ["last token missing or logits of the previous position"]
     assert npgpt.check(single(wrong("BOS prepended")["logits"]), IDS, MODEL).names == ["BOS prepended"]
@@ -101,7 +101,7 @@ def test_the_last_positions_class() -> None:
 @pytest.mark.usefixtures("few_mistakes")
 @pytest.mark.parametrize("left", [True, False])
 def test_padded_positions_are_not_judged(left: bool) -> None:
-    """Two rows of 8 and 5 tokens; what stands at the padding is arbitrary."""
+    """Two rows have 8 and 5 tokens, and arbitrary values at the padding."""
     ids = random_ids(CONFIG, (2, 8))
     mask = np.ones((2, 8), int)
     mask[1, slice(0, 3) if left else slice(5, 8)] = 0
@@ -285,7 +285,7 @@ def test_files_of_every_form(tmp_path: Path, folder: Path, form: str, capsys: py
 
 @pytest.mark.usefixtures("few_mistakes")
 def test_a_file_is_checked_in_python_too(tmp_path: Path) -> None:
-    """It brings its ids and its mask along; what is not in it is told, and nothing is told in two ways."""
+    """The file contains its ids and mask. Missing ids must be given, and nothing may be given twice."""
     ids, mask = random_ids(CONFIG, (2, 8)), np.ones((2, 8), int)
     mask[1, 5:] = 0
     logits = Pass(textbook(CONFIG, ARRAYS), ids)["logits"].copy()
@@ -307,7 +307,7 @@ def test_a_file_is_checked_in_python_too(tmp_path: Path) -> None:
 
 
 def test_the_report_fits_a_terminal(tmp_path: Path, folder: Path) -> None:
-    """Its table too, which has two columns less there; in a pipe it has them all."""
+    """In a narrow terminal the table has two columns fewer; in a pipe it has all of them."""
     bad = saved(tmp_path, logits=single(wrong("n_head 2")["logits"]), input_ids=IDS)
     arguments = ("check", str(bad), "--model", str(folder))
     for columns in (80, 90, 200):
@@ -403,7 +403,7 @@ def test_ids_are_told_or_refused(tmp_path: Path, folder: Path, capsys: pytest.Ca
 
 @pytest.mark.usefixtures("few_pairs")
 def test_another_models_weights_are_no_named_mistake() -> None:
-    """Another model of the same shape: nothing explains it, and nothing is guessed."""
+    """Another model of the same shape is unexplained, and nothing is guessed."""
     other = random_arrays(CONFIG, seed=9)
     report = npgpt.check(single(Pass(textbook(CONFIG, other), IDS)["logits"]), IDS, MODEL)
     assert (report.code, report.names, report.diagnosis.unexplained) == (1, [], "logits")
@@ -433,7 +433,7 @@ def test_cases_of_a_batch_keep_their_rows() -> None:
 
 @pytest.mark.usefixtures("few_mistakes")
 def test_what_can_be_run_is_experimented_with() -> None:
-    """A callable whose MLP nobody knows, without a causal mask: T = 1 differs too, and a later token is seen."""
+    """The callable has an unknown MLP and no causal mask: T = 1 differs too, and a later token has an effect."""
 
     def strange(ids: np.typing.NDArray[Any], mask: bool = True) -> np.typing.NDArray[np.float32]:
         formulas: dict[str, Any] = {"mlp.act": lambda s: np.sin(s["mlp.c_fc"])}
@@ -454,7 +454,7 @@ def test_what_can_be_run_is_experimented_with() -> None:
 
 @pytest.mark.usefixtures("few_mistakes")
 def test_the_dtype_is_told_from_the_numbers() -> None:
-    """bfloat16 and float16 widened to be stored, float32 as float64: common, and no reason for an alarm."""
+    """Widened bfloat16, float16 and float32 are common and must not raise an alarm."""
     for dtype in ("bfloat16", "float16", "float32"):
         rough = {name: as_computed(array, dtype) for name, array in ARRAYS.items()}
         logits = plain(Pass(textbook(CONFIG, rough), IDS)["logits"])
@@ -470,7 +470,7 @@ def test_the_dtype_is_told_from_the_numbers() -> None:
 @pytest.mark.usefixtures("few_mistakes")
 @pytest.mark.parametrize("left", [True, False])
 def test_padded_stages_are_not_judged(left: bool) -> None:
-    """Weights [B, H, T, T], heads, rows of the stream and logits of the last position alone."""
+    """Padding is ignored in weights [B, H, T, T], heads, the stream, and the last position's logits."""
     ids, mask = random_ids(CONFIG, (1, 8)), np.ones((1, 8), int)
     judged = slice(3, 8) if left else slice(0, 5)
     mask[0] = 0
@@ -515,7 +515,7 @@ def test_a_callable_that_agrees_once_is_caught_by_its_second_run() -> None:
 
 @pytest.mark.usefixtures("few_mistakes")
 def test_too_faint_a_difference_is_not_named() -> None:
-    """Just above what rounding explains, no mistake is told from another."""
+    """Just above rounding, mistakes cannot be told apart."""
     noise = 1e-4 * np.random.default_rng(0).standard_normal(USUAL["logits"].shape)
     given = cases({"logits": USUAL["logits"] + noise}, CONFIG, IDS)
     ratio = compare(CONFIG, ARRAYS, given, "float32", entries=[]).rows[0].difference.ratio
@@ -526,7 +526,7 @@ def test_too_faint_a_difference_is_not_named() -> None:
 
 @pytest.mark.usefixtures("few_mistakes")
 def test_a_callable_that_takes_only_its_own_prompt() -> None:
-    """What is tried further gives what cannot be compared, which is no reason to fail."""
+    """Further experiments that cannot be compared are no reason to fail."""
     book = textbook(CONFIG, ARRAYS).altered({"mlp.act": lambda s: np.sin(s["mlp.c_fc"])})
     wrong_logits = single(Pass(book, IDS)["logits"])
     notes = npgpt.check(lambda ids: wrong_logits, IDS, MODEL).notes

@@ -1,4 +1,4 @@
-"""Callables and arrays as people have them: kinds of ids, targets, tuples, foreign arrays; and what is refused."""
+"""Users' callables and arrays: kinds of ids, targets, tuples, foreign arrays, and refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IDS = random_ids(CONFIG, (2, 8))
 
 
 def right(ids: Any) -> NDArray[np.float32]:
-    """Logits [B, T, V]."""
+    """Return the right logits [B, T, V]."""
     found: NDArray[np.float32] = Pass(textbook(CONFIG, ARRAYS), np.asarray(ids))["logits"].astype(np.float32)
     return found
 
@@ -37,7 +37,7 @@ LOGITS = right(IDS)
 
 
 class Foreign:
-    """An array of a framework that hands out numbers in one way, or in none."""
+    """A framework's array that converts in one way, or in none."""
 
     def __init__(self, way: str) -> None:
         self.shape = LOGITS.shape
@@ -70,7 +70,7 @@ def test_dlpack() -> None:
 
 @dataclass
 class Output:
-    """As a program of its own might return."""
+    """A program's own output class."""
 
     loss: Any
     scores: Any
@@ -150,7 +150,7 @@ def test_what_a_callable_does_wrong_is_one_line(function: Any, message: str) -> 
 
 
 def test_drawing_ends_the_check_at_once() -> None:
-    """By the random numbers of NumPy, or of its own; nothing is searched."""
+    """A callable that uses NumPy's or its own random numbers is not searched for mistakes."""
     own = np.random.default_rng(0)
     draw = np.random.standard_normal
     report = npgpt.check(lambda ids: LOGITS + draw(), IDS, MODEL)
@@ -195,7 +195,7 @@ def test_a_cache_that_is_kept_is_not_called_dropout() -> None:
 
 
 def test_last_bits_that_change_are_rounding() -> None:
-    """As where threads add up in another order."""
+    """Threads may sum in another order."""
     rng = np.random.default_rng(0)
     noisy = [LOGITS * (1 + np.float32(1e-7) * rng.standard_normal(LOGITS.shape).astype(np.float32)) for _ in range(9)]
     assert npgpt.check(lambda ids: noisy.pop(), IDS, MODEL).matches

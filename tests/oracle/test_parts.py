@@ -1,4 +1,4 @@
-"""Parts alone, as functions; modules are in tests/parity."""
+"""Single parts as functions; tests/parity has modules."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_attention(options: Any, name: str) -> None:
 
 
 def test_attention_with_another_width_of_input() -> None:
-    """As in the book's third chapter: 3 in, 2 out."""
+    """The book's third chapter has attention from width 3 to width 2."""
     rng = np.random.default_rng(0)
     weights = {"attn.c_attn.weight": rng.standard_normal((3, 6)), "attn.c_proj.weight": rng.standard_normal((2, 2))}
     weights |= {"attn.c_attn.bias": rng.standard_normal(6), "attn.c_proj.bias": rng.standard_normal(2)}
@@ -125,7 +125,7 @@ def test_mlp_and_block() -> None:
 
 
 def test_an_input_in_another_order_of_memory() -> None:
-    """Redrawing units once read such an array in the wrong order, and every tolerance was a thousand times too wide."""
+    """Reordering units once misread such an array, which made every tolerance a thousand times too wide."""
     x = np.linspace(-6, 6, 768).reshape(64, 12).T
     report = npgpt.check_part("gelu", model.gelu_erf, x=x)
     assert report.names == ["erf GELU"], str(report)

@@ -1,4 +1,4 @@
-"""What the oracle says where no entry of the catalogue is the truth, and where an entry is not all of it."""
+"""The oracle's answers if no catalogue entry is the truth, or only a part of it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ HOOKS = ("ln_1", "attn.c_attn", "attn.merged", "attn.c_proj", "ln_2", "mlp.c_fc"
 
 
 def shown(book: Textbook, local: tuple[str, ...] = HOOKS) -> dict[str, Array]:
-    """All that a program in float32 gives, or of its blocks these stages alone."""
+    """Return all that a float32 program gives, or only these stages of its blocks."""
     run = Pass(book, IDS)
     wanted = [f"h.{n}.{name}".rstrip(".") for n in range(CONFIG.n_layer) for name in local]
     return {stage: plain(run[stage]) for stage in ("embedding", *wanted, "ln_f", "logits")}
 
 
 def judged(theirs: dict[str, Array], dtype: str = "float32", entries: list[Mistake] | None = None) -> Report:
-    """The oracle's report on it."""
+    """Return the oracle's report."""
     return compare(CONFIG, ARRAYS, cases(theirs, CONFIG, IDS), dtype, entries=entries)
 
 
 def logits(change: Mistake | None = None) -> Array:
-    """Logits in float32, of a program with a mistake or of a right one."""
+    """Return float32 logits of a program with or without a mistake."""
     return plain(Pass(BOOK if change is None else change.change(BOOK), IDS)["logits"])
 
 
@@ -124,7 +124,7 @@ def test_positions_left_out_behind_the_hooks_of_both_embeddings() -> None:
 
 
 def test_a_stage_that_only_looks_like_a_mistake_is_not_named() -> None:
-    """The input of ln_2 is the stream itself in a block whose parts stand side by side; no part is missing."""
+    """In a parallel block, the input of ln_2 is the stream itself, and no part is missing."""
     beside = {
         "attn.residual": lambda s: s["input"],
         "": lambda s: s["input"] + s["attn.c_proj"] + np.tanh(s["mlp.c_proj"]),
@@ -219,7 +219,7 @@ def test_positions_are_those_that_differ(bad: set[int], seed: int) -> None:
 
 
 def test_float64_that_is_right_to_float32() -> None:
-    """A float64 scalar in float32 code widens what was computed in float32, as NumPy 2 does by np.sqrt of an int."""
+    """A float64 scalar, such as np.sqrt of an int in NumPy 2, widens numbers that were computed in float32."""
     theirs, few = {"logits": logits()}, None if THOROUGH else [ENTRIES[name] for name in ("erf GELU", "ReLU", "SiLU")]
     assert judged(theirs, "float64", few).code == 1
     report = compare(CONFIG, ARRAYS, cases(theirs, CONFIG, IDS), "float64", coarser="float32", entries=few)

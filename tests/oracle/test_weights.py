@@ -1,4 +1,4 @@
-"""Two sets of weights: every tensor of both is accounted for, and what differs is told in its own way."""
+"""Comparing two sets of weights: every tensor is accounted for, and each kind of difference has its message."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UP, DOWN, C_ATTN, GAIN = "h.1.mlp.c_fc.weight", "h.1.mlp.c_proj.weight", "h.1.at
 
 
 def problems(name: str, change: Change, dtype: str = "float32") -> list[str]:
-    """What is said of the arrays with one changed, and stored as a module of that dtype stores it."""
+    """Return the messages about arrays with one changed, stored in a module's dtype."""
     theirs = ARRAYS | {name: change(ARRAYS[name].copy()).astype(np.float32).astype(np.float64)}
     found = compare_weights(theirs, ARRAYS, dtype)
     assert found.notes == []
@@ -28,7 +28,7 @@ def problems(name: str, change: Change, dtype: str = "float32") -> list[str]:
 
 
 def on_a_grid(bits: int, size: int, across: bool, uneven: bool = False) -> Change:
-    """Numbers of each so many in a row, or across rows, as whole multiples of a scale of their own."""
+    """Return numbers that are whole multiples of a scale per group, in a row or across rows."""
 
     def change(x: Array) -> Array:
         turned = x.T if across else x
@@ -121,7 +121,7 @@ def test_names_are_grouped() -> None:
 
 
 def test_both_sides_are_looked_at() -> None:
-    """A head, blocks or a tensor that only one of them has."""
+    """A head, blocks or a tensor may exist on one side only."""
     head = RNG.uniform(-(32**-0.5), 32**-0.5, ARRAYS["wte.weight"].shape)
     more = random_arrays(small(n_embd=32, n_head=4, n_layer=4)) | ARRAYS
     cases: list[tuple[dict[str, Array], dict[str, Array], str]] = [
@@ -151,7 +151,7 @@ def test_both_sides_are_looked_at() -> None:
 
 
 def test_what_is_other_but_right_is_a_note() -> None:
-    """A padded vocabulary, a shorter context, and weights that are kept in half precision."""
+    """A padded vocabulary, a shorter context and half precision are notes, not faults."""
     padded = ARRAYS | {
         "wte.weight": np.r_[ARRAYS["wte.weight"], np.zeros((8, 32))],
         "wpe.weight": ARRAYS["wpe.weight"][:16],
@@ -177,7 +177,7 @@ def test_what_is_other_but_right_is_a_note() -> None:
 
 @pytest.mark.parametrize("seed", range(100))
 def test_noise_is_never_taken_for_a_grid_or_a_scale(seed: int) -> None:
-    """With an outlier too, beside which all else is small."""
+    """This includes an outlier that dwarfs everything else."""
     rng = np.random.default_rng(seed)
     size = int(rng.integers(LEAST, 4 * LEAST))
     base = rng.standard_normal((size, 32)) * np.where(rng.random((size, 32)) < 0.02, 50, 1)
