@@ -50,7 +50,7 @@ def test_the_sums_and_the_convention_are_printed(folder: Path) -> None:
     assert (code, error) == (0, "")
     scores = list(npgpt.score([TEXTS["a.txt"], TEXTS["b.txt"]], stride=100, end_of_text=False))
     for name, found in zip(("a.txt", "b.txt"), scores, strict=True):
-        assert f"{name}: {found.totals.tokens} tokens; scored are {found.totals.scored}, of" in out
+        assert f"{name}: {found.totals.tokens} tokens, {found.totals.scored} of them scored: " in out
         assert f"  perplexity per token     {found.perplexity:,.3f}\n" in out
     assert "all 2 texts: " in out
     assert "\x1b" not in out
@@ -502,7 +502,7 @@ def test_bytes_and_words_are_the_texts_own_where_a_tokenizer_rewrites_it(tmp_pat
     put(folder, small_pair() | {"tokenizer_config.json": {"add_prefix_space": True}})
     (tmp_path / "text").write_text("the")
     code, printed, notes = here("score", str(tmp_path / "text"), "--model", str(folder))
-    assert (code, "of 3 bytes and 1 words" in printed, notes) == (0, True, "")
+    assert (code, "scored: 3 bytes, 1 words" in printed, notes) == (0, True, "")
     record = json.loads(here("score", str(tmp_path / "text"), "--model", str(folder), "--json")[1])
     assert (record["bytes"], record["pieces"], record["byte_offsets"]) == (3, [" the"], [0])
-    assert "of 4 bytes and 1 words" in here("score", "--ids", "258", "--model", str(folder))[1]
+    assert "scored: 4 bytes, 1 words" in here("score", "--ids", "258", "--model", str(folder))[1]

@@ -76,7 +76,7 @@ def test_a_summary(model: LanguageModel) -> None:
     (found,) = score(["Emma was happy"], model)
     lines = report.summary("a\x1bb.txt", found.totals)
     assert lines[0].startswith(
-        f"a\\x1bb.txt: {len(found.pieces)} tokens; scored are {len(found.pieces)}, of 14 bytes and 3"
+        f"a\\x1bb.txt: {len(found.pieces)} tokens, {len(found.pieces)} of them scored: 14 bytes, 3"
     )
     numbers = [float(re.findall(r"[\d.,]+", line)[0].replace(",", "")) for line in lines[1:]]
     expected = [found.totals.nll, found.perplexity, found.totals.word_perplexity, found.totals.bits_per_byte]

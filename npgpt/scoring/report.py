@@ -18,9 +18,9 @@ BLACK, DIM, PLAIN = "\x1b[30;48;5;{}m", "\x1b[2m", "\x1b[0m"
 
 def summary(name: str, totals: Totals) -> list[str]:
     """Return the sums, line by line."""
-    counts = f"{totals.scored:,}, of {totals.bytes:,} bytes and {totals.words:,} words"
+    counts = f"{totals.scored:,} of them scored: {totals.bytes:,} bytes, {totals.words:,} words"
     return [
-        printable(f"{name}: {totals.tokens:,} tokens; scored are {counts}"),
+        printable(f"{name}: {totals.tokens:,} tokens, {counts}"),
         f"  negative log-likelihood  {totals.nll:,.2f} nats",
         f"  perplexity per token     {figure(totals.perplexity)}",
         f"  perplexity per word      {figure(totals.word_perplexity) if totals.words else 'no words'}",

@@ -417,9 +417,9 @@ for name, program in programs.items():
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits the address space")
 def test_a_large_bomb_takes_a_second_and_little_memory() -> None:
-    """The bomb has a fifth of the allowed instructions (a fiftieth in plain runs); its process may use 64 MB more."""
+    """The bomb has a fifth of the allowed instructions (a hundredth in plain runs); its process may use 64 MB more."""
     root = Path(__file__).parents[2]
-    arguments = [sys.executable, "-c", IN_A_PROCESS, str(examples(20_000, 200_000))]
+    arguments = [sys.executable, "-c", IN_A_PROCESS, str(examples(10_000, 200_000))]
     outcome = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=root)
     assert (outcome.returncode, outcome.stderr) == (0, "")
     rows = [line.split("\t") for line in outcome.stdout.splitlines()]
