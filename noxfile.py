@@ -63,7 +63,9 @@ def parity(session: nox.Session) -> None:
     """Compare with the real packages."""
     session.install("-e", ".[test,parity,hub,cluster]", "pytest-xdist==3.8.0", "pip")
     session.install("--no-deps", *ALONE)
-    packages = "torch, transformers, llms_from_scratch.ch04, gguf, huggingface_hub, lm_eval.utils, distributed, peft"
+    packages = (
+        "torch, transformers, llms_from_scratch.ch04, gguf, huggingface_hub, lm_eval.utils, distributed, peft, llm"
+    )
     session.run("python", "-c", f"import {packages}")  # or their tests are skipped
     wheels = Path(session.create_tmp()) / "wheels"
     session.run("python", "-m", "pip", "download", "-q", "--no-deps", "-d", str(wheels), MICROFORMER)

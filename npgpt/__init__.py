@@ -20,6 +20,7 @@ Check
     (npgpt.testing.assert_matches does the same in a test suite)
 
 Look inside
+    attend          attention weights of a text, as numbers and as a page
     explain         model.py beside the numbers that each line computed
     trace           every intermediate array of a run, by name
     inspect         a checkpoint's configuration, tensors and files
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from .oracle.check import check_greedy as check_greedy
     from .oracle.parts import check_part as check_part
     from .parameters import Parameters as Parameters
+    from .pictures.attention import attend as attend
     from .pictures.explain import explain as explain
     from .process import tune_process as tune_process
     from .scoring.likelihood import Score as Score
@@ -91,6 +93,7 @@ _HOME = {
     "check_greedy": "oracle.check",
     "check_part": "oracle.parts",
     "Parameters": "parameters",
+    "attend": "pictures.attention",
     "explain": "pictures.explain",
     "tune_process": "process",
     "Sampling": "text.sampling",

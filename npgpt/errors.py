@@ -29,9 +29,18 @@ class NpgptError(ValueError):
 
 
 def printable(text: str) -> str:
-    """Return the text on one line, with control characters escaped; names in files may contain them."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:LONGEST])
+    """Return the text on one line, with control characters escaped: \\n, \\x1b, \\u0085; \\x85 is a byte (see shown()).
+
+    Names in files may contain control characters.
+    """
+    shown = "".join(c if c.isprintable() else _escaped(c) for c in text[:LONGEST])
     return shown + (" …" if len(text) > LONGEST else "")
+
+
+def _escaped(character: str) -> str:
+    if "\x80" <= character <= "\xff":
+        return f"\\u{ord(character):04x}"
+    return character.encode("unicode_escape").decode()
 
 
 def whole_number(name: str, value: object, low: int = 1, high: int = 2**31 - 1) -> int:

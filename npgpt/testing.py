@@ -15,6 +15,7 @@ def assert_matches(theirs: Any, prompt: Prompt | None = None, weights: Weights |
 
     The arguments are those of npgpt.check.
     """
+    __tracebackhide__ = True  # pytest then shows the line of the test
     report = check(theirs, prompt, weights, **options)
     if not report.matches:
         raise AssertionError(f"\n{report}")
@@ -27,6 +28,7 @@ def assert_greedy(
 
     The arguments are those of npgpt.check_greedy.
     """
+    __tracebackhide__ = True
     report = check_greedy(theirs, prompt, weights, **options)
     if not report.matches:
         raise AssertionError(str(report))

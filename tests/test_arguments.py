@@ -1,4 +1,4 @@
-"""Wrong arguments of the public API: a result, or one line that says what is wrong, never an error from within."""
+"""Wrong arguments to the public API give a result or a one-line error, never an internal exception."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from npgpt.oracle import check as oracle
 from npgpt.oracle import parts
 from npgpt.oracle.diagnosis import Diagnosis
 from npgpt.oracle.report import Report
-from npgpt.pictures.attention import attention_weights
+from npgpt.pictures.attention import attend
 from npgpt.scoring.scoring import totals
 from npgpt.text.sampling import Sampling
 from tests.support.models import random_parameters, small, store
@@ -34,7 +34,7 @@ BARE = npgpt.LanguageModel("bare", CONFIG, PARAMETERS)
 
 
 class Broken:
-    """What cannot be made an array, a number, a text or a path."""
+    """An object that converts to no array, number, text or path."""
 
     def __array__(self, *arguments: Any, **options: Any) -> Any:
         raise RuntimeError("no array")
@@ -44,7 +44,7 @@ class Broken:
 
 
 def endless() -> list[Any]:
-    """A list that holds itself."""
+    """Return a list that contains itself."""
     found: list[Any] = []
     found.append(found)
     return found
@@ -116,7 +116,7 @@ SOURCE = Path("stands for a model's folder")
 
 
 def consumed(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The call, its results taken out of the iterator."""
+    """Make the call and exhaust its iterator."""
     return lambda *arguments, **options: list(call(*arguments, **options))
 
 
@@ -262,7 +262,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
     "save": (npgpt.save, {"model": BARE, "folder": PLACE}),
     "trace": (tracing.trace, {"text": IDS, "model": BARE, "only": ()}),
     "inspect": (inspect.inspect, {"model": SOURCE, "n_head": None}),
-    "attention_weights": (attention_weights, {"model": BARE, "token_ids": IDS, "layer": 0, "head": 0}),
+    "attend": (attend, {"text": IDS, "model": BARE, "layer": 0, "head": 0}),
 }
 
 # What is taken, by the argument's name, or where that says too little by call and name: all else is refused.
@@ -329,7 +329,7 @@ CALLABLE = {"record", "progress", "theirs", "open_tokenizer"}
 
 @pytest.mark.parametrize("call", CALLS)
 def test_wrong_arguments_are_one_line(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each argument has each wrong value once; in the plain run every third, another third for the next argument."""
+    """Try every wrong value for every argument; plain runs try a third, a different one for each argument."""
     step = examples(3, 1)
     for module in (oracle, parts):
         monkeypatch.setattr(module, "compare", lambda *_, **__: Report([], Diagnosis([], [], []), "float64"))
@@ -350,7 +350,7 @@ def test_wrong_arguments_are_one_line(call: str, tmp_path: Path, monkeypatch: py
 
 
 def outcome(function: Callable[..., Any], given: Mapping[str, Any]) -> str:
-    """What a call comes to: taken, refused in one line, or the error that it ends in."""
+    """Return a call's outcome: taken, refused in one line, or the internal error."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -371,7 +371,7 @@ def outcome(function: Callable[..., Any], given: Mapping[str, Any]) -> str:
 def test_logits_that_are_none(kind: str) -> None:
     logits: Any = np.ma.ones((2, 40)) if kind == "masked" else np.zeros((2, 40)).astype(int).astype(kind)
     for theirs in (logits, {"logits": logits}):
-        with pytest.raises(NpgptError, match=r"must be numbers|no array of numbers|a masked array has numbers"):
+        with pytest.raises(NpgptError, match=r"must be numbers|not an array of numbers|a masked array has numbers"):
             npgpt.check(theirs, IDS, BARE)
 
 

@@ -1,4 +1,4 @@
-"""Attention as it is shown: the numbers, the lines of text, the page's data."""
+"""Attention weights as numbers, as lines of text, and as a page's data."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from npgpt import NpgptError, forward
 from npgpt.language_model import LanguageModel, load
 from npgpt.parameters import Array
 from npgpt.pictures import terminal
-from npgpt.pictures.attention import AttentionWeights, attention_weights
-from npgpt.pictures.attention_page import attention_page, check_size
+from npgpt.pictures.attention import AttentionWeights, attend, check_size
 from tests.support.attention_page import CODES, data_of, weights_of
 from tests.support.models import no_text, random_parameters, small
 from tests.support.thorough import examples
@@ -26,12 +25,12 @@ THREE = np.array([[1, 0, 0], [0.04, 0.96, 0], [0, 0.5, 0.5]])
 
 
 def bare() -> LanguageModel:
-    """A model of 40 ids without a vocabulary."""
+    """Return a model of 40 ids without a vocabulary."""
     return LanguageModel("bare", small(), random_parameters(small()), no_text("it has none"))
 
 
 def random_weights(layers: int, heads: int, tokens: int, seed: int = 0) -> Array:
-    """Rows of softmax under a causal mask, from flat to sharp: [layers, heads, tokens, tokens]."""
+    """Return causal softmax rows from flat to sharp: [layers, heads, tokens, tokens]."""
     scores = 3 * np.random.default_rng(seed).standard_normal((layers, heads, tokens, tokens)).astype(np.float32)
     weights: Array = np.exp(np.where(np.tri(tokens, dtype=bool), scores, -np.inf))
     weights /= weights.sum(axis=-1, keepdims=True)
@@ -39,7 +38,7 @@ def random_weights(layers: int, heads: int, tokens: int, seed: int = 0) -> Array
 
 
 def attended(weights: Array, *pieces: bytes) -> AttentionWeights:
-    """As if a model had them."""
+    """Return the weights as if a model had computed them."""
     layers, heads, T, _ = weights.shape
     pieces = pieces or tuple(b" %d" % number for number in range(T))
     chosen = tuple(range(layers)), tuple(range(heads))
@@ -51,13 +50,13 @@ def test_weights_are_those_that_the_forward_pass_records() -> None:
     recorded: dict[str, Array] = {}
     forward(model.parameters, model.config, ids, record=recorded.__setitem__)
     every = np.stack([recorded[f"h.{layer}.attn.weights"][0] for layer in range(2)])
-    whole = attention_weights(model, ids)
+    whole = attend(ids, model)
     assert whole.weights.shape == (2, 3, 5, 5)
     np.testing.assert_array_equal(whole.weights, every)
     np.testing.assert_allclose(whole.weights.sum(-1), 1, rtol=1e-14)
     assert not np.triu(whole.weights, 1).any()
     assert (whole.layers, whole.heads, whole.n_layer, whole.n_head) == ((0, 1), (0, 1, 2), 2, 3)
-    one = attention_weights(model, ids, layer=1, head=2)
+    one = attend(ids, model, layer=1, head=2)
     np.testing.assert_array_equal(one.weights, every[1:, 2:])
     assert (one.layers, one.heads) == ((1,), (2,))
     assert one.pieces == (b"3", b"1", b"39", b"1", b"0")
@@ -65,7 +64,7 @@ def test_weights_are_those_that_the_forward_pass_records() -> None:
 
 def test_pieces_are_the_tokens_bytes() -> None:
     model = load()
-    found = attention_weights(model, model.encode_prompt("It is é\n語"), layer=0, head=0)
+    found = attend("It is é\n語", model, layer=0, head=0)
     assert b"".join(found.pieces) == "It is é\n語".encode()
     assert "".join(found.texts) == "It is é\\n\\xe8\\xaa\\x9e"
 
@@ -80,14 +79,14 @@ def test_pieces_are_the_tokens_bytes() -> None:
 )
 def test_what_does_not_exist(chosen: dict[str, int], message: str) -> None:
     with pytest.raises(NpgptError, match=re.escape(message)):
-        attention_weights(bare(), [1, 2], **chosen)
+        attend([1, 2], bare(), **chosen)
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
     model = bare()
     model.parameters.wte.weight[1] = np.nan
     with pytest.raises(NpgptError, match="bare has attention weights that are not finite"):
-        attention_weights(model, [1, 2])
+        attend([1, 2], model)
 
 
 def test_a_large_map() -> None:
@@ -120,10 +119,10 @@ def test_a_layers_heads_one_after_another() -> None:
         "random, layer 0: weights [1, 2, 3, 3], a map for each head (--head H for one alone, --html FILE for a page)",
         "Rows are queries, columns are keys; softmax over the keys: each row sums to 1. Later keys are masked: ·.",
         "",
-        "head 0",
+        "head 0: own token 0.73",
         *terminal.head_map(found.weights[0, 0], found.texts, 120, terminal.SHADED),
         "",
-        "head 11",
+        "head 11: own token 0.98",
         *terminal.head_map(found.weights[0, 1], found.texts, 120, terminal.SHADED),
         "",
         "blank 0, ░ 0.016, ▒ 0.14, ▓ 0.39, █ 0.77 to 1",
@@ -232,14 +231,14 @@ def test_width() -> None:
 @settings(max_examples=40)
 def test_a_page_holds_the_weights_to_within_half_a_step(layers: int, heads: int, T: int, seed: int) -> None:
     weights = random_weights(layers, heads, T, seed)
-    data = data_of(attention_page(attended(weights)))
+    data = data_of(attended(weights).page())
     assert np.abs(weights_of(data) - weights).max() <= HALF_A_STEP
 
 
 def test_a_page_is_closed_to_the_network_and_to_its_text() -> None:
     pieces = (b"</script><script>alert(1)</script>", b"<!--", b"{{data}}", "\u2028é'\"".encode())
     found = attended(random_weights(1, 1, 4), *pieces)
-    text = attention_page(found)
+    text = found.page()
     assert "alert(1)</script>" not in text
     assert text.count("<!--") == 0
     assert text.count("</script>") == 2
@@ -249,11 +248,15 @@ def test_a_page_is_closed_to_the_network_and_to_its_text() -> None:
 
 
 def test_a_page_of_50_tokens_on_gpt2s_shape_is_small() -> None:
-    text = attention_page(attended(random_weights(12, 12, 50)))
+    text = attended(random_weights(12, 12, 50)).page()
     assert len(text.encode()) < 600_000
 
 
 def test_a_page_that_would_be_too_large_is_refused() -> None:
+    wide = replace(attended(np.eye(2)[None, None]), token_ids=(7,) * 12000)
+    with pytest.raises(NpgptError, match="1 layers × 1 heads × 12000 tokens would take 183 MiB"):
+        wide.page()
+    assert wide._repr_html_() is None
     check_size(1, 12, 1024)
     with pytest.raises(
         NpgptError, match=r"12 layers × 12 heads × 1024 tokens would take 192 MiB, and may take 64: give"

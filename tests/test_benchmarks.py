@@ -1,4 +1,4 @@
-"""The benchmark at toy size, and its verdicts on figures made up for the purpose. No time is asserted."""
+"""The benchmark at toy size, and its verdicts on invented figures. No time is asserted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def toy(folder: Path, *arguments: str) -> str:
 
 
 def test_one_workload_at_toy_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begun from this process, and on a machine whose limits are known, since to measure them takes longest."""
+    """The run starts from this process with known machine limits, because measuring those takes longest."""
     process = __main__.process
 
     def known(folder: Path | None = None, **order: Any) -> tuple[list[dict[str, Any]], float]:
@@ -74,7 +74,7 @@ def test_a_run_at_toy_size_writes_a_report(tmp_path: Path) -> None:
 
 
 def made_up(npgpt: float, peer: float) -> dict[str, Any]:
-    """Three rounds on gpt2's shape; the seconds of every workload."""
+    """Return three rounds on gpt2's shape with the given seconds for every workload."""
     measures = [
         {"engine": engine, "round": round_, "workload": workload.name, "seconds": seconds, "agrees": True}
         for workload in plan("gpt2").workloads
@@ -97,7 +97,7 @@ def test_ahead_is_told_from_behind(npgpt: float, peer: float, ahead: bool) -> No
 
 @pytest.mark.parametrize(("seconds", "reached"), [(1.2, True), (1.22, False)])
 def test_the_share_of_the_ceiling(seconds: float, reached: bool) -> None:
-    """193.5 GFLOP at 200 GFLOP/s take 0.968 s; 80 % of that rate is 1.209 s."""
+    """193.5 GFLOP take 0.968 s at 200 GFLOP/s, and 1.209 s at 80 % of that rate."""
     aims = {aim: (found, met) for aim, found, met in report.aims(made_up(seconds, 2.0))}
     assert aims["prefill 1024: at least 80 % of sgemm"] == ("81% (81%–81%)" if reached else "79% (79%–79%)", reached)
 
@@ -112,7 +112,7 @@ def test_ids_that_are_others_do_not_count() -> None:
 
 
 def test_what_has_to_be_computed_and_read() -> None:
-    """For gpt2 193.5 GFLOP for 1024 tokens, 0.49 GB for a token."""
+    """gpt2 needs 193.5 GFLOP for 1024 tokens and reads 0.49 GB for each new token."""
     config = PUBLISHED["gpt2"]
     assert machine.prefill_operations(config, 1024) == pytest.approx(193.5e9, rel=1e-3)
     assert machine.token_bytes(config, 0) == 4 * (124_439_808 - 1024 * 768)

@@ -82,7 +82,7 @@ def test_a_cache_for_more_blocks_is_refused_and_a_length_that_cannot_be() -> Non
 
 
 def filled(batch_size: int, length: int) -> KVCache:
-    """A cache of 5 positions with as many tokens in it, all of them other numbers."""
+    """Return a full cache of 5 positions in which all numbers differ."""
     cache = KVCache(small(), batch_size, 5, "float64")
     k = np.random.default_rng(0).standard_normal((2, batch_size, 3, length, 7))
     for layer in range(2):

@@ -1,4 +1,4 @@
-"""The command line as a process."""
+"""The command line, run as a process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_generate_prints_what_the_card_says(tmp_path: Path) -> None:
 
 
 def test_same_seed_same_text() -> None:
-    """In two processes, of which this is one."""
+    """A new process and this one print the same text."""
     arguments = ("generate", CARD_PROMPT, "--seed", "1", "--max-tokens", "20")
     first = run(*arguments)
     assert first == here(*arguments)
@@ -62,7 +62,7 @@ def test_without_a_seed_every_run_is_another() -> None:
 
 
 def test_end_of_text_ends_it_unless_ignored(tmp_path: Path) -> None:
-    """A model of 257 ids that wants <|endoftext|>, the 257th, whatever it reads."""
+    """The model has 257 ids and always predicts the last, <|endoftext|>."""
     config = small(vocab_size=257)
     arrays = random_arrays(config, dtype="float32")
     arrays["ln_f.weight"][:], arrays["wte.weight"][256] = 0, 100 * arrays["ln_f.bias"]
@@ -105,7 +105,7 @@ SAMPLES = ("--samples", "3", "--seed", "10", "--max-tokens", "20", "--stop", " t
 
 
 def test_samples() -> None:
-    """Each as it comes of its own seed alone, whole and in order, though the first ends last."""
+    """Each sample equals the one from its own seed alone, and they are printed in order, though the first ends last."""
     code, out, error = here("generate", "It is a truth", *SAMPLES)
     alone = [
         here("generate", "It is a truth", *SAMPLES, "--samples", "1", "--seed", str(seed))[1] for seed in (10, 11, 12)
@@ -190,7 +190,7 @@ def test_tokens() -> None:
     code, out, error = here("tokens", "--model", "gpt2", "Hello, wörld 🤯")
     assert code == 0
     assert out.splitlines()[:4] == ["15496  'Hello'", "   11  ','", "  266  ' w'", "30570  'ör'"]
-    assert "b' \\xf0\\x9f'" in out
+    assert "\n12520  ' \\xf0\\x9f'\n" in out
     assert "50257 ids" in error
     code, out, _ = here("tokens", CARD_PROMPT, "--json")
     report = json.loads(out)
@@ -225,7 +225,7 @@ def test_inspect_tells_how_attention_is_scaled(tmp_path: Path) -> None:
 
 
 def test_a_verb_runs_in_a_thread_too() -> None:
-    """Signals are the main thread's."""
+    """Only the main thread may handle signals."""
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(here, "tokens", "a", "--model", "gpt2").result()[:2] == (0, "   64  'a'\n")
 
@@ -376,7 +376,7 @@ ENDLESS = ("generate", CARD_PROMPT, "--dtype", "float64", "--max-tokens", "244",
 
 
 def test_text_is_streamed_and_ctrl_c_ends_it_with_130() -> None:
-    """What is read first is a part of the text: unflushed, it would come as the process ends by itself."""
+    """The first read returns part of the text, so the output is flushed before the process ends."""
     for _ in range(5):  # the model may be done before the signal comes; then another try
         process = start(*ENDLESS)
         process.send_signal(signal.SIGINT)
@@ -388,7 +388,7 @@ def test_text_is_streamed_and_ctrl_c_ends_it_with_130() -> None:
 
 
 def test_ctrl_c_while_starting_is_quiet_too() -> None:
-    """At many moments, while modules are imported and the model loads."""
+    """Ctrl-C arrives at many moments while modules are imported and the model loads."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     seen = set()
     for delay in np.linspace(0.02, 0.35, examples(4, 24)):
@@ -422,7 +422,7 @@ def test_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 
 
 def test_threads_are_set_before_numpy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """In this process NumPy is there already, so that the number could have no effect: an error, not silence."""
+    """NumPy is already imported here, so --threads would have no effect and is an error."""
     assert "numpy" in sys.modules
     assert cli.main(["generate", "a", "--threads", "2"]) == 2
     assert "NumPy is already imported" in capsys.readouterr().err

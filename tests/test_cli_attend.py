@@ -1,4 +1,4 @@
-"""npgpt attend as a process."""
+"""npgpt attend, run as a process."""
 
 from __future__ import annotations
 
@@ -26,12 +26,20 @@ def test_a_layer() -> None:
         "Later keys are masked: ·.",
     ]
     heads = [number for number, line in enumerate(lines) if line.startswith("head ")]
-    assert [lines[number] for number in heads] == [f"head {head}" for head in range(6)]
+    assert [lines[number] for number in heads] == [
+        "head 0",
+        "head 1: even 0.93",
+        "head 2: previous token 0.41",
+        "head 3",
+        "head 4",
+        "head 5: even 0.94",
+    ]
     for head, start in enumerate(heads):
         alone = here("attend", TEXT, "--layer", "3", "--head", str(head), COLUMNS="80")[1].splitlines()
-        height = len(alone) - 6  # less the title, two lines on the axes, the scale, and two empty ones
+        alone = alone[alone.index("") + 1 : -2]  # without the title, the axes and the scale
+        height = len(alone)
         assert lines[start - 1] == ""
-        assert lines[start + 1 : start + 1 + height] == alone[4:-2]
+        assert lines[start + 1 : start + 1 + height] == alone
         assert lines[start + height].startswith("6 ally   ")
     assert lines[-1] == "blank 0, ░ 0.016, ▒ 0.14, ▓ 0.39, █ 0.77 to 1"
 
@@ -39,7 +47,7 @@ def test_a_layer() -> None:
 def test_a_head_of_the_first_layer() -> None:
     code, out, _ = here("attend", "-", "--head", "5", stdin=TEXT.encode(), COLUMNS="80")
     assert code == 0
-    assert out.startswith("austen, layer 0, head 5: weights [7, 7] out of [1, 6, 7, 7]\n")
+    assert out.startswith("austen, layer 0, head 5 (even 0.97): weights [7, 7] out of [1, 6, 7, 7]\n")
     assert "0 It     ██· · · · · ·\n1 ␣is    " in out
 
 
@@ -95,7 +103,7 @@ def test_a_terminal_is_known_as_one() -> None:
 
 
 def _read(terminal: int) -> bytes:
-    """What is there to be read; nothing at the end, which Linux tells as an error."""
+    """Return what can be read, or nothing at the end, which Linux reports as an error."""
     try:
         return os.read(terminal, 2**16)
     except OSError:

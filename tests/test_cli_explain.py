@@ -1,4 +1,4 @@
-"""npgpt explain as a command."""
+"""npgpt explain on the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""npgpt list: the models on this machine."""
+"""npgpt list on the command line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.places import VARIABLES
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Models in every place: one of ./weights/, one of $NPGPT_WEIGHTS that is damaged, one in the cache."""
+    """Put a model into ./weights/, a damaged one into $NPGPT_WEIGHTS, and one into the cache."""
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("NPGPT_WEIGHTS", str(tmp_path / "own"))

@@ -1,4 +1,4 @@
-"""npgpt score as a process."""
+"""npgpt score, run as a process."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_sums_and_the_convention_are_printed(folder: Path) -> None:
     assert (code, error) == (0, "")
     scores = list(npgpt.score([TEXTS["a.txt"], TEXTS["b.txt"]], stride=100, end_of_text=False))
     for name, found in zip(("a.txt", "b.txt"), scores, strict=True):
-        assert f"{name}: {found.totals.tokens} tokens; scored are {found.totals.scored}, of" in out
+        assert f"{name}: {found.totals.tokens} tokens, {found.totals.scored} of them scored: " in out
         assert f"  perplexity per token     {found.perplexity:,.3f}\n" in out
     assert "all 2 texts: " in out
     assert "\x1b" not in out
@@ -92,7 +92,7 @@ def test_top_tells_what_the_model_would_rather_have_said(folder: Path) -> None:
 
 
 def on_a_terminal(*arguments: str, cwd: Path) -> str:
-    """What a terminal of 80 columns gets to see of both streams."""
+    """Return what a terminal of 80 columns shows of both streams."""
     main, other = pty.openpty()
     variables = {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color", "COLUMNS": "80"}
     started = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | variables
@@ -127,7 +127,7 @@ def test_a_terminal_shows_the_text_tinted_and_a_bar(folder: Path) -> None:
 
 @pytest.mark.parametrize(("term", "no_color"), [("xterm", "1"), ("dumb", "")])
 def test_a_terminal_without_colours_shows_figures(folder: Path, term: str, no_color: str) -> None:
-    """And not the sums alone; a pipe gets these."""
+    """A pipe gets only the sums."""
     out = here("score", "d.txt", cwd=folder, terminal=True, TERM=term, NO_COLOR=no_color)[1]
     rows = out.splitlines()
     assert rows[0].split() == ["byte", "rank", "bits", "token"]
@@ -158,7 +158,7 @@ def test_html(folder: Path) -> None:
     assert error == f"npgpt: wrote page.html, {(folder / 'page.html').stat().st_size:,} bytes\n"
     assert out.index("b.txt: ") < out.index("d.txt: ") < out.index("all 2 texts")
     assert page.startswith("<!DOCTYPE html>")
-    assert page.count('<div class="text">') == 2
+    assert page.count('<div class="text" ') == 2
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
@@ -240,8 +240,8 @@ def test_what_comes_through_a_pipe(folder: Path) -> None:
 
 
 def test_killed_at_any_moment_nothing_is_lost_or_repeated(folder: Path) -> None:
-    """SIGKILL at random moments, by the clock and by what is written, and once more until it is whole: the file is that
-    of a run in one go.
+    """A run is killed at random moments by time or by progress, then completed; its file equals that of an
+    uninterrupted run.
     """
     names = [f"{number}.txt" for number in range(examples(12, 20))]
     for number, name in enumerate(names):
@@ -277,7 +277,7 @@ def test_killed_at_any_moment_nothing_is_lost_or_repeated(folder: Path) -> None:
 
 
 def workers_of(process: int) -> list[int]:
-    """Its processes that compute."""
+    """Return the ids of its worker processes."""
     found = []
     with suppress(OSError):  # it, or one of them, ended meanwhile
         for path in Path(f"/proc/{process}/task").glob("*/children"):
@@ -300,7 +300,7 @@ MOMENTS: dict[str, Callable[[list[int], Path], bool]] = {
 
 
 def two_workers(folder: Path, moment: str) -> tuple[subprocess.Popen[bytes], list[int]]:
-    """Score for a minute, with two workers, and return at a moment of it."""
+    """Start a run of a minute with two workers, and return while they compute."""
     if not any(Path("/proc/self/task").glob("*/children")):
         pytest.skip("only /proc tells a process's children")
     (folder / "long.txt").write_text(LINE * 2000)
@@ -343,7 +343,7 @@ def ignores_ctrl_c(process: int) -> bool:
 
 @pytest.mark.parametrize("moment", [*MOMENTS][:: examples(4, 1)])
 def test_ctrl_c_ends_workers_quietly(folder: Path, moment: str) -> None:
-    """The whole group gets it, as from a terminal."""
+    """The whole process group gets the signal, as from a terminal."""
     process, _ = two_workers(folder, moment)
     heeded = False
     while not heeded:  # in the few milliseconds of a worker's start it is ignored: then once more, and never twice
@@ -438,7 +438,7 @@ def test_a_text_of_white_space_has_no_words(folder: Path) -> None:
 
 
 class Terminal(io.StringIO):
-    """A file that says that it is one."""
+    """A file that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -497,12 +497,12 @@ def test_a_bar_on_a_narrow_terminal_is_one_line(capsys: pytest.CaptureFixture[st
 
 
 def test_bytes_and_words_are_the_texts_own_where_a_tokenizer_rewrites_it(tmp_path: Path) -> None:
-    """A space put before the text does not count; ids have no other text than their tokens'."""
+    """A prefix space added by the tokenizer does not count. Ids have no text except that of their tokens."""
     folder = store(tmp_path / "m", small(vocab_size=300))
     put(folder, small_pair() | {"tokenizer_config.json": {"add_prefix_space": True}})
     (tmp_path / "text").write_text("the")
     code, printed, notes = here("score", str(tmp_path / "text"), "--model", str(folder))
-    assert (code, "of 3 bytes and 1 words" in printed, notes) == (0, True, "")
+    assert (code, "scored: 3 bytes, 1 words" in printed, notes) == (0, True, "")
     record = json.loads(here("score", str(tmp_path / "text"), "--model", str(folder), "--json")[1])
     assert (record["bytes"], record["pieces"], record["byte_offsets"]) == (3, [" the"], [0])
-    assert "of 4 bytes and 1 words" in here("score", "--ids", "258", "--model", str(folder))[1]
+    assert "scored: 4 bytes, 1 words" in here("score", "--ids", "258", "--model", str(folder))[1]

@@ -1,4 +1,4 @@
-"""Shell completion, as the shells themselves ask for it."""
+"""Shell completion, through the protocol that the shells use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ASKED = {  # what is typed before the tab key, and what is offered
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a command npgpt, a model of one's own, and files."""
+    """Return a folder with a command npgpt, a model and files."""
     (tmp_path / "weights" / "mine").mkdir(parents=True)
     (tmp_path / "weights" / "mine" / "model.safetensors").touch()
     (tmp_path / "chapters").mkdir()
@@ -47,14 +47,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """The variables of a shell that finds this npgpt and argcomplete's scripts."""
+    """Return the environment of a shell that finds this npgpt and argcomplete's scripts."""
     path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     own = {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(folder), "TERM": "dumb", "ZDOTDIR": str(folder)}
     return {"LC_ALL": "C.UTF-8", "HF_HUB_CACHE": str(folder / "cache"), "NPGPT_WEIGHTS": ""} | own
 
 
 def asked(folder: Path, line: str, **variables: str) -> set[str]:
-    """What npgpt itself offers behind a line, by argcomplete's protocol."""
+    """Return npgpt's own candidates for a line, by argcomplete's protocol."""
     found = folder / "found"
     given = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_STDOUT_FILENAME": str(found)}
     given |= {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_SHELL": "fish"} | variables
@@ -82,7 +82,7 @@ def test_completion_does_not_wait_for_numpy(folder: Path) -> None:
 
 
 def test_without_argcomplete_a_shell_that_asks_gets_the_usual_answer(folder: Path) -> None:
-    """The variable alone changes nothing."""
+    """Setting only the variable changes nothing."""
     (folder / "bin" / "argcomplete.py").write_text("raise ImportError")
     path = f"{folder / 'bin'}{os.pathsep}{ROOT}"
     done = subprocess.run(
@@ -121,7 +121,7 @@ SETUP = {
 
 @pytest.mark.parametrize("shell", [pytest.param(shell, marks=needs(shell)) for shell in SETUP])
 def test_the_tab_key(folder: Path, shell: str) -> None:
-    """A single candidate is put into the line, with what a shell needs around a space; several are listed."""
+    """A single candidate is inserted, quoted if needed; several are listed."""
     command, setup = SETUP[shell]
     main, other = pty.openpty()
     process = subprocess.Popen(
@@ -145,7 +145,7 @@ def test_the_tab_key(folder: Path, shell: str) -> None:
 
 
 def without_backspaces(text: str) -> str:
-    """Return a line as a terminal shows it whose cursor went back."""
+    """Return a line as a terminal shows it after backspaces."""
     shown: list[str] = []
     for letter in text.replace("\x07", ""):
         if letter != "\b":
@@ -156,7 +156,7 @@ def without_backspaces(text: str) -> str:
 
 
 def type_and_wait(terminal: int, keys: str, is_there: Callable[[str], bool]) -> None:
-    """Type into a terminal, and read until what is awaited is there. Raises AssertionError after 30 seconds."""
+    """Type into a terminal and read until the expected text appears. Raises AssertionError after 30 seconds."""
     os.write(terminal, keys.encode())
     seen, deadline = b"", time.monotonic() + 30
     while not is_there(without_backspaces(seen.decode(errors="replace"))):

@@ -99,7 +99,7 @@ def test_every_field_is_checked(field: str, value: Any) -> None:
 
 
 def test_numpy_scalars_become_plain_numbers() -> None:
-    """A NumPy epsilon would turn float32 into float64 in every layer norm."""
+    """A NumPy epsilon would turn float32 into float64 in every LayerNorm."""
     config = small(n_embd=np.int64(21), layer_norm_epsilon=np.float64(1e-5))
     assert type(config.n_embd) is int
     assert type(config.layer_norm_epsilon) is float
@@ -138,7 +138,7 @@ def test_mingpt_keys_keep_the_tanh_form() -> None:
 
 
 def test_build_nanogpts_keys_keep_the_tanh_form() -> None:
-    """Its GPTConfig has five fields; nanoGPT's has had a bias since its GELU is the erf form."""
+    """build-nanogpt's GPTConfig has five fields. nanoGPT's has had `bias` as long as it has used the erf form."""
     config = from_dict({"block_size": 1024, "vocab_size": 50257, "n_layer": 12, "n_head": 12, "n_embd": 768})
     assert config == PUBLISHED["gpt2"]
 
@@ -183,7 +183,7 @@ def test_other_activations_are_refused(other: Any) -> None:
 
 @pytest.mark.parametrize("key", ["n_positions", "max_position_embeddings"])
 def test_an_n_ctx_beside_the_context_does_not_count(key: str) -> None:
-    """As in transformers; alone, as OpenAI has it, it is the context."""
+    """transformers ignores it too. Alone, as in OpenAI's files, it is the context."""
     sizes = {"vocab_size": 9, "n_embd": 8, "n_head": 2, "n_layer": 3}
     for n_ctx in (512, None, "long"):
         mapping = sizes | {"n_ctx": n_ctx, key: 1024}

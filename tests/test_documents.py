@@ -1,4 +1,4 @@
-"""README.md and docs/: what they show is what npgpt prints, and their links lead somewhere."""
+"""README.md and docs/ show what npgpt prints, and their links work."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_block_is_the_models() -> None:
 
 
 def test_the_table_of_speed_is_that_of_the_results() -> None:
-    """A figure of README.md is the one in benchmarks/RESULTS.md under the same engine and heading."""
+    """Each figure in README.md equals that in benchmarks/RESULTS.md for the same engine and heading."""
     results: dict[tuple[str, str], str] = {}
     for table in re.findall(r"(?:^\|.*\n)+", (ROOT / "benchmarks" / "RESULTS.md").read_text("utf-8"), re.MULTILINE):
         for place, figure in cells(table):
@@ -60,7 +60,7 @@ def test_the_table_of_speed_is_that_of_the_results() -> None:
 
 
 def cells(table: str) -> list[tuple[tuple[str, str], str]]:
-    """Return each cell's row and column, and what it holds."""
+    """Return each cell's content by row and column."""
     heading, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
     return [((row[0], name), cell) for row in rows for name, cell in zip(heading[1:], row[1:], strict=True)]
 
@@ -76,7 +76,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 
 def test_options_that_documents_name_exist() -> None:
-    """Whatever begins with npgpt in running text and tables names a verb, and each option is one of that verb's."""
+    """Every command in running text and tables has an existing verb and options of that verb."""
     options = {verb: set(re.findall(r"--[a-z][a-z-]*", here(verb, "--help")[1])) for verb in VERBS}
     anything = {"--version", "--help"}.union(*options.values())
     for path in RUN:
@@ -98,7 +98,7 @@ def test_every_key_of_a_score_is_described() -> None:
 
 
 def test_pictures_are_those_of_the_command() -> None:
-    """But for shades, which may differ by one step with another BLAS."""
+    """Shades may differ by one step with another BLAS."""
     model = npgpt.load()
     for name, made in (("attention", pictures.attention(model)), ("score", pictures.score(model))):
         kept = (pictures.FOLDER / f"{name}.svg").read_text("utf-8")

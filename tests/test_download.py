@@ -1,4 +1,4 @@
-"""npgpt download as a process, against a small hub on loopback."""
+"""npgpt download, run as a process against a small hub on loopback."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BIG = np.random.default_rng(0).bytes(2 * CHUNK + 12345)
 
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    """With GPT-2, as small as it can be, and one whose weights take their time."""
+    """Run a hub with a tiny GPT-2 and a model whose weights arrive slowly."""
     with serving({GPT2: Repository(CONFIG | VOCABULARY | OTHERS)}) as hub:
         hub.repositories["org/big"] = Repository(CONFIG | VOCABULARY | {"model.safetensors": BIG})
         yield hub
@@ -49,7 +49,7 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def weights(hub: Hub, tmp_path: Path) -> Path:
-    """The folder from which GPT-2's files on the hub come."""
+    """Return the folder with the files of the hub's GPT-2."""
     folder = store(tmp_path / "source", MODEL)
     hub.repositories[GPT2].files["model.safetensors"] = (folder / "model.safetensors").read_bytes()
     return folder
@@ -57,7 +57,7 @@ def weights(hub: Hub, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The Hugging Face cache, of this process and of those it starts; the working folder is an empty one."""
+    """Return an empty Hugging Face cache for this process and its children, in an empty working folder."""
     for variable in [*VARIABLES, *(name for name in os.environ if name.upper().endswith("_PROXY"))]:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # NumPy is imported faster
@@ -72,7 +72,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(hub: Hub | str, *arguments: str, **environment: str) -> tuple[int, str, str]:
-    """Exit code, standard output, standard error."""
+    """Run the command; return exit code, standard output and standard error."""
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, env=variables(hub) | environment, timeout=60)
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
@@ -82,14 +82,14 @@ def variables(hub: Hub | str) -> dict[str, str]:
 
 
 def fetched(hub: Hub | str, *arguments: str, **environment: str) -> list[str]:
-    """The lines that are printed where all goes well, with nothing on standard error."""
+    """Run the command, expect success and nothing on standard error, and return the printed lines."""
     code, out, error = run(hub, *arguments, **environment)
     assert (code, error) == (0, "")
     return out.splitlines()
 
 
 def refused(hub: Hub | str, *arguments: str, **environment: str) -> str:
-    """The one line of an error."""
+    """Run the command, expect exit code 2, and return the single line of its error."""
     code, out, error = run(hub, *arguments, **environment)
     assert (code, out, error.count("\n")) == (2, "", 1), (out, error)
     assert error.startswith("npgpt: error: ")
@@ -288,7 +288,7 @@ def test_what_is_no_hub(hub: Hub) -> None:
 
 
 def nobody() -> str:
-    """The address of a port on which nobody listens."""
+    """Return the address of a port without a listener."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
@@ -319,7 +319,7 @@ def test_a_hub_that_never_answers(hub: Hub) -> None:
 
 def test_without_a_network_what_the_cache_holds_is_enough(hub: Hub, weights: Path) -> None:
     first = fetched(hub, "gpt2")
-    expected = [f"{GPT2}: already in the cache, and the hub could not be asked for a newer one", *first[1:]]
+    expected = [f"{GPT2}: already in the cache; the hub could not be asked for a newer version", *first[1:]]
     assert fetched(hub, "gpt2", HF_HUB_OFFLINE="1") == expected
     assert fetched(nobody(), "gpt2") == expected
     hub.faults["GET /api"] = [Fault("status", 503)]
@@ -407,7 +407,7 @@ def test_a_cache_that_cannot_be_written(hub: Hub, weights: Path, tmp_path: Path)
 
 
 def test_a_disk_without_room(hub: Hub, cache: Path) -> None:
-    """A limit on the size of files stands for it."""
+    """A limit on file sizes simulates the full disk."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))

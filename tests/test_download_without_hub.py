@@ -1,4 +1,4 @@
-"""npgpt download where the extra hub is not installed, or must not be needed."""
+"""npgpt download without the extra hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
-    """The command line where huggingface_hub cannot be imported."""
+    """Run the command line in a process that cannot import huggingface_hub."""
     with mock.patch.dict(sys.modules, {"huggingface_hub": None}):
         return here(*arguments)
 

@@ -1,4 +1,4 @@
-"""Where a text begins and ends: what a model's files state, what they do not, and what has no effect."""
+"""The ids that begin and end a text: stated, missing and ineffective ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ END_OF_TEXT = 256  # of the vocabulary; 257 is a row that stands for no text
 
 
 def wants(folder: Path, token_id: int, generation: dict[str, Any] | None = None, **ids: Any) -> Path:
-    """Store a model that draws one id whatever it reads, with a vocabulary of bytes unless it is of 40 ids."""
+    """Store a model that always draws the same id; its vocabulary is bytes, unless it has 40 ids."""
     config = small() if token_id < 40 else small(vocab_size=VOCAB_SIZE)
     arrays = random_arrays(config, dtype="float32")
     arrays["ln_f.weight"][:], arrays["wte.weight"][token_id] = 0, 100 * arrays["ln_f.bias"]
@@ -43,7 +43,7 @@ def wants(folder: Path, token_id: int, generation: dict[str, Any] | None = None,
 
 
 def drawn(model: npgpt.LanguageModel, **options: Any) -> tuple[int, str | None]:
-    """How many ids are drawn, and why no more."""
+    """Return the number of ids drawn and the reason for stopping."""
     steps = list(model.steps([1], max_tokens=3, sampling=Sampling(temperature=0), **options))
     return sum(step.token_id is not None for step in steps), steps[-1].finish
 
@@ -248,7 +248,7 @@ IDS = st.none() | st.integers(-2, 45) | st.lists(st.integers(-2, 45), max_size=4
 
 @given(IDS, IDS | st.just("no file"), st.none() | st.integers(0, 39))
 def test_ends_by_definition(configured: Any, generated: Any, end_of_text: int | None) -> None:
-    """The deciding file's ids that the model has, each once; where there is none, the vocabulary's."""
+    """The ends are the deciding file's ids that the model has, without duplicates, or else the vocabulary's."""
     statement = Stated("config.json", {"eos_token_id": configured})
     generation = None if generated == "no file" else Stated(GENERATION_FILE, {"eos_token_id": generated})
     found = ends_of([statement], special_ids(statement.fields, "config.json"), generation, 40)

@@ -10,7 +10,7 @@ from npgpt.erf import erf
 
 
 def test_erf_is_right_to_the_last_digits_over_the_whole_range() -> None:
-    """Dense where it bends, at both of the formula's ends, and from the smallest numbers to the largest."""
+    """Points cover the smallest to the largest numbers, densely where erf bends and at the formula's ends."""
     dense = np.linspace(-7, 7, 400_001)
     seam = 0.5 + np.linspace(-0.04, 0.04, 80_001)
     scales = np.concatenate([sign * np.logspace(-320, 308, 5000) for sign in (1, -1)])

@@ -1,4 +1,4 @@
-"""npgpt.explain: the lines of model.py, the stages they compute, and what a page holds of them."""
+"""npgpt.explain: model.py's lines, the stages they compute, and the page's data."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from npgpt.pictures.explain import Explanation, explain, letters
 from npgpt.pictures.source import source, walk
 from tests.support.attention_page import data_of
 from tests.support.models import SHAPES, random_ids, random_parameters
+from tests.support.thorough import only_thorough
 
 TEXT = "It is a truth </script> \u202eé\x1b\n“acknowledged”"
 
@@ -31,7 +32,7 @@ def random_model(config: Config) -> LanguageModel:
 
 
 def values_of(held: dict[str, Any], row: int) -> dict[int, float]:
-    """Return the single values of a stage's row that a page holds, by their columns."""
+    """Return a page's values for a row of a stage, by column."""
     group, edge, width = held["group"], held["edge"], held["width"]
     kept = range(group) if 2 * edge >= group else [*range(edge), *range(group - edge, group)]
     columns = [start + column for start in range(0, width, group) for column in kept]
@@ -41,7 +42,7 @@ def values_of(held: dict[str, Any], row: int) -> dict[int, float]:
 
 
 def values_in(data: Any, name: str, row: int) -> dict[int, float]:
-    """Return the same of any stage: queries, keys and values are columns of c_attn."""
+    """Return a page's values for any stage; queries, keys and values are columns of c_attn."""
     held = data["stages"][name]
     if "of" not in held:
         return values_of(held, row)
@@ -163,6 +164,7 @@ def test_the_embedded_models_numbers_are_all_there_and_an_outlier_hides_none() -
     check_numbers(outlying, data_of(outlying.page()))
 
 
+@only_thorough
 def test_a_page_of_30_tokens_of_gpt2_takes_3_megabytes() -> None:
     model = random_model(PUBLISHED["gpt2"])
     page = explain(random_ids(model.config, (30,)), model).page()
@@ -238,3 +240,12 @@ def test_an_explanation_shows_itself_in_a_notebook_and_has_a_short_repr() -> Non
     explanation = npgpt.explain("It is")
     assert repr(explanation) == "<Explanation of 2 tokens by austen: 95 stages>"
     assert explanation._repr_html_().startswith("<iframe srcdoc=")
+
+
+@pytest.mark.parametrize("name", ["wpe", "h.0.attn.q", "h.0.attn.scores", "h.0.mlp.c_proj", "logits"])
+def test_the_walk_has_the_spread_of_values_whose_squares_exceed_float32(name: str) -> None:
+    explanation = explain("It is a truth")
+    large = explanation.stages[name] * np.float32(1e30)
+    walked = dataclasses.replace(explanation, stages=explanation.stages | {name: large})  # type: ignore[operator]
+    spread = large[np.isfinite(large)].std(dtype=np.float64)
+    assert f"spread {spread:.3g}, " in next(step for step in walked.steps() if f"  {name} [" in step)

@@ -15,7 +15,7 @@ from tests.support.places import VARIABLES
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty working folder and home, and no variable set."""
+    """Use an empty working folder and home, without environment variables."""
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -193,7 +193,7 @@ def test_other_names(name: Any, message: str) -> None:
 
 
 def cached(cache: Path, repository: str, model_type: str) -> Path:
-    """A model in the cache whose config.json states an architecture."""
+    """Put a model whose config.json states an architecture into the cache."""
     folder = snapshot(cache, repository)
     (folder / "config.json").write_text(f'{{"model_type" : "{model_type}"}}')
     return folder
@@ -227,7 +227,7 @@ def test_places_that_cannot_be_listed_hold_no_models(tmp_path: Path, monkeypatch
 
 @pytest.mark.parametrize("name", ["missing.pth", "model.safetensors", "org/model.GGUF", "~/gpt2.bin"])
 def test_a_missing_file_is_told_as_such(name: str) -> None:
-    """And not looked for as a folder weights/missing.pth/."""
+    """No folder weights/missing.pth/ is suggested."""
     with pytest.raises(NpgptError) as error:
         find.find(name)
     assert str(error.value) == f"{os.path.expanduser(name)} does not exist"

@@ -43,7 +43,7 @@ def test_greedy_is_the_argmax_of_the_whole_sequence_again_and_again() -> None:
 
 @pytest.mark.parametrize(("prompt", "tokens", "finish"), [(20, 5, "context"), (24, 1, "context"), (1, 24, "context")])
 def test_the_context_is_used_up_and_said_to_be(prompt: int, tokens: int, finish: Finish) -> None:
-    """24 positions: 24 tokens are read at most, and what follows the 24th is still predicted."""
+    """With 24 positions, at most 24 tokens are read, and the token after the 24th is still predicted."""
     config = small()
     steps = list(generation.generate(random_parameters(config), config, [1] * prompt, max_tokens=99, sampling=GREEDY))
     assert [step.finish for step in steps] == [None] * tokens + [finish]
@@ -90,7 +90,7 @@ def test_only_the_last_position_is_computed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def with_logits(monkeypatch: pytest.MonkeyPatch, favourites: Sequence[int], vocab_size: int) -> None:
-    """A model that wants these ids one after another, and the last for ever."""
+    """Return a model that predicts these ids in turn, then repeats the last."""
     waiting = list(favourites)
 
     def fake(*arguments: Any, **keywords: Any) -> Any:
@@ -147,7 +147,7 @@ def test_stop_strings_may_span_tokens_and_are_not_shown(
 
 
 def test_a_stop_string_over_three_tokens_and_over_the_prompts_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop string that the prompt begins is none: only new text is looked at."""
+    """A stop string that begins in the prompt does not count: only new text is searched."""
     ids = [790, 820, 351, 448]
     assert [AUSTEN.tokenizer.piece(token_id) for token_id in ids] == [b" every", b"day", b" with", b"out"]
     for stop, text, finish, steps in (
@@ -164,7 +164,7 @@ def test_a_stop_string_over_three_tokens_and_over_the_prompts_end(monkeypatch: p
 
 @given(st.text("ab ", max_size=12), st.lists(st.text("ab ", min_size=1, max_size=4), max_size=3))
 def test_stopping_by_brute_force(text: str, stop: list[str]) -> None:
-    """However the text is cut into tokens, what is shown is the text before the first stop string to be complete."""
+    """However the text is cut into tokens, the output is the text before the first completed stop string."""
     ids = AUSTEN.tokenizer.encode(text)
     ends = [text.find(s) + len(s) for s in stop if s in text]
     decoder = tokenizer.TextDecoder(AUSTEN.tokenizer)
@@ -251,7 +251,7 @@ def test_samples_out_of_range(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_the_penalty_is_of_prompt_and_continuation() -> None:
-    """Whatever was there is never repeated where the penalty is huge, and all logits are above 0."""
+    """With a huge penalty and positive logits, no earlier token is repeated."""
     config = small(vocab_size=20)
     parameters = random_parameters(config)
     parameters.wte.weight[:, 0], parameters.ln_f.bias[0] = 1, 1000
@@ -323,7 +323,7 @@ AUSTEN_64 = npgpt.load(dtype="float64")
 
 
 def alone(steps: Iterable[Step], samples: int) -> list[list[Step]]:
-    """The steps of each sample, as if it were the only one."""
+    """Return each sample's steps, generated alone."""
     steps = list(steps)
     return [[step._replace(sample=0) for step in steps if step.sample == number] for number in range(samples)]
 
@@ -354,7 +354,7 @@ def test_each_sample_is_as_if_drawn_alone(
 
 
 def test_samples_that_end_at_different_times_and_for_different_reasons() -> None:
-    """Rows leave the batch from its middle, its end and its beginning, and no text reaches another's row."""
+    """Rows leave the batch from its middle, end and beginning, without mixing up texts."""
     wpe = AUSTEN_64.parameters.wpe
     short = replace(
         AUSTEN_64,
@@ -394,7 +394,7 @@ def test_a_vocabulary_without_end_of_text_has_nothing_to_start_from(tmp_path: Pa
 
 
 def test_end_of_text_ends_one_sample_alone(tmp_path: Path) -> None:
-    """A model of the 256 bytes and <|endoftext|>: what it writes is mostly no UTF-8, held back by each."""
+    """The model writes mostly invalid UTF-8, which each sample's decoder holds back."""
     config = small(vocab_size=257, n_positions=64)
     (tmp_path / "bytes.tiktoken").write_bytes(b"".join(base64.b64encode(bytes([i])) + b" %d\n" % i for i in range(256)))
     byte_text = vocabularies.from_ranks(tmp_path / "bytes.tiktoken", 257)
@@ -422,7 +422,7 @@ def test_the_prompt_is_read_once_and_who_has_ended_is_computed_no_more(monkeypat
 
 
 def test_samples_without_a_seed_are_all_others() -> None:
-    """And greedy ones are all the same."""
+    """Greedy samples are all the same."""
     for sampling, texts in ((Sampling(temperature=1.0), 6), (GREEDY, 1)):
         steps = AUSTEN.steps([1026, 318], max_tokens=20, sampling=sampling, samples=6)
         assert len({"".join(step.text for step in own) for own in alone(steps, 6)}) == texts
@@ -441,7 +441,7 @@ def test_steps_of_samples_come_in_turn() -> None:
     [(256, 100, 256), (257, 1, 256), (300, 0, 256), (300, 3, 254), (300, 1000, 128), (1000, 101, 156)],
 )
 def test_a_prompts_last_tokens_leave_room_for_what_is_drawn(length: int, max_tokens: int, kept: int) -> None:
-    """The context has 256 positions; the last token drawn takes none, and half of the context is kept at least."""
+    """The context has 256 positions; the last token drawn needs none, and at least half the context is kept."""
     assert generation.kept_prompt(range(length), AUSTEN.config, max_tokens).tolist() == list(range(length))[-kept:]
 
 

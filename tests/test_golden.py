@@ -1,4 +1,4 @@
-"""What transformers and LLMs-from-scratch computed, without either; tests/golden/make.py wrote the files."""
+"""Comparison with recorded results of transformers and LLMs-from-scratch, written by tests/golden/make.py."""
 
 from __future__ import annotations
 

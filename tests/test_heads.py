@@ -1,4 +1,4 @@
-"""Splitting into heads and merging again, for every width and every number of heads that divides it."""
+"""Splitting into heads and merging, for every width and every number of heads that divides it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def divisors(n_embd: int) -> list[int]:
 
 
 def numbered(shape: tuple[int, ...], dtype: str = "float64") -> Array:
-    """Every element different, and exact in both dtypes (below 2**24)."""
+    """Return an array of distinct elements, exact in both dtypes (below 2**24)."""
     return np.arange(np.prod(shape)).reshape(shape).astype(dtype)
 
 
 def check_split(x: Array, n_head: int) -> None:
-    """Identity both ways, and each element where it must land: a round trip alone would pass without the transpose."""
+    """Check both round trips and the place of each element; a round trip alone would pass without the transpose."""
     B, T, D = *x.shape[:2], x.shape[2] // n_head
     heads = split_heads(x, n_head)
     assert heads.shape == (B, n_head, T, D)
@@ -42,7 +42,7 @@ def check_split(x: Array, n_head: int) -> None:
 
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 def test_every_divisor_of_every_width_up_to_256(widths: range) -> None:
-    """(In plain pytest of every third width.)"""
+    """Plain runs try every third width."""
     for n_embd, n_head in ((width, n_head) for width in widths[:: examples(3, 1)] for n_head in divisors(width)):
         check_split(numbered((2, 3, n_embd)), n_head)
         check_split(numbered((1, 1, n_embd), "float32"), n_head)
@@ -51,7 +51,7 @@ def test_every_divisor_of_every_width_up_to_256(widths: range) -> None:
 
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 def test_every_other_number_of_heads_is_refused(widths: range) -> None:
-    """(In plain pytest of every third width.)"""
+    """Plain runs try every third width."""
     for n_embd in widths[:: examples(3, 1)]:
         for n_head in set(range(1, n_embd + 9)) - set(divisors(n_embd)):
             with pytest.raises(NpgptError) as error:  # a pattern for each number would be compiled
@@ -94,7 +94,7 @@ def test_wide_models(n_embd: int, data: Any) -> None:
 
 
 def test_the_check_sees_a_missing_transpose() -> None:
-    """What a reshape alone makes has the right shape and round-trips, and must not pass for a split."""
+    """A bare reshape has the right shape and round-trips, but is not a split."""
     x = numbered((1, 4, 6))
     wrong = x.reshape(1, 2, 4, 3)
     assert wrong.shape == split_heads(x, 2).shape

@@ -1,4 +1,4 @@
-"""Texts as they are given: byte order marks, other encodings, ids, special tokens, and what is switched off."""
+"""Input texts: byte order marks, other encodings, ids, special tokens, and options that are switched off."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_an_error_counts_the_mark() -> None:
 
 @given(st.lists(st.integers(0, 4094), min_size=1, max_size=300))
 def test_ids_are_scored_as_their_text(ids: list[int]) -> None:
-    """Also ids that no text has: half a character, or two tokens in the place of one."""
+    """This includes ids that no text encodes to, such as half a character or two tokens instead of one."""
     (found,) = npgpt.score([ids], AUSTEN)
     assert found.token_ids.tolist() == ids
     assert b"".join(found.pieces) == b"".join(AUSTEN.tokenizer.piece(one) for one in ids)
@@ -179,7 +179,7 @@ def test_score_ids_of_a_model_without_text(tmp_path: Path, bare: Path) -> None:
     assert (record["token_ids"], record["pieces"], record["bits_per_byte"]) == ([1, 2, 3], ["", "", ""], None)
     page = tmp_path / "page.html"
     assert here(*arguments, "--no-bos", "--html", str(page))[0] == 0
-    assert 'title="id 2, id 2, byte 0' in page.read_text()
+    assert '"ids": [1, 2, 3]' in page.read_text()
 
 
 # --- special, and off ---

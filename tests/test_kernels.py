@@ -17,7 +17,7 @@ U32, U64 = 2.0**-24, 2.0**-53
 
 
 def plain(q: Array, k: Array, v: Array, scale: float) -> Array:
-    """The formula that attention_by_tiles replaces, whatever the length."""
+    """Return attention by the formula that attention_by_tiles replaces."""
     return model.attention_weights(q, k, scale) @ v
 
 
@@ -51,7 +51,7 @@ def test_attention_by_tiles_is_attention(
 
 
 def test_large_scores_and_hidden_rubbish_do_no_harm() -> None:
-    """Scores beyond exp's range; what stands behind a query must not reach it, be it infinite."""
+    """Scores exceed exp's range, and hidden keys and values, even infinite ones, have no effect."""
     rng = np.random.default_rng(0)
     q, k, v = rng.standard_normal((3, 1, 2, 100, 8)).astype(np.float32)
     q *= 1000
@@ -98,7 +98,7 @@ def test_a_product_is_a_product(
 
 @pytest.fixture(scope="module")
 def wte() -> Array:
-    """Of 50257 rows, which no block divides."""
+    """Return an embedding of 50257 rows, a number that no block size divides."""
     return np.random.default_rng(0).standard_normal((50257, 192), np.float32)
 
 
@@ -127,7 +127,7 @@ def test_the_head_of_a_real_size_is_shared_out(
 
 
 def test_a_few_rows_are_multiplied_as_one_row_is() -> None:
-    """Where the weight fits the cache each of a few rows is the vector product itself, to the last bit."""
+    """If the weight fits the cache, each of a few rows equals the vector product to the last bit."""
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((6, 300), np.float32), rng.standard_normal((300, 500), np.float32)
     one_by_one = np.concatenate([row[None] @ weight for row in x])
@@ -137,7 +137,7 @@ def test_a_few_rows_are_multiplied_as_one_row_is() -> None:
 
 @pytest.mark.parametrize("T", [1, 16, 64, 65, 150])
 def test_the_decorated_attention_is_the_formula_or_the_tiles(T: int) -> None:
-    """Up to MAX_WHOLE_QUERIES queries the formula itself runs, beyond it the tiles, to the last bit."""
+    """Up to MAX_WHOLE_QUERIES queries the result is the formula's, beyond that the tiles', to the last bit."""
     q, k, v = np.random.default_rng(T).standard_normal((3, 2, 3, T, 8), np.float32)
     expected = (plain if kernels.MAX_WHOLE_QUERIES >= T else attention_by_tiles)(q, k, v, 0.3)
     np.testing.assert_array_equal(model.attention(q, k, v, 0.3), expected)
@@ -154,7 +154,7 @@ def test_the_decorated_attention_is_the_formula_or_the_tiles(T: int) -> None:
 def test_pieces_are_the_formula(
     shape: list[int], piece: int, threads: int, dtype: str, activation: str, contiguous: bool
 ) -> None:
-    """Bit for bit: an element's value does not depend on the piece it is computed in."""
+    """An element's value does not depend on the piece in which it is computed, to the last bit."""
     x = np.asarray(np.random.default_rng(0).standard_normal(shape), dtype)
     x = x if contiguous else x.T
     formula = model.ACTIVATIONS[activation].__wrapped__  # type: ignore[attr-defined]
@@ -167,7 +167,7 @@ def test_pieces_are_the_formula(
 
 
 def test_large_arrays_go_in_pieces_and_in_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """3 MB are three pieces; half of that is none."""
+    """3 MB are cut into three pieces; half of that is not cut."""
     seen: list[tuple[int, list[int]]] = []
     monkeypatch.setattr(kernels, "in_threads", lambda threads, run, jobs: seen.append((threads, list(jobs))))
     monkeypatch.setattr(kernels, "thread_count", lambda: 2)

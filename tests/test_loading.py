@@ -24,7 +24,7 @@ from tests.support.models import SHAPES, put, random_arrays, random_ids, small, 
 
 @pytest.fixture
 def distilgpt2(tmp_path: Path) -> Path:
-    """A folder with weights of its shapes, in a file with a hole, and no configuration."""
+    """Return a folder with sparse weights of distilgpt2's shapes and no configuration."""
     header: dict[str, Any] = {}
     end = 0
     for name, shape in parameters.schema(PUBLISHED["distilgpt2"]).items():
@@ -43,7 +43,7 @@ def distilgpt2(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("dtype", "within"), [("float64", 6e-7), ("float32", 2e-4)])
 def test_the_embedded_model_does_what_its_card_says(dtype: str, within: float) -> None:
-    """The card has six decimals, so half of the last in float64; float32 adds what 6 blocks round."""
+    """The card has six decimals, so the tolerance is half of the last one; float32 adds the rounding of 6 blocks."""
     model = npgpt.load(dtype=dtype)
     assert model.tokenizer.encode(CARD_PROMPT) == CARD_IDS
     logits = model(CARD_IDS)[0, -1]
@@ -154,7 +154,7 @@ def test_an_untied_head_that_equals_wte_is_tied_and_one_that_differs_is_used(tmp
 
 
 def test_a_swap_that_divides_is_caught_by_the_published_shapes(distilgpt2: Path) -> None:
-    """768 divides by distilgpt2's 6 layers as well as by its 12 heads: only the published size gives it away."""
+    """distilgpt2's 6 layers divide 768 as well as its 12 heads do, so only the published size reveals the swap."""
     size = PUBLISHED["distilgpt2"]
     folder = distilgpt2
     (folder / "config.json").write_text(json.dumps(configs.to_dict(size) | {"n_head": 6}))

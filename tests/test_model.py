@@ -78,7 +78,7 @@ def test_the_two_gelus_differ_where_it_is_known() -> None:
 
 
 def test_gelu_literal_values() -> None:
-    """At 1, from tanh(0.7978845608 × 1.044715) and from erf(1/√2), in ten digits."""
+    """The values at 1 come from tanh(0.7978845608 × 1.044715) and erf(1/√2), to ten digits."""
     one = np.array([1.0, 0.0, -100.0])
     np.testing.assert_allclose(gelu(one), [0.8411919906, 0, 0], atol=5e-11)
     np.testing.assert_allclose(gelu_erf(one), [0.8413447461, 0, 0], atol=5e-11)
@@ -118,7 +118,7 @@ def test_linear_is_x_times_weight_in_out() -> None:
 
 
 def naive_attention(q: Array, k: Array, v: Array, scale: float) -> Array:
-    """One query, one head at a time, over its own keys alone."""
+    """Return attention computed one query and one head at a time, over visible keys only."""
     (B, H, T, D), S = q.shape, k.shape[2]
     heads = np.empty((B, H, T, D))
     for b, h, t in np.ndindex(B, H, T):
@@ -187,7 +187,7 @@ def test_float32_is_within_rounding_of_float64(shape: str) -> None:
 
 
 def test_the_float32_bound_can_fail() -> None:
-    """The smallest of the well-known mistakes, the other GELU, lies above it."""
+    """The smallest well-known mistake, the other GELU, exceeds the bound."""
     config, other = small(), small(activation_function="gelu")
     parameters, ids = random_parameters(config), random_ids(config, (3, 20))
     error = relative_error(forward(parameters, other, ids), forward(parameters, config, ids))
@@ -240,7 +240,7 @@ def test_prefill_in_any_chunks_is_prefill_in_one(chunks: list[int], B: int, shap
 
 @pytest.mark.parametrize("logits_from", [3, -4, 2**40, 1.0, True, None])
 def test_logits_from_a_token_that_is_not_there(logits_from: Any) -> None:
-    """A slice would give no logits at all, or those of every token; the cache stays as it was."""
+    """A slice would give no logits or those of every token. The cache stays unchanged."""
     cache = KVCache(small(), 1, 9, "float64")
     with pytest.raises(NpgptError, match="logits_from must be"):
         forward(random_parameters(small()), small(), [1, 2, 3], cache, logits_from=logits_from)
@@ -267,7 +267,7 @@ def test_a_full_context_is_refused_and_the_cache_stays() -> None:
 
 
 def test_temporaries_stay_small() -> None:
-    """No square of scores is stored, and of arrays as wide as the MLP there are two at a time."""
+    """No square of scores is stored, and at most two arrays of the MLP's width exist at a time."""
     config = small(n_embd=8, n_head=8, n_positions=2048, n_inner=1024, n_layer=1)
     parameters, ids = random_parameters(config, dtype="float32"), random_ids(config, (2048,))
     forward(parameters, config, ids[:9])
@@ -331,7 +331,7 @@ def test_record_names_and_shapes() -> None:
 
 
 def test_what_is_recorded_hangs_together() -> None:
-    """Each stage follows from the ones before by the textbook formula; T spans several blocks of queries."""
+    """Each stage follows from earlier ones by the textbook formula; T spans several tiles of queries."""
     config = small(n_positions=200)
     p, ids = random_parameters(config), random_ids(config, (2, 150))
     r = recorded(config, ids)
@@ -374,7 +374,7 @@ def test_what_is_recorded_hangs_together() -> None:
 @pytest.mark.parametrize("past", [None, 0, 7])
 @pytest.mark.parametrize("T", [1, 2, 5, 16, 31, 32, 33, 64, 65, 128, 200])
 def test_recording_changes_no_bit_and_what_is_handed_over_stays(dtype: str, B: int, past: int | None, T: int) -> None:
-    """Without a cache, with an empty one and with one that holds tokens: a recorded run is the run."""
+    """Recording changes nothing without a cache, with an empty one, and with one that holds tokens."""
     config = small(n_positions=207)
     parameters, ids = random_parameters(config, dtype=dtype), random_ids(config, (B, T + (past or 0)))
     kept: list[tuple[Array, Array]] = []

@@ -1,4 +1,4 @@
-"""An output is never an input of the same run, nor another output, whatever path leads to it."""
+"""An output never overwrites an input or another output of the same run, whatever its path."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ WAYS: dict[str, Callable[[Path, Path], None]] = {
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, a text, and a file to check, of which the model gave every number."""
+    """Return a folder with a model, a text, and a file to check that the model itself produced."""
     folder = tmp_path_factory.mktemp("whole")
     speaking(folder / "m")
     (folder / "t.txt").write_text("ab")
@@ -60,7 +60,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.usefixtures("few_mistakes")
 @pytest.mark.parametrize("verb", WRITERS)
 def test_a_verb_does_not_write_onto_what_it_reads(tmp_path: Path, whole: Path, verb: str) -> None:
-    """Every file that it reads, under its own name and by each kind of link."""
+    """Each file that a verb reads is tried under its own name and through each kind of link."""
     folder = Path(shutil.copytree(whole, tmp_path / "w"))
     arguments, suffix, others = WRITERS[verb]
     before = contents(folder)
@@ -83,7 +83,7 @@ def test_a_verb_does_not_write_onto_what_it_reads(tmp_path: Path, whole: Path, v
 @pytest.mark.usefixtures("few_mistakes")
 @pytest.mark.parametrize("verb", WRITERS)
 def test_a_verb_writes_beside_what_it_reads(tmp_path: Path, whole: Path, verb: str) -> None:
-    """In the model's own folder, and onto an older output."""
+    """Outputs may go into the model's folder and replace older outputs."""
     folder = Path(shutil.copytree(whole, tmp_path / "w"))
     arguments, suffix, _ = WRITERS[verb]
     before = contents(folder)
@@ -158,7 +158,7 @@ def test_a_standard_stream_is_told_by_its_file(
 
 
 def test_two_outputs_are_two_files(tmp_path: Path) -> None:
-    """No verb has two today; the order of reading and writing does not matter, nor whether the file is there yet."""
+    """No verb has two outputs yet. Neither the order of reading and writing nor the file's existence matters."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to("folder")
     with files.one_run():

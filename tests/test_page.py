@@ -1,4 +1,4 @@
-"""What the HTML pages share."""
+"""The parts that all HTML pages share."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import re
 import npgpt
 from npgpt.language_model import LanguageModel
 from npgpt.oracle.page import page as check_page
-from npgpt.pictures.attention import attention_weights
-from npgpt.pictures.attention_page import attention_page
+from npgpt.pictures.attention import attend
 from npgpt.pictures.page import STYLE, page
 from npgpt.scoring.page import score_page
 from npgpt.scoring.scoring import score
-from npgpt.scoring.windows import convention
 from tests.support.austen import AUSTEN
 from tests.support.models import no_text, random_parameters, small
 
@@ -22,8 +20,8 @@ def test_every_page_has_the_one_style_and_no_network() -> None:
     bare = LanguageModel("bare", small(), random_parameters(small()), no_text("it has none"))
     (found,) = score(["Emma"], model)
     pages = [
-        attention_page(attention_weights(model, ids)),
-        "".join(score_page([("a.txt", found)], model, convention("rolling", model.config))),
+        attend(ids, model).page(),
+        "".join(score_page([("a.txt", found)], "austen", "rolling")),
         check_page(npgpt.check(bare(ids), ids, bare)),
     ]
     for text in pages:

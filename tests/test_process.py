@@ -50,7 +50,7 @@ TUNED = ("OPENBLAS_THREAD_TIMEOUT", "GLIBC_TUNABLES")
 
 
 def in_new_process(code: str, **environment: str) -> Any:
-    """What code prints as JSON, in a process that has none of the variables concerned but those given."""
+    """Return the JSON that code prints in a new process with only the given variables of those concerned."""
     plain = {k: v for k, v in os.environ.items() if k not in TUNED and not k.startswith("MALLOC_")}
     root = Path(__file__).parents[1]
     command = [sys.executable, "-c", f"import json, os, npgpt.process as process\n{code}"]
@@ -59,7 +59,7 @@ def in_new_process(code: str, **environment: str) -> Any:
 
 
 def tuned(before: str, **environment: str) -> tuple[list[str], dict[str, str]]:
-    """What tune_process says after `before`, and what the environment then holds of the variables concerned."""
+    """Return what tune_process reports after `before`, and the resulting environment variables."""
     shown = f"print(json.dumps([process.tune_process(), {{k: os.environ[k] for k in {TUNED} if k in os.environ}}]))"
     said, variables = in_new_process(f"process.keep_freed_memory = lambda: 'memory'\n{before}\n{shown}", **environment)
     return said, variables
@@ -72,7 +72,7 @@ def test_openblas_threads_sleep_soon_unless_the_user_says_when() -> None:
 
 
 def test_once_numpy_is_there_openblas_is_told_nothing() -> None:
-    """A variable that is set too late has no effect, and thread_count would believe it."""
+    """A variable set too late has no effect, but thread_count would trust it."""
     late = "OPENBLAS_THREAD_TIMEOUT=20 comes too late: NumPy is already imported in this process"
     assert tuned("import numpy") == ([late, "memory"], {})
 
@@ -85,7 +85,7 @@ def test_importing_npgpt_and_loading_a_model_changes_nothing_in_the_process() ->
 @pytest.mark.skipif(not process.has_glibc(), reason="mallopt is glibc's")
 @pytest.mark.parametrize("environment", [{}, {"MALLOC_ARENA_MAX": "2"}, {"GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}])
 def test_freed_memory_is_kept_unless_the_user_has_his_own_wishes(environment: dict[str, str]) -> None:
-    """64 MB are 16,384 pages, each of which is faulted in again where glibc gives freed memory back."""
+    """64 MB are 16,384 pages, each faulted in again if glibc returns freed memory."""
     code = """
 said = process.keep_freed_memory()
 import resource

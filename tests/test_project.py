@@ -1,4 +1,4 @@
-"""What the project says of itself in more than one file."""
+"""Facts that several of the project's files state must agree."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_python_that_is_promised_is_tested() -> None:
 
 
 def test_every_package_is_listed() -> None:
-    """A folder that setup.cfg does not list is missing in the wheel."""
+    """A folder that setup.cfg does not list is missing from the wheel."""
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "npgpt").rglob("*.py")}
     listed = settings()["options"]["packages"].split()
     assert sorted(listed) == sorted([".".join(folder.parts) for folder in folders] + ["npgpt.weights"])

@@ -1,4 +1,4 @@
-"""npgpt at Python's prompt: what dir() offers, what help() says first, what a result's repr shows."""
+"""npgpt at Python's prompt: dir(), help() and the repr of results."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,6 +42,16 @@ PARAMETERS = random_parameters(small(), dtype="float32")
             "MLP(c_fc=Linear(weight=float32[21, 84], bias=float32[84]), "
             "c_proj=Linear(weight=float32[84, 21], bias=float32[21]))",
         ),
+        (npgpt.attend("It is"), "AttentionWeights('austen': all 6 layers, all 6 heads, weights float32[6, 6, 2, 2])"),
+        (
+            npgpt.attend("It is", layer=2, head=3),
+            "AttentionWeights('austen': layer 2, head 3, weights float32[1, 1, 2, 2])",
+        ),
+        (next(npgpt.score(["It is"])), "Score(2 tokens, 2 scored: perplexity 17.492, 1.6514 bits per byte)"),
+        (
+            npgpt.check(AUSTEN([1, 2]), [1, 2], AUSTEN),
+            "Report(matches: rounding in float32 explains every difference, in 1 stage)",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -61,13 +72,24 @@ def test_no_repr_floods_a_prompt() -> None:
     assert len(repr(AUSTEN.parameters.h[0])) < 500
 
 
+@pytest.mark.parametrize(
+    "value",
+    [npgpt.attend("It is"), next(npgpt.score(["It is"])), npgpt.check(AUSTEN([1, 2]), [1, 2], AUSTEN)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_result_shows_its_page_in_a_notebook(value: Any) -> None:
+    shown = value._repr_html_()
+    assert shown.startswith('<iframe srcdoc="&lt;!DOCTYPE html&gt;')
+    assert "<script" not in shown
+
+
 def test_completion_offers_what_is_public_and_no_imports() -> None:
     assert dir(npgpt) == sorted([*npgpt.__all__, "__version__"])
     assert not {"importlib", "annotations", "TYPE_CHECKING"} & {*dir(npgpt)}
 
 
 def test_help_begins_with_a_table_of_everything_public() -> None:
-    """Each name once; pydoc indents the lines by four."""
+    """Each name occurs once, and lines leave room for pydoc's indent of four."""
     contents = npgpt.__doc__ or ""
     listed = re.findall(r"^    (\w+)(?:\(.*?\))?  +\S", contents, re.MULTILINE)
     assert sorted(listed) == [*npgpt.__all__]

@@ -1,4 +1,4 @@
-"""Several prompts of unequal length, continued side by side: each as if it were alone."""
+"""Prompts of unequal length, continued side by side, give what each gives alone."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ TEXTS = ["It is a truth universally acknowledged", "Emma", "She was not so very 
 
 
 def by_prompt(steps: Iterable[Step], count: int) -> list[list[Step]]:
-    """Each prompt's steps, as generate() would number them."""
+    """Return each prompt's steps, numbered as generate() does."""
     steps = list(steps)
     return [[step._replace(sample=0) for step in steps if step.sample == number] for number in range(count)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_padded_row_gives_what_it_gives_alone(shape: str) -> None:
-    """At every token, in a whole batch, token by token, and in the stages that a record shows; nothing warns."""
+    """The logits and recorded stages agree at every token, for a whole batch and token by token, without warnings."""
     config = SHAPES[shape]
     parameters, padding = random_parameters(config), [3, 0, 7]
     ids = random_ids(config, (3, 12))
@@ -69,7 +69,7 @@ def test_a_padded_row_gives_what_it_gives_alone(shape: str) -> None:
 
 
 def test_many_queries_are_padded_too() -> None:
-    """More than tiles are for."""
+    """There are enough queries for the tiles to be used otherwise."""
     config = small(n_positions=100)
     parameters, ids = random_parameters(config), random_ids(config, (2, 90))
     logits = forward(parameters, config, ids, KVCache(config, 2, 90, "float64", [0, 15]))
@@ -146,7 +146,7 @@ def test_padding_that_cannot_be(padding: Any, message: str) -> None:
 def test_each_prompt_is_continued_as_if_alone(
     lengths: list[int], max_tokens: int, seed: int, temperature: float, rows: int, room: int
 ) -> None:
-    """24 positions: contexts fill at different times, in batches of any size."""
+    """With 24 positions, contexts fill at different times, in batches of any size."""
     config = small()
     parameters = random_parameters(config)
     prompts = [random_ids(config, (length,), number) for number, length in enumerate(lengths)]
@@ -318,7 +318,7 @@ def test_a_character_that_the_vocabulary_has_not_is_named_with_its_text(tmp_path
 
 
 def test_a_space_that_the_tokenizer_puts_before_a_prompt_is_not_shown(tmp_path: Path) -> None:
-    """The text is what the user gave, with what follows; a space of the user's stays."""
+    """The output is the user's text and its continuation; a space of the user's own stays."""
     folder = store(tmp_path / "m", small(vocab_size=300))
     put(folder, small_pair() | {"tokenizer_config.json": {"add_prefix_space": True}})
     arguments = ("--model", str(folder), "--max-tokens", "0")

@@ -1,4 +1,4 @@
-"""A trace as a folder of raw numbers: written, read back by check, and refused where anything does not fit."""
+"""A trace as a folder of raw numbers: written, read back by check, and refused if anything does not fit."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_what_is_written_is_read(tmp_path_factory: pytest.TempPathFactory, kinds
 
 
 def hand_made(folder: Path, **changes: Any) -> Path:
-    """Write what a port might: one array, without checksum, and ids in the manifest; return the folder."""
+    """Write a folder as a port might: one array without a checksum, and ids in the manifest; return the folder."""
     folder.mkdir()
     (folder / "x.bin").write_bytes(struct.pack("<3f", 1, -2, 0.5))
     entry = {"name": "logits", "dtype": "float32", "shape": [1, 3], "file": "x.bin"} | changes
@@ -104,6 +104,8 @@ def test_bfloat16_is_widened(tmp_path: Path) -> None:
         ({"shape": [1.0, 3]}, "shape must be"),
         ({"shape": [True, 3]}, "shape must be"),
         ({"shape": [2**62, 2**62]}, "x.bin has 12 bytes"),
+        ({"shape": [0, 2**62]}, "shape is too large for an array"),
+        ({"shape": [0, 2**62, 2**62]}, "shape is too large for an array"),
         ({"shape": [1] * 65}, "shape must be"),
         ({"shape": 3}, "shape must be"),
         ({"file": None}, "file must be the name of a file in the same folder, not None"),

@@ -1,4 +1,4 @@
-"""The house (CONTRIBUTING.md): which room may import which, how many there are, and what an import costs."""
+"""The structure that CONTRIBUTING.md describes: which room may import which, and what an import costs."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ EXTRAS = {
 
 
 def room_of(path: Path) -> str:
-    """Return the folder, or the file at the top, in which a file lies."""
+    """Return a file's folder, or the file itself at the top level."""
     return path.relative_to(HOUSE).parts[0].removesuffix(".py")
 
 
 @cache
 def statements(path: Path) -> list[ast.Import | ast.ImportFrom]:
-    """Return the imports that a file makes at run time, in functions too, but not those for type checkers alone."""
+    """Return a file's imports at run time, including those in functions, but not those for type checkers."""
     tree = ast.parse(path.read_text("utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -79,7 +79,7 @@ def rooms(path: Path) -> set[str]:
 
 
 def packages(path: Path) -> set[str]:
-    """Return the packages of others that a file imports, without the standard library."""
+    """Return the third-party packages that a file imports."""
     found = set()
     for node in statements(path):
         if isinstance(node, ast.Import):
@@ -153,7 +153,7 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_the_textbook_is_a_second_derivation() -> None:
-    """It takes nothing from the forward pass that it keeps honest."""
+    """It uses nothing of the forward pass that it verifies."""
     assert rooms(HOUSE / "oracle" / "textbook.py") & FORWARD_PASS == set()
 
 

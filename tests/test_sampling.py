@@ -60,7 +60,7 @@ def test_min_p_by_brute_force(logits: Array, p: float) -> None:
 
 
 def test_float32_logits_are_drawn_from_as_float64() -> None:
-    """A cumulative sum of 50,000 float32 probabilities would be off by more than this token's share."""
+    """The error of a float32 cumulative sum over 50,000 probabilities would exceed this token's share."""
     logits = np.zeros(50_000, np.float32)
     counts = np.zeros(50_000, int)
     generator, probe = np.random.default_rng(3), np.random.default_rng(3)
@@ -97,7 +97,7 @@ def test_repetition_penalty_literal() -> None:
 
 
 def test_the_penalty_comes_first_and_to_greedy_too() -> None:
-    """On the logits as the model gave them: less their maximum none would be above 0."""
+    """The penalty applies to the model's own logits; after subtracting the maximum none would be positive."""
     logits, generator = np.array([6.0, 5.0, 2.0, -1.0]), np.random.default_rng(0)
     for temperature in (0, 1e-6):
         sampling = Sampling(temperature=temperature, repetition_penalty=2)
@@ -120,7 +120,7 @@ def test_a_penalty_that_no_number_holds_is_refused() -> None:
 
 @given(LOGITS, st.floats(0.05, 50))
 def test_temperature_by_brute_force(logits: Array, temperature: float) -> None:
-    """Drawn is softmax(logits / T): the id in whose share of the cumulative probability the random number falls."""
+    """The id drawn is the one in whose share of the cumulative softmax(logits / T) the random number falls."""
     chances = probabilities(logits / temperature)
     e = np.exp(adjusted(logits, Sampling(temperature=temperature)))
     np.testing.assert_allclose(

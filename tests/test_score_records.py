@@ -1,4 +1,4 @@
-"""Scores as lines of JSON, and the file that resumes them."""
+"""Scores as lines of JSON, and resuming from a file of them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def sha256(text: str) -> str:
 
 
 def line(name: str, text: str, score: Score, settings: dict[str, Any]) -> str:
-    """A record, whole."""
+    """Return a complete record."""
     return "".join(records.line(name, sha256(text), score, settings))
 
 
 def made(text: str) -> Score:
-    """A score of literal values: every letter is a token, the first one is not scored."""
+    """Return a score of literal values in which every letter is a token and the first is not scored."""
     n = len(text)
     log_probs, ranks = np.array([math.nan, *[-1.5] * (n - 1)]), np.array([0, *[2] * (n - 1)])
     known = unknown(n, 1)._replace(log_probs=log_probs, ranks=ranks, top_log_probs=log_probs[:, None])
@@ -88,7 +88,7 @@ def test_what_json_has_no_number_for_is_null() -> None:
 
 
 def test_every_byte_at_which_it_may_have_been_killed(tmp_path: Path) -> None:
-    """In plain pytest every fourth, and those at the lines' ends."""
+    """Plain runs try every fourth byte and those at line ends."""
     whole = "".join(text + "\n" for text in LINES).encode()
     path = tmp_path / "out.jsonl"
     some = [at for at in range(len(whole) + 1) if at % examples(4, 1) == 0 or b"\n" in whole[at - 1 : at + 1]]
@@ -170,7 +170,7 @@ def test_two_at_a_time_are_refused(tmp_path: Path) -> None:
 
 
 def known(found: list[Any], settings: dict[str, Any] = SETTINGS) -> Known:
-    """What a file of these records says."""
+    """Return what a file of these records contains."""
     of_file = Known("out.jsonl", settings)
     for record in found:
         of_file.add(ScoredText(*record))
@@ -197,7 +197,7 @@ def test_a_text_is_done_as_often_as_it_is_there() -> None:
 
 @pytest.mark.parametrize("longest", [1, 2, 100, 300, 400, 500])
 def test_of_a_long_record_the_beginning_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
-    """The lists of its tokens are not: a record of 50 MB of text has a line of a gigabyte."""
+    """The lists of tokens are skipped: a record of 50 MB of text is a line of a gigabyte."""
     monkeypatch.setattr(records, "LONGEST", longest)
     path = tmp_path / "out.jsonl"
     path.write_text("".join(text + "\n" for text in LINES) + LINES[0][:-7])

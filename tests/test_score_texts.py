@@ -1,4 +1,4 @@
-"""How a text that comes in parts is read: its ids are those of the whole."""
+"""A text that arrives in parts has the ids of the whole text."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ TEXTS = st.lists(st.sampled_from([*LETTERS, *SPACES, *SPACES[:4]]), max_size=40)
 
 
 def read(parts: list[Any], special: bool = False, model: npgpt.LanguageModel = AUSTEN) -> list[int]:
-    """The ids of a text that comes in these parts."""
+    """Return the ids of a text that arrives in these parts."""
     found = list(texts.tokens(iter(parts), model, special, {}, "the text"))
     return [token_id for part in found for token_id in part.ids.tolist()]
 
@@ -84,7 +84,7 @@ def test_cuts_literally(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_pattern_is_the_one_that_the_cuts_are_shown_for() -> None:
-    """In every alternative white space is at the beginning, or all there is."""
+    """In every alternative of the pattern, white space comes first or is all there is."""
     alternatives = [
         r"'(?:[sdmt]|ll|ve|re)",
         r" ?\p{L}++",
@@ -157,7 +157,7 @@ CASES = [case for case in cases() if case.honoured]
 
 @pytest.mark.parametrize("special", [False, True])
 def test_every_tokenizers_tokens_cover_the_text(tmp_path: Path, special: bool) -> None:
-    """In every kind of folder: the stretches joined are the text, one for each id."""
+    """For every kind of folder, the tokens' stretches joined give the text, one stretch for each id."""
     rewriting = 0
     for number, case in enumerate(CASES):
         put(tmp_path / str(number), case.files)
@@ -176,7 +176,7 @@ def test_every_tokenizers_tokens_cover_the_text(tmp_path: Path, special: bool) -
 
 
 def test_stretches_of_added_tokens_literally(tmp_path: Path) -> None:
-    """Also where two tokens take the same white space: the second one then covers nothing."""
+    """If two tokens claim the same white space, the second covers nothing."""
     tokens = {"261": {"content": "<x>", "lstrip": True, "rstrip": True}, "262": {"content": " "}}
     settings = {"tokenizer_config.json": {"added_tokens_decoder": tokens, "add_prefix_space": True}}
     tokenizer = opened(put(tmp_path, small_pair() | settings))
@@ -185,7 +185,7 @@ def test_stretches_of_added_tokens_literally(tmp_path: Path) -> None:
 
 
 def test_totals_are_the_texts_own_under_every_convention(tmp_path: Path) -> None:
-    """Lower case, accents, unknown words, white space that is dropped: bytes and words are those of the text."""
+    """Bytes and words are the text's own despite lower-casing, dropped accents and spaces, and unknown words."""
     pytest.importorskip("tokenizers", reason="extra tokenizers is not installed")
     words = {word: number for number, word in enumerate(["<unk>", "emma", "was", "glad", "<|endoftext|>"])}
     strip = {"type": "Sequence", "normalizers": [{"type": "NFD"}, {"type": "StripAccents"}, {"type": "Lowercase"}]}
@@ -218,7 +218,7 @@ def test_totals_are_the_texts_own_under_every_convention(tmp_path: Path) -> None
 
 
 def score_all(text: str, model: npgpt.LanguageModel) -> list[Score]:
-    """The text's score under each convention."""
+    """Return the text's score under each convention."""
     options: list[dict[str, Any]] = [{}, {"end_of_text": False}, {"context": 4}]
     return [
         next(npgpt.score([text], model, convention=name, **more))

@@ -50,14 +50,14 @@ def austen() -> LanguageModel:
 
 
 def log_softmax(logits: Array) -> list[float]:
-    """The definition."""
+    """Return log softmax by its definition."""
     largest = float(logits.max())
     norm = math.log(math.fsum(math.exp(float(v) - largest) for v in logits))
     return [float(v) - largest - norm for v in logits]
 
 
 def by_definition(model: LanguageModel, text: str, rule: windows.Convention) -> list[float]:
-    """Every token alone: the window that scores it, run up to it."""
+    """Return every token's figures by running the window that scores it, up to that token."""
     ids = model.tokenizer.encode(text)
     if rule.end_of_text:
         ids = [model.tokenizer.end_of_text or 0, *ids]
@@ -100,7 +100,7 @@ def test_the_likeliest_of_a_large_vocabulary_in_order_and_of_equals_the_lowest_i
 
 
 def test_exponentials_are_summed_in_float64() -> None:
-    """Of float32 logits: what is left of the error is that of the exponentials themselves."""
+    """With float32 logits, only the rounding of the exponentials themselves remains."""
     logits = np.random.default_rng(1).uniform(-3, 0, (4, 50257)).astype(np.float32)
     logits[:, 0] = 0
     found = likelihood(logits, np.zeros(4, np.int64))
@@ -259,7 +259,7 @@ def test_batches_hold_windows_of_one_length_and_no_more_than_one_context(monkeyp
 
 
 class Backwards(Executor):
-    """Computes what it is given last first, and not before somebody waits."""
+    """An executor that runs its work in reverse order, and only when a result is awaited."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Future[Any], Any]] = []
@@ -338,7 +338,7 @@ def test_totals_are_those_of_the_scores_however_a_text_comes(
     special: bool,
     skip: set[int],
 ) -> None:
-    """In parts of the user's and of the reader's, one token's figures being kept or none."""
+    """The text arrives in the user's or the reader's parts, with or without per-token figures."""
     whole = [text for text in map("".join, texts) if len(AUSTEN.tokenizer.encode(text, special=special)) > 9]
     context = max(context, 3 if convention == "llama.cpp" else 2)
     stride = context if convention == "llama.cpp" else min(stride, context)
@@ -351,7 +351,7 @@ def test_totals_are_those_of_the_scores_however_a_text_comes(
 
 
 def test_sums_only_take_no_memory_for_a_longer_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a text in parts, and of many texts: what is held of 100 KB is what is held of 10 KB."""
+    """Scoring 100 KB, in parts or as many texts, holds no more memory than 10 KB."""
     monkeypatch.setattr(
         scoring,
         "compute",
@@ -377,7 +377,7 @@ def test_sums_only_take_no_memory_for_a_longer_text(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_is_asked_of_the_last_text_is_read_when_it_is_reached() -> None:
-    """A long text that is done ends its group before it is read to its end."""
+    """A finished long text ends its group before the text is read to its end."""
     read = 0
 
     def parts() -> Iterator[str]:
@@ -417,7 +417,7 @@ def test_groups_of_which_nothing_is_wanted_are_not_computed(monkeypatch: pytest.
 
 
 def test_a_stride_of_one_takes_no_memory_for_all_its_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Windows overlap, so that all of them together are a context times the text."""
+    """Windows overlap, so all of them together would be as large as context × text."""
 
     def enough(*_: Any) -> None:
         raise KeyError
@@ -474,7 +474,7 @@ def test_processes_give_the_same_share_the_weights_and_end(tmp_path: Path) -> No
 
 
 def memory(process: int, file: str) -> dict[str, int]:
-    """Kilobytes of a file's mappings in a process."""
+    """Return the kilobytes of a file's mappings in a process."""
     sums = {"Rss": 0, "Pss": 0, "Private_Dirty": 0}
     inside = False
     for line in Path(f"/proc/{process}/smaps").read_text().splitlines():
@@ -496,7 +496,7 @@ def test_a_killed_worker_is_told() -> None:
 
 
 def test_an_error_ends_workers_whatever_they_are_at() -> None:
-    """Or it would wait for them, a minute here."""
+    """Otherwise it would wait for them, here a minute."""
     futures: list[Future[None]] = []
 
     def fail() -> None:
@@ -522,7 +522,7 @@ def test_processes_leave_the_environment_alone() -> None:
 
 
 def changed(model: LanguageModel, name: str, rows: slice) -> LanguageModel:
-    """The same with some rows of a parameter set to zero, in memory alone."""
+    """Return the model with some rows of a parameter set to zero, only in memory."""
     arrays = dict(parameters.to_arrays(model.parameters))
     arrays[name] = arrays[name].copy()
     arrays[name][rows] = 0
@@ -549,7 +549,7 @@ def test_every_value_of_the_weights_is_in_the_fingerprint(name: str) -> None:
 
 
 def test_a_model_that_was_changed_is_not_scored_as_its_file() -> None:
-    """One head of one block is taken out, of which the first values of no parameter tell."""
+    """One head of one block is zeroed, which the first values of parameters do not show."""
     model = npgpt.load()
     other = changed(model, "h.3.attn.c_proj.weight", slice(160, 192))
     assert next(score(TEXTS, other)).totals.nll != next(score(TEXTS, model)).totals.nll

@@ -1,4 +1,4 @@
-"""What the command line says of a mistake: the thing that is wrong, the nearest right one, and nothing else."""
+"""Command line mistakes are answered with the wrong word, the nearest right one, and nothing else."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_the_lines_of_inspect_are_indented_behind_their_label() -> None:
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
 def test_help_reads_well_at_80_columns(verb: str) -> None:
-    """No word is broken, the example stands on one line, and all of it fits a screen."""
+    """No word is broken, the example is on one line, and the whole help fits a screen."""
     code, out, _ = here(*verb.split(), "--help", COLUMNS="80")
     lines = out.splitlines()
     assert code == 0

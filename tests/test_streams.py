@@ -1,4 +1,4 @@
-"""What reaches a terminal, a pipe that does not block, and a full disk; arguments that look like options."""
+"""Output to a terminal, a non-blocking pipe and a full disk, and arguments that look like options."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="terminals and pipes of PO
 
 
 def called(stdin: Any, stdout: Any, stderr: Any, *arguments: str) -> int:
-    """The exit code of a command line in this process with these streams of bytes."""
+    """Return the exit code of a command line in this process with these byte streams."""
     below = io.BytesIO(stdin) if isinstance(stdin, bytes) else stdin
     texts = [io.TextIOWrapper(stream, encoding="utf-8") for stream in (below, stdout, stderr)]
     with mock.patch.multiple(sys, stdin=texts[0], stdout=texts[1], stderr=texts[2]):
@@ -50,7 +50,7 @@ def called(stdin: Any, stdout: Any, stderr: Any, *arguments: str) -> int:
 
 @contextlib.contextmanager
 def collected(number: int, pause: float = 0.0) -> Iterator[list[bytes]]:
-    """Read a file descriptor in a thread of its own, after a pause at each time, and yield the parts."""
+    """Read a file descriptor in a thread, with a pause before each read, and yield the parts."""
     parts: list[bytes] = []
 
     def collect() -> None:
@@ -68,7 +68,7 @@ def collected(number: int, pause: float = 0.0) -> Iterator[list[bytes]]:
 
 
 def on_a_terminal(*arguments: str, stdin: bytes = b"") -> tuple[int, str]:
-    """The exit code, and all that a terminal gets, which is standard output and standard error."""
+    """Return the exit code and everything a terminal receives from both output streams."""
     import pty
     import tty
 
@@ -86,7 +86,7 @@ def on_a_terminal(*arguments: str, stdin: bytes = b"") -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose model, text, stages and their names are evil; the model draws any byte."""
+    """Return a folder with a malicious model, text and stage names; the model draws any byte."""
     folder = tmp_path_factory.mktemp("evil")
     speaking(folder / "m\x1b[2J\r")
     (folder / "t\x1b[31m\x9b.txt").write_text(EVIL)
@@ -231,7 +231,7 @@ def test_after_ctrl_c_nothing_waits_for_a_reader() -> None:
 
 
 class Full(io.RawIOBase):
-    """A file on a full disk, which takes so many bytes."""
+    """A file on a full disk that accepts only that many bytes."""
 
     def __init__(self, room: int = 0) -> None:
         self.room = room

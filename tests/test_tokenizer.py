@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgpt.checkpoints.places import EMBEDDED_WEIGHTS, GPT2_RANKS
-from npgpt.errors import NpgptError
+from npgpt.errors import NpgptError, printable
 from npgpt.text import vocabularies as tokenizers
 from npgpt.text.byte_pairs import byte_characters
-from npgpt.text.tokenizer import TextDecoder, Tokenizer
+from npgpt.text.tokenizer import TextDecoder, Tokenizer, quoted, shown
 from tests.support.thorough import examples
 
 GPT2 = tokenizers.from_ranks(GPT2_RANKS, 50257)
@@ -28,7 +29,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def test_gpt2_ranks_are_openais() -> None:
-    """tiktoken pins this sha256 for r50k_base, the same ranks in the same form."""
+    """tiktoken pins this sha256 for r50k_base, which has the same ranks in the same form."""
     digest = hashlib.sha256(GPT2_RANKS.read_bytes()).hexdigest()
     assert digest == "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
     assert (len(GPT2.ranks), GPT2.end_of_text, GPT2.n_vocab) == (50256, 50256, 50257)
@@ -124,6 +125,49 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tokenizers.from_ranks(GPT2_RANKS, 50257).encode("hello") == [31373]
 
 
+def read_back(notation: str) -> bytes:
+    """Return a token's bytes from the notation of shown(), with or without printable()'s escapes."""
+
+    def character(found: re.Match[bytes]) -> bytes:
+        escape = found[0][1:]
+        if escape[:1] == b"x":
+            return bytes.fromhex(escape[1:].decode())
+        if escape[:1] in b"uU":
+            return chr(int(escape[1:], 16)).encode()
+        return {b"n": b"\n", b"r": b"\r", b"t": b"\t"}.get(escape, escape)
+
+    return re.sub(rb"\\(x..|u.{4}|U.{8}|.)", character, notation.encode())
+
+
+@given(st.binary(max_size=12) | TEXT.map(str.encode) | st.text("\\x5c3u0085\x85\xa0n\n'\"").map(str.encode))
+def test_the_notation_of_a_token_can_be_read_back(piece: bytes) -> None:
+    assert read_back(shown(piece)) == piece
+    assert read_back(printable(shown(piece))) == piece
+    assert read_back(quoted(piece)[1:-1]) == piece
+    assert quoted(piece).isprintable()
+    assert json.loads(json.dumps(shown(piece))) == shown(piece)
+
+
+@pytest.mark.parametrize(
+    ("piece", "text", "in_quotes"),
+    [
+        (b" the", " the", "' the'"),
+        (b"\xc3", "\\xc3", "'\\xc3'"),
+        (b"\\xc3", "\\\\xc3", "'\\\\xc3'"),
+        (" é語".encode(), " é語", "' é語'"),
+        (b" \xf0\x9f", " \\xf0\\x9f", "' \\xf0\\x9f'"),
+        (b"a\n\\n", "a\n\\\\n", "'a\\n\\\\n'"),
+        ("\x85".encode(), "\x85", "'\\u0085'"),
+        (b"\x85", "\\x85", "'\\x85'"),
+        (b"\x1b[2J", "\x1b[2J", "'\\x1b[2J'"),
+        (b"'s", "'s", '"\'s"'),
+        (b'"', '"', "'\"'"),
+    ],
+)
+def test_the_notation_of_a_token(piece: bytes, text: str, in_quotes: str) -> None:
+    assert (shown(piece), quoted(piece)) == (text, in_quotes)
+
+
 def test_ids_without_text() -> None:
     for token_id in (50257, 50303):
         with pytest.raises(NpgptError, match=f"token id {token_id} has no text"):
@@ -156,7 +200,7 @@ def test_a_stream_that_breaks_off_within_a_character() -> None:
 
 
 def small_vocabulary() -> tuple[dict[str, int], list[str]]:
-    """Bytes in the order of Hugging Face's files, four merges, and the special token."""
+    """Return bytes in Hugging Face's order, four merges and the special token."""
     vocabulary = {character: i for i, character in enumerate(sorted(byte_characters()))}
     merges = ["Ġ t", "h e", "Ġt he", "i n"]
     for merge in merges:

@@ -101,7 +101,7 @@ def test_files_hold_names_ids_and_what_it_was_computed_from(tmp_path: Path, suff
 
 
 def header(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, read plainly."""
+    """Return a safetensors file's metadata without using npgpt."""
     content = path.read_bytes()
     found: dict[str, str] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     return found

@@ -1,4 +1,4 @@
-"""docs/verification.md is made of what tests hand in, the largest difference of each comparison."""
+"""docs/verification.md has the largest difference that tests report for each comparison."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_run_that_failed_writes_nothing(tmp_path: Any, stats: Any, options: An
 
 
 def test_the_file_has_every_table() -> None:
-    """CI's parity session compares the rows; here only what needs no package."""
+    """The parity session of CI compares the rows; this test needs no other package."""
     text = (ROOT / "docs" / "verification.md").read_text("utf-8")
     assert verification.PREFACE in text
     assert re.findall("^## (.*)", text, re.MULTILINE) == [heading for heading, _ in verification.TABLES.values()]

@@ -1,5 +1,6 @@
-"""What lies beside a vocabulary, and vocabularies of other kinds: honoured, or refused by name. Ids are literal, as
-transformers 5.23.0 gives them; tests/parity compares with it on many texts."""
+"""Files beside a vocabulary, and vocabularies of other kinds, are honoured or refused by name.
+
+Ids are literal values from transformers 5.23.0; tests/parity compares many texts with it."""
 
 from __future__ import annotations
 
@@ -348,7 +349,7 @@ def test_a_class_in_config_json_is_kept(tmp_path: Path, write: str) -> None:
 
 
 def by_pairs(text: str, ids: dict[str, int], merges: list[str]) -> list[int]:
-    """The ids of a piece: of the pairs that are merges, the earliest one merges first, as in OpenAI's encoder.py."""
+    """Return a piece's ids by applying the earliest possible merge first, as OpenAI's encoder.py does."""
     order = {tuple(merge.split()): n for n, merge in enumerate(merges)}
     written = {byte: character for character, byte in byte_pairs.byte_characters().items()}
     parts = [written[byte] for byte in text.encode()]
@@ -361,7 +362,7 @@ def by_pairs(text: str, ids: dict[str, int], merges: list[str]) -> list[int]:
 @given(st.integers(0, 10**6), st.lists(st.text("abc", min_size=1, max_size=9), min_size=4, max_size=4))
 @settings(max_examples=examples(60, 2000))
 def test_merges_that_are_accepted_give_their_ids(seed: int, texts: list[str]) -> None:
-    """Random merges, of which most lists hold one that merging by rank never comes to."""
+    """Most lists of random merges contain one that merging by rank never reaches."""
     generator = random.Random(seed)
     parts, merges = ["a", "b", "c"], []
     for _ in range(generator.randrange(1, 7)):
@@ -383,7 +384,7 @@ def test_merges_that_are_accepted_give_their_ids(seed: int, texts: list[str]) ->
 
 
 def textbook(merge: str, ids: dict[str, int], ranked: dict[str, int]) -> list[str]:
-    """The two parts into which a token comes apart under the ranks below its own."""
+    """Return the two parts of a token under the ranks below its own."""
     whole = merge.replace(" ", "")
     parts = list(whole)
     while True:
@@ -413,7 +414,7 @@ def test_merges_that_others_forestall(tmp_path: Path, merges: list[str], named: 
 
 
 def test_gpt2s_merges_are_known_by_their_hash(tmp_path: Path) -> None:
-    """The hash spares the check where it is not needed; the published file's is tiktoken's."""
+    """The hash skips a needless check; the published file's hash is tiktoken's."""
     assert byte_pairs.GPT2_MERGES == "04e3597d7996f292ca9b8b7285ca4d58a6ae171ac47d73fc7140ceb0c7a6bbc0"
 
 

@@ -1,4 +1,4 @@
-"""How texts are cut; what lm-evaluation-harness and transformers do is compared in tests/parity/test_scoring.py."""
+"""How texts are cut into windows; tests/parity/test_scoring.py compares with the real programs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rule(name: str, context: int, stride: int) -> Convention:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[int, int, int]:
-    """length, context, stride."""
+    """Return cases of length, context and stride."""
     context = draw(st.integers(2, 30))
     return draw(st.integers(0, 150)), context, draw(st.integers(1, context))
 
@@ -42,7 +42,7 @@ def test_rolling_scores_every_id_but_the_first_once_and_with_the_context_it_can_
 
 @given(cases())
 def test_huggingface_by_the_guides_own_words(case: tuple[int, int, int]) -> None:
-    """begin, end and trg_len as the guide counts them; a window's very first id is no target, by the shift."""
+    """begin, end and trg_len are counted as in the guide; the shift excludes a window's first id."""
     length, context, stride = case
     expected, previous = [], 0
     for begin in range(0, length, stride):
@@ -58,7 +58,7 @@ def test_huggingface_by_the_guides_own_words(case: tuple[int, int, int]) -> None
 
 @given(st.integers(0, 150), st.integers(2, 30))
 def test_llama_cpp_by_its_own_words(length: int, context: int) -> None:
-    """Whole chunks; logits from n_ctx / 2 to n_ctx − 2 predict the token after each."""
+    """Only whole chunks count; logits from n_ctx / 2 to n_ctx − 2 predict the next tokens."""
     chunks = range(length // context)
     expected = [(c * context, c * context + j + 1) for c in chunks for j in range(context // 2, context - 1)]
     found = windows(length, rule("llama.cpp", context, context))

@@ -15,7 +15,7 @@ import numpy as np
 from .. import parameters
 from ..config import Config
 from ..errors import NpgptError, checked, printable, reason
-from ..text.tokenizer import Tokenizer, shown
+from ..text.tokenizer import Tokenizer, quoted
 from ..text.vocabularies import tokenizer_of
 from .files import reading
 from .find import find
@@ -133,7 +133,7 @@ def listed(name: str) -> Listed:
 def _named(token_ids: Sequence[int], tokenizer: Tokenizer | None, source: str) -> str:
     """Return ids with their text, if they have any, and the file that states them."""
     named = [
-        f"{one} {shown(tokenizer.piece(one))!r}" if tokenizer and tokenizer.has_text(one) else f"{one}"
+        f"{one} {quoted(tokenizer.piece(one))}" if tokenizer and tokenizer.has_text(one) else f"{one}"
         for one in token_ids
     ]
     return f"{', '.join(named)} ({source})" if named else "at no id"

@@ -85,6 +85,8 @@ def _array(folder: Path, entry: Mapping[str, Any], source: str) -> NDArray[Any]:
     lengths: list[Any] = shape if isinstance(shape, list) and len(shape) <= LONGEST_SHAPE else [None]
     if not all(type(length) is int and 0 <= length < 2**63 for length in lengths):
         raise NpgptError(f"{source}: shape must be a list of whole numbers, not {shape!r:.80}")
+    if 0 in lengths and prod(length or 1 for length in lengths) >= 2**59:
+        raise NpgptError(f"{source}: shape is too large for an array: {shape!r:.80}")
     if not isinstance(file, str) or not re.fullmatch(r"[^/\\\0]+", file) or file in (".", ".."):
         raise NpgptError(f"{source}: file must be the name of a file in the same folder, not {file!r:.80}")
     path, expected = folder / file, prod(lengths) * DTYPES[dtype].itemsize

@@ -24,7 +24,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
     argument(
         "theirs",
         metavar="THEIRS",
-        help=".npz, .npy, .safetensors, .pt, .json, .csv, raw .bin, or llm.c's debug state",
+        help=".npz, .npy, .safetensors, .pt, .json, .csv, raw .bin, llm.c's debug state, or a folder of trace --to raw",
     )
     add_common(parser, "--model", "--n-head", "--activation")
     argument("--prompt", metavar="TEXT", help="the text that it was run on; - reads standard input")

@@ -60,7 +60,10 @@ class Npgpt(llm.Model):
         """Yield the continuation of the conversation so far. Raises llm.ModelError if npgpt refuses."""
         if any(message.role == "system" for message in prompt.messages):
             raise llm.ModelError(f"{self.model_id} continues a text and has no system prompt: put it into the prompt")
-        text = "".join(part.text for message in prompt.messages for part in message.parts)
+        parts = [part for message in prompt.messages for part in message.parts]
+        if not all(hasattr(part, "text") for part in parts):
+            raise llm.ModelError(f"{self.model_id} reads text only: leave out attachments and tools")
+        text = "".join(part.text for part in parts)
         options = {name: value for name, value in prompt.options.model_dump().items() if value is not None}
         try:
             yield from self.language_model.generate(text, **options)

@@ -63,7 +63,8 @@ def declare(parser: argparse.ArgumentParser) -> None:
         help=f"put <|endoftext|> or bos_token_id before each text (default: {', '.join(begun)} does)",
     )
     add_common(parser, "--special")
-    argument("--top", type=int, default=0, metavar="K", help="print each token's rank, and the K most likely tokens")
+    likely = "print each token's rank, and the K most likely tokens (default: 0; in a page: 5)"
+    argument("--top", type=int, default=0, metavar="K", help=likely)
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="print one JSON object per text, with every token")
     output.add_argument("--html", metavar="FILE", help="write a page with the text coloured by surprisal")
@@ -78,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     tune(options.threads)
     with importing():
         from ..scoring import records
-        from ..scoring.page import score_page
+        from ..scoring.page import TOP, score_page
         from ..scoring.report import summary
         from ..scoring.texts import convention_of
         from .inputs import inputs, of_ids
@@ -98,6 +99,7 @@ def run(options: argparse.Namespace) -> int:
     if options.ids is None and model.why_no_text:
         raise NpgptError(f"{model.name} has no text: give --ids 1,2,3 in place of files; {model.why_no_text}")
     rule = convention_of(model, options.convention, options.context, options.stride, options.bos)
+    top = options.top or (min(TOP, model.config.vocab_size) if write_page is not None else 0)
     as_lines = options.json or resume is not None
     by_token = as_lines or write_page is not None or options.top or sys.stdout.isatty()
     settings = records.settings(model, rule, options.top, options.special) if as_lines else {}
@@ -109,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
 
         def scored() -> Iterator[tuple[str, Any]]:
             """Print each text or write its JSON line as soon as it is scored, then pass it on to the page."""
-            for number, found in _scores(options, texts, model, done, by_token):
+            for number, found in _scores(options, texts, model, done, top if by_token else None):
                 text = texts[number]
                 known.sums.add(found.totals if by_token else found)
                 if as_lines:
@@ -120,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
                 yield text.name, found
 
         if write_page is not None:
-            write_page(score_page(scored(), model, rule))
+            write_page(score_page(scored(), f"{model.name}, {options.dtype}", f"{rule}."))
         else:
             deque(scored(), maxlen=0)
     where = "" if resume is None else f" in {options.resume}"
@@ -154,7 +156,7 @@ def _print(name: str, found: Score | Totals, top: int, model: LanguageModel) -> 
     colours = coloured(sys.stdout)
     if not isinstance(found, tuple) and (top or sys.stdout.isatty()):
         if top or not colours:
-            for line in report.table(found, model, colours):
+            for line in report.table(found, top, colours):
                 paint(line)
         else:
             for part in report.tinted(found):
@@ -166,9 +168,9 @@ def _print(name: str, found: Score | Totals, top: int, model: LanguageModel) -> 
 
 
 def _scores(
-    options: argparse.Namespace, texts: list[Input], model: LanguageModel, done: set[int], by_token: bool
+    options: argparse.Namespace, texts: list[Input], model: LanguageModel, done: set[int], top: int | None
 ) -> Iterator[tuple[int, Any]]:
-    """Yield the number of each text that is not done with its Score or Totals, under a progress bar.
+    """Yield the number of each text that is not done with its Score (Totals if top is None), under a progress bar.
 
     Raises NpgptError if a worker process was killed.
     """
@@ -194,7 +196,7 @@ def _scores(
                 if draw is not None:
                     draw(tokens, None if size is None else max(tokens, tokens * size // max(read, 1)))
 
-            found = (scoring.score if by_token else scoring.totals)(
+            found = (scoring.totals if top is None else scoring.score)(
                 (text.ids or text.parts() for text in texts),
                 model,
                 executor,
@@ -203,7 +205,7 @@ def _scores(
                 stride=options.stride,
                 end_of_text=options.bos,
                 special=options.special,
-                **({"top": options.top} if by_token else {}),
+                **({} if top is None else {"top": top}),
                 names=["standard input" if text.name == "-" else text.name for text in texts],
                 skip=done,
                 progress=progress,

@@ -21,7 +21,7 @@ def declare(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print tokens; see the help."""
     with importing():
-        from ..text.tokenizer import shown
+        from ..text.tokenizer import quoted, shown
         from ..text.vocabularies import load_tokenizer
 
     tokenizer = load_tokenizer(options.model)
@@ -32,13 +32,5 @@ def run(options: argparse.Namespace) -> int:
         return 0
     note(f"{len(ids)} tokens of {tokenizer.source} ({tokenizer.n_vocab} ids)")
     for token_id in ids:
-        print(f"{token_id:>5}  {_quoted(tokenizer.piece(token_id))}")
+        print(f"{token_id:>5}  {quoted(tokenizer.piece(token_id))}")
     return 0
-
-
-def _quoted(piece: bytes) -> str:
-    """Return a piece in quotes, so that spaces show; bytes that are not whole UTF-8 as b'\\xe2'."""
-    try:
-        return repr(piece.decode("utf-8"))
-    except UnicodeDecodeError:
-        return repr(piece)

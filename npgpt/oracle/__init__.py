@@ -1,1 +1,1 @@
-"""The oracle: another implementation's numbers are compared with GPT-2's, and the mistake in it is named."""
+"""The oracle: compare another implementation's numbers with GPT-2's, and name its mistakes."""

@@ -1,4 +1,4 @@
-"""Computing in another dtype: float16 and bfloat16 rounded after every operation, which NumPy has not, or not fast."""
+"""Compute in another dtype. float16 and bfloat16, slow or missing in NumPy, are rounded after every operation."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..errors import NpgptError
 from ..parameters import Array
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # largest relative rounding
-SAMPLED = 4096  # numbers that are looked at first
-FEW = 8  # different numbers, below which they tell no dtype
+SAMPLED = 4096  # numbers that are checked first
+FEW = 8  # fewer different numbers than this do not reveal a dtype
 
 
 def rounded(x: Array, dtype: str) -> Array:
-    """x rounded to dtype, to nearest and ties to even; float16 and bfloat16 values are given as float32."""
-    with np.errstate(over="ignore", invalid="ignore"):  # beyond its range is infinite, as in that dtype
+    """Return x rounded to dtype, to nearest with ties to even. float16 and bfloat16 values are returned as float32."""
+    with np.errstate(over="ignore", invalid="ignore"):  # out of range becomes infinite, as in that dtype
         if dtype == "float16":
             return x.astype(np.float16).astype(np.float32)
         if dtype != "bfloat16":
@@ -30,15 +30,15 @@ def rounded(x: Array, dtype: str) -> Array:
 
 
 def known_dtype(dtype: str) -> None:
-    """Raise NpgptError for what is no dtype that others compute in."""
+    """Raise NpgptError unless dtype is one that other programs may compute in."""
     if dtype not in UNIT:
         raise NpgptError(f"their dtype must be one of {', '.join(UNIT)}, not {dtype}")
 
 
 def computed_in(x: NDArray[Any]) -> str:
-    """The coarsest dtype that has all of these numbers, since float16 and bfloat16 are often widened to be stored."""
+    """Return the coarsest dtype that represents all numbers: float16 and bfloat16 are often stored upcast."""
     stored = str(x.dtype) if str(x.dtype) in UNIT else "float32"
-    parts = (x.reshape(-1)[:SAMPLED], x)  # the first numbers tell it nearly always
+    parts = (x.reshape(-1)[:SAMPLED], x)  # the first numbers nearly always suffice
     if x.dtype.kind != "f" or all(len(np.unique(part[np.isfinite(part)])) < FEW for part in parts):
         return stored
     coarser = (dtype for dtype in ("bfloat16", "float16", "float32") if UNIT[dtype] > UNIT[stored])
@@ -46,8 +46,8 @@ def computed_in(x: NDArray[Any]) -> str:
 
 
 class Rounded(np.ndarray[Any, np.dtype[np.float32]]):
-    """float32 values of which every NumPy operation's result is rounded; a product's sum once, at its end, as hardware
-    does that adds up in float32.
+    """float32 values whose operations return rounded results; a matrix product is rounded once, at its end, as on
+    hardware that accumulates in float32.
     """
 
     kind = "float32"
@@ -72,7 +72,7 @@ class Float16(Rounded):
 
 
 class BFloat16(Rounded):
-    """float32's upper half."""
+    """The upper half of a float32."""
 
     kind = "bfloat16"
 
@@ -81,15 +81,15 @@ ROUNDED: dict[str, type[Rounded]] = {"float16": Float16, "bfloat16": BFloat16}
 
 
 def as_computed(x: Array, dtype: str) -> Array:
-    """x rounded to dtype, as an array with which NumPy computes in dtype."""
+    """Return x rounded to dtype, as an array with which NumPy computes in dtype."""
     return rounded(x, dtype).view(ROUNDED[dtype]) if dtype in ROUNDED else np.asarray(x).astype(dtype, copy=False)
 
 
 def once(function: Callable[[Array], Array], x: Array) -> Array:
-    """function(x) as one operation, which is rounded at its end alone, whatever NumPy does within."""
+    """Return function(x) computed as one operation, rounded only at its end."""
     return as_computed(function(x.view(np.ndarray)), x.kind) if isinstance(x, Rounded) else function(x)
 
 
 def plain(x: Any) -> NDArray[np.float64]:
-    """Any of these as float64."""
+    """Return any array as a plain float64 array."""
     return np.asarray(x).view(np.ndarray).astype(np.float64)

@@ -1,6 +1,6 @@
-"""check and check_greedy: what another implementation gives against GPT-2's numbers, as one report.
+"""check and check_greedy: compare another implementation with GPT-2, and return one report.
 
-What they give becomes stages (running.py, outputs.py, modules.py, files.py), stages become cases (theirs.py), and
+running.py, outputs.py, modules.py and files.py turn their input into stages, theirs.py turns stages into cases, and
 comparison.py makes the report.
 """
 
@@ -38,7 +38,7 @@ from .theirs import Case, Taken, take
 from .weights import Comparison, compare_weights, listed, what_cannot_show
 
 PRODUCTS = ("attn.c_attn", *THIRDS, "attn.q", "attn.k", "attn.v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-Weights = LanguageModel | str | os.PathLike[str] | Mapping[str, Any] | Any  # the last a module
+Weights = LanguageModel | str | os.PathLike[str] | Mapping[str, Any] | Any  # the last is a module
 Prompt = str | ArrayLike
 
 
@@ -59,16 +59,16 @@ def check(
 ) -> Report:
     """Compare another implementation of GPT-2 with the reference, and name the mistakes in it.
 
-    theirs: logits [V], [T, V] or [B, T, V]; stages by name; the path of a file that holds one of these (.npz, .npy,
-    .safetensors, .pt, .json, .csv, llm.c's debug state, or raw numbers of this shape in a .bin); a callable from ids
-    [B, T] to logits; or a PyTorch module with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, run in
-    evaluation mode. prompt: a text, or ids [T] or [B, T]; a file may hold them. weights: the model that theirs should
-    be, by name or path, a module or a state dict; without it a module's own weights are taken as true, and anything
-    else is compared with the embedded model. dtype: in which theirs computed; by default the coarsest that holds all it
-    gives. attention_mask: 0 at padding, which is not compared. perturb: whether parameters of a module that hold one
-    number throughout, as a fresh model's biases and gains, have others while both models are run, since mistakes with
-    them would not show. progress: called with the steps done and all of them, in each of several parts. Raises
-    NpgptError where the two cannot be compared.
+    theirs: logits [V], [T, V] or [B, T, V]; stages by name; the path of a file with one of these (.npz, .npy,
+    .safetensors, .pt, .json, .csv, llm.c's debug state, or a .bin of raw numbers with this shape); a callable from ids
+    [B, T] to logits; or a PyTorch module with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, which is
+    run in evaluation mode. prompt: a text, or ids [T] or [B, T]; a file may contain ids. weights: the model that theirs
+    should be: a name or path, a module or a state dict. By default a module is compared with its own weights, anything
+    else with the embedded model. dtype: what theirs computed in; by default the coarsest that represents its numbers.
+    attention_mask: 0 at padding, which is not compared. chunks: numbers of tokens that theirs ran at a time with a
+    cache. perturb: whether parameters of a module that hold one number throughout, such as the biases and gains of a
+    fresh model, get other values during the run, since they would hide mistakes. progress: called with (steps done,
+    all steps) in each of several parts. Raises NpgptError if the two cannot be compared.
     """
     known_dtype("float32" if dtype is None else dtype)
     if n_head is not None:
@@ -77,16 +77,16 @@ def check(
     if isinstance(theirs, (str, os.PathLike)):
         theirs = files.read(theirs, shape, dtype)
     elif shape:
-        raise NpgptError("shape= is that of raw numbers in a file; theirs is none")
+        raise NpgptError("shape= describes a file of raw numbers, but theirs is not a file")
     notes: list[str] = []
     problems: list[str] = []
     if isinstance(theirs, Given):
         if theirs.is_greedy:
-            raise NpgptError(f"{theirs.path} holds greedy ids and no logits: npgpt.check_greedy judges them")
+            raise NpgptError(f"{theirs.path} contains greedy ids and no logits: use npgpt.check_greedy")
         attention_mask = theirs.attention_mask if attention_mask is None else attention_mask
-        notes += [f"Left out, since they are no arrays: {', '.join(theirs.left)}."] if theirs.left else []
+        notes += [f"Ignored, since they are not arrays: {', '.join(theirs.left)}."] if theirs.left else []
         if theirs.greedy_ids is not None:
-            notes.append("Left out are its greedy ids: they are judged where a file holds nothing else (check_greedy).")
+            notes.append("The file's greedy ids are ignored: npgpt judges them only if the file contains nothing else.")
         notes += [f"{line}." for line in theirs.notes]
     module = modules.open_module(theirs, n_head, config) if modules.is_module(theirs) else None
     reference: LanguageModel | None = None
@@ -123,7 +123,7 @@ def check(
         held = theirs.stages(model_config) if isinstance(theirs, Given) else getattr(theirs, "cache_dict", theirs)
         if isinstance(theirs, Given) and isinstance(held, Mapping) and not held:
             raise NpgptError(f"{theirs.path}: there is nothing to compare: no logits and no stage")
-        is_named = isinstance(held, Mapping)  # as TransformerLens's ActivationCache is, which is no dict
+        is_named = isinstance(held, Mapping)  # also TransformerLens's ActivationCache, which is not a dict
         arrays = named(flat(held)) if is_named else {"logits": logits_of(held, model_config.vocab_size)}
     coarser = None
     if dtype is None:
@@ -141,8 +141,8 @@ def check(
 
 
 def without_padding(report: Callable[..., Report], taken: Taken, problems: list[str]) -> Report:
-    """Return the report on all cases. Where nothing explains it, and padded rows of which one position was given are
-    the reason, they are a problem, and the report is on the other rows.
+    """Return the report on all cases, or, if this explains a difference, without the rows that are padded on the right
+    and have one position. A problem names these rows.
     """
     problems = problems + taken.problems
     found = report(taken.cases, problems=problems)
@@ -150,23 +150,21 @@ def without_padding(report: Callable[..., Report], taken: Taken, problems: list[
         return found
     rows, places = (", ".join(map(str, numbers)) for numbers in (taken.doubtful, taken.doubtful.values()))
     rows = f"row {rows}" if len(taken.doubtful) == 1 else f"rows {rows} together"
-    problem = (
-        f"the output of {rows} is not that of the last token, at {places}: was it taken at -1, where it is padded?"
-    )
+    problem = f"the output of {rows} is not that of the last token, at {places}: was it taken at -1, in the padding?"
     others = [case for row, case in enumerate(taken.cases) if row not in taken.doubtful]
     rest = report(others, problems=[*problems, problem]) if others else found
     return rest if rest.diagnosis.unexplained is None else found
 
 
 def loading(module: Module, reference: LanguageModel | None) -> Comparison:
-    """Return what is to be said of a module before it is run: whether it drops out, and how its weights are loaded."""
+    """Return problems and notes on a module before it is run: active dropout, and how its weights were loaded."""
     problems: list[str] = []
     notes = conditions.evaluated(module.module)
     if strange := module.stored.strange:
-        line = f"{listed(strange, 0)} {'is' if len(strange) == 1 else 'are'} no tensor of GPT-2's"
-        (notes if reference is None else problems).append(line if reference else f"{line}, and left out.")
+        line = f"{listed(strange, 0)} {'is' if len(strange) == 1 else 'are'} not in GPT-2"
+        (notes if reference is None else problems).append(line if reference else f"{line}, and ignored.")
     if reference is None:
-        own = "The module's own weights are taken as true: mistakes in loading them cannot be seen (weights=)."
+        own = "The module's own weights are taken as correct, so mistakes in loading them cannot be seen (weights=)."
         return Comparison(problems, [*notes, own])
     found = compare_weights(module.tensors, in_float64(reference), module.dtype)
     if reference.config.n_head != module.config.n_head:
@@ -175,30 +173,30 @@ def loading(module: Module, reference: LanguageModel | None) -> Comparison:
 
 
 def judged_in(arrays: Mapping[str, NDArray[Any]], config: Config, dtype: str | None) -> tuple[str, list[str]]:
-    """Return the dtype in which theirs computed, and a note where that is not the one in which its numbers are stored.
+    """Return the dtype in which theirs computed, and a note if its numbers are stored in another.
 
-    dtype: what a module says; None where the last stage's numbers have to tell.
+    dtype: that of a module; None to infer it from the numbers of the last stage.
     """
     said = []
     if dtype is None:
         last = np.asarray(arrays["logits"] if "logits" in arrays else [*arrays.values()][-1:])
         dtype = computed_in(last)
         if dtype != str(last.dtype) and last.dtype.kind == "f":
-            said = [f"Every number is one of {dtype}, though stored as {last.dtype}: so it is judged (dtype=)."]
+            said = [f"All numbers fit {dtype}, though stored as {last.dtype}: {dtype} is assumed (dtype=)."]
     known = names(config.n_layer)
     kinds = [computed_in(np.asarray(x)) for name, x in arrays.items() if located(known.get(name, ""))[1] in PRODUCTS]
     finest = min(kinds, key=UNIT.__getitem__, default="float64")
     if UNIT[finest] > UNIT[dtype]:
-        return finest, [f"All linear maps give numbers of {finest}, as under autocast: so it is judged (dtype=)."]
+        return finest, [f"All linear maps return {finest}, as under autocast: {finest} is assumed (dtype=)."]
     return dtype, said
 
 
 def compare_file(
     path: str, prompt: Prompt | None, weights: Weights | None, shape: Sequence[int], dtype: str | None, **options: Any
 ) -> Report | GreedyReport:
-    """Compare what a file holds as check does with these options, or as check_greedy does where it is greedy ids alone.
+    """Compare the contents of a file as check does with these options, or as check_greedy if it has only greedy ids.
 
-    Raises NpgptError as these do, and for a file that cannot be read; OSError where it cannot be opened.
+    Raises NpgptError as these do, and if the file cannot be read; OSError if it cannot be opened.
     """
     given = files.read(path, shape, dtype)
     if given.is_greedy:
@@ -214,20 +212,20 @@ def check_greedy(
     *,
     dtype: str = "float32",
 ) -> GreedyReport:
-    """Judge greedy ids [N] that another implementation continued a prompt with, or prompt and continuation together.
+    """Judge the greedy ids [N] with which another implementation continued a prompt. They may include the prompt.
 
-    theirs: the ids, or the path of a file that holds them (greedy_ids, generated_ids or sequences). At the first token
-    that differs the two logits' margin is compared with their rounding. Raises NpgptError for ids that do not fit into
-    the context.
+    theirs: the ids, or the path of a file that contains them (greedy_ids, generated_ids or sequences). At the first
+    token that differs, the margin between the two logits is compared with their rounding. Raises NpgptError if the ids
+    do not fit into the context.
     """
     known_dtype(dtype)
     given: Any = files.read(theirs) if isinstance(theirs, (str, os.PathLike)) else theirs
     if isinstance(given, Given) and not given.is_greedy:
-        raise NpgptError(f"{given.path} holds logits or stages: npgpt.check compares them")
+        raise NpgptError(f"{given.path} contains logits or stages: use npgpt.check")
     model = opened(weights)
     ids = ids_of(prompt, model, model.config, given)
     if len(ids) != 1:
-        raise NpgptError(f"greedy ids are judged a row at a time, and the prompt has {len(ids)}")
+        raise NpgptError(f"greedy ids are judged one row at a time, but the prompt has {len(ids)} rows")
     drawn = model.config.token_rows(getattr(given, "greedy_ids", given)).reshape(-1)
     before = ids[0]
     if len(drawn) > len(before) and np.array_equal(drawn[: len(before)], before):
@@ -243,43 +241,44 @@ def check_greedy(
     row, best = rows[at], int(rows[at].argmax())
     case = Case(whole[:, : len(before) + at], {"logits": rows[None, at : at + 1]})
     allowed = tolerances(model.config, tensors, [case], run_all(book, [case]), dtype, ["logits"])
-    # a logit is off by the root mean square, a difference of two by √2 of that; 3 of these are rare
+    # a logit is off by the root mean square, a difference of two by √2 times that; 3 times this is rare
     margin = 3 * math.sqrt(2) * allowed["logits"]
     return GreedyReport(at, int(drawn[at]), best, float(row[best] - row[drawn[at]]), margin)
 
 
 def opened(weights: Weights | None, n_head: int | None = None) -> LanguageModel:
-    """The model of that name or path, of a module or of a state dict; the embedded one for None."""
+    """Return the model for a name, path, module or state dict; for None the embedded one."""
     if modules.is_module(weights) or isinstance(weights, Mapping):
         return modules.as_language_model(weights, n_head)
     if weights is not None and not isinstance(weights, (str, os.PathLike, LanguageModel)):
         raise NpgptError(f"weights must be a model, its name or path, a module or a state dict, not {weights!r:.80}")
     model = weights if isinstance(weights, LanguageModel) else load(weights, dtype="float64", n_head=n_head)
     if model.no_logits:
-        raise NpgptError(f"{model.name} is no reference: {model.no_logits}")
+        raise NpgptError(f"{model.name} cannot be the reference: {model.no_logits}")
     return model
 
 
 def in_float64(model: LanguageModel) -> dict[str, Array]:
-    """A model's tensors by canonical name."""
+    """Return the tensors of a model in float64, by canonical name."""
     return {
         name: array.astype(np.float64, copy=False) for name, array in parameters.to_arrays(model.parameters).items()
     }
 
 
 def ids_of(prompt: Prompt | None, model: LanguageModel | None, config: Config, theirs: Any = None) -> Ids:
-    """Ids [B, T] of a prompt; of a text by the model's vocabulary, or by GPT-2's where its size is GPT-2's. theirs: a
-    file may have ids of its own.
+    """Return the ids [B, T] of a prompt. theirs: may be a file that contains ids.
+
+    A text is encoded with the model's vocabulary, or without a model with GPT-2's if the size fits.
     """
     if isinstance(theirs, Given):
         prompt = theirs.ids(None if prompt is None else ids_of(prompt, model, config))
     if prompt is None:
-        raise NpgptError("there is no prompt: give the text or the ids that theirs was run on")
+        raise NpgptError("there is no prompt: give the text or ids that theirs was run on")
     if isinstance(prompt, str):
         if model is not None:
             prompt = model.encode_prompt(prompt)
         elif config.vocab_size in GPT2_VOCAB_SIZES:
             prompt = load_tokenizer("gpt2").encode(prompt)
         else:
-            raise NpgptError(f"a text needs a vocabulary, and {config.vocab_size} ids are not GPT-2's: give ids")
+            raise NpgptError(f"there is no vocabulary: {config.vocab_size} ids are not GPT-2's; give ids")
     return config.token_rows(prompt)

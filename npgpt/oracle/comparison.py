@@ -1,4 +1,4 @@
-"""The comparison itself: what another implementation gave against GPT-2's numbers, as one report."""
+"""Compare the numbers of another implementation with GPT-2's, and return one report."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from .textbook import stages, textbook
 from .theirs import Case, cases
 from .where import where
 
-SHOWN = 3  # unexplained stages of which it is said where they differ
+SHOWN = 3  # unexplained stages whose location is described
 
 
-@np.errstate(all="ignore")  # what a mistake makes infinite is judged, not warned of
+@np.errstate(all="ignore")  # infinite numbers are judged, not warned about
 def compare(
     config: Config,
     tensors: Mapping[str, Array],
@@ -39,14 +39,16 @@ def compare(
     coarser: str | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Compare cases with a model of these float64 tensors. dtype: in which theirs computed; entries: the mistakes that
-    are looked for, by default all that a model of this shape can have. tried: experiments for where no mistake explains
-    it, as notes. coarser: a dtype that it is judged in where rounding in dtype is not all.
+    """Compare cases with a model of these float64 tensors.
+
+    dtype: what theirs computed in. entries: the mistakes to look for, by default all that a model of this shape can
+    have. tried: experiments to run if no mistake explains a difference; returns notes. coarser: a dtype to judge in
+    instead if rounding in dtype does not explain everything. Raises NpgptError if there is nothing to compare.
     """
     known_dtype(dtype)
     judged = [stage for stage in stages(config.n_layer) if any(stage in case.theirs for case in given)]
     if not judged:
-        raise NpgptError("there is nothing to compare: no judged position has logits or a stage")
+        raise NpgptError("there is nothing to compare: no position outside the padding has logits or a stage")
     book = textbook(config, tensors)
     reference = run_all(book, given)
 
@@ -57,9 +59,10 @@ def compare(
     found, said = differences(dtype), [*notes]
     if coarser is not None and any(each.ratio > 1 for each in found.values()):
         found = differences(coarser)
-        finer = f"right to {coarser}, and given in {dtype}, which is finer than it computes"
-        judging = f"given in {dtype}, and judged in {coarser}, since a part of it may compute in that (dtype=)"
-        said.insert(0, f"It is {judging if any(each.ratio > 1 for each in found.values()) else finer}.")
+        why = "whose rounding explains every difference"
+        if any(each.ratio > 1 for each in found.values()):
+            why = "since a part of the model may compute in it (dtype= overrides this)"
+        said.insert(0, f"The numbers are {dtype}, but were judged in {coarser}, {why}.")
         dtype = coarser
     allowed = {stage: each.tolerance for stage, each in found.items()}
     judge = Judge(given, judged, allowed, tensors, dtype, progress=progress)
@@ -70,15 +73,13 @@ def compare(
         pairs = [aligned("logits", theirs, ours) for theirs, ours in both if theirs is not None]
         statistics = logit_statistics(pairs, allowed["logits"])
         if statistics is None:
-            said.append(
-                "Their logits are not finite, or of another number of positions, so that they have no statistics."
-            )
+            said.append("Their logits are not finite, or have another number of positions: no statistics are given.")
     if entries is None:
         tokens = max(case.token_ids.shape[1] for case in given)
         entries = catalogue(config, tokens, given[0].chunks, any(case.padding for case in given))
     apart = [stage for stage, each in found.items() if each.ratio > 1]
     diagnosis = diagnose(judge, alone, entries, search=bool(apart))
-    if apart and not diagnosis.findings and not diagnosis.unknown:  # each is right alone, their errors add up
+    if apart and not diagnosis.findings and not diagnosis.unknown:  # each stage is right alone, but the errors add up
         diagnosis = replace(diagnosis, unknown=apart[:1], faint=found[apart[0]].ratio < CLEAR)
     if tried is not None and diagnosis.unexplained is not None:
         said += tried(judge)
@@ -92,7 +93,7 @@ def compare(
 
 
 def experiments(run: Run, ids: Ids, config: Config, judge: Judge) -> list[str]:
-    """The two that tell most where nothing is explained: one token alone, and another token at the end."""
+    """Return notes on two experiments for unexplained differences: one token alone, and another token at the end."""
     if ids.shape[1] < 2:
         return []
 
@@ -102,9 +103,9 @@ def experiments(run: Run, ids: Ids, config: Config, judge: Judge) -> list[str]:
     try:
         one = given(np.concatenate([case.token_ids[:, :1] for case in judge.cases]))
         agrees = compare(config, judge.tensors, [one], judge.dtype, entries=[]).matches
-        found = [f"Tried: the first token alone {'agrees' if agrees else 'differs as well'}."]
+        found = [f"Tried: the first token alone {'agrees' if agrees else 'also differs'}."]
     except NpgptError as error:
-        found = [f"Tried: the first token alone gives what cannot be compared ({error})."]
+        found = [f"Tried: the output for the first token alone cannot be compared ({error})."]
     other = ids.copy()
     other[:, -1] = (other[:, -1] + 1) % config.vocab_size
     with suppress(NpgptError):

@@ -1,8 +1,8 @@
-"""The conditions in which a PyTorch module, or a part of one, is run.
+"""Conditions under which a PyTorch module, or a part of one, is run.
 
-It is in evaluation mode, and has other values in parameters that one number fills, as in a fresh model, since these
-hide mistakes. Neither outlasts the run: flags and the parameters' own data are put back, also after an exception, and
-nothing is ever written to that data.
+The module runs in evaluation mode. Parameters that hold one number throughout, as in a fresh model, get other values,
+since they would hide mistakes. Flags and data are restored afterwards, even after an exception. The parameters' own
+data is never written to.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import numpy as np
 
 from .outputs import as_array
 
-SPREAD = 0.25  # of what takes the place of one number
-# Notes: on what drops out, and on which parameters one number fills.
-EVALUATED = "The module is in training mode, and {} drops out: it was run in evaluation mode, as by .eval()."
+SPREAD = 0.25  # standard deviation of the values that replace one number
+# Notes on dropout, and on parameters that hold one number throughout.
+EVALUATED = "The module is in training mode, and {} applies dropout: it was run in evaluation mode, as after .eval()."
 PERTURBED = (
-    "One number fills {}, as in a fresh model, which would hide mistakes: both models were run with other values there."
-    " The module has its own back (perturb=False keeps them)."
+    "Parameters filled with one number, as in a fresh model, hide mistakes: both models were run with other values of "
+    "{}. The module has its own back (perturb=False keeps them)."
 )
 
 
 def evaluated(module: Any) -> list[str]:
-    """Return a note on the first part that drops out as the module stands; none where nothing does."""
+    """Return a note on the first part whose dropout is active, or an empty list."""
     for path, part in module.named_modules():
         for name, p in vars(part).items() if getattr(part, "training", False) else ():
             is_rate = "drop" in name or (name == "p" and "Dropout" in type(part).__name__)
@@ -36,7 +36,7 @@ def evaluated(module: Any) -> list[str]:
 
 @contextmanager
 def as_judged(module: Any, changed: Sequence[tuple[Any, Any]] = ()) -> Iterator[None]:
-    """Within, every part is in evaluation mode, and each changed parameter has other data; then all is as it was.
+    """Put every part in evaluation mode and give each changed parameter its other data. Restore everything on exit.
 
     The flags are set one by one, since a module's own eval() may do more.
     """
@@ -56,9 +56,9 @@ def as_judged(module: Any, changed: Sequence[tuple[Any, Any]] = ()) -> Iterator[
 
 
 def perturbation(module: Any, wanted: Collection[str] | None = None) -> list[tuple[str, Any, Any]]:
-    """Return the name of each parameter that one number fills, itself, and other data, drawn around its number.
+    """Return (name, parameter, other data) for each parameter that holds one number. The data is drawn around it.
 
-    A parameter that stands at several places is one and comes with each of its names. wanted: names, None for all.
+    A shared parameter appears under each of its names, with the same data. wanted: names to look at; None for all.
     """
     rng, drawn, found = np.random.default_rng(0), {}, []
     for name, parameter in module.named_parameters(remove_duplicate=False):

@@ -1,8 +1,8 @@
-"""Which known mistakes explain the differences, judged stage by stage.
+"""Find the known mistakes that explain the differences, stage by stage.
 
-Every stage that theirs gave is computed from the stages that theirs gave below it, so that one mistake shows in one
-place and hides nothing behind it. A mistake is named where it explains stages that differ and no stage speaks against
-it; whatever is left is located.
+Each of their stages is compared with what their earlier stages lead to, so one mistake shows in one place and does not
+hide later ones. A mistake is named if it explains stages that differ and no stage contradicts it. What remains is
+located.
 """
 
 from __future__ import annotations
@@ -22,20 +22,19 @@ from .mistakes import Mistake
 from .rounding import CLEAR, WIDE, run_all
 from .textbook import Textbook, stages
 
-MOST = 4  # mistakes that are looked for one after another, and stages at which two at once are
-MOST_PAIRS = 400  # that are tried, those first that would add up best
-PAIRED, PAIRED_WIDE = 24000, 8000  # formulas that pairs may take: from gpt2's logits, which is wide, some 30 pairs
-SAMPLED = 4096  # numbers of a stage by which pairs are ranked
-WORSE = 1.1  # times a difference's root mean square, which speaks against the mistake that makes it so large
+MOST = 4  # most mistakes in a report, and most stages at which pairs of mistakes are tried
+MOST_PAIRS = 400  # most pairs that are tried, the most promising first
+PAIRED, PAIRED_WIDE = 24000, 8000  # most formulas computed for pairs: at gpt2's logits (wide), some 30 pairs
+SAMPLED = 4096  # numbers of a stage used to rank pairs
+WORSE = 1.1  # a mistake that raises the rms of a difference by this factor is contradicted
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A mistake that is there: the only entry that fits, or one of several that this data cannot tell apart.
+    """A mistake that was found: the only entry that fits, or several that this data cannot tell apart.
 
-    before: how many tolerances the difference was without it, where it was greatest. decide: what would tell them
-    apart. used: the stage itself, as it was given, is right, and what follows used something else. explained: all
-    stages that differ by it.
+    before: the largest difference that it explains, in tolerances. decide: what would tell the entries apart. used: the
+    stage itself is right as given, but later stages use something else. explained: all stages that it explains.
     """
 
     stage: str
@@ -48,9 +47,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found: mistakes, stages that none explains, and the entries that cannot be excluded.
+    """The result of a search: mistakes, stages that none explains, and entries that cannot be excluded.
 
-    faint: what differs is below CLEAR tolerances, too little to name anything by.
+    faint: the unexplained differences are below CLEAR tolerances, too small to name a mistake.
     """
 
     findings: list[Finding]
@@ -66,10 +65,10 @@ class Diagnosis:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One mistake more than now: the stages that it explains, and how many tolerances it moves anything.
+    """A trial of one more mistake: the stages that it explains, and its largest effect in tolerances.
 
-    effect: −1 where nothing that was given is changed. Where a stage speaks against it, it is infinite and nothing is
-    explained. change: what it adds to some numbers of the stage `at`, empty where it leaves that as it is.
+    effect is −1 if the mistake changes no given stage. If a stage contradicts the mistake, effect is infinite and
+    explained is empty. change: what it adds to some numbers of the stage `at`; empty if it does not change that stage.
     """
 
     entry: Mistake
@@ -80,13 +79,13 @@ class Trial:
     change: Array
 
 
-Found = tuple[list[list[Trial]], tuple[str, ...]]  # groups, each of mistakes that fit alike, and what they explain
+Found = tuple[list[list[Trial]], tuple[str, ...]]  # groups of equally good mistakes, and what they explain together
 
 
 def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: bool = True) -> Diagnosis:
-    """Name what explains the differences from the right model, and locate the rest.
+    """Name the mistakes that explain the differences from the correct model, and list the unexplained stages.
 
-    search: whether anything differs; where nothing does, only what cannot be excluded is told.
+    search: whether anything differs. If nothing does, only what cannot be excluded is reported.
     """
     findings: list[Finding] = []
     faint: list[Mistake] = []
@@ -95,13 +94,13 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
     book = next(iter(right.seen.values())).view.book
     model, rest = right, list(entries)
     rough = right if judge.dtype == "float64" else replace(judge, computed="float32").right(book)
-    # what could not be seen if it were there; a mistake that touches nothing of what was given is not spoken of
+    # mistakes that would be invisible if present, except those that do not change any given stage
     trials = tried(rough, [entry for entry in rest if entry.layer is None], model.differing())
     hidden = [t.entry for t in trials if not t.used and 0 <= t.effect < CLEAR]
     while faults := [stage for stage in model.differing() if search and stage not in settled]:
         trials = trials or tried(rough, [entry for entry in rest if entry.layer is None], faults)
         groups, explained = best(model, trials, faults)
-        # a mistake in one block alone is looked for where none of the whole model fits, or where it may be an equal
+        # mistakes in a single block are tried if none in the whole model fits, or if one may fit as well
         clear = evidence(model, explained) >= CLEAR
         near = {stage for group in groups for stage in group[0].entry.stages}
         known = {trial.entry.name for trial in trials}
@@ -124,7 +123,7 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
             rest = [entry for entry in rest if entry.name not in [fit.name for fit in fits]]
             model, rough = (each.with_it(group[0].entry, group[0].used) for each in (model, rough))
         trials = []
-    for finding in findings:  # what reads its stages does not follow: perhaps they only look like it
+    for finding in findings:  # if later stages that read these are unexplained, the match may be a coincidence
         if all(any(stage in model.seen[other].read for other in unknown) for stage in finding.explained):
             unknown += finding.explained
     findings = [finding for finding in findings if not set(finding.explained) <= set(unknown)]
@@ -137,12 +136,12 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
 
 
 def evidence(model: Model, explained: Sequence[str]) -> float:
-    """How many tolerances some stages differ by, all together."""
+    """Return the combined difference of some stages, in tolerances."""
     return math.hypot(*(min(model.seen[stage].ratio, 1e9) for stage in explained))
 
 
 def tried(model: Model, entries: Sequence[Mistake], faults: Sequence[str]) -> list[Trial]:
-    """Every entry on top of a model, as a value and as a use."""
+    """Return trials of every entry on top of a model, as a value and (if stages differ) as a use."""
     found = []
     at, uses = (faults[0], (False, True)) if faults else (model.judge.stages[0], (False,))
     for number, entry in enumerate(entries):
@@ -154,7 +153,7 @@ def tried(model: Model, entries: Sequence[Mistake], faults: Sequence[str]) -> li
 
 
 def trial(model: Model, changed: Iterable[tuple[str, Seen]], entry: Mistake, used: bool, at: str) -> Trial:
-    """Hold what a mistake would change against theirs, up to a stage from `at` on that speaks against it."""
+    """Compare what a mistake would change with theirs, up to the first stage from `at` on that contradicts it."""
     judge = model.judge
     explained, against, effect, change = [], False, -1.0, np.zeros(0)
     for stage, then in changed:
@@ -173,15 +172,15 @@ def trial(model: Model, changed: Iterable[tuple[str, Seen]], entry: Mistake, use
 
 
 def sampled(x: Array) -> Array:
-    """Some of these numbers, evenly taken."""
+    """Return an evenly spaced sample of these numbers."""
     return x[:: max(1, len(x) // SAMPLED)]
 
 
 def best(model: Model, trials: Sequence[Trial], faults: Sequence[str]) -> Found:
-    """Those that explain the most stages, nothing being against them, and of equals the earliest stages.
+    """Return the mistakes that explain the most stages without contradiction; on a tie, the earliest stages.
 
-    Trials are made with a rough model; what is best by them is tried with this one. A mistake in one block alone gives
-    way to the same mistake in all of them.
+    Trials come from a rough model; the best are repeated with this one. A mistake in a single block is dropped in
+    favour of the same mistake in all blocks.
     """
 
     def order(trial: Trial) -> tuple[int, int]:
@@ -202,14 +201,14 @@ def best(model: Model, trials: Sequence[Trial], faults: Sequence[str]) -> Found:
 
 
 def pair(model: Model, rough: Model, faults: Sequence[str], trials: Sequence[Trial]) -> Found:
-    """Two mistakes that together explain the first stage that differs, each with those that fit in its place."""
+    """Return two mistakes that together explain the first stage that differs, each with its alternatives."""
     stage, judge = faults[0], model.judge
     sides = paired(stage, [case.theirs[stage] for case in judge.having(stage)], model.seen[stage].ours)
     if sides is None:
         return [], ()
     quick = replace(rough, seen={stage: rough.seen[stage]})
-    trials = [t for t in trials if t.entry.layer is None]  # of one block alone there would be too many
-    if trials and trials[0].at != stage:  # they were made when another stage was the first
+    trials = [t for t in trials if t.entry.layer is None]  # too many entries are in single blocks
+    if trials and trials[0].at != stage:  # these trials were made when another stage came first
         trials = tried(quick, list(dict.fromkeys(t.entry for t in trials)), [stage])
     wide = model.seen[stage].view.book.config.n_embd >= WIDE
     count = min(MOST_PAIRS, (PAIRED_WIDE if wide else PAIRED) // len(model.seen[stage].formulas))
@@ -226,10 +225,10 @@ def pair(model: Model, rough: Model, faults: Sequence[str], trials: Sequence[Tri
 
 
 def likely(trials: Sequence[Trial], gap: Array, count: int) -> list[tuple[Trial, Trial]]:
-    """So many pairs at most, in the order of what their changes, added up, would leave of the difference.
+    """Return up to count pairs, ordered by what the sum of their changes would leave of the difference.
 
-    Half of them, besides, have the mistake that alone would leave the least: what a large mistake leaves can be little,
-    and look like nothing that the small one does without it.
+    Half of them contain the mistake that alone leaves the least. What a large mistake leaves can be small, and need not
+    look like the effect of a small mistake on its own.
     """
     able = [t for t in trials if t.effect > 0 and len(t.change) == len(gap) and np.isfinite(t.change).all()]
     if len(able) < 2 or not np.isfinite(gap).all():
@@ -240,7 +239,7 @@ def likely(trials: Sequence[Trial], gap: Array, count: int) -> list[tuple[Trial,
     left = {
         (i, j): alone[i] + alone[j] + 2 * gram[i, j]
         for i, j in combinations(range(len(able)), 2)
-        if not set(able[i].entry.stages) & set(able[j].entry.stages)  # or the second takes the first one's place
+        if not set(able[i].entry.stages) & set(able[j].entry.stages)  # else the second would replace the first
     }
     ranked = sorted(left, key=lambda at: left[at])
     largest = [at for at in ranked if alone.argmin() in at]
@@ -248,7 +247,7 @@ def likely(trials: Sequence[Trial], gap: Array, count: int) -> list[tuple[Trial,
 
 
 def together(model: Model, one: Trial, two: Trial, stage: str) -> tuple[str, ...]:
-    """What two mistakes explain at once; nothing, unless each takes away most of what the other leaves of a stage."""
+    """Return what two mistakes explain together, or () unless each removes most of what the other leaves of a stage."""
     first, second = (model.with_it(each.entry, each.used) for each in (one, two))
     both = dict(first.changed(two.entry, two.used))
     if stage not in both or not all(model.judge.explains(stage, m.seen[stage], both[stage]) for m in (first, second)):
@@ -257,7 +256,7 @@ def together(model: Model, one: Trial, two: Trial, stage: str) -> tuple[str, ...
 
 
 def decide(judge: Judge, book: Textbook, group: Sequence[Mistake]) -> str:
-    """What would tell several entries apart: a longer prompt, or a stage that was not given."""
+    """Return what would tell several entries apart: a longer prompt, or a stage that was not given."""
     if len(group) < 2:
         return ""
     if all(case.token_ids.shape[1] == 1 for case in judge.cases):
@@ -273,4 +272,4 @@ def decide(judge: Judge, book: Textbook, group: Sequence[Mistake]) -> str:
             x, y = x[finite], y[finite]
         if not same or np.abs(x - y).max(initial=0) > 1000 * UNIT[judge.dtype] * np.abs(x).max(initial=0):
             return f"the stage {stage}"
-    return "another prompt, or weights further from each other"
+    return "another prompt, or weights that vary more"

@@ -1,4 +1,4 @@
-"""How far theirs is from what is expected: of a stage as a whole, and of logits as probabilities."""
+"""Measure how far theirs is from what is expected: for a stage as a whole, and for logits as probabilities."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .arithmetic import UNIT, plain
 from .textbook import Pass, located, log_softmax
 from .theirs import OUTPUTS, Case
 
-HIDDEN = -5e3  # what no score of a model comes near, so that a lower one is hidden
+HIDDEN = -5e3  # no visible score is this low, so a lower one is hidden
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Theirs against what is expected. rms and largest are in the stage's own unit, nmse in dB, ulps in units in the
-    last place of the declared dtype at the stage's root mean square.
+    """How far theirs is from what is expected: rms and largest in the units of the stage, nmse in dB, ulps in units in
+    the last place of the dtype at the root mean square of the stage.
     """
 
     rms: float
@@ -31,24 +31,24 @@ class Difference:
 
     @property
     def ratio(self) -> float:
-        """The root mean square in tolerances."""
+        """rms in tolerances."""
         return in_tolerances(self.rms, self.tolerance)
 
 
 @dataclass(frozen=True)
 class LogitStatistics:
-    """Theirs against the reference, over positions: KL divergence in nats, shares that agree, the shift in logits."""
+    """Statistics of logits over positions: KL divergence in nats, shares that agree, shift in logits."""
 
     kl_mean: float
     kl_99: float
     top_1: float
     top_10: float
-    shift: float  # largest constant by which a position is shifted
-    shape_of_shift: bool  # whether nothing but such constants differs
+    shift: float  # largest constant that is added at a position
+    shape_of_shift: bool  # whether only such constants differ
 
 
 def aligned(stage: str, theirs: Array, expected: Array) -> tuple[Array, Array] | None:
-    """Both as they are compared; None where they cannot be, since one has more positions than the other."""
+    """Return both arrays in comparable form, or None if they have different numbers of positions."""
     ours = plain(expected)
     if not ours.size:
         return None
@@ -58,7 +58,7 @@ def aligned(stage: str, theirs: Array, expected: Array) -> tuple[Array, Array] |
         ours = ours[:, -1:]
     if theirs.shape != ours.shape:
         return None
-    if located(stage)[1] == "attn.scores":  # hidden by −inf, by −1e4, by the least number: hidden all the same
+    if located(stage)[1] == "attn.scores":  # by −inf, −1e4 or the lowest float: all count as hidden
         visible = ours[ours > HIDDEN]
         floor = max(HIDDEN, (visible.min() if visible.size else 0.0) - 30 * np.abs(visible).max(initial=1.0))
         return np.maximum(theirs, floor), np.maximum(ours, floor)
@@ -66,7 +66,7 @@ def aligned(stage: str, theirs: Array, expected: Array) -> tuple[Array, Array] |
 
 
 def paired(stage: str, theirs: Sequence[Array], expected: Sequence[Array]) -> tuple[Array, Array] | None:
-    """All numbers of both, case after case; None where a case cannot be compared."""
+    """Return all numbers of both, over all cases, or None if a case cannot be compared."""
     pairs = [aligned(stage, a, b) for a, b in zip(theirs, expected, strict=True)]
     if any(pair is None for pair in pairs):
         return None
@@ -75,26 +75,26 @@ def paired(stage: str, theirs: Sequence[Array], expected: Sequence[Array]) -> tu
 
 
 def root(x: Array) -> float:
-    """The root mean square, infinite where there is a NaN."""
+    """Return the root mean square, infinite if there is a NaN."""
     found = math.sqrt(float(np.square(x).mean()))
     return math.inf if math.isnan(found) else found
 
 
 def in_tolerances(rms: float, tolerance: float) -> float:
-    """A root mean square in tolerances: up to 1 rounding explains it."""
+    """Return a root mean square in tolerances. Rounding explains it up to 1."""
     return rms / tolerance if tolerance else (0.0 if rms == 0 else math.inf)
 
 
 @np.errstate(invalid="ignore", over="ignore")
 def rms(stage: str, theirs: Sequence[Array], expected: Sequence[Array]) -> float:
-    """The root mean square of the differences, infinite where there is a NaN or no comparison."""
+    """Return the root mean square of the differences, infinite if there is a NaN or they cannot be compared."""
     pair = paired(stage, theirs, expected)
     return math.inf if pair is None else root(pair[0] - pair[1])
 
 
 @np.errstate(invalid="ignore", over="ignore")
 def difference(stage: str, cases: Sequence[Case], runs: Sequence[Pass], tolerance: float, dtype: str) -> Difference:
-    """Theirs against these runs, all cases together."""
+    """Return the difference between theirs and these runs at a stage, over all cases."""
     having = [(case.theirs[stage], run[stage]) for case, run in zip(cases, runs, strict=True) if stage in case.theirs]
     pair = paired(stage, [theirs for theirs, _ in having], [ours for _, ours in having])
     if pair is None:
@@ -110,7 +110,7 @@ def difference(stage: str, cases: Sequence[Case], runs: Sequence[Pass], toleranc
 
 
 def logit_statistics(pairs: Sequence[tuple[Array, Array] | None], tolerance: float) -> LogitStatistics | None:
-    """Of pairs of theirs and what is expected, each [rows, V]; None where there is a pair that cannot be compared."""
+    """Return statistics of pairs of theirs and what is expected, or None if a pair cannot be compared."""
     whole = [pair for pair in pairs if pair is not None and np.isfinite(pair[0]).all()]
     if len(whole) < len(pairs):
         return None

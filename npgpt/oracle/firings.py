@@ -1,6 +1,6 @@
-"""Which parts of a PyTorch module ran in one call, how often and in which order, and what each of them gave.
+"""Record which parts of a PyTorch module ran in one call, how often, in which order, and with which outputs.
 
-A hook sees what a part gave, not how that was used.
+A hook sees the output of a part, not how the output was used.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from .running import untraced
 from .textbook import located
 from .weights import together
 
-THIRDS = ("attn.query", "attn.key", "attn.value")  # of linear layers that together are attn.c_attn
-INPUTS = {"attn.c_proj": "attn.merged", "ln_2": "attn.residual"}  # what a part is given
-BESIDE = {"wte": (("drop", "drop_emb"), "embedding"), "mlp.c_fc": (("act", "gelu", "1"), "mlp.act")}  # without tensors
+THIRDS = ("attn.query", "attn.key", "attn.value")  # the outputs of separate linear layers that make up attn.c_attn
+INPUTS = {"attn.c_proj": "attn.merged", "ln_2": "attn.residual"}  # parts whose input is a stage
+BESIDE = {"wte": (("drop", "drop_emb"), "embedding"), "mlp.c_fc": (("act", "gelu", "1"), "mlp.act")}  # no tensors
 
 
 class Place(NamedTuple):
-    """Where a part of a module shows a stage: the part's path, the stage by its block and its name within that, whether
-    it is what the part is given, and whether the part has tensors of its own.
+    """Where a module shows a stage: path of the part, block and local name of the stage.
+
+    is_input: the stage is the input of the part, not its output. is_own: the part has tensors of its own.
     """
 
     path: str
@@ -38,12 +39,12 @@ class Place(NamedTuple):
 
     @property
     def stage(self) -> str:
-        """The stage's name."""
+        """The name of the stage."""
         return self.local if self.layer is None else f"h.{self.layer}.{self.local}".rstrip(".")
 
 
 def places(owners: Mapping[str, Sequence[str]]) -> Iterator[Place]:
-    """Where a module shows its stages. owners: its tensors' own names by the canonical name that they make up."""
+    """Yield where a module shows its stages. owners: its own tensor names by the canonical name that they make up."""
     for name, own in owners.items():
         part, _, kind = name.rpartition(".")
         if kind != "weight" or part == "lm_head":
@@ -63,21 +64,21 @@ def places(owners: Mapping[str, Sequence[str]]) -> Iterator[Place]:
 
 @dataclass
 class Firings:
-    """What hooks see of one call on ids [B, T]: stages as float64, and by the path of a part, how often it ran.
+    """What hooks see in one call on ids [B, T]: stages in float64, and how often each part ran, by path.
 
-    A block's stages go by its turn, not by its number: the second block that runs is h.1, whichever it is.
+    Blocks are numbered in the order in which they ran: the second block that runs is h.1, whatever its index.
     """
 
     places: Sequence[Place]
     shape: tuple[int, int]
     fired: dict[str, int] = field(default_factory=dict)
     stages: dict[str, NDArray[Any]] = field(default_factory=dict)
-    turns: list[int] = field(default_factory=list)  # the number of each block that ran
-    shared: list[list[Place]] = field(default_factory=list)  # of one and the same block or part with tensors
+    turns: list[int] = field(default_factory=list)  # the index of each block that ran, in order
+    shared: list[list[Place]] = field(default_factory=list)  # places that share one block or one part with tensors
 
     @contextmanager
     def of(self, module: Any) -> Iterator[None]:
-        """Watch the module within."""
+        """Watch the module while the context is open."""
         parts = dict(module.named_modules(remove_duplicate=False))
         shown: dict[Any, dict[str, list[Place]]] = {}
         for place in self.places:
@@ -95,7 +96,7 @@ class Firings:
             yield
 
     def _hooks(self, shown: list[list[Place]]) -> tuple[Callable[[Any, Any], None], Callable[[Any, Any, Any], None]]:
-        """Return what runs before and after a part. shown: its stages at each path where it stands, taken in turn."""
+        """Return hooks to run before and after a part. shown: its stages at each of its paths, used in turn."""
         layers, is_block = {group[0].layer for group in shown}, not shown[0][0].local
         coming, known = cycle(shown), {place.stage for place in self.places}
         here, turn = shown[0], 0
@@ -111,7 +112,7 @@ class Firings:
             keep(given, True)
 
         def keep(value: Any, is_input: bool) -> None:
-            """Keep the first of a stage that has all tokens."""
+            """Keep the first value of a stage that has all tokens."""
             value = value[0] if isinstance(value, (tuple, list)) and value else value
             sizes = tuple(getattr(value, "shape", ()))
             for place in here if len(sizes) in (2, 3) and sizes[-2] == self.shape[1] else ():
@@ -124,11 +125,9 @@ class Firings:
         return before, lambda part, given, output: keep(output, False)
 
     def told(self) -> tuple[list[str], list[str]]:
-        """Return problems and notes: what ran wrongly, and what is only to be known, since weights of a part may be
-        used without running it as a module.
-        """
+        """Return problems and notes. A part that never ran is only noted, since its weights may be used directly."""
         if not any(self.fired.values()):
-            return [], ["None of its parts ran as a module: only the logits are compared."]
+            return [], ["None of the model's parts ran as a module: only the logits are compared."]
         blocks = {place.layer: place.path for place in self.places if not place.local}
         within: dict[int | None, dict[str, int]] = {}
         for place in self.places:
@@ -148,29 +147,29 @@ class Firings:
             if line := _uneven(counts):
                 exchanged = 0 in counts.values() and len(set(counts.values())) > 2
                 (wrong if exchanged else odd).append((_starred(line, layer), line))
-        unseen = " as a module: its weights are used by other means, or not at all"
+        unseen = " as a module: its weights are used directly, or not at all"
         notes = [f"{line}{unseen if 'never' in line else ''}." for line in together(odd, len(blocks))]
         return problems + together(wrong, len(blocks)), notes
 
     def _sharing(self, blocks: int) -> list[str]:
-        """Return what stands at several places, and should be several: blocks, else parts within one."""
+        """Return blocks, and parts of blocks, that appear in several places but should be separate."""
         inner = tuple(f"{place.path}." for group in self.shared for place in group[1:])
         told = []
         for group in self.shared:
             if not any(place.path.startswith(inner) for place in group):
                 paths, layers = [place.path for place in group], {place.layer for place in group}
-                line = f"{_and(paths)} are one and the same module, whose weights are used {len(group)} times"
+                line = f"{_and(paths)} are the same module, so its weights are used {len(group)} times"
                 told.append((_starred(line, layers.pop() if len(layers) == 1 else None), line))
         return together(told, blocks)
 
 
 def _starred(line: str, layer: int | None) -> str:
-    """Return a line about one block with * for its number in paths."""
+    """Return a line about one block with its number in paths replaced by *."""
     return line if layer is None else re.sub(rf"(?<=\.){layer}(?=\.)", "*", line)
 
 
 def _uneven(counts: Mapping[str, int]) -> str:
-    """Say what never ran, and what ran more often than others; nothing where all ran equally often."""
+    """Return what never ran and what ran more often than others, or "" if all ran equally often."""
     if len(set(counts.values())) < 2:
         return ""
     never = [path for path, count in counts.items() if not count]

@@ -1,6 +1,6 @@
-"""Theirs, stage by stage: each computed from the stages that theirs gave below it, by a model with mistakes or without.
+"""Judge stage by stage: each is computed from their earlier stages, by a model with or without mistakes.
 
-One mistake then shows in one place and hides nothing behind it.
+Then one mistake shows in one place and does not hide later ones.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from .rounding import FACTOR, FLIPS, Moved, Progress, errors
 from .textbook import Pass, Textbook, located
 from .theirs import OUTPUTS, Case
 
-# Tolerances that explain a stage, by the dtype in which it is computed: float32's own rounding may be in the way.
+# Tolerances up to which a stage is explained, by the dtype of the computation: float32 adds its own rounding.
 EXPLAIN = {"float64": 1.0, "float32": 2.0}
-NEAR = 100.0  # tolerances, within which a mistake's own rounding is looked at
-ENERGY = 0.5  # of a difference's mean square, which a mistake may leave where it is to explain the stage
+NEAR = 100.0  # tolerances below which a mistake's own rounding is measured
+ENERGY = 0.5  # share of the mean square difference that a mistake may leave if it explains a stage
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What a stage is computed by: a book, and the stages of theirs that are not taken as its input."""
+    """How a stage is computed: a book, and their stages that are not used as input."""
 
     book: Textbook
     dropped: frozenset[str] = frozenset()
@@ -35,11 +35,11 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """One stage of theirs under a view: what it should be, how far theirs is from it, and what that rests on.
+    """One of their stages under a view: what it should be, how far theirs is from that, and what it depends on.
 
-    ours: by case, on the positions that theirs has. formulas: the names of all that was computed for it, read: of what
-    theirs gave. below: the streams that enter the blocks, by case. gap: the root mean square of the difference; ratio:
-    the same in tolerances.
+    ours: by case, at the positions that theirs has. formulas: names of everything computed for it. read: names of their
+    stages used for it. below: by case, the streams that enter the blocks. gap: root mean square of the difference.
+    ratio: gap in tolerances.
     """
 
     view: View
@@ -53,13 +53,13 @@ class Seen:
 
 @dataclass(frozen=True)
 class Judge:
-    """All that is held against each other; tolerances are by stage, tensors in float64.
+    """The data to compare: their cases, tolerances by stage, and the tensors of the model in float64.
 
-    computed: the dtype in which stages are computed, float64 or float32, which is twice as fast.
+    computed: the dtype in which stages are computed, float64, or float32, which is twice as fast.
     """
 
     cases: Sequence[Case]
-    stages: list[str]  # that theirs has, in the order of computation
+    stages: list[str]  # those that theirs has, in the order of computation
     tolerances: Mapping[str, float]
     tensors: Mapping[str, Array]
     dtype: str
@@ -67,23 +67,23 @@ class Judge:
     progress: Progress | None = None
 
     def right(self, book: Textbook) -> Model:
-        """Return every stage as the right model has it."""
+        """Return every stage as the correct model computes it."""
         tensors = {name: array.astype(self.computed, copy=False) for name, array in book.tensors.items()}
         view = View(replace(book, tensors=tensors))
         return Model(self, {stage: self.seen(stage, view) for stage in self.stages})
 
     def having(self, stage: str) -> list[Case]:
-        """The cases in which theirs has a stage."""
+        """Return the cases in which theirs has a stage."""
         return [case for case in self.cases if stage in case.theirs]
 
     def known(self, case: Case, view: View) -> dict[str, Array]:
-        """What theirs gave and a stage may be computed from."""
+        """Return their stages that others may be computed from."""
         left = {*OUTPUTS, "wpe", *view.dropped}
         given = {**case.given, **case.theirs}
         return {name: x.astype(self.computed, copy=False) for name, x in given.items() if name not in left}
 
     def seen(self, stage: str, view: View, before: Seen | None = None, first: int = 0) -> Seen:
-        """Compute a stage from theirs below it. before: the same stage, whose blocks below `first` are taken over."""
+        """Compute a stage from their earlier ones. before: the same stage, whose blocks below `first` are reused."""
         ours, streams = [], []
         formulas, read = {stage}, set[str]()
         if before is not None:
@@ -106,10 +106,10 @@ class Judge:
         return Seen(view, ours, frozenset(formulas), frozenset(read), streams, gap, ratio)
 
     def explains(self, stage: str, now: Seen, then: Seen, used: bool = False) -> bool:
-        """Whether a view explains a stage: what it leaves is rounding, and most of what was there is gone.
+        """Return whether a view explains a stage: most of the difference is gone, and what remains is rounding.
 
-        A view's own rounding, which may be coarser than the right model's, counts where it is needed. used: whether a
-        mistake's use has to explain it, and not only that what was given is not what was used.
+        The view's own rounding counts if needed, since it may be coarser than the correct model's. used: whether the
+        mistake must explain more than the mere fact that the given stage is not what was used.
         """
         if not then.gap**2 <= ENERGY * now.gap**2:
             return False
@@ -119,7 +119,7 @@ class Judge:
         return not used or self.explains(stage, self.seen(stage, View(now.view.book, then.view.dropped), now), then)
 
     def own_rounding(self, stage: str, seen: Seen) -> float:
-        """How far rounding takes a stage of a view itself; 0 where to infinity."""
+        """Return how far rounding takes a stage under a view itself, or 0 if that is infinite."""
         book, cases, dtype = seen.view.book, self.having(stage), self.dtype
         known = [
             {name: as_computed(x, dtype) for name, x in self.known(case, seen.view).items() if name != stage}
@@ -132,19 +132,19 @@ class Judge:
 
 @dataclass(frozen=True)
 class Model:
-    """Every stage of theirs as a model has it."""
+    """Every one of their stages as a model computes it."""
 
     judge: Judge
     seen: Mapping[str, Seen]
 
     def differing(self) -> list[str]:
-        """The stages that rounding cannot explain, in the order of computation."""
+        """Return the stages that rounding cannot explain, in the order of computation."""
         return [stage for stage, seen in self.seen.items() if seen.ratio > 1]
 
     def changed(self, entry: Mistake, used: bool) -> Iterator[tuple[str, Seen]]:
-        """The stages that a mistake changes, as they are with it, one after another.
+        """Yield the stages that a mistake changes, one by one, as they are with it.
 
-        As a value, its own stages are what it makes of them. As a use, these stay right, and others use what it makes.
+        used: the mistake's own stages stay correct as given, and only later stages use the wrong values.
         """
         views: dict[View, View] = {}
         own = frozenset(s for s in self.seen if used and touches(entry, s) and "layers" not in entry.stages)
@@ -158,12 +158,12 @@ class Model:
             yield stage, self.judge.seen(stage, views[now.view], now, 0 if used else entry.first)
 
     def with_it(self, entry: Mistake, used: bool) -> Model:
-        """The model with a mistake."""
+        """Return the model with a mistake."""
         return replace(self, seen={**self.seen, **dict(self.changed(entry, used))})
 
 
 def touches(entry: Mistake, name: str) -> bool:
-    """Whether a mistake may replace what stands under this name; the order of layers decides what ln_f reads, too."""
+    """Return whether a mistake may change this name. The order of layers also decides what ln_f reads."""
     layer, local = located(name)
     if layer is not None and (layer < entry.first or entry.layer not in (None, layer)):
         return False

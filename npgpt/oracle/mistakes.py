@@ -1,12 +1,12 @@
-"""The catalogue of known mistakes: each is a line of a report, and the formulas of textbook.py that it replaces.
+"""The catalogue of known mistakes. Each entry is a line of the report and the formulas of textbook.py that it replaces.
 
-To add a mistake, add a row to a table of attention_mistakes.py, of block_mistakes.py for the rest of a block, or of
-model_mistakes.py. A row is "name: explanation (known from: source)", as a report prints it, and by the name of each
-stage that is wrong the formula that makes it so. Rows are in the order in which reports have them. A mistake that
-depends on the model's sizes (n_head, the order of layers) has an entry for every size that it can have; one within a
-block has an entry for all blocks, and one each for the first, a middle and the last block alone.
+To add a mistake, add a row to a table in attention_mistakes.py, block_mistakes.py (the rest of a block) or
+model_mistakes.py. The key of a row is the line of the report, "name: explanation (known from: source)". Its value maps
+each wrong stage to the wrong formula. Reports list mistakes in the order of the rows. A mistake that depends on the
+model's sizes (n_head, the order of layers) has an entry for every possible size. A mistake within a block has an entry
+for all blocks together, and one each for the first, a middle and the last block alone.
 
-Shapes as in textbook.py.
+textbook.py describes the shapes.
 """
 
 from __future__ import annotations
@@ -30,24 +30,25 @@ BEHIND = {"ln_f.weight", "ln_f.bias", "ln_f", "lm_head.weight", "unembedded", "l
 
 @dataclass(frozen=True)
 class Mistake:
-    """An entry of the catalogue: what is wrong, in a name and a sentence, where it is known from, how to reproduce it,
-    and which stages it replaces; "layers" is the textbook's own field.
+    """An entry of the catalogue.
+
+    source: where it is known from. change: makes it in a Textbook. stages: what it replaces; "layers" is a field there.
     """
 
     name: str
     explanation: str
     source: str
     change: Change
-    first: int = 0  # blocks below this one are not touched
+    first: int = 0  # blocks below this one are unchanged
     stages: tuple[str, ...] = ()
-    layer: int | None = None  # the only block that is touched, n_layer for ln_f; None where it is not one alone
-    of: str = ""  # then the name of the same mistake in the whole model
+    layer: int | None = None  # the only block that is changed, n_layer for ln_f; None if there are several
+    of: str = ""  # if layer is set: name of the same mistake in the whole model
 
 
 def catalogue(config: Config, tokens: int, chunks: Sequence[int] = (), padded: bool = False) -> list[Mistake]:
-    """Return every entry that can be made in a model of this shape with so many tokens.
+    """Return every entry that is possible in a model of this shape with this number of tokens.
 
-    chunks: how many tokens were run at a time with a cache, where that is known; padded: on the left.
+    chunks: numbers of tokens that were run at a time with a cache, if known. padded: whether rows are left-padded.
     """
     n_layer, exact = config.n_layer, config.activation_function == "gelu"
     possible = {
@@ -91,14 +92,14 @@ def catalogue(config: Config, tokens: int, chunks: Sequence[int] = (), padded: b
 
 
 def entries(table: Table, n_layer: int = 1, flips: bool = False) -> Iterator[Mistake]:
-    """Yield the mistakes of a table; flips: their formulas round within."""
+    """Yield the mistakes of a table. flips: whether their formulas round internally."""
     for text, formulas in table.items():
         first = n_layer if formulas.keys() <= BEHIND else 0
         yield entry(text, partial(Textbook.altered, formulas=formulas, flips=flips), tuple(formulas), first)
 
 
 def in_blocks(table: Table, n_layer: int) -> Iterator[Mistake]:
-    """Yield the mistakes of a table, each also in the first, a middle and the last block alone, and in ln_f alone."""
+    """Yield the mistakes of a table, each in the whole model, in single blocks (first, middle, last) and in ln_f."""
     for whole, formulas in zip(entries(table, n_layer), table.values(), strict=True):
         yield whole
         stages = tuple(name for name in formulas if name in BLOCK)
@@ -118,55 +119,55 @@ def in_blocks(table: Table, n_layer: int) -> Iterator[Mistake]:
 
 
 def entry(text: str, change: Change, stages: tuple[str, ...], first: int = 0) -> Mistake:
-    """Return the mistake that a row's text describes."""
+    """Return the mistake for the text of a row."""
     name, _, rest = text.partition(": ")
     explanation, _, source = rest.removesuffix(")").partition(" (known from: ")
     return Mistake(name, explanation, source, change, first, stages)
 
 
 def head_counts(config: Config) -> Iterator[Mistake]:
-    """Yield every number of heads that the width allows, but the model's own."""
+    """Yield a mistake for every number of heads that divides the width, except the model's own."""
     for n_head in range(1, config.n_embd + 1):
         if config.n_embd % n_head == 0 and n_head != config.n_head:
             note = ", which is n_layer" if n_head == config.n_layer else ""
             yield entry(
-                f"n_head {n_head}: {n_head} heads{note}; the model has {config.n_head}, and no shape of a weight tells "
-                "(known from: n_layer taken for n_head, another size's configuration)",
+                f"n_head {n_head}: {n_head} heads{note}; the model has {config.n_head}, which no weight's shape shows "
+                "(known from: n_layer used as n_head, the configuration of another size)",
                 partial(replace, config=replace(config, n_head=n_head)),
                 ("attn.q", "attn.k", "attn.v", "attn.scale"),
             )
 
 
 def orders(n_layer: int) -> Iterator[Mistake]:
-    """Yield the blocks in every wrong order; of equal ones the last, which is the most exact."""
+    """Yield a mistake for every wrong order of blocks. Equal orders have one entry, the last and most exact."""
     usual, last = list(range(n_layer)), n_layer - 1
 
     def with_part(start: int, end: int, *part: int) -> list[int]:
-        """Return the usual order with other blocks in the places from start up to end."""
+        """Return the usual order with blocks start to end (exclusive) replaced by part."""
         return [*usual[:start], *part, *usual[end:]]
 
     found = {
-        "layers reversed: the last block comes first (known from: a list read from its end)": usual[::-1],
-        "layers sorted as text: blocks stand in the order 0, 1, 10, 11, 2, … (known from: sorted() over names)": (
+        "layers reversed: the last block comes first (known from: a list read in reverse)": usual[::-1],
+        "layers sorted as text: blocks are in the order 0, 1, 10, 11, 2, … (known from: sorted() applied to names)": (
             sorted(usual, key=str)
         ),
-        "layer 0 in every place: block 0 is used for all (known from: [Block()] * n)": [0] * n_layer,
-        f"layer {last} in every place: block {last} is used for all (known from: a closure over the loop's variable)": (
+        "layer 0 in every place: block 0 is used for all blocks (known from: [Block()] * n)": [0] * n_layer,
+        f"layer {last} in every place: block {last} is used for all blocks (known from: late binding in a loop)": (
             [last] * n_layer
         ),
     }
     for i, j in pairwise(usual):
         found |= {
-            f"layers {i} and {j} swapped: block {j} comes before block {i} (known from: assignment by hand)": (
+            f"layers {i} and {j} swapped: block {j} comes before block {i} (known from: manual weight assignment)": (
                 with_part(i, j + 1, j, i)
             ),
-            f"layer {i} in place of layer {j}: block {i}'s weights are in block {j}, too "
+            f"layer {i} in place of layer {j}: block {j} has the weights of block {i} "
             "(known from: an index off by one)": with_part(j, j + 1, i),
         }
     for i in usual:
         found |= {
-            f"layer {i} missing: block {i} is left out (known from: a loop too short)": with_part(i, i + 1),
-            f"layer {i} run twice: block {i} is applied twice (known from: a loop too long)": with_part(i, i, i),
+            f"layer {i} missing: block {i} is left out (known from: a loop that ends early)": with_part(i, i + 1),
+            f"layer {i} run twice: block {i} is applied twice (known from: an overlong loop)": with_part(i, i, i),
         }
     wrong = list(found.values())
     for number, (text, order) in enumerate(found.items()):

@@ -1,6 +1,6 @@
-"""A PyTorch module: its own tensors under canonical names, opened and run.
+"""Open and run a PyTorch module, and bring its tensors to canonical names.
 
-torch is never imported: everything goes through the module's own methods.
+torch is never imported: the module's own methods are used.
 """
 
 from __future__ import annotations
@@ -30,26 +30,24 @@ from .outputs import as_array, logits_of, raised
 from .running import Ids, invoke
 from .weights import HEAD, WTE, listed
 
-# Where the names of a part's tensors begin in a block.
+# Prefixes of the names of a part's tensors within a block.
 PREFIXES = {"attention": "attn.", "mlp": "mlp.", "layer_norm": "ln_1.", "block": ""}
-# What people call a LayerNorm's gain and bias.
+# Other names of a LayerNorm's gain and bias.
 OF_NORMS = dict.fromkeys(("gamma", "gain", "g", "a_2"), "weight") | dict.fromkeys(("beta", "b", "b_2"), "bias")
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Tensors by their own names, unwrapped, and of which of them each canonical one is made. strange: whole names of
-    those that no GPT-2 has.
-    """
+    """Unwrapped tensors by their own names, and the sources of canonical ones. strange: names that GPT-2 lacks."""
 
     bare: Mapping[str, Tensor]
     sources: Mapping[str, Source]
     config: Config
     strange: Sequence[str]
-    note: str = ""  # about what is guessed
+    note: str = ""  # about a guess
 
     def in_float64(self, name: str) -> Array:
-        """Return a canonical tensor, zeros where it is a bias that the program leaves out."""
+        """Return a canonical tensor in float64; zeros for a bias that the program does not have."""
         source = self.sources[name]
         if not source.parts:
             return np.zeros(schema(self.config)[name])
@@ -58,9 +56,9 @@ class Stored:
 
 @dataclass(frozen=True)
 class Module:
-    """A module opened: its own tensors as float64 by canonical name, the configuration they tell, where stages are.
+    """An opened module: its tensors in float64 by canonical name, the dtype they are stored in, and where stages are.
 
-    changed: parameters, and what takes the place of their data in a run.
+    changed: parameters, each with the data that replaces its own during a run.
     """
 
     module: Any
@@ -72,15 +70,15 @@ class Module:
 
     @property
     def config(self) -> Config:
-        """What the tensors tell."""
+        """The configuration that the tensors imply."""
         return self.stored.config
 
     def run(self, token_ids: Ids) -> Mapping[str, NDArray[Any]]:
-        """Run it on ids [B, T], and take every stage that its parts show."""
+        """Run the module on ids [B, T], and return every stage that its parts show."""
         return self.observed(token_ids).stages
 
     def observed(self, token_ids: Ids) -> Firings:
-        """Run it on ids [B, T], and see what ran. Raises NpgptError for what it raises, and where it has no logits."""
+        """Run the module on ids [B, T], and record what ran. Raises NpgptError if it raises or returns no logits."""
         rows, tokens = token_ids.shape
         seen = Firings(self.places, (rows, tokens))
         try:
@@ -94,9 +92,9 @@ class Module:
         return seen
 
     def perturbed(self) -> tuple[Module, list[str]]:
-        """Return the same with other values where a parameter holds one number throughout, and a note that says so.
+        """Return the module with other values in parameters that hold one number throughout, and a note on it.
 
-        They are its tensors too, by which the reference is run.
+        Its tensors, with which the reference is run, have the same values.
         """
         bare, sources = self.stored.bare, self.stored.sources
         own = {bare[part].name for source in sources.values() for part in source.parts}
@@ -113,20 +111,21 @@ class Module:
 
 
 def is_module(theirs: object) -> bool:
-    """Whether it has what a PyTorch module has."""
+    """Return whether an object has the methods of a PyTorch module."""
     return all(callable(getattr(theirs, name, None)) for name in ("state_dict", "named_modules", "parameters"))
 
 
 def dtype_of(module: Any) -> str:
-    """The dtype of a module's first parameter that is a float. Raises NpgptError where none is one that npgpt knows."""
+    """Return the dtype of a module's first float parameter. Raises NpgptError if there is none of a known dtype."""
     kinds = [str(parameter.dtype).removeprefix("torch.") for parameter in module.parameters()]
     if known := next((kind for kind in kinds if kind in UNIT), None):
         return known
-    raise NpgptError(f"{type(module).__name__} holds {kinds[0] if kinds else 'nothing'}; known are {', '.join(UNIT)}")
+    kind = kinds[0] if kinds else "unknown"
+    raise NpgptError(f"the dtype of {type(module).__name__} is {kind}, but must be one of {', '.join(UNIT)}")
 
 
 def stored_tensors(state: Mapping[str, Any], title: str) -> dict[str, Tensor]:
-    """Return arrays of any framework as the tensors of a file."""
+    """Return arrays of any framework in the form of a file's tensors."""
     arrays = {str(name): as_array(value) for name, value in state.items() if hasattr(value, "shape")}
     return {name: _tensor(Path(title), name, array) for name, array in arrays.items() if array.dtype.kind == "f"}
 
@@ -137,10 +136,10 @@ def _tensor(path: Path, name: str, array: NDArray[Any]) -> Tensor:
 
 
 def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
-    """Return the tensors of a module or of a state dict, with the configuration that they tell, unless one is given.
+    """Return the tensors of a module or a state dict, with the configuration that they imply unless one is given.
 
-    A module states its n_head, and all else is GPT-2's; a state dict is as its naming scheme assumes. Raises NpgptError
-    where the names are nobody's, where a tensor is missing or has another shape, and where nothing tells n_head.
+    A module states its n_head, and GPT-2 determines the rest; for a state dict, its naming scheme does. Raises
+    NpgptError if the names are unknown, a tensor is missing or of the wrong shape, or n_head cannot be determined.
     """
     is_whole = is_module(theirs)
     title = type(theirs).__name__ if is_whole else "weights"
@@ -162,7 +161,7 @@ def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
         config = complete(assumed | {"tie_word_embeddings": tied}, shapes, n_head, title)
     known = schema(config)
     strange = [key for key in sources if key not in known and key != HEAD]
-    if all(key in sources for key in known):  # else what is strange may be what is missing
+    if all(key in sources for key in known):  # else a strange tensor may be the missing one
         shapes = {key: shape for key, shape in shapes.items() if key not in strange}
     check_shapes(config, shapes, f"{title} ({scheme.title})", "its own sizes")
     left = [bare[part].name for key in strange for part in sources[key].parts]
@@ -172,19 +171,19 @@ def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
 
 
 def state_of(mapping: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the state dict in a mapping: itself, or the first within it, as training programs keep one."""
+    """Return the state dict in a mapping: itself, or the first nested one, as in a training checkpoint."""
     states = (mapping, *(value for value in mapping.values() if isinstance(value, Mapping)))
     return next((state for state in states if any(hasattr(value, "shape") for value in state.values())), mapping)
 
 
 def as_language_model(theirs: Any, n_head: int | None) -> LanguageModel:
-    """Return the model of a module's or a state dict's weights in float64; text is GPT-2's where its ids are."""
+    """Return the model for the weights of a module or state dict, in float64. Its tokenizer is GPT-2's, if ids fit."""
     found = stored(theirs, n_head, None)
     title = type(theirs).__name__ if is_module(theirs) else "weights"
 
     def tokenizer() -> Tokenizer:
         if found.config.vocab_size not in GPT2_VOCAB_SIZES:
-            raise NpgptError(f"{found.config.vocab_size} ids are not GPT-2's: give ids")
+            raise NpgptError(f"there is no vocabulary: {found.config.vocab_size} ids are not GPT-2's; give ids")
         return load_tokenizer("gpt2")
 
     arrays = {name: found.in_float64(name) for name in found.sources}
@@ -193,21 +192,21 @@ def as_language_model(theirs: Any, n_head: int | None) -> LanguageModel:
 
 
 def open_module(module: Any, n_head: int | None, config: Config | None) -> Module:
-    """The module's own weights are taken as they are, its n_head as it states it; all else is GPT-2's, unless config
-    says otherwise. Raises NpgptError where its names are nobody's, and where it does not say n_head.
+    """Open a module with its own weights; n_head is the module's own and all else GPT-2's, unless given. Raises
+    NpgptError as stored does.
     """
     found = stored(module, n_head, config)
     parameters = dict(module.named_parameters(remove_duplicate=False))
-    strange = [name for name in found.strange if name in parameters]  # a buffer is no weight
+    strange = [name for name in found.strange if name in parameters]  # buffers are not weights
     owners = {key: [found.bare[part].name for part in source.parts] for key, source in found.sources.items()}
     tensors = {name: found.in_float64(name) for name in found.sources}
     return Module(module, tensors, replace(found, strange=strange), dtype_of(module), list(places(owners)))
 
 
 def part_tensors(part: str, module: Any) -> dict[str, Array]:
-    """The tensors of a part alone in float64, by canonical names without the block; zeros for biases that it lacks.
+    """Return the tensors of a single part in float64, by canonical names without the block; zeros for missing biases.
 
-    Parts of the part may be wrapped: the end of a name is enough.
+    Wrapped submodules are recognised too, since only the end of a name counts.
     """
     is_conv = any(type(each).__name__ == "Conv1D" for _, each in module.named_modules())
     state = stored_tensors(module.state_dict(), type(module).__name__)
@@ -228,11 +227,11 @@ def part_tensors(part: str, module: Any) -> dict[str, Array]:
 
 
 def _whole_name(scheme: names.Scheme, part: str, name: str) -> str:
-    """The name that a tensor of a part would have in a whole model, as its end tells; nothing where it does not."""
+    """Return the name that a tensor of a part would have in a whole model, judged by its end, or ""."""
     path, _, last = name.rpartition(".")
     name = f".{path}.{OF_NORMS.get(last, last)}"
     ends = [(PREFIXES[part], 3)]
-    if part == "block":  # by its name within the block, else by that within the attention or the MLP
+    if part == "block":  # by the name within the block, else within attention or the MLP
         ends = [("", 2), ("mlp." if "mlp" in path or "ff" in path else "attn.", 3)]
     for own, outer in ends:
         for theirs, (ours, _) in scheme.tensors.items():
@@ -242,7 +241,7 @@ def _whole_name(scheme: names.Scheme, part: str, name: str) -> str:
 
 
 def _by_order(module: Any) -> dict[str, Array]:
-    """The tensors of an MLP whatever its names, such as an nn.Sequential: of its two linear layers, up and down."""
+    """Return the tensors of an MLP by the order of its two linear layers, whatever their names (nn.Sequential)."""
     parts = [part for _, part in module.named_modules()]
     layers = [part for part in parts if len(getattr(getattr(part, "weight", None), "shape", ())) == 2]
     found: dict[str, Array] = {}
@@ -255,7 +254,7 @@ def _by_order(module: Any) -> dict[str, Array]:
 
 
 def stated_n_head(module: Any) -> int:
-    """What the module says of its heads: an attention's num_heads or n_head, else its config's."""
+    """Return the number of heads that the module states: num_heads or n_head of attention, else of its config."""
     places = [part for _, part in module.named_modules()]
     places += [config for part in places if (config := getattr(part, "config", None)) is not None]
     for place in places:
@@ -263,9 +262,9 @@ def stated_n_head(module: Any) -> int:
             value = place.get(name) if isinstance(place, dict) else getattr(place, name, None)
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
-    raise NpgptError(f"{type(module).__name__} does not say how many heads it has (num_heads or n_head): give n_head=")
+    raise NpgptError(f"{type(module).__name__} does not state its number of heads (num_heads or n_head): give n_head=")
 
 
 def ids_for(module: Any, token_ids: Ids) -> Any:
-    """Ids as the module's own kind of tensor; by way of float32, which holds every id."""
+    """Return ids as the module's own kind of tensor. They pass through float32, which represents every id."""
     return next(iter(module.parameters())).detach().float().new_tensor(token_ids.tolist()).long()

@@ -1,4 +1,4 @@
-"""The stages of a run: one table of their shapes, and of their names in other programs."""
+"""The stages of a run: one table of their shapes and of their names in other programs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .textbook import COMPARED, located, stages
 
 
 class Stage(NamedTuple):
-    """A stage's shape in letters, as docs/checking.md has them, and its TransformerLens hook."""
+    """The shape of a stage in letters, as in docs/checking.md, and its TransformerLens hook."""
 
     shape: str
     hook: str = ""
 
 
-HEADS, HOOKED = "B H T D", "B T H D"  # TransformerLens has the heads behind the tokens
-STAGES = {  # those of a block with h.N. in front, and blocks.N. in front of the hook
+HEADS, HOOKED = "B H T D", "B T H D"  # TransformerLens puts the heads after the tokens
+STAGES = {  # in a block, h.N. precedes the name and blocks.N. the hook
     "wte": Stage("B T C", "hook_embed"),
     "wpe": Stage("1 T C", "hook_pos_embed"),
     "embedding": Stage("B T C"),
@@ -52,7 +52,7 @@ SPLIT = {merged: heads for heads, merged in SAME.items()}
 LOG_PROBABILITIES = ("log_probs", "logprobs", "log_softmax")
 STACKED = ("hidden_states", "attentions")  # an array or a tuple of all layers
 CALL = "__call__"
-AROUND = {"transformer", "intermediates", CALL}  # parts of flax's paths that say nothing of the stage
+AROUND = {"transformer", "intermediates", CALL}  # parts of flax's paths that do not name a stage
 
 
 def described(stage: str) -> Stage:
@@ -62,15 +62,15 @@ def described(stage: str) -> Stage:
 
 @cache
 def names(n_layer: int) -> dict[str, str]:
-    """Every name that a stage goes by, and npgpt's: npgpt's own, Hugging Face's hidden_states.N (the last one is after
-    ln_f) and attentions.N, TransformerLens's hooks.
+    """Return npgpt's name by every name of a stage: its own, Hugging Face's hidden_states.N (the last is after ln_f)
+    and attentions.N, and TransformerLens's hooks.
     """
     found = {stage: stage for stage in stages(n_layer)} | dict.fromkeys(LOG_PROBABILITIES, "log_probabilities")
     for stage in stages(n_layer):
         if hook := described(stage).hook:
             layer = located(stage)[0]
             found[hook if layer is None else f"blocks.{layer}.{hook}"] = stage
-    stream = ["embedding", *(f"h.{layer}" for layer in range(n_layer - 1))]  # as it enters each block
+    stream = ["embedding", *(f"h.{layer}" for layer in range(n_layer - 1))]  # the input of each block
     for mark in "._":
         found |= {f"hidden_states{mark}{number}": stage for number, stage in enumerate([*stream, "ln_f"])}
         found |= {f"attentions{mark}{layer}": f"h.{layer}.attn.weights" for layer in range(n_layer)}
@@ -78,20 +78,20 @@ def names(n_layer: int) -> dict[str, str]:
 
 
 def is_hook(name: str) -> bool:
-    """Whether a name is one of TransformerLens's."""
+    """Return whether a name is one of TransformerLens's."""
     return "hook_" in name
 
 
 def is_known(name: str, config: Config) -> bool:
-    """Whether the table has a name, be it of a block that this model has not."""
+    """Return whether the table has a name, even if this model lacks the block."""
     known = names(config.n_layer)
     return name in known or re.sub(r"\d+", "0", name, count=1) in known
 
 
 def canonical(name: str, config: Config) -> tuple[str, bool]:
-    """npgpt's name of a stage, and whether its heads stand behind the tokens, [B, T, H, D].
+    """Return npgpt's name of a stage, and whether its heads come after the tokens, [B, T, H, D].
 
-    Raises NpgptError for a name that the table has not.
+    Raises NpgptError for an unknown name.
     """
     known = names(config.n_layer)
     if name in known:
@@ -103,20 +103,20 @@ def canonical(name: str, config: Config) -> tuple[str, bool]:
             raise NpgptError(f"{name}: {blocks}")
         raise NpgptError(f"there is no stage {name}: {blocks}, h.0 to h.{config.n_layer - 1}")
     raise NpgptError(
-        f"{name!r:.80} is no stage that npgpt knows; there are wte, wpe, embedding, h.N, "
+        f"{name!r:.80} is not a stage that npgpt knows; known are wte, wpe, embedding, h.N, "
         f"{', '.join('h.N.' + local for local in COMPARED if local)}, ln_f, logits, log_probabilities; hidden_states.N "
-        "and attentions.N; and TransformerLens's hooks"
+        "and attentions.N; and the hooks of TransformerLens"
     )
 
 
 def flat(theirs: Mapping[Any, Any]) -> dict[str, Any]:
-    """Return nested names as one, as flax keeps intermediates, and a stack of layers as its layers."""
+    """Flatten nested names, as in flax's intermediates, and split a stack of layers into its layers."""
     found: dict[str, Any] = {}
     for key, value in theirs.items():
         parts = str(key).replace("/", ".").split(".")
         name = ".".join(part for part in parts if part not in AROUND)
         while CALL in parts and isinstance(value, tuple) and value:
-            value = value[0]  # of the calls, and of what a call gives
+            value = value[0]  # the first call, and the first of its outputs
         if isinstance(value, Mapping):
             found |= {f"{name}.{inner}".strip("."): array for inner, array in flat(value).items()}
         elif name in STACKED and hasattr(value, "shape"):  # [n_layer + 1, …], as torch.stack makes it
@@ -127,7 +127,7 @@ def flat(theirs: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def shape_of(letters: str, config: Config, ids: tuple[int, int]) -> tuple[int, ...]:
-    """Return the sizes of a shape in letters, for ids [B, T]."""
+    """Return a shape given in letters as numbers, for ids [B, T]."""
     sizes = {"B": ids[0], "T": ids[1], "1": 1, "C": config.n_embd, "3C": 3 * config.n_embd, "F": config.inner_width}
     sizes |= {"H": config.n_head, "D": config.head_width, "V": config.vocab_size}
     return tuple(sizes[letter] for letter in letters.split())

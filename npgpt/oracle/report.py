@@ -1,4 +1,4 @@
-"""The verdict, the stages and the mistakes, as lines and as JSON."""
+"""The report of a check: verdict, mistakes and stages, as text and as JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
+from ..errors import printable
+from ..pictures.page import in_notebook
 from .diagnosis import Diagnosis
 from .difference import Difference, LogitStatistics
 from .rounding import CLEAR, FACTOR
@@ -14,37 +16,38 @@ from .theirs import OUTPUTS
 
 SHOWN = 14  # stages in the printed table
 WIDTH = 100  # characters of a printed line
+FRAME = 600  # pixels of a page's height in a notebook
 
 
 @dataclass(frozen=True)
 class Row:
-    """One stage: all that came before it included, and on its own, where its input is known."""
+    """The difference at one stage, which includes the errors of earlier stages."""
 
     stage: str
     difference: Difference
-    alone: float | None = None  # in tolerances, from their own input
+    alone: float | None = None  # in tolerances, without errors of earlier stages; None if unknown
 
 
 @dataclass(frozen=True)
 class Report:
-    """What check found. code: 0 matches, 1 differs."""
+    """The result of check."""
 
     rows: list[Row]
     diagnosis: Diagnosis
     dtype: str
     notes: list[str] = field(default_factory=list)
     logits: LogitStatistics | None = None
-    problems: list[str] = field(default_factory=list)  # of loading, or of how it was run
-    where: dict[str, str] = field(default_factory=dict)  # by stage, of the first that differs and of unexplained ones
+    problems: list[str] = field(default_factory=list)  # in loading or running their model
+    where: dict[str, str] = field(default_factory=dict)  # keys: the first stage that differs, and unexplained ones
 
     @property
     def matches(self) -> bool:
-        """Whether rounding explains everything."""
+        """Whether rounding explains every difference and nothing else is wrong."""
         return not self.problems and all(row.difference.ratio <= 1 for row in self.rows)
 
     @property
     def code(self) -> int:
-        """Of the command's exit."""
+        """The exit code of the command: 0 for a match, 1 for a difference."""
         return 0 if self.matches else 1
 
     @property
@@ -54,14 +57,14 @@ class Report:
 
     @property
     def names(self) -> list[str]:
-        """Of the mistakes that were named, a class as one name."""
+        """Names of the mistakes found. Mistakes that cannot be told apart are joined by "or"."""
         return [" or ".join(m.name for m in finding.mistakes) for finding in self.diagnosis.findings]
 
     @property
     def verdict(self) -> str:
-        """One sentence."""
+        """The verdict in one sentence, without capital letter and full stop."""
         if self.matches:
-            behind = f"; nothing behind {self.rows[-1].stage} was given" if self.rows[-1].stage not in OUTPUTS else ""
+            behind = f"; no stage after {self.rows[-1].stage} was given" if self.rows[-1].stage not in OUTPUTS else ""
             return f"matches: rounding in {self.dtype} explains every difference, in {_stages(len(self.rows))}{behind}"
         found, parts = self.diagnosis, list[str]()
         if self.problems and not found.findings:
@@ -70,17 +73,28 @@ class Report:
             return f"differs: {'; '.join(parts)}"
         parts.append(f"{self.first.stage} is the first stage that rounding in {self.dtype} cannot explain")
         if found.findings:
-            parts.append(f"it is {', and '.join(self.names)}")
+            cause = "the cause is" if len(self.names) == 1 else "the causes are"
+            parts.append(f"{cause} {', and '.join(self.names)}")
         if found.faint:
-            rest = "what is left is" if found.findings else "the difference is"
+            rest = "what remains is" if found.findings else "the difference is"
             (at,) = (row.difference for row in self.rows if row.stage == found.unexplained)
             size = f"{at.ratio:.2g} tolerances, rms {at.rms:.2g}"
-            parts.append(f"{rest} too little ({size}; clear is {CLEAR:g}) to name a mistake by")
+            parts.append(f"{rest} too small to name a mistake ({size}; {CLEAR:g} tolerances are needed)")
         elif found.unexplained is not None:
-            behind = f" and {_stages(len(found.unknown) - 1)} behind it" if len(found.unknown) > 1 else ""
-            known = "more known" if found.findings else "known"
+            behind = f" and {_stages(len(found.unknown) - 1)} after it" if len(found.unknown) > 1 else ""
+            known = "other known" if found.findings else "known"
             parts.append(f"no {known} mistake explains {found.unexplained}{behind}")
         return f"differs: {'; '.join(parts)}"
+
+    def __repr__(self) -> str:
+        """The verdict; str() and a notebook show the stages too."""
+        return printable(f"Report({self.verdict})")
+
+    def _repr_html_(self) -> str:
+        """Return the page of npgpt check --html for a notebook."""
+        from .page import page  # it shows reports
+
+        return in_notebook(page(self), FRAME)
 
     def __str__(self) -> str:
         return self.text()
@@ -131,16 +145,16 @@ class Report:
                 for row in self.rows
             ],
         }
-        # JSON has no infinity: it becomes text
+        # JSON has no infinity or NaN: they become text
         return json.dumps(json.loads(json.dumps(whole), parse_constant=lambda name: str(float(name))))
 
 
 @dataclass(frozen=True)
 class GreedyReport:
-    """Greedy text against the reference's: the first token that differs, and whether a near tie explains it.
+    """The result of check_greedy: the first token that differs, and whether a near tie explains it.
 
-    margin: by how much the reference prefers its own token to theirs there, in logits; tolerance: what rounding of two
-    logits explains.
+    margin: the reference's logit of its own token minus that of theirs. tolerance: the largest margin that rounding of
+    two logits explains.
     """
 
     at: int | None
@@ -151,12 +165,12 @@ class GreedyReport:
 
     @property
     def matches(self) -> bool:
-        """The same, or different by a near tie."""
+        """Whether all tokens are equal, or the first difference is a near tie."""
         return self.at is None or self.margin <= self.tolerance
 
     @property
     def code(self) -> int:
-        """Of the command's exit."""
+        """The exit code of the command: 0 for a match, 1 for a difference."""
         return 0 if self.matches else 1
 
     def to_json(self) -> str:
@@ -165,9 +179,9 @@ class GreedyReport:
 
     def __str__(self) -> str:
         if self.at is None:
-            return "Matches: every greedy token is the reference's."
+            return "Matches: all greedy tokens equal the reference's."
         where = f"token {self.at} is {self.theirs}, the reference has {self.expected}"
-        margin = f"it prefers its own by {self.margin:.3g}, and rounding explains up to {self.tolerance:.3g}"
+        margin = f"it prefers its own by {self.margin:.3g} in logits; rounding explains up to {self.tolerance:.3g}"
         return f"Matches, up to a near tie: {where}; {margin}." if self.matches else f"Differs: {where}; {margin}."
 
 
@@ -176,7 +190,7 @@ def _stages(count: int) -> str:
 
 
 def said(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """What is said before the figures, in paragraphs: a sentence or none, and below it texts, each of what it is of."""
+    """Yield the paragraphs before the table: a sentence (or ""), and the lines below it as (subject or "", text)."""
     yield (
         report.verdict[0].upper() + report.verdict[1:] + ".",
         [*(("", text) for text in report.problems), *report.where.items(), *(("", text) for text in report.notes)],
@@ -185,39 +199,39 @@ def said(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     for finding in found.findings:
         below = [(entry.name, f"{entry.explanation} (known from: {entry.source})") for entry in finding.mistakes]
         if finding.used:
-            text = "shows it: the stage that it is about is right, and is not what is used there."
-            below.append(("", f"{finding.stage} {text}"))
+            text = "the stage that the mistake replaces is right as given, but later stages use something else"
+            below.append(("", f"{finding.stage} shows this: {text}."))
         if finding.decide:
-            below.append(("", f"To decide: {finding.decide}."))
-        several = f"At {finding.stage}, one of these, which this data cannot tell apart:"
+            below.append(("", f"To tell them apart, give {finding.decide}."))
+        several = f"At {finding.stage}, one of these mistakes, which this data cannot tell apart:"
         yield several if len(finding.mistakes) > 1 else "", below
     if found.unexplained is not None and not found.faint:
-        yield f"{found.unexplained} is not explained by any known mistake. {sign(report)}", []
+        yield f"No known mistake explains {found.unexplained}. {sign(report)}", []
 
 
 def remarks(report: Report) -> Iterator[str]:
-    """What is said behind the stages: how far the probabilities are apart, and what cannot be excluded."""
+    """Yield the paragraphs after the table: how far apart the probabilities are, and what cannot be excluded."""
     if (stats := report.logits) is not None:
-        constant = " Nothing but a constant at each position differs: the probabilities are the same."
+        constant = " The logits differ only by a constant at each position, so the probabilities are equal."
         yield (
             f"Logits: KL divergence {stats.kl_mean:.2e} nats (99 %: {stats.kl_99:.2e}), top-1 agrees in "
             f"{stats.top_1:.0%}, top-10 in {stats.top_10:.0%}, largest constant shift {stats.shift:.2e}."
             f"{constant if stats.shape_of_shift else ''}"
         )
     if left := report.diagnosis.left:
-        word = "Too faint to be named, it could be" if report.diagnosis.faint else "This data cannot exclude"
+        word = "Possible, but too small to confirm" if report.diagnosis.faint else "This data cannot exclude"
         yield f"{word}: {', '.join(entry.name for entry in left)}."
 
 
 def sign(report: Report) -> str:
-    """What the first unexplained stage itself tells, or the experiments that tell most, unless they were made."""
+    """Return what the first unexplained stage suggests, else the two most useful experiments unless they were run."""
     stage = report.diagnosis.unexplained
     if stage in ("wte", "wpe", "embedding"):
         return "The embeddings themselves differ: are these the same weights, and the same ids?"
     if stage in OUTPUTS and any(row.stage == "ln_f" and row.difference.ratio <= 1 for row in report.rows):
-        return "All that comes before it agrees: it is the output head, its weights, or what is done with its logits."
+        return "All earlier stages agree: check the output head, its weights, and what is done with its logits."
     experiments = (
-        " Two experiments tell most: does the first token alone (T = 1) agree? "
+        " Two experiments help most: does the first token alone (T = 1) agree? "
         "Does a later token change an earlier position?"
     )
     tried = any(note.startswith("Tried: ") for note in report.notes)
@@ -235,7 +249,7 @@ COLUMNS = {  # of the table: a Difference's field, its width and form
 
 
 def table(report: Report, width: int = WIDTH) -> Iterator[str]:
-    """The stages round the first that differs. Lines shorter than usual have no dB and no ulps."""
+    """Yield the table of stages around the first that differs; dB and ulps only if `width` has room for them."""
     rows = report.rows
     at = rows.index(report.first) if report.first else 0
     begin = max(0, min(at - 3, len(rows) - SHOWN))
@@ -249,14 +263,14 @@ def table(report: Report, width: int = WIDTH) -> Iterator[str]:
         yield f"{row.stage:<20}{''.join(figures)}  {alone}".rstrip()
     if len(rows) > begin + SHOWN:
         yield _rest(rows[begin + SHOWN :], "after")
-    of_rms = "; dB and ulps, units in the last place, of the rms against ours" if width >= WIDTH else ""
+    of_rms = "; dB and ulps (units in the last place) compare that rms with ours" if width >= WIDTH else ""
     yield (
-        f"1 tolerance is {FACTOR:g} times the largest rms error of our own runs in {report.dtype}, the model redrawn. "
-        f"rms and largest are of theirs - ours{of_rms}. "
-        "From their input: the stage computed from what they gave below it."
+        f"1 tolerance is {FACTOR:g} times the largest rms error of reordered models that we ran in {report.dtype}. "
+        f"rms and largest describe theirs - ours{of_rms}. "
+        "From their input: whether the stage is right when computed from their earlier stages."
     )
 
 
 def _rest(rows: Sequence[Row], where: str) -> str:
-    """Rows that are not shown, in one."""
+    """Return one line for all rows that are not shown."""
     return f"{'… ' + _stages(len(rows)) + ' ' + where:<20}{max(row.difference.ratio for row in rows):>11.3g} at most"

@@ -1,9 +1,9 @@
-"""How far rounding alone can take a stage.
+"""Measure how far rounding alone can take a stage.
 
-Rounding is sampled: a model is written in another way that is the same function but rounds anew, and run in the
-declared dtype against float64. GPT-2 itself has its channels, heads and units in another order (redrawn). A model with
-a mistake in it need not keep these symmetries, so there weights move by some last bits (moved). A stage's tolerance is
-FACTOR times the largest root-mean-square error of the samples, and never less than rounding the stage itself once.
+Rounding is sampled: the model is rewritten as an equal function that rounds differently, and run in the declared dtype
+against float64. For GPT-2 itself, channels, heads and hidden units are permuted (redrawn). A model with a mistake need
+not have these symmetries, so its weights are moved by a few units in the last place instead (moved). The tolerance of a
+stage is FACTOR times the largest root mean square error of the samples, and at least that of rounding the stage once.
 """
 
 from __future__ import annotations
@@ -22,68 +22,69 @@ from .difference import rms, root
 from .textbook import Formula, Pass, Scope, Textbook, located, merge, split, textbook
 from .theirs import OUTPUTS, Case
 
-DRAWS = 24  # samples of the right model
-WIDE, WIDE_DRAWS = 256, 8  # from this n_embd on: the largest of 8 was at least 0.85 of that of 24 at every stage
-FLIPS = 4  # samples of a mistake whose formula rounds within, so that a last bit may flip a coarser one
-MOVED = 64  # units in the last place by which weights move for these; by one, a coarser bit would seldom flip
-# A naive sum in C, one product after the other, was measured at 3 times BLAS's error, which keeps 16 or more partial
-# sums; twice that leaves room for another exp and tanh, and for the draws' own spread.
+DRAWS = 24  # samples of the correct model
+WIDE, WIDE_DRAWS = 256, 8  # for n_embd from 256: the largest of 8 was at least 0.85 of the largest of 24 at every stage
+FLIPS = 4  # samples of a mistake that rounds internally, where a last bit may flip a coarser one
+MOVED = 64  # units in the last place by which weights move in these samples; 1 would seldom flip a coarser bit
+# A naive sum in C, one product after another, had 3 times the error of BLAS, which keeps 16 or more partial sums. Twice
+# that leaves room for another exp and tanh, and for the spread of the samples.
 FACTOR = 6.0
-CLEAR = 5.0  # times the tolerance, from which on a difference is named
+CLEAR = 5.0  # tolerances from which a mistake is named
 INPUT = {"attn.c_attn": "ln_1", "attn.c_proj": "attn.merged", "mlp.c_fc": "ln_2", "mlp.c_proj": "mlp.act"}
 SPLIT = ("attn.q", "attn.k", "attn.v", "attn.heads")  # [B, H, T, D]
 
-Progress: TypeAlias = Callable[[int, int], None]  # steps done, of how many
+Progress: TypeAlias = Callable[[int, int], None]  # steps done, all steps
 Order: TypeAlias = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
 class Redraw:
-    """Another order of everything: of the residual channels [C], and by block and stage of its last axis, where that
-    has no such channels; "heads" has the order of the heads [H].
+    """A permutation of the model: of the residual channels [C], and per block of the last axis of other stages.
+
+    "heads" is the order of the heads [H] of a block.
     """
 
     channels: Order
     blocks: list[dict[str, Order]]
 
     def columns(self, layer: int | None, stage: str) -> Order:
-        """The order of a stage's last axis; of a split one as it is when merged."""
+        """Return the order of a stage's last axis. Stages split into heads count as merged."""
         return self.channels if layer is None else self.blocks[layer].get(stage, self.channels)
 
     def tensors(self, config: Config, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        """The model's tensors in this order."""
+        """Return the model's tensors in this order."""
         found = {}
         for name in schema(config):
             layer, local = located(name)
             part, _, kind = local.rpartition(".")
-            array = tensors[name]  # take is four times as fast as brackets
+            array = tensors[name]  # take is four times as fast as indexing
             if kind == "weight" and part in INPUT:
                 rows = self.columns(layer, INPUT[part])
-                if len(rows) == len(array):  # an attention alone may have another input width
+                if len(rows) == len(array):  # a single attention part may have another input width
                     array = array.take(rows, axis=0)
             found[name] = array.take(self.columns(layer, part), axis=-1)
         return found
 
     def drawn(self, stage: str, array: Array) -> Array:
-        """A stage of the model in this order, the inverse of restored."""
+        """Return a stage of the model in this order. This is the inverse of restored."""
         places = self.restored(stage, np.arange(array.size, dtype=np.float64).reshape(array.shape))
         return array.reshape(-1)[places.argsort(axis=None)].reshape(array.shape)
 
     def restored(self, stage: str, array: Array) -> Array:
-        """A stage of that model in the model's own order."""
+        """Return a stage of the permuted model in the model's own order."""
         layer, local = located(stage)
         if local in ("attn.scores", "attn.weights"):
             return array.take(self.columns(layer, "heads").argsort(), axis=1)
         whole = merge(array) if local in SPLIT else array
         columns = self.columns(layer, local)
-        if stage in OUTPUTS or len(columns) != whole.shape[-1]:  # or the input of an attention alone
+        if stage in OUTPUTS or len(columns) != whole.shape[-1]:  # or the input of a single attention part
             return array
         whole = whole.take(columns.argsort(), axis=-1)
         return split(whole, array.shape[1]) if local in SPLIT else whole
 
 
 def redraw(config: Config, generator: np.random.Generator) -> Redraw:
-    """Draw another order of everything."""
+    """Return a random permutation of the model."""
     C, D, layers = config.n_embd, config.head_width, range(config.n_layer)
     heads = [generator.permutation(config.n_head) for _ in layers]
     channels = generator.permutation(C)
@@ -107,7 +108,7 @@ def redraw(config: Config, generator: np.random.Generator) -> Redraw:
 
 @dataclass(frozen=True)
 class Moved(Mapping[str, Array]):
-    """These float64 tensors in dtype, their columns moved by some last bits: another draw for each number, 0 as is."""
+    """float64 tensors in dtype, with columns moved by a few last bits. number: which sample; 0 moves nothing."""
 
     tensors: Mapping[str, Array]
     dtype: str
@@ -129,7 +130,7 @@ class Moved(Mapping[str, Array]):
 
 
 def bias_first(name: str, source: str) -> Formula:
-    """source @ weight + bias, the bias as one more row of the weight, which is summed before the others."""
+    """Return the formula source @ weight + bias with the bias as the first row of the weight, so it is added first."""
 
     def formula(s: Scope) -> Array:
         x, weight, bias = s[source], s[f"{name}.weight"], s[f"{name}.bias"]
@@ -148,10 +149,10 @@ def tolerances(
     wanted: Sequence[str],
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Return how far rounding in dtype can take each of these stages of the right model. tensors: float64.
+    """Return how far rounding in dtype can take each wanted stage of the correct model. tensors: float64.
 
-    Every second draw adds its biases before the products and not after them, as BLAS's addmm may: where a bias is large
-    beside its product, each partial sum is then rounded at the bias's size.
+    Every second sample adds biases before the products, as addmm in BLAS may. If a bias is large compared with the
+    product, every partial sum is then rounded at the magnitude of the bias.
     """
     exact = {stage: [run[stage] for run in reference] for stage in wanted}
     draws = DRAWS if config.n_embd < WIDE else WIDE_DRAWS
@@ -166,7 +167,7 @@ def tolerances(
         known = [{k: as_computed(order.drawn(k, x), dtype) for k, x in case.given.items()} for case in cases]
         return errors(book, cases, known, exact, order.restored)
 
-    def least(stage: str) -> float:  # each number is rounded once, and once more as it is stored
+    def least(stage: str) -> float:  # each number is rounded once, and again when stored
         finite = np.concatenate([x[np.isfinite(x)] for x in exact[stage]])
         return 2 * UNIT[dtype] * root(finite) if finite.size else 0.0
 
@@ -181,7 +182,7 @@ def errors(
     exact: Mapping[str, Sequence[Array]],
     restored: Callable[[str, Array], Array] = lambda stage, array: array,
 ) -> dict[str, float]:
-    """Return by stage the root mean square of what runs from known stages differ by, where theirs has it."""
+    """Return the root mean square errors, by stage, of runs from known stages, at the positions that theirs has."""
     found = {}
     with np.errstate(over="ignore", invalid="ignore"):
         runs = run_all(book, cases, known)
@@ -193,7 +194,7 @@ def errors(
 
 
 def run_all(book: Textbook, cases: Sequence[Case], known: Sequence[Mapping[str, Array]] = ()) -> list[Pass]:
-    """A pass for every case; known: stages that are taken as given, besides those that the case says."""
+    """Return a pass for every case. known: stages to take as given, besides those of the case."""
     starts = known or [{}] * len(cases)
     return [
         Pass(book, case.token_ids, {**case.given, **start}, case.padding)

@@ -1,6 +1,6 @@
-"""Calling what others wrote: in the kind of input that it takes, and twice, to tell whether its output is its own.
+"""Call foreign code with the kind of input that it takes, and twice, to check that its output is reproducible.
 
-No framework is imported: torch is used where it is imported already.
+No framework is imported: torch is used only if it is imported already.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from ..errors import NpgptError
 from .outputs import logits_of, raised
 
-DRAWN = "its outputs differ from run to run: dropout is on, or something else is drawn"
+DRAWN = "its outputs differ from run to run: dropout is on, or something else is random"
 STATE = "state is kept between calls (a cache that is not reset?)"
 ROWS = ", row by row"
 Ids = NDArray[np.integer[Any]]
-Run = Callable[[Ids], Mapping[str, NDArray[Any]]]  # theirs, on ids [B, T]
+Run = Callable[[Ids], Mapping[str, NDArray[Any]]]  # their model, on ids [B, T]
 
 
 def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that torch.compile, where it is in use, runs and does not translate."""
+    """Return a function that torch.compile, if in use, runs without compiling it."""
     if "torch._dynamo" not in sys.modules:
         return function
     kept: Callable[..., Any] = sys.modules["torch"].compiler.disable(function)
@@ -36,8 +36,8 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def invoke(function: Callable[..., Any], given: Any, signature: Callable[..., Any] | None = None) -> Any:
-    """Call a function with its input, and with None for each further argument that it needs, such as targets; with the
-    input for these, where it cannot do with None. signature: what tells its arguments, where that is another function.
+    """Call a function with its input, and with None for other required arguments, such as targets; if it raises,
+    call it with the input for these. signature: the function whose signature counts, if another.
     """
     torch = sys.modules.get("torch")
     try:
@@ -57,18 +57,18 @@ def invoke(function: Callable[..., Any], given: Any, signature: Callable[..., An
 
 
 class Kind(NamedTuple):
-    """A kind of input: what it is called for a whole batch and for one row of it, and how an array becomes one."""
+    """A kind of input: its name for a whole batch, its name for one row, and the conversion of an array to it."""
 
     batch: str
     row: str
     convert: Callable[[NDArray[Any]], Any]
 
 
-Ways = dict[str, Callable[[NDArray[Any]], NDArray[Any]]]  # how a function can be called, by what messages say of it
+Ways = dict[str, Callable[[NDArray[Any]], NDArray[Any]]]  # ways to call a function, by their name in messages
 
 
 def ways(kinds: list[Kind], call: Callable[[Any], NDArray[Any]]) -> Ways:
-    """Return calls with each kind for the whole batch, and then for one row after another."""
+    """Return the ways to call with each kind of input: first with the whole batch, then row by row."""
 
     def whole(kind: Kind, batch: NDArray[Any]) -> NDArray[Any]:
         return call(kind.convert(batch))
@@ -84,9 +84,9 @@ def ways(kinds: list[Kind], call: Callable[[Any], NDArray[Any]]) -> Ways:
 def working(
     calls: Ways, x: NDArray[Any], failed: dict[str, str], final: type[Exception] | tuple[()] = ()
 ) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield what x gives in each way in which nothing is raised; what is raised in others is put into failed.
+    """Yield (way, output for x) for each way that raises nothing. Errors of the others are put into failed.
 
-    final: an exception after which no other way is tried.
+    final: an exception that ends the trials and is raised.
     """
     for way, call in calls.items():
         try:
@@ -104,21 +104,21 @@ def _long_tensor(ids: Ids) -> Any:
 
 
 # The kinds of ids, in the order in which they are tried.
-USUAL = Kind("NumPy's int64 [B, T]", "NumPy's int64 [T]", lambda ids: ids.astype(np.int64))
+USUAL = Kind("a NumPy array of int64 [B, T]", "a NumPy array of int64 [T]", lambda ids: ids.astype(np.int64))
 TENSORS = Kind("a torch LongTensor [B, T]", "a torch LongTensor [T]", _long_tensor)
 LISTS = Kind("a list of rows", "a list", lambda ids: ids.tolist())
 
 
 @dataclass
 class Function:
-    """A callable from ids to logits. way: in which it is called, known once it was."""
+    """A callable from ids to logits. way: how to call it, known after the first call."""
 
     theirs: Callable[..., Any]
     vocab_size: int
     way: str = ""
 
     def run(self, token_ids: Ids) -> dict[str, NDArray[Any]]:
-        """Return its logits on ids [B, T]. Raises NpgptError where it raises with every kind of ids."""
+        """Return its logits on ids [B, T]. Raises NpgptError if it raises with every kind of ids."""
         kinds = [USUAL, TENSORS, LISTS] if "torch" in sys.modules else [USUAL, LISTS]
         known = ways(kinds, lambda ids: logits_of(invoke(self.theirs, ids), self.vocab_size))
         failed: dict[str, str] = {}
@@ -128,26 +128,26 @@ class Function:
         if len(set(failed.values())) == 1:
             raise NpgptError(f"{self.name} raises {next(iter(failed.values()))}")
         whole = "; with ".join(f"{way}, {error}" for way, error in failed.items() if not way.endswith(ROWS))
-        raise NpgptError(f"{self.name} raises an error for every kind of ids: with {whole}")
+        raise NpgptError(f"{self.name} raises an error for every kind of input: with {whole}")
 
     @property
     def name(self) -> str:
-        """What it is called in messages."""
+        """Its name in messages."""
         name = str(getattr(self.theirs, "__qualname__", type(self.theirs).__name__))
         return "the lambda" if name.endswith("<lambda>") else name.rpartition("<locals>.")[2]
 
     @property
     def notes(self) -> list[str]:
-        """Which kind of ids it was called with, where that is not the usual one."""
+        """A note on the kind of ids that it was called with, unless it is the usual one."""
         if self.way == USUAL.batch:
             return []
-        return [f"It was called with ids as {self.way}, since {USUAL.batch} raises an error in it."]
+        return [f"It was called with ids as {self.way}, since it raises an error for {USUAL.batch}."]
 
 
 def unsteady(run: Run, token_ids: Ids, first: NDArray[Any], rewind: Callable[[], None], unit: float) -> str:
-    """Return what is wrong where a second run on the same ids gives other logits than the first, nothing where not.
+    """Return why a second run on the same ids gives other logits than the first, or "" if it does not.
 
-    rewind: puts random numbers back to where they were before the first run, which tells drawing from keeping.
+    rewind: resets the random number generators to before the first run, which tells randomness from kept state.
     """
     try:
         second = run(token_ids)["logits"]
@@ -160,15 +160,15 @@ def unsteady(run: Run, token_ids: Ids, first: NDArray[Any], rewind: Callable[[],
         if alike(first, run(token_ids)["logits"], unit):
             return DRAWN
     if first.shape != second.shape:
-        return f"its second output on the same ids is {list(second.shape)}, the first {list(first.shape)}: {STATE}"
-    return f"its outputs differ from run to run, with the same random numbers too: {STATE}, or its own generator draws"
+        return f"its outputs on the same ids have shapes {list(first.shape)}, then {list(second.shape)}: {STATE}"
+    return f"its outputs differ from run to run, even with the same random seed: {STATE}, or it has its own generator"
 
 
 def alike(one: NDArray[Any], other: NDArray[Any], unit: float) -> bool:
-    """Return whether two outputs are equal but for rounding, which threads that add up in another order may bring."""
+    """Return whether two outputs are equal up to rounding, since threads may add in another order."""
     if one.shape != other.shape:
         return False
-    if one.dtype.kind not in "fiu" or np.array_equal(one, other, equal_nan=True):  # text is refused elsewhere
+    if one.dtype.kind not in "fiu" or np.array_equal(one, other, equal_nan=True):  # text is rejected elsewhere
         return True
     with np.errstate(all="ignore"):
         gap, size = (float(np.square(x.astype(np.float64)).mean()) for x in (one - other, one))
@@ -176,9 +176,9 @@ def alike(one: NDArray[Any], other: NDArray[Any], unit: float) -> bool:
 
 
 def rewinder() -> Callable[[], None]:
-    """Return what puts the random numbers of Python, NumPy and torch back to where they are now."""
+    """Return a function that resets the generators of Python, NumPy and torch to their present state."""
     kept: list[tuple[Callable[[Any], Any], Any]] = [(random.setstate, random.getstate())]
-    kept.append((np.random.set_state, np.random.get_state()))  # noqa: NPY002 - the ones that others draw from
+    kept.append((np.random.set_state, np.random.get_state()))  # noqa: NPY002 - the global generator that others use
     if (torch := sys.modules.get("torch")) is not None:
         kept.append((torch.set_rng_state, torch.get_rng_state()))
 

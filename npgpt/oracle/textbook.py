@@ -1,7 +1,7 @@
-"""GPT-2 a second time, as a textbook has it: the whole square, no cache, no blocks, a line for every formula.
+"""A second implementation of GPT-2, written like a textbook: full attention matrices, no cache, one line per formula.
 
-It keeps model.py honest, and it is what the catalogue of mistakes alters: every stage is a named formula of other
-stages, computed when it is first asked for, so that a mistake is another formula under the same name.
+It verifies model.py, and the catalogue of mistakes alters it. Every stage is a named formula of other stages, computed
+on first use, so a mistake is another formula under the same name.
 
 Shapes as in model.py: B rows, T tokens, C n_embd, H n_head, D head width, F inner width, V vocab_size, N n_positions.
 """
@@ -26,66 +26,66 @@ Formula: TypeAlias = "Callable[[Scope], Any]"
 
 
 def gelu(x: Array, cubic: float = 0.044715, half: float = 0.5, root: float = math.sqrt(2 / math.pi)) -> Array:
-    """The tanh form."""
+    """Return GELU in its tanh form."""
     return x * half * (np.tanh((x * x * x * cubic + x) * root) + 1)
 
 
 def gelu_erf(x: Array) -> Array:
-    """The exact form."""
+    """Return GELU in its exact form."""
     return x * 0.5 * (once(erf, x * math.sqrt(0.5)) + 1)
 
 
 def softmax(x: Array, axis: int = -1) -> Array:
-    """exp(x) / Σ exp(x)."""
+    """Return exp(x) / Σ exp(x)."""
     powers = np.exp(x - x.max(axis=axis, keepdims=True))
     return powers / powers.sum(axis=axis, keepdims=True)
 
 
 def log_softmax(x: Array) -> Array:
-    """log(softmax(x)), over the last axis."""
+    """Return log(softmax(x)) over the last axis."""
     x = x - x.max(axis=-1, keepdims=True)
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
 def layer_norm(x: Array, weight: Array, bias: Array, epsilon: float, axis: int = -1) -> Array:
-    """Over the last axis, or another."""
+    """Return x normalised over an axis, with gain and bias."""
     centred = x - x.mean(axis=axis, keepdims=True)
     return centred / np.sqrt((centred * centred).mean(axis=axis, keepdims=True) + epsilon) * weight + bias
 
 
 def split(x: Array, n_head: int) -> Array:
-    """[B, T, C] → [B, H, T, D]."""
+    """Split channels into heads: [B, T, C] → [B, H, T, D]."""
     return np.stack(np.split(x, n_head, axis=-1), axis=1)
 
 
 def merge(x: Array) -> Array:
-    """[B, H, T, D] → [B, T, C]."""
+    """Merge heads into channels: [B, H, T, D] → [B, T, C]."""
     return np.concatenate([x[:, head] for head in range(x.shape[1])], axis=-1)
 
 
 def masked(scores: Array, visible: NDArray[np.bool_], hidden: float = -math.inf) -> Array:
-    """scores [B, H, T, T] where a key is visible [T, T], hidden elsewhere."""
+    """Return scores [B, H, T, T] with those of keys that are not visible [T, T] set to hidden."""
     scores = scores.copy()
     scores[..., ~visible] = hidden
     return scores
 
 
 def linear(s: Scope, name: str, x: Array) -> Array:
-    """x @ weight + bias, with the parameters of that name."""
+    """Return x @ weight + bias with the parameters of this name."""
     return x @ s[f"{name}.weight"] + s[f"{name}.bias"]
 
 
 def normalised(s: Scope, name: str, x: Array) -> Array:
-    """The LayerNorm of that name."""
+    """Return x after the LayerNorm of this name."""
     return s["layer_norm"](x, s[f"{name}.weight"], s[f"{name}.bias"], s["epsilon"])
 
 
 def parameter(name: str, change: Callable[[Array], Array] = lambda x: x) -> Formula:
-    """The tensor itself, or what a change makes of it."""
+    """Return the formula of a tensor, with a change applied."""
     return lambda s: change(s.tensor(name))
 
 
-BLOCK: dict[str, Formula] = {  # in one block; input is the stream as it enters
+BLOCK: dict[str, Formula] = {  # in one block; input is the residual stream that enters it
     "ln_1": lambda s: normalised(s, "ln_1", s["input"]),
     "attn.c_attn": lambda s: linear(s, "attn.c_attn", s["ln_1"]),  # [B, T, 3C]
     "attn.thirds": lambda s: np.split(s["attn.c_attn"], 3, axis=-1),
@@ -109,10 +109,10 @@ BLOCK: dict[str, Formula] = {  # in one block; input is the stream as it enters
     "mlp.c_proj": lambda s: linear(s, "mlp.c_proj", s["mlp.act"]),
     "": lambda s: s["attn.residual"] + s["mlp.c_proj"],  # the block's output
 }
-MODEL: dict[str, Formula] = {  # once
+MODEL: dict[str, Formula] = {  # outside the blocks
     "token_ids": lambda s: s.run.token_ids,  # [B, T]
     "positions": lambda s: np.arange(s["token_ids"].shape[1]),
-    "visible": lambda s: np.tri(s["token_ids"].shape[1], dtype=bool),  # [T, T], a query a row
+    "visible": lambda s: np.tri(s["token_ids"].shape[1], dtype=bool),  # [T, T], one row per query
     "lm_head.weight": lambda s: s["wte.weight"] if s.config.tie_word_embeddings else s.tensor("lm_head.weight"),
     "wte": lambda s: s["wte.weight"][s["token_ids"]],
     "wpe": lambda s: s["wpe.weight"][s["positions"]][None],  # [1, T, C]
@@ -123,7 +123,7 @@ MODEL: dict[str, Formula] = {  # once
     "log_probabilities": lambda s: log_softmax(s["logits"]),
 }
 COMPARED = tuple(name for name in BLOCK if name not in ("attn.thirds", "attn.scale", "attn.products"))
-NORM: dict[str, Formula] = {  # in every block, and again for ln_f
+NORM: dict[str, Formula] = {  # in every block and for ln_f
     "epsilon": lambda s: s.config.layer_norm_epsilon,
     "layer_norm": lambda s: layer_norm,
 }
@@ -141,8 +141,8 @@ MODEL |= NORM | {name: parameter(name) for name in ("wte.weight", "wpe.weight", 
 
 @dataclass(frozen=True)
 class Textbook:
-    """A model to be run: formulas, and which block's tensors stand at each depth. tensors are by canonical name, in
-    whichever arithmetic the pass is to have. flips: a formula rounds within, so that a last bit may turn a coarser one.
+    """A model to run: its formulas, tensors by canonical name in the arithmetic of the pass, and the index of the block
+    used at each depth. flips: whether a formula rounds internally.
     """
 
     config: Config
@@ -153,9 +153,9 @@ class Textbook:
     flips: bool = False
 
     def altered(self, formulas: Mapping[str, Formula], layer: int | None = None, flips: bool = False) -> Textbook:
-        """The same with some formulas replaced, in all blocks and behind them, or at one depth alone.
+        """Return a copy with some formulas replaced, everywhere or at one depth only.
 
-        layer: a block's depth, or n_layer for what is not in a block.
+        layer: the depth of a block, or n_layer for formulas outside the blocks.
         """
         n_layer = self.config.n_layer
         block = {name: formula for name, formula in formulas.items() if name in BLOCK and layer != n_layer}
@@ -166,22 +166,22 @@ class Textbook:
 
 
 def at_depth(layer: int, formula: Formula, elsewhere: Formula) -> Formula:
-    """The formula in one block, and another in all others."""
+    """Return a formula that is used at one depth, with another one elsewhere."""
     return lambda s: formula(s) if s.layer == layer else elsewhere(s)
 
 
 @dataclass
 class Pass:
-    """One forward pass: a stage by its name, "h.0.attn.q", computed when it is first asked for.
+    """One forward pass. Indexing by name, such as "h.0.attn.q", computes a stage on first use.
 
-    known: stages that are taken as given. padding: tokens that stood on the left of these and are not here.
+    known: stages to take as given. padding: tokens removed on the left.
     """
 
     book: Textbook
     token_ids: NDArray[np.integer[Any]]  # [B, T]
     known: dict[str, Any] = field(default_factory=dict)
     padding: int = 0
-    asked: set[str] = field(default_factory=set)  # names of all that the stages computed so far rest on
+    asked: set[str] = field(default_factory=set)  # names of everything used so far
 
     def __getitem__(self, name: str) -> Any:
         self.asked.add(name)
@@ -190,38 +190,38 @@ class Pass:
         return self.known[name]
 
     def compute(self, name: str) -> Any:
-        """A stage anew, from what it is made of."""
+        """Compute a stage from its formula, even if it is known."""
         layer, local = located(name)
         return (self.book.model if layer is None else self.book.block)[local](Scope(self, layer))
 
     def stream(self, blocks: int) -> Any:
-        """What enters the next block after so many."""
+        """Return the residual stream after this many blocks."""
         done = next((number for number in range(blocks, 0, -1) if f"h.{number - 1}" in self.known), 0)
-        for number in range(done, blocks):  # from below, since Python's stack is shorter than gpt2-xl
+        for number in range(done, blocks):  # in order, since recursion through gpt2-xl would overflow the stack
             self[f"h.{number}"]
         return self[f"h.{blocks - 1}" if blocks else "embedding"]
 
 
 @dataclass(frozen=True)
 class Scope:
-    """What a formula sees: stages by their names within its block, of the whole model where the block has none."""
+    """What a formula sees: stages by local name in its block, or of the whole model if the block has none."""
 
     run: Pass
     block: int | None
 
     @property
     def config(self) -> Config:
-        """Of the model."""
+        """The configuration of the model."""
         return self.run.book.config
 
     @property
     def layer(self) -> int:
-        """The depth, from 0; only within a block."""
+        """The depth, from 0. Defined only within a block."""
         assert self.block is not None
         return self.block
 
     def tensor(self, name: str) -> Array:
-        """A tensor of this block, or of the model."""
+        """Return a tensor of this block, or of the model."""
         prefix = "" if self.block is None else f"h.{self.run.book.layers[self.block]}."
         return self.run.book.tensors[prefix + name]
 
@@ -235,7 +235,7 @@ class Scope:
 
 @cache
 def located(name: str) -> tuple[int | None, str]:
-    """ "h.3.attn.q" is (3, "attn.q"), "h.3" is (3, ""), "ln_f" is (None, "ln_f")."""
+    """Split a name in two: "h.3.attn.q" is (3, "attn.q"), "h.3" is (3, ""), "ln_f" is (None, "ln_f")."""
     if not name.startswith("h."):
         return None, name
     number, _, local = name[2:].partition(".")
@@ -243,11 +243,11 @@ def located(name: str) -> tuple[int | None, str]:
 
 
 def stages(n_layer: int) -> list[str]:
-    """What is compared, in the order of computation."""
+    """Return the stages that are compared, in the order of computation."""
     blocks = [f"h.{layer}.{name}".rstrip(".") for layer in range(n_layer) for name in COMPARED]
     return ["wte", "wpe", "embedding", *blocks, "ln_f", "logits", "log_probabilities"]
 
 
 def textbook(config: Config, tensors: Mapping[str, Array]) -> Textbook:
-    """GPT-2 as it is."""
+    """Return the textbook model of correct GPT-2."""
     return Textbook(config, tensors, tuple(range(config.n_layer)))

@@ -1,7 +1,7 @@
-"""In which way one tensor differs from what it should be: the table WAYS, of which the first that fits is told.
+"""Describe in which way one tensor differs from what it should be. WAYS lists the ways; the first that fits is used.
 
-A way yields words that follow "is", and whether they fit; what it yields after words that do is not computed. Each is
-looked for in the first row before the whole, since a model is large.
+A way yields pairs of words that follow "is" and whether they fit. It runs only up to the first pair that fits. Most
+checks look at the first row before the whole tensor, since a model is large.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ..parameters import Array
 from .arithmetic import rounded
 from .textbook import located
 
-C_ATTN = ("queries", "keys", "values")  # of c_attn, side by side
-SAMPLE = 16  # rows, columns or blocks in which a grid is looked for
-KINDS = ("float16", "bfloat16", "float32")  # to which weights may have been rounded
-LEAST = 24  # numbers, below which nothing is told from their distribution
+C_ATTN = ("queries", "keys", "values")  # the thirds of c_attn
+SAMPLE = 16  # number of rows, columns or blocks searched for a grid
+KINDS = ("float16", "bfloat16", "float32")  # dtypes that weights may have been rounded to
+LEAST = 24  # fewest numbers whose distribution says anything
 Words = Iterator[tuple[str, bool]]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A tensor of theirs beside the reference's, of one shape. unit: how far storing it may round it."""
+    """A tensor of theirs and the reference's, of equal shape. unit: largest relative rounding of the stored dtype."""
 
     name: str
     found: Array
@@ -37,43 +37,43 @@ class Pair:
 
 
 def same(one: Array, other: Array) -> bool:
-    """Return whether two arrays are equal; different ones are mostly told by their first row."""
+    """Return whether two arrays are equal. The first row is compared first, since most differences show there."""
     return one.shape == other.shape and np.array_equal(one[:1], other[:1]) and np.array_equal(one, other)
 
 
 def same_rounded(one: Array, other: Array, dtype: str) -> bool:
-    """Return whether an array is another one rounded to dtype."""
+    """Return whether one array equals another rounded to dtype."""
     return all(same(one[:rows], rounded(other[:rows], dtype)) for rows in (1, None))
 
 
 def in_which_way(pair: Pair) -> str:
-    """Return the first way that fits; the last one always does."""
+    """Return the words of the first way that fits. The last way always fits."""
     return next(words for way in WAYS for words, fits in way(pair) if fits)
 
 
 def spoiled(pair: Pair) -> Words:
-    """What tells nothing of the reference, such as gains as they begin."""
+    """Yield signs of a tensor without content: not finite, zero, or one number throughout."""
     x = pair.found
     finite = np.isfinite(x)
-    yield f"not finite in {_place(~finite)}", not finite.all()
-    yield "zero: dropped, or never loaded", not x.any()
-    yield f"{x.flat[0]:g} everywhere: never loaded?", x.size > 1 and bool((x == x.flat[0]).all())
+    yield f"NaN or infinite in {_place(~finite)}", not finite.all()
+    yield "all 0: dropped, or never loaded", not x.any()
+    yield f"all {x.flat[0]:g}: never loaded?", x.size > 1 and bool((x == x.flat[0]).all())
 
 
 def rearranged(pair: Pair) -> Words:
-    """The very numbers of the reference, or what they become in another dtype, in another place."""
+    """Yield the ways to rearrange, misplace or round the numbers of the reference."""
     x, y, (layer, local) = pair.found, pair.expected, located(pair.name)
     yield "transposed", same(x, y.T)
     if thirds := _thirds(pair, y):
         yield "transposed in each of q, k, v", same(x, np.concatenate([third.T for third in thirds], axis=-1))
         for order in permutations(range(3)):
-            words = f"permuted: {', '.join('qkv'[place] for place in order)} in place of q, k, v"
+            words = f"permuted: {', '.join('qkv'[place] for place in order)} instead of q, k, v"
             yield words, same(x, np.concatenate([thirds[place] for place in order], axis=-1))
     for dtype in KINDS:
         yield f"rounded to {dtype}", same_rounded(x, y, dtype)
     for other, array in pair.reference.items():
         at, same_local = located(other)[0], located(other)[1] == local
-        elsewhere = f"another block's (h.{at} for h.{layer}): the layers are in another order"
+        elsewhere = f"from another block (h.{at} instead of h.{layer}): the blocks are in the wrong order"
         yield elsewhere if same_local else f"the reference's {other}", other != pair.name and same(x, array)
     for by in (1, -1, 2, -2) if x.ndim == 2 and len(x) > 8 else ():
         late, early = (x, y) if by > 0 else (y, x)
@@ -82,36 +82,36 @@ def rearranged(pair: Pair) -> Words:
 
 
 def in_part(pair: Pair) -> Words:
-    """One or two of queries, keys and values alone, or zero in a part."""
+    """Yield faults of one part: one or two of queries, keys and values, or a part that is 0."""
     found, expected = _thirds(pair, pair.found), _thirds(pair, pair.expected)
     wrong = [n for n, (x, y) in enumerate(zip(found, expected, strict=True)) if not same(x, y)]
     if 0 < len(wrong) < 3:
         name = pair.name.replace("c_attn", "third")
         told, *more = {in_which_way(replace(pair, name=name, found=found[n], expected=expected[n])) for n in wrong}
-        yield f"{told}, in its {' and '.join(C_ATTN[n] for n in wrong)} alone", not more
+        yield f"{told} (only in its {' and '.join(C_ATTN[n] for n in wrong)})", not more
     apart = pair.found != pair.expected
     zero = not apart.all() and not np.logical_and(apart, pair.found).any()
-    yield f"zero in {_place(apart)}, and right elsewhere", zero
+    yield f"0 in {_place(apart)} and correct elsewhere", zero
 
 
 def shuffled(pair: Pair) -> Words:
-    """The same numbers in another order."""
+    """Yield orders in which the reference's numbers may be."""
     x, y = pair.found, pair.expected
     if (x.min(), x.max()) != (y.min(), y.max()) or abs(x.sum() - y.sum()) > 1e-9 * np.abs(x).sum():
         return
     if x.ndim == 2:
         reshaped = same(x, y.reshape(y.shape[::-1]).T) or same(x, y.T.reshape(y.shape))
-        yield "reshaped where it had to be transposed", reshaped
+        yield "reshaped instead of transposed", reshaped
         for axis, word in enumerate(("rows", "columns")):
             drawn = np.random.default_rng(0).standard_normal(x.shape[1 - axis])
             one, other = (np.sort(np.moveaxis(z, axis, 0) @ drawn) for z in (x, y))
-            words = f"the reference's with its {word} in another order"
+            words = f"the reference's with its {word} in a different order"
             yield words, np.allclose(one, other, rtol=1e-9, atol=1e-9)
-    yield "the reference's numbers in another order", np.array_equal(np.sort(x.ravel()), np.sort(y.ravel()))
+    yield "made of the reference's numbers in a different order", np.array_equal(np.sort(x.ravel()), np.sort(y.ravel()))
 
 
 def scaled(pair: Pair) -> Words:
-    """All numbers times one, or one number added to all, as where gains are stored less one."""
+    """Yield a common factor or a common summand. Gemma-style gains, for example, are stored minus 1."""
     x, y, unit = pair.found, pair.expected, 4 * pair.unit
 
     def near(room: float, factor: float = 1.0, by: float = 0.0) -> bool:
@@ -126,7 +126,7 @@ def scaled(pair: Pair) -> Words:
 
 
 def quantised(pair: Pair) -> Words:
-    """Near the reference's numbers, on a grid for each group of them."""
+    """Yield quantisations: numbers near the reference's, on a regular grid in each group."""
     x, y = pair.found, pair.expected
     if x.size < LEAST or np.square(x - y).mean() > 0.05 * np.square(y).mean():
         return
@@ -136,7 +136,7 @@ def quantised(pair: Pair) -> Words:
 
 
 def others(pair: Pair) -> Words:
-    """Numbers that have nothing to do with the reference's, or are near them: where, and by how much."""
+    """Yield what is left: numbers unrelated to the reference's, or near them, with where and by how much."""
     x, y = pair.found, pair.expected
     one, other = x - x.mean(), y - y.mean()
     related = float(np.vdot(one, other) / (np.linalg.norm(one) * np.linalg.norm(other) or 1.0))
@@ -144,9 +144,9 @@ def others(pair: Pair) -> Words:
         widths = {*x.shape, *pair.reference["wte.weight"].shape[1:]}
         begun = next((words for words, fits in _beginnings(x, widths) if fits), "")
         fresh = begun != "" and not dict(_beginnings(y, widths))[begun]
-        yield f"never loaded: still as initialised ({begun})", fresh
-        how = f"correlation {related:.2f}, spread {x.std():.3g} in place of {y.std():.3g}"
-        yield f"unrelated to the reference's ({how}): another model's, or never loaded", True
+        yield f"never loaded: still the initial values ({begun})", fresh
+        how = f"correlation {related:.2f}, standard deviation {x.std():.3g} instead of {y.std():.3g}"
+        yield f"unrelated to the reference's ({how}): from another model, or never loaded", True
     apart = x != y
     where = "" if apart.all() else f" in {_place(apart)}"
     yield f"different{where}, by up to {np.abs(x - y).max():.3g}", True
@@ -156,12 +156,12 @@ WAYS: tuple[Callable[[Pair], Words], ...] = (spoiled, rearranged, in_part, shuff
 
 
 def _thirds(pair: Pair, array: Array) -> list[Array]:
-    """Of c_attn alone; none of any other tensor."""
+    """Return the thirds of c_attn, and no parts for any other tensor."""
     return np.split(array, 3, axis=-1) if ".c_attn." in pair.name else []
 
 
 def _place(mask: NDArray[np.bool_]) -> str:
-    """Where a mask is set, by rows or columns where that tells it, else how much of it."""
+    """Return words for where a mask is set: rows or columns if only some are affected, else a count of numbers."""
     for axis, word in enumerate(("row", "column") if mask.ndim == 2 else ("number",)):
         along = np.asarray(mask.any(axis=1 - axis)) if mask.ndim == 2 else mask
         places = np.flatnonzero(along)
@@ -174,7 +174,7 @@ def _place(mask: NDArray[np.bool_]) -> str:
 
 
 def _groups(x: Array) -> Iterator[tuple[str, Array]]:
-    """Numbers [groups, size] that may share a scale, a sample of them."""
+    """Yield titles and samples [groups, size] of numbers that may share a scale."""
     if x.ndim == 2:
         for lines, word in ((x[:SAMPLE], "row"), (x.T[:SAMPLE], "column")):
             yield f"each {word}", lines
@@ -185,26 +185,26 @@ def _groups(x: Array) -> Iterator[tuple[str, Array]]:
 
 
 def _on_a_grid(groups: Array, bits: int) -> bool:
-    """Whether the numbers of each group are whole multiples of its scale, counted from 0 or from its least number."""
+    """Return whether each group's numbers are integer multiples of a scale, counted from 0 or from the minimum."""
     low, high = groups.min(axis=1, keepdims=True), groups.max(axis=1, keepdims=True)
     peak = np.maximum(np.abs(low), np.abs(high))
     spread = np.abs(groups - np.median(groups, axis=1, keepdims=True)).mean()
     steps = ((0, peak / (2 ** (bits - 1) - 1)), (0, peak / 2 ** (bits - 1)), (low, (high - low) / (2**bits - 1)))
     for origin, step in steps:
         places = (groups - origin) / np.where(step > 0, step, 1)
-        off = np.abs(places - np.round(places))  # 0.25 on average where there is no grid
-        if off.mean() < 0.04 and (off * step).mean() < 0.02 * spread:  # and not since all but an outlier is small
+        off = np.abs(places - np.round(places))  # 0.25 on average without a grid
+        if off.mean() < 0.04 and (off * step).mean() < 0.02 * spread:  # not just due to an outlier
             return True
     return False
 
 
 def _beginnings(x: Array, widths: Iterable[int]) -> Words:
-    """How programs initialise, and whether these numbers are so."""
+    """Yield common initialisations and whether these numbers follow them."""
     room, spread = 4 / math.sqrt(x.size), float(x.std())
     centred = abs(float(x.mean())) < room * spread
     peak = float(np.abs(x).max())
     for size in (0.02, 1.0):
-        yield f"mean 0 and spread {size:g}", centred and abs(spread / size - 1) < room and peak > 2 * spread
+        yield f"mean 0, standard deviation {size:g}", centred and abs(spread / size - 1) < room and peak > 2 * spread
     for width in sorted(widths):
         bound = 1 / math.sqrt(width)
         yield f"uniform within 1/sqrt({width})", centred and bound * (1 - 8 / x.size) < peak <= bound * (1 + 1e-6)

@@ -1,6 +1,6 @@
-"""Where a stage differs, and how: rows, positions, heads and channels, or one relation that holds everywhere.
+"""Describe where a stage differs: rows, positions, heads and channels, or a relation that holds everywhere.
 
-This tells most of what no catalogue has: a mask or a cache shows in positions, padding in rows, a wrong split in heads.
+This helps with mistakes outside the catalogue: masks and caches show in positions, padding in rows, splits in heads.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from .difference import aligned, root
 from .textbook import located
 from .theirs import OUTPUTS
 
-LISTED = 4  # places that are named one by one
+LISTED = 4  # most places that are listed individually
 BY_HEAD = ("attn.q", "attn.k", "attn.v", "attn.scores", "attn.weights", "attn.heads")  # [B, H, T, …]
 IN_HEADS = ("attn.query", "attn.key", "attn.value", "attn.merged")  # [B, T, C], C = H · D
-RELATED = 3  # times the tolerance that a relation may leave, since its own numbers are fitted
+RELATED = 3  # tolerances that a relation may leave, since its constants are fitted
 
 
 def where(stage: str, theirs: Sequence[Array], ours: Sequence[Array], tolerance: float, n_head: int) -> str:
-    """Return in one line where a stage of some cases differs by more than its tolerance, and by which relation.
+    """Return one line on where a stage differs by more than its tolerance, and by which relation.
 
-    theirs and ours: a stage of each case, [B, T, …] or [B, H, T, …].
+    theirs, ours: the stage in each case, [B, T, …] or [B, H, T, …].
     """
     pairs = [aligned(stage, one, other) for one, other in zip(theirs, ours, strict=True)]
     whole = [pair for pair in pairs if pair is not None]
     if len(whole) < len(pairs):
-        return "the shapes differ, so that nothing can be held against each other"
-    if len({one.shape[1:] for one, _ in whole}) > 1:  # padded rows, each of its own length
+        return "the shapes differ, so the numbers cannot be compared"
+    if len({one.shape[1:] for one, _ in whole}) > 1:  # padded rows of different lengths
         bad = [n for n, (one, other) in enumerate(whole) if root(one - other) > tolerance]
         rows = listed("row", bad, len(whole)) if bad else "no single row"
         return f"{rows} {'differ' if len(bad) > 1 else 'differs'}{'' if bad else ' by more than a tolerance'}"
@@ -41,7 +41,7 @@ def where(stage: str, theirs: Sequence[Array], ours: Sequence[Array], tolerance:
 
 
 def not_finite(x: Array, y: Array, tolerance: float) -> Iterator[str]:
-    """How many numbers are NaN or infinite, at which positions, and whether all others agree."""
+    """Yield how many numbers are NaN or infinite, at which positions, and whether all others agree."""
     for name, found in (("NaN", np.isnan(x)), ("-inf", np.isneginf(x)), ("inf", np.isposinf(x))):
         at = np.unique(found.nonzero()[-2])
         if len(at):
@@ -49,11 +49,11 @@ def not_finite(x: Array, y: Array, tolerance: float) -> Iterator[str]:
             yield f"{share} {'are' if share[0].isdigit() else 'is'} {name}, {at_positions(at, x.shape[-2])}"
     rest = np.isfinite(x) & np.isfinite(y)
     if rest.any():
-        yield "all other numbers agree" if root((x - y)[rest]) <= tolerance else "other numbers differ, too"
+        yield "all other numbers agree" if root((x - y)[rest]) <= tolerance else "other numbers also differ"
 
 
 def places(stage: str, gap: Array, tolerance: float, n_head: int) -> Iterator[str]:
-    """Rows, heads, positions and channels, where not all of them differ."""
+    """Yield the rows, heads, positions and channels that differ, unless all do."""
     local = located(stage)[1]
     axes = ("row", "position", "id" if stage in OUTPUTS else "channel")
     if local in BY_HEAD:
@@ -68,25 +68,25 @@ def places(stage: str, gap: Array, tolerance: float, n_head: int) -> Iterator[st
         if name == "position" and size > 1:
             yield at_positions(bad, size)
         elif 0 < len(bad) < size:
-            yield f"{listed(name, bad, size)} only"
+            yield f"only {listed(name, bad, size)}"
 
 
 def at_positions(bad: NDArray[np.intp], count: int) -> str:
-    """Positions in words: a run from the beginning or to the end tells of a mask, a cache or padding."""
+    """Return positions in words. A run from the beginning or to the end suggests a mask, a cache or padding."""
     first, last = (int(bad[0]), int(bad[-1])) if len(bad) else (0, 0)
     if len(bad) == count:
-        return f"at all {count} positions" if count > 1 else "at the one position"
+        return f"at all {count} positions" if count > 1 else "at the only position"
     if len(bad) > 1 and len(bad) == last - first + 1:
         if last == count - 1:
             agree = f"positions 0 to {first - 1} agree" if first > 1 else "position 0 agrees"
-            return f"{agree}, from {first} on they differ"
+            return f"{agree}, all from {first} on differ"
         if first == 0:
-            return f"positions 0 to {last} differ, from {last + 1} on they agree"
-    return f"{listed('position', bad, count)} only" if len(bad) else "at no single position by more than a tolerance"
+            return f"positions 0 to {last} differ, all from {last + 1} on agree"
+    return f"only {listed('position', bad, count)}" if len(bad) else "at no single position by more than a tolerance"
 
 
 def listed(name: str, bad: Sequence[int] | NDArray[np.intp], count: int) -> str:
-    """Some places by their numbers, a run by its ends, many by how many they are."""
+    """Return places in words: a few by their numbers, a run by its ends, many by their count."""
     numbers = [int(n) for n in bad]
     if len(numbers) == 1:
         return f"{name} {numbers[0]} of {count}"
@@ -98,7 +98,7 @@ def listed(name: str, bad: Sequence[int] | NDArray[np.intp], count: int) -> str:
 
 
 def relations(x: Array, y: Array, tolerance: float) -> Iterator[str]:
-    """The first relation between theirs and ours that holds to rounding."""
+    """Yield the first relation between theirs and ours that holds up to rounding, if any."""
 
     def times(axis: int | None) -> Array:
         products, squares = (np.sum(each * y, axis=axis, keepdims=True) for each in (x, y))
@@ -107,14 +107,14 @@ def relations(x: Array, y: Array, tolerance: float) -> Iterator[str]:
     gap, scale = x - y, times(None)
     ways: list[tuple[str, Callable[[], Array]]] = [
         ("theirs = 0 everywhere", lambda: x),
-        (f"theirs = {scale.item():.6g} x ours, to rounding", lambda: (x - scale * y) / max(1.0, abs(scale.item()))),
-        ("theirs = ours + one constant, to rounding", lambda: gap - gap.mean()),
+        (f"theirs = {scale.item():.6g} x ours, up to rounding", lambda: (x - scale * y) / max(1.0, abs(scale.item()))),
+        ("theirs = ours + one constant, up to rounding", lambda: gap - gap.mean()),
         ("theirs = ours + a constant for each position", lambda: gap - gap.mean(axis=-1, keepdims=True)),
-        ("theirs = ours times a number for each position", lambda: x - times(-1) * y),
-        ("each position has what the one before it should have", lambda: x[..., 1:, :] - y[..., :-1, :]),
-        ("each position has what the one after it should have", lambda: x[..., :-1, :] - y[..., 1:, :]),
-        ("rows are in another order", lambda: np.sort(x, axis=0) - np.sort(y, axis=0)),
-        ("the same numbers in another order at each position", lambda: np.sort(x, axis=-1) - np.sort(y, axis=-1)),
+        ("theirs = ours times a factor for each position", lambda: x - times(-1) * y),
+        ("each position has the correct numbers of the position before it", lambda: x[..., 1:, :] - y[..., :-1, :]),
+        ("each position has the correct numbers of the position after it", lambda: x[..., :-1, :] - y[..., 1:, :]),
+        ("the rows are in a different order", lambda: np.sort(x, axis=0) - np.sort(y, axis=0)),
+        ("each position has the right numbers in a different order", lambda: np.sort(x, axis=-1) - np.sort(y, axis=-1)),
     ]
     for text, left in ways:
         remains = left()

@@ -79,7 +79,7 @@ class Explanation:
         for name, step in self.order():
             array, code = self.stages[name], lines[step.lines[0] - 1].split("  # ")[0].strip()
             rows = as_rows(array)
-            seen = rows[np.isfinite(rows)]
+            seen = rows[np.isfinite(rows)].astype(np.float64)  # squares of float32 may overflow
             token, channel = np.unravel_index(np.argmax(np.where(np.isfinite(rows), abs(rows), -1)), rows.shape)
             beginning = rows[last, : min(4, array.shape[-1])]
             numbers = " ".join(f"{value:.3g}" for value in beginning) + " …" * (len(beginning) < array.shape[-1])

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ..errors import printable
 from ..parameters import Array
 from .attention import AttentionWeights
+from .heads import label as label_of
 
 LONGEST_QUERY = 24  # columns of a row's label
 LONGEST_KEY = 8  # characters of a token written downwards above its column
@@ -59,12 +60,14 @@ def picture(attention: AttentionWeights, columns: int, palette: Palette) -> list
     name, whole = f"{printable(attention.model)}, layer {attention.layers[0]}", f"[1, {attention.n_head}, {T}, {T}]"
     title = f"{name}: weights {whole}, a map for each head (--head H for one alone, --html FILE for a page)"
     if len(heads) == 1:
-        title = f"{name}, head {heads[0]}: weights [{T}, {T}] out of {whole}"
+        does = label_of(weights[0])
+        title = f"{name}, head {heads[0]}{f' ({does})' if does else ''}: weights [{T}, {T}] out of {whole}"
     axes = "Rows are queries, columns are keys; softmax over the keys: each row sums to 1. Later keys are masked: "
     masked = "no colour" if palette is COLOURED else palette.masked
     lines = [*textwrap.wrap(title, columns), *textwrap.wrap(f"{axes}{masked}.", columns)]
     for head, its_weights in zip(heads, weights, strict=True):
-        heading = [f"head {head}"] if len(heads) > 1 else []
+        does = label_of(its_weights)
+        heading = textwrap.wrap(f"head {head}{f': {does}' if does else ''}", columns) if len(heads) > 1 else []
         lines += ["", *heading, *head_map(its_weights, attention.texts, columns, palette)]
     return [*lines, "", scale(palette)]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -13,11 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..parameters import Array
+from ..pictures.page import in_notebook
 from ..text.sampling import check_finite
 
 Ids = NDArray[np.int64]
 Floats = NDArray[np.float64]
 PIECES = 2**14  # tokens whose words are counted at a time
+LONGEST, FRAME = 2**14, 400  # tokens that a notebook shows, and pixels of the page's height there
 BLOCK = 2**18  # logits normalised at a time, so that they stay in a core's L2 cache
 
 
@@ -47,6 +49,11 @@ class Totals(NamedTuple):
     def bits_per_byte(self) -> float:
         """The negative log-likelihood in bits per byte of text, nll / (bytes · ln 2)."""
         return self.nll / self.bytes / math.log(2) if self.bytes else math.nan
+
+
+def figure(perplexity: float) -> str:
+    """Return a perplexity with three decimals, or in short if it is astronomical: 1.2e46."""
+    return f"{perplexity:,.3f}" if perplexity < 1e9 else f"{perplexity:.2g}".replace("e+", "e")
 
 
 def _exp_mean(nll: float, count: int) -> float:
@@ -178,6 +185,21 @@ class Score:
     pieces: tuple[bytes, ...]
     likelihood: Likelihood
     measures: tuple[Ids, Ids] | None = None
+    top_pieces: Mapping[int, bytes] = field(default_factory=dict)  # the bytes of the likelihood's top_ids, as in pieces
+
+    def __repr__(self) -> str:
+        """The sums, in short."""
+        t = self.totals
+        sums = f"perplexity {figure(t.perplexity)}, {t.bits_per_byte:.4f} bits per byte" if t.scored else "no sums"
+        return f"Score({t.tokens:,} tokens, {t.scored:,} scored: {sums})"
+
+    def _repr_html_(self) -> str | None:
+        """Return the page of npgpt score --html for a notebook, or None, so that it shows the repr, of a long text."""
+        from .page import score_page  # it shows scores
+
+        if len(self.pieces) > LONGEST:
+            return None
+        return in_notebook("".join(score_page([("text", self)])), FRAME)
 
     @property
     def log_probs(self) -> Floats:

@@ -8,9 +8,8 @@ import re
 from collections.abc import Iterator
 
 from ..errors import printable
-from ..language_model import LanguageModel
-from ..text.tokenizer import shown
-from .likelihood import Score, Totals
+from ..text.tokenizer import quoted
+from .likelihood import Score, Totals, figure
 
 STEP = 2.0  # bits of surprisal between two tints
 TINTS = (230, 229, 222, 215, 209, 203, 197)  # xterm's colours from 2 bits on, pale yellow to red
@@ -19,19 +18,14 @@ BLACK, DIM, PLAIN = "\x1b[30;48;5;{}m", "\x1b[2m", "\x1b[0m"
 
 def summary(name: str, totals: Totals) -> list[str]:
     """Return the sums, line by line."""
-    counts = f"{totals.scored:,}, of {totals.bytes:,} bytes and {totals.words:,} words"
+    counts = f"{totals.scored:,} of them scored: {totals.bytes:,} bytes, {totals.words:,} words"
     return [
-        printable(f"{name}: {totals.tokens:,} tokens; scored are {counts}"),
+        printable(f"{name}: {totals.tokens:,} tokens, {counts}"),
         f"  negative log-likelihood  {totals.nll:,.2f} nats",
         f"  perplexity per token     {figure(totals.perplexity)}",
         f"  perplexity per word      {figure(totals.word_perplexity) if totals.words else 'no words'}",
         f"  bits per byte            {f'{totals.bits_per_byte:.4f}' if totals.bytes else 'no text'}",
     ]
-
-
-def figure(perplexity: float) -> str:
-    """Return a perplexity with three decimals, or in short if it is astronomical: 1.2e46."""
-    return f"{perplexity:,.3f}" if perplexity < 1e9 else f"{perplexity:.2g}".replace("e+", "e")
 
 
 def bits(log_prob: float) -> float:
@@ -79,27 +73,31 @@ def legend() -> str:
     return f"bits of surprise, from: {''.join(parts)}; {DIM}not scored{PLAIN}"
 
 
-def table(score: Score, model: LanguageModel, colours: bool) -> Iterator[str]:
-    """Yield a line for each token: byte offset, rank, bits, the token, and what the model held likeliest there."""
+def table(score: Score, top: int, colours: bool) -> Iterator[str]:
+    """Yield a line for each token: byte offset, rank, bits, the token, and the `top` most likely ones there."""
     yield f"{'byte':>7} {'rank':>6} {'bits':>6}  token"
     for number, rank in enumerate(score.ranks.tolist()):
-        token, offset = named(model, int(score.token_ids[number])), f"{score.byte_offsets[number]:>7}"
+        token, offset = named(score, number), f"{score.byte_offsets[number]:>7}"
         if not rank:
             yield f"{offset} {'–':>6} {'–':>6}  {token}"
             continue
         painted = _painted(token, level(score, [number])) if colours else token
-        rather = ", ".join(f"{name} {chance:.1%}" for name, chance in likeliest(score, model, number))
+        rather = ", ".join(f"{name} {chance:.1%}" for name, chance in likeliest(score, number)[:top])
         yield f"{offset} {rank:>6} {bits(score.log_probs[number]):>6.2f}  {painted}{' ' * (20 - len(token))} {rather}"
 
 
-def likeliest(score: Score, model: LanguageModel, number: int) -> list[tuple[str, float]]:
+def likeliest(score: Score, number: int) -> list[tuple[str, float]]:
     """Return the names and probabilities of what the model held likeliest in a token's place."""
     ids, log_probs = (of[number].tolist() for of in (score.likelihood.top_ids, score.likelihood.top_log_probs))
-    return [(named(model, token_id), math.exp(value)) for token_id, value in zip(ids, log_probs, strict=True)]
+    names = (name_of(token_id, score.top_pieces[token_id]) for token_id in ids)
+    return [(name, math.exp(value)) for name, value in zip(names, log_probs, strict=True)]
 
 
-def named(model: LanguageModel, token_id: int) -> str:
-    """Return a token in quotes, or its number where it stands for no text."""
-    if model.why_no_text or not model.tokenizer.has_text(token_id):
-        return f"id {token_id}"
-    return repr(shown(model.tokenizer.piece(token_id)))
+def named(score: Score, number: int) -> str:
+    """Return one of a text's tokens in quotes, or its id where it stands for no text."""
+    return name_of(int(score.token_ids[number]), score.pieces[number])
+
+
+def name_of(token_id: int, piece: bytes) -> str:
+    """Return a token in quotes, or its id where it stands for no text."""
+    return quoted(piece) if piece else f"id {token_id}"

@@ -136,6 +136,7 @@ def score(
     or a str if the model has no vocabulary.
     """
     pieces: dict[int, bytes] = {}
+    model = opened(model)
     complete = _complete(
         texts,
         model,
@@ -151,7 +152,7 @@ def score(
         skip=skip,
         progress=progress,
     )
-    return (text.score(pieces) for text in complete)
+    return (text.score(model, pieces) for text in complete)
 
 
 @checked

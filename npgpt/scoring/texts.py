@@ -205,12 +205,14 @@ class Text:
         """Return the sums over the text, once all its windows are scored."""
         return Totals._make([len(self) - len(self.before), *self._counts.tolist(), -math.fsum(self._log_probs)])
 
-    def score(self, pieces: dict[int, bytes]) -> Score:
-        """Return the Score, once all windows are scored, if figures are kept. pieces: the bytes of each id."""
+    def score(self, model: LanguageModel, pieces: dict[int, bytes]) -> Score:
+        """Return the Score, once all windows are scored, if figures are kept. pieces: the bytes of each id read."""
         assert self.figures is not None
         ids, sizes, words = _joined(self._kept).after(len(self.before))
         known = self.figures.between(len(self.before), len(self))
-        return Score(ids, tuple(pieces[int(token_id)] for token_id in ids), known, (sizes, words))
+        own = tuple(pieces[int(token_id)] for token_id in ids)
+        top = {token_id: _piece(model, token_id) for token_id in np.unique(known.top_ids).tolist()}
+        return Score(ids, own, known, (sizes, words), top)
 
 
 class Row(NamedTuple):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..checkpoints.files import VOCABULARY, read_bytes
 from ..config import END_OF_TEXT as END_OF_TEXT
-from ..errors import NpgptError, checked, whole_number
+from ..errors import NpgptError, checked, printable, whole_number
 
 
 class File(Protocol):
@@ -146,8 +146,18 @@ def utf8_offsets(text: str) -> NDArray[np.intp]:
 
 
 def shown(piece: bytes) -> str:
-    """Return a token's bytes as text, in which bytes that are not whole UTF-8 are written as \\xe2."""
-    return piece.decode("utf-8", errors="backslashreplace")
+    """Return a token's bytes as text: the one notation of terminals, pages and JSON, from which the bytes can be read.
+
+    A byte that belongs to no whole UTF-8 character is \\xe2 and a backslash is \\\\; every other character is itself.
+    Terminals and pages also escape control characters, by printable().
+    """
+    return piece.replace(b"\\", b"\\\\").decode("utf-8", errors="backslashreplace")
+
+
+def quoted(piece: bytes) -> str:
+    """Return a token as printable text in quotes, so that its spaces show; double quotes if it has a single one."""
+    quote = '"' if b"'" in piece else "'"
+    return f"{quote}{printable(shown(piece))}{quote}"
 
 
 class TextDecoder:

@@ -1,4 +1,4 @@
-"""The page of `npgpt attend` in a real browser: what is shown against the numbers of the model."""
+"""The page of `npgpt attend` in a real browser, compared with the model's numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from npgpt.language_model import load
 from npgpt.parameters import Array
-from npgpt.pictures.attention import AttentionWeights, attention_weights
+from npgpt.pictures.attention import AttentionWeights, attend
 from tests.support.devtools import NAMES, Browser, find, pixels
 
 ROOT = Path(__file__).parents[2]
@@ -22,14 +22,14 @@ LIGHT = np.array([0.2126, 0.7152, 0.0722])
 
 @pytest.fixture(scope="module")
 def attended() -> AttentionWeights:
-    """The numbers: every layer and head of the embedded model."""
+    """Return the weights of every layer and head of the embedded model."""
     model = load()
-    return attention_weights(model, model.encode_prompt(TEXT))
+    return attend(TEXT, model)
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """One browser for all."""
+    """Run one browser for all tests."""
     path = find()
     if path is None:
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed (Debian: apt-get install chromium)")
@@ -40,7 +40,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page as the command writes it."""
+    """Return the page that the command writes."""
     path = tmp_path_factory.mktemp("page") / "attention.html"
     subprocess.run([sys.executable, "-m", "npgpt", "attend", TEXT, "--html", str(path)], cwd=ROOT, check=True)
     return path
@@ -48,9 +48,11 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def opened(browser: Browser, file: Path) -> Iterator[Browser]:
-    """The page, opened anew in light; at the end it has complained of nothing and asked for nothing."""
+    """Open the page in light colours; expect no error and no request."""
     browser.prefer("light")
+    browser.resize(1400, 1600)
     browser.open(file)
+    browser.evaluate("choose(0); [query, key] = [T - 1, 0]; show(query, key)")  # the page opens on another head
     yield browser
     methods = {"Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"}
     assert [event for event in browser.events if event["method"] in methods] == []
@@ -59,13 +61,13 @@ def opened(browser: Browser, file: Path) -> Iterator[Browser]:
 
 
 def expected(attended: AttentionWeights, layer: int, head: int, query: int, key: int) -> str:
-    """What the readout has to say."""
+    """Return the expected readout."""
     value = f"{attended.weights[layer, head, query, key]:.4f}" if key <= query else "masked"
     return f"query {query} “{attended.texts[query]}” → key {key} “{attended.texts[key]}”: {value}"
 
 
 def agrees(shown: str, attended: AttentionWeights, layer: int, head: int, query: int, key: int) -> bool:
-    """Equal, but for the last decimal where the stored weight is rounded the other way."""
+    """Return whether a readout is the expected one; a stored weight's rounding may change the last decimal."""
     text, _, value = shown.rpartition(": ")
     wanted, _, number = expected(attended, layer, head, query, key).rpartition(": ")
     if number == "masked":
@@ -74,21 +76,22 @@ def agrees(shown: str, attended: AttentionWeights, layer: int, head: int, query:
 
 
 def middle(browser: Browser, T: int, query: int, key: int) -> tuple[float, float]:
-    """Where the middle of a cell of the large map is on the screen."""
+    """Return the screen position of the middle of a cell of the large map."""
     left, top, width, height = browser.box("#large")
     return left + width * (key + 0.5) / T, top + height * (query + 0.5) / T
 
 
 def test_every_head_by_keyboard(opened: Browser, attended: AttentionWeights) -> None:
-    """Tab to the overview, through its heads by arrow keys, Tab to the map, through its cells, h and l for others."""
+    """Tab reaches the overview and the map, arrow keys move within them, and h and l change the head."""
     T = len(attended.pieces)
     opened.press("Tab")
-    assert opened.evaluate("document.activeElement.getAttribute('aria-label')") == "layer 0, head 0"
+    assert opened.evaluate("document.activeElement.getAttribute('aria-label').split(':')[0]") == "layer 0, head 0"
     for arrow in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowRight", "ArrowLeft"):
         opened.press(arrow)
-    assert opened.evaluate("document.activeElement.getAttribute('aria-label')") == "layer 2, head 1"
+    assert opened.evaluate("document.activeElement.getAttribute('aria-label').split(':')[0]") == "layer 2, head 1"
     assert opened.evaluate("document.querySelectorAll('[aria-selected=true]').length") == 1
     assert opened.text("#chosen") == "Layer 2, head 1"
+    opened.press("Tab")  # the sentence
     opened.press("Tab")
     assert opened.evaluate("document.activeElement.id") == "map"
     query, key = T - 1, 0
@@ -122,7 +125,7 @@ def test_cells_and_heads_by_mouse(opened: Browser, attended: AttentionWeights) -
         for query, key in ((0, 0), (T - 1, T - 1), (T - 1, 0), (7, 3), (T - 2, 6), (2, 9)):
             opened.point(*middle(opened, T, query, key))
             assert agrees(opened.text("#readout"), attended, layer, head, query, key), opened.text("#readout")
-            now = opened.evaluate("[...document.querySelectorAll('.now')].map((label) => label.title)")
+            now = opened.evaluate("[...document.querySelectorAll('#map .now')].map((label) => label.title)")
             assert [title.split(":")[0] for title in now] == [str(key), str(query)]
     opened.point(*middle(opened, T, 6, 2), click=True)
     opened.point(1, 1)
@@ -131,7 +134,7 @@ def test_cells_and_heads_by_mouse(opened: Browser, attended: AttentionWeights) -
 
 
 def lightness(browser: Browser, selector: str, T: int) -> tuple[Array, Array]:
-    """How light the middle of each cell [T, T] of a map is on the screen; and the pixels of its masked corner."""
+    """Return the lightness of each cell's middle [T, T] in a map, and the pixels of its masked corner."""
     left, top, width, height = browser.box(selector)
     image = pixels(browser.screenshot()).astype(float)[:, :, :3]
     x, y = ((start + extent * (np.arange(T) + 0.5) / T).astype(int) for start, extent in ((left, width), (top, height)))
@@ -141,7 +144,7 @@ def lightness(browser: Browser, selector: str, T: int) -> tuple[Array, Array]:
 
 @pytest.mark.parametrize(("scheme", "sign"), [("light", -1), ("dark", 1)])
 def test_colours_go_with_the_weights(opened: Browser, attended: AttentionWeights, scheme: str, sign: int) -> None:
-    """On the screen: the larger a weight the further from the paper; and what is masked is the paper, hatched."""
+    """A larger weight is further from the paper's colour, and masked cells are hatched paper."""
     T = len(attended.pieces)
     opened.prefer(scheme)
     paper, hatching = {
@@ -175,7 +178,7 @@ def test_words_on_the_page(opened: Browser, attended: AttentionWeights) -> None:
 
 
 def test_text_stands_out_from_the_paper(opened: Browser) -> None:
-    """At least 4.5 to 1 in both schemes, for every colour that text has (WCAG 2.1, 1.4.3)."""
+    """Every text colour has a contrast of at least 4.5 to 1 in both schemes (WCAG 2.1, 1.4.3)."""
     for scheme in ("light", "dark"):
         opened.prefer(scheme)
         found = {
@@ -189,8 +192,35 @@ def test_text_stands_out_from_the_paper(opened: Browser) -> None:
 
 
 def relative_luminance(colour: str) -> float:
-    """Of #rgb or #rrggbb, as WCAG defines it."""
+    """Return the relative luminance of #rgb or #rrggbb as WCAG defines it."""
     digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
     channels = np.array([int(digits[start : start + 2], 16) for start in (0, 2, 4)]) / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     return float(linear @ LIGHT)
+
+
+def test_the_sentence_links_words_both_ways(opened: Browser, attended: AttentionWeights) -> None:
+    """Mouse, keyboard and touch show a word's strongest links and their weights."""
+    opened.evaluate("choose(25)")  # layer 4, head 1
+    weights = attended.weights[4, 1]
+
+    def check(word: int) -> None:
+        key, query = int(weights[word, : word + 1].argmax()), word + 1 + int(weights[word + 1 :, word].argmax())
+        to, by = opened.text("#links > div:first-child"), opened.text("#links > div:last-child")
+        assert "attends to" in to
+        assert abs(float(to.split(" 0.", 1)[1][:4]) / 1e4 - weights[word, key]) <= 1e-4
+        assert abs(float(by.split(" 0.", 1)[1][:4]) / 1e4 - weights[query, word]) <= 1e-4
+
+    left, top, width, height = opened.box("#words span:nth-of-type(4)")
+    opened.point(left + width / 2, top + height / 2, click=True)
+    check(3)
+    opened.press("ArrowRight")
+    check(4)
+    assert opened.evaluate("document.querySelectorAll('#words path').length") > 0
+    opened.resize(390, 800, phone=True)
+    assert opened.fits()
+    opened.evaluate("document.querySelector('#words').scrollIntoView({block: 'center'})")
+    left, top, width, height = opened.box("#words span:nth-of-type(3)")
+    opened.tap(left + width / 2, top + height / 2)
+    check(2)
+    opened.resize(1400, 1600)

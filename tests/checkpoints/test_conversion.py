@@ -1,4 +1,4 @@
-"""The converted form: exact, whole or not there, and streamed."""
+"""Conversion is exact, atomic and streamed."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ FLOAT32 = hnp.arrays(np.uint32, st.integers(0, 40)).map(lambda bits: bits.view(n
 @example(np.array([0x7F800001, 0xFF80FFFF], np.uint32).view(np.float32))  # a NaN whose payload is in the lower half
 @settings(max_examples=examples(50, 300))
 def test_bfloat16_is_the_nearest_float_with_7_bits_and_ties_go_to_the_even_one(x: Any) -> None:
-    """By the definition: a multiple of the spacing at x, the nearest one."""
+    """The definition: the nearest multiple of the spacing at x."""
     try:
         bits = cast(x, "float32", "bfloat16", "x")
     except NpgptError as error:
@@ -274,7 +274,7 @@ def test_progress_counts_every_byte(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux's")
 def test_memory_stays_far_below_the_models(tmp_path: Path) -> None:
-    """Every tensor is transposed or rounded on its way; 16 MB go at a time, and rounding takes some copies of that."""
+    """Every tensor is transposed or rounded, 16 MB at a time, and rounding needs a few copies of that."""
     config = small(vocab_size=30_000, n_embd=512, n_head=8, n_layer=8)
     layout = {
         name: ("float32", shape[::-1] if ".c_" in name and len(shape) == 2 else shape)

@@ -1,7 +1,6 @@
-"""Damaged files of every format: npgpt's own error in one line, or a whole model; no more memory than the file is for.
+"""Damaged files of every format give npgpt's one-line error or a whole model, within bounded memory.
 
-Each file is cut at every byte, is damaged anywhere at random, and has what it says of itself replaced by anything,
-with the checksums of the format put right again.
+Each file is truncated at every byte, damaged at random places, and given arbitrary metadata with corrected checksums.
 """
 
 from __future__ import annotations
@@ -74,10 +73,10 @@ CHECKED = [form for form in FILES if form.startswith(("torch zip", "TensorFlow")
 
 @contextmanager
 def small_and_quick(size: int, measured: bool = True) -> Iterator[None]:
-    """Within it memory stays below a small multiple of a file's size, and time below seconds.
+    """Limit memory to a small multiple of a file's size, and time to seconds, within the context.
 
-    NumPy reports its memory to tracemalloc; mapped files do not count. 2 MB on top are for what has no relation to the
-    file: the schema of a configuration that states a hundred blocks, what a traceback holds.
+    NumPy reports its memory to tracemalloc; mapped files do not count. Another 2 MB are allowed for what does not
+    depend on the file, such as the schema of a configuration with a hundred blocks, or a traceback.
     """
     start = time.process_time()
     if measured:
@@ -92,14 +91,14 @@ def small_and_quick(size: int, measured: bool = True) -> Iterator[None]:
 
 
 def refusal(error: NpgptError) -> None:
-    """One line that can be printed."""
+    """Return an error's message, which must be one printable line."""
     message = str(error)
     assert message
     assert message.isprintable()
 
 
 def outcome(path: Path, size: int, measured: bool = True) -> npgpt.LanguageModel | None:
-    """A model of the shapes that its configuration tells, or None where the file is refused."""
+    """Return a model with the shapes of its configuration, or None if the file is refused."""
     with small_and_quick(size, measured):
         try:
             model = npgpt.load(path, n_head=1)
@@ -113,7 +112,7 @@ def outcome(path: Path, size: int, measured: bool = True) -> npgpt.LanguageModel
 
 
 def look(path: Path, size: int) -> None:
-    """What else is done with a path: its tokenizer is taken, it is inspected."""
+    """Open a path's tokenizer and inspect it."""
     uses: tuple[Callable[[Path], object], ...] = (vocabularies.load_tokenizer, lambda path: inspect(path, n_head=1))
     for use in uses:
         with small_and_quick(size):
@@ -124,7 +123,7 @@ def look(path: Path, size: int) -> None:
 
 
 def unchanged(model: npgpt.LanguageModel | None) -> None:
-    """What has a checksum is read as it was written, or not at all."""
+    """Return whether data with a checksum were read as written."""
     if model is not None:
         for name, array in to_arrays(model.parameters).items():
             np.testing.assert_array_equal(array, ARRAYS[name], err_msg=name)
@@ -132,7 +131,7 @@ def unchanged(model: npgpt.LanguageModel | None) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Read every form once, so that what is cached for good is not counted."""
+    """Read every form once, so that permanent caches are not counted."""
     for files in FILES.values():
         path = writers.write(tmp_path_factory.mktemp("warm"), files)
         inspect(path, n_head=1)
@@ -140,7 +139,7 @@ def _warm(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True)
 def _checksums_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same bytes have the same checksum: that of what is not damaged is computed once."""
+    """Cache the checksums of undamaged bytes."""
     known: dict[bytes, int] = {}
 
     def remembered(data: np.typing.NDArray[np.uint8]) -> int:
@@ -153,7 +152,7 @@ def _checksums_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_files_are_whole(tmp_path: Path) -> None:
-    """Before they are damaged; of the one with a vocabulary that too."""
+    """Every form loads before it is damaged, including its vocabulary."""
     for number, (form, files) in enumerate(FILES.items()):
         path = writers.write(tmp_path / str(number), files)
         model = outcome(path, 10_000)
@@ -166,7 +165,7 @@ def test_the_files_are_whole(tmp_path: Path) -> None:
 
 
 def test_the_bundle_is_what_tensorflow_writes() -> None:
-    """Byte for byte, so that what is damaged here is the real thing."""
+    """The bundle equals TensorFlow's byte for byte, so the damaged files are realistic."""
     folder = Path(make.__file__).parent / "saver"
     for name, content in writers.bundle(make.arrays(), per_block=1000).items():
         assert content == (folder / name).read_bytes()
@@ -177,7 +176,7 @@ def test_the_bundle_is_what_tensorflow_writes() -> None:
 
 @pytest.mark.parametrize("form", FILES)
 def test_cut_at_every_byte(tmp_path: Path, form: str) -> None:
-    """Every file of a checkpoint, the others whole: always refused. (In plain pytest at every 47th byte.)"""
+    """A checkpoint with one truncated file is always refused. Plain runs cut at every 47th byte."""
     files = FILES[form]
     for name, content in files.items():
         path = writers.write(tmp_path, files)
@@ -188,7 +187,7 @@ def test_cut_at_every_byte(tmp_path: Path, form: str) -> None:
 
 @pytest.mark.parametrize("form", FILES)
 def test_a_file_that_is_missing(tmp_path: Path, form: str) -> None:
-    """Refused like any other fault, where it is not the one asked for."""
+    """A missing file other than the one asked for is refused like any other fault."""
     for name in FILES[form]:
         path = writers.write(tmp_path, FILES[form])
         (tmp_path / name).unlink()
@@ -204,7 +203,7 @@ INTERESTING = [0, 1, 2, 3, 7, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31,
 
 
 class Change(NamedTuple):
-    """One damage: what is done, where in the file (or in its metadata), and with what."""
+    """One change: its kind, its place in the file or its metadata, and its value."""
 
     kind: tuple[str, bool]  # what, and whether in the metadata
     place: int  # in 65536ths of it
@@ -237,7 +236,7 @@ CHANGES = st.lists(
 
 
 def changed(content: bytes, changes: Sequence[Change], metadata: Sequence[tuple[int, int]]) -> bytes:
-    """The content with every change made; metadata are the ranges where most of them fall."""
+    """Return the content with all changes made; metadata are the ranges where most of them fall."""
     ranges = [at for begin, end in metadata for at in range(begin, end)]
     places = [
         ranges[change.place * len(ranges) >> 16] if change.kind[1] and ranges else change.place * len(content) >> 16
@@ -257,7 +256,7 @@ def changed(content: bytes, changes: Sequence[Change], metadata: Sequence[tuple[
 
 
 def metadata(form: str, name: str) -> list[tuple[int, int]]:
-    """Where a file tells of itself, and is not yet weights."""
+    """Return the ranges of a file's metadata."""
     content = FILES[form][name]
     if name.endswith((".json", ".index")):
         return [(0, len(content))]
@@ -295,7 +294,7 @@ def test_damaged_anywhere(tmp_path: Path, form: str) -> None:
 
 @pytest.mark.parametrize("form", CHECKED)
 def test_a_damaged_weight_is_reported_as_damaged(tmp_path: Path, form: str) -> None:
-    """Every weight of every tensor, one bit of it. (In plain pytest every fifth.)"""
+    """One bit of every weight is flipped. Plain runs try every fifth weight."""
     for name, content in FILES[form].items():
         if name.endswith((".index", ".json")):
             continue
@@ -328,7 +327,7 @@ SETTINGS = settings(max_examples=examples(25, 200), database=None)
 
 
 def numbers(kind: str) -> st.SearchStrategy[Typed]:
-    """Any value of a type, by its bits."""
+    """Return any value of a type, as bits."""
     size = struct.calcsize("<" + kind)
     return st.binary(min_size=size, max_size=size).map(lambda bits: Typed(kind, struct.unpack("<" + kind, bits)[0]))
 
@@ -406,7 +405,7 @@ def test_an_llmc_header_that_says_anything(
 
 
 def field(number: int, kind: int, value: int, content: bytes) -> bytes:
-    """A field of a protocol buffer, of whichever kind."""
+    """Return a protocol buffer's field of any kind."""
     tag = writers.varint(number << 3 | kind)
     if kind == 0:
         return tag + writers.varint(value)
@@ -446,7 +445,7 @@ VARIABLES = ["", *sorted(openai(ARRAYS)), "model/h0/attn/c_attn/w/Adam", "\udcff
 def test_an_index_whose_entries_say_anything(
     tmp_path_factory: pytest.TempPathFactory, said: dict[str, bytes], per_block: int, every: int, also_look: bool
 ) -> None:
-    """In blocks of all kinds, with the right checksums."""
+    """The entries are in blocks of all kinds with correct checksums."""
     files, offset = FILES["TensorFlow"], 0
     entries = {b"": writers.bundle_header()}
     for name, array in sorted(openai(ARRAYS).items()):
@@ -464,7 +463,7 @@ def test_an_index_whose_entries_say_anything(
 def test_an_index_whose_blocks_are_anything(
     tmp_path_factory: pytest.TempPathFactory, changes: list[Change], which: int, also_look: bool
 ) -> None:
-    """A block's bytes are damaged, in its place, and its checksum is that of the damage; or the footer is."""
+    """A block is damaged and its checksum corrected, or the footer is damaged."""
     index = FILES["TensorFlow"]["model.ckpt.index"]
     bounds = [0]
     for at in range(len(index) - 48):
@@ -523,7 +522,7 @@ def test_a_configuration_that_says_anything(
 
 
 def counted(kind: str) -> st.SearchStrategy[bytes]:
-    """Bytes with their number before them; at times another number."""
+    """Return bytes prefixed by their length, sometimes a wrong one."""
     size = struct.calcsize("<" + kind)
     right = st.binary(max_size=6).map(lambda content: struct.pack("<" + kind, len(content)) + content)
     return right | WHOLE_NUMBERS.map(lambda number: struct.pack("<Q", number)[:size] + b"ab")
@@ -552,7 +551,7 @@ ARGUMENTS |= {f"{kind}8": counted("Q") for kind in ("bytes", "bytearray", "unico
 
 
 def instruction(opcode: pickletools.OpcodeInfo) -> st.SearchStrategy[bytes]:
-    """An instruction with any argument."""
+    """Return a pickle instruction with any argument."""
     code = opcode.code.encode("latin-1")
     if opcode.arg is None:
         return st.just(code)
@@ -592,7 +591,7 @@ def test_any_instructions(program: bytes) -> None:
 
 
 def with_program(program: bytes) -> Files:
-    """A torch zip with another pickle in the archive, and its right checksum."""
+    """Return a torch zip with another pickle and its correct checksum."""
     return {"m.pth": writers.zip_archive(writers.torch_members(program, STORAGES))}
 
 
@@ -610,7 +609,7 @@ STEPS = [HONEST[begin:end] for begin, end in zip(STARTS, [*STARTS[1:], len(HONES
 def test_a_damaged_pickle_with_the_right_checksum(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int, bytes, bytes]], also_look: bool
 ) -> None:
-    """Instructions left out, doubled, put elsewhere, replaced, added, and with another last byte."""
+    """Instructions are removed, doubled, moved, replaced, added, or given another last byte."""
     steps = [*STEPS]
     for number, kind, step, byte in changes[:3]:
         was = steps[number]
@@ -622,7 +621,7 @@ SIZES = st.sampled_from([0, 1, 1, 2, 2, 2, 3, 5, 6, 8, 10, 2**31, 2**58, 2**62, 
 
 
 def view(storage: Storage | None, offset: int, axes: list[tuple[int, int]], more: int, parameter: bool) -> View:
-    """A tensor of axes (size, stride), and more sizes without a stride."""
+    """Return a tensor with axes (size, stride), and more sizes without a stride."""
     sizes, strides = [size for size, _ in axes], [stride for _, stride in axes]
     return View(storage, offset, (*sizes, *[1] * more), tuple(strides), parameter)
 
@@ -719,7 +718,7 @@ def test_members_that_say_anything(
 
 
 def test_many_blocks_without_biases(tmp_path: Path) -> None:
-    """A bias that is not there is made of zeros, in time that does not grow with the number of blocks."""
+    """Missing biases become zeros in time that does not grow with the number of blocks."""
     config = small(n_layer=250, n_embd=1, n_head=1, vocab_size=2, n_positions=2)
     arrays = {name: array for name, array in random_arrays(config).items() if not name.endswith("bias")}
     linear = {name: array.T if ".c_" in name else array for name, array in arrays.items()}
@@ -742,7 +741,7 @@ def test_a_name_on_which_a_pattern_might_go_back_and_forth(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("form", ["safetensors", "GGUF"])
 def test_ten_thousand_blocks_that_are_not_there(tmp_path: Path, form: str) -> None:
-    """What a file says must not make a schema that is larger than the file by far."""
+    """A file's metadata must not lead to a schema far larger than the file."""
     if form == "GGUF":
         keys = writers.gguf_keys(TINY) | {"gpt2.block_count": 9999}
         files = {"model.gguf": writers.gguf(llamacpp(ARRAYS), keys)}
@@ -754,7 +753,7 @@ def test_ten_thousand_blocks_that_are_not_there(tmp_path: Path, form: str) -> No
 
 
 def test_blocks_of_an_index_that_are_empty_and_one_and_the_same(tmp_path: Path) -> None:
-    """A table whose checksum would be computed 5,000 times, over a block of 40 KB without an entry."""
+    """Without a cache, the checksum of an empty block of 40 KB would be computed 5,000 times."""
     empty = bytes(40_000) + struct.pack("<IB", 10_001, 0)
     empty += struct.pack("<I", writers.masked_crc(empty))
     handle = writers.varint(0) + writers.varint(len(empty) - 5)
@@ -770,7 +769,7 @@ def test_blocks_of_an_index_that_are_empty_and_one_and_the_same(tmp_path: Path) 
 
 
 def test_more_entries_than_a_model_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of long keys, which take five bytes each by sharing their beginnings."""
+    """Long keys take five bytes each by sharing prefixes."""
     monkeypatch.setattr(tensorflow, "MOST_ENTRIES", 1000)
     entries = [(b"", writers.bundle_header())]
     entries += [(b"x" * 500 + number.to_bytes(3, "big"), b"") for number in range(1000)]
@@ -820,7 +819,7 @@ def test_types_of_tokens_that_are_no_list_of_numbers(tmp_path: Path, types: Any)
 
 
 def test_a_special_token_too_long_for_tiktokens_pattern(tmp_path: Path) -> None:
-    """Added tokens are not matched by tiktoken, which would not take it."""
+    """tiktoken would reject the token, but npgpt matches added tokens itself."""
     tokens = [*TEXTS[:-1], "<" + "a" * 600_000 + ">"]
     keys = writers.gguf_keys(SPEAKING) | VOCABULARY | {"tokenizer.ggml.tokens": tokens}
     arrays = llamacpp(random_arrays(SPEAKING, dtype="float32"))

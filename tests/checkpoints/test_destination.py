@@ -1,4 +1,4 @@
-"""Where a conversion must not write, what it must not lose, and what it leaves behind: nothing."""
+"""Where a conversion must not write, what it must not lose, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ sys.exit(main())
 
 
 def test_interrupted_as_the_old_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Either folder may be there, but nothing besides."""
+    """Either folder may remain, but nothing else."""
     source, out = put(tmp_path / "source"), tmp_path / "out"
     npgpt.convert(source, out, n_head=3)
     rmtree = shutil.rmtree

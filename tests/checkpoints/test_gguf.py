@@ -1,4 +1,4 @@
-"""GGUF by hand: numbers of every type, the vocabulary within, and what is refused. The real writer: tests/parity."""
+"""GGUF written by hand: every type, the vocabulary inside, and refusals. tests/parity has the real writer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ KEYS: list[Key] = [
 
 
 def put(path: Path, keys: list[Key], tensors: dict[str, Any], version: int = 3, alignment: int = 32) -> Path:
-    """Tensors are float32 arrays, or (type, dims, offset, bytes)."""
+    """Write a file; tensors are float32 arrays, or (type, dims, offset, bytes)."""
     head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys))
     head += b"".join(text(name) + struct.pack("<I", kind) + value for name, kind, value in keys)
     data = b""
@@ -121,7 +121,7 @@ def vocabulary_keys(tokens: list[str], types: list[int] | None = None) -> list[K
 
 
 def test_the_vocabulary_within(tmp_path: Path) -> None:
-    """256 bytes, one merge, <|endoftext|>, and padding that stands for no text."""
+    """The vocabulary is 256 bytes, one merge, <|endoftext|>, and padding without text."""
     characters = list(npgpt.text.byte_pairs.byte_characters())
     tokens = [*characters, "ab", "<|endoftext|>", "[PAD258]", "[PAD259]"]
     config = small(vocab_size=260)
@@ -152,7 +152,7 @@ def test_a_broken_vocabulary_within_is_a_reason_and_not_gpt2s(tmp_path: Path) ->
 
 
 def with_vocabulary(tmp_path: Path, *keys: Key, kinds: list[int] | None = None) -> npgpt.LanguageModel:
-    """256 bytes, ab, <|endoftext|>, <|user|> and <s>."""
+    """Write a model with a vocabulary of 256 bytes, ab, <|endoftext|>, <|user|> and <s>."""
     tokens = [*npgpt.text.byte_pairs.byte_characters(), "ab", "<|endoftext|>", "<|user|>", "<s>"]
     path = tmp_path / "m.gguf"
     arrays = llamacpp(random_arrays(small(vocab_size=260), dtype="float32"))
@@ -260,7 +260,7 @@ Q8_0 = np.dtype([("scale", "<f2"), ("values", "i1", 32)])
 
 
 def widened_by_hand(stored: Any, kind: int) -> Any:
-    """Stand in for gguf.quants.dequantize, for the one type whose formula is a line: a scale and 32 whole numbers."""
+    """Replace gguf.quants.dequantize for the type with the simplest formula: a scale and 32 whole numbers."""
     if kind != 8:
         raise NotImplementedError
     blocks = stored.reshape(-1, 34).view(Q8_0)[:, 0]
@@ -270,7 +270,7 @@ def widened_by_hand(stored: Any, kind: int) -> Any:
 
 @pytest.fixture(name="widened")
 def _widened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shapes that a stand-in for the package gguf was handed."""
+    """Replace the package gguf and return the list of shapes passed to it."""
     shapes: list[tuple[int, ...]] = []
     package = ModuleType("gguf")
 
@@ -284,14 +284,14 @@ def _widened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
 
 def blocks(array: Any) -> bytes:
-    """Q8_0 of an array that holds whole numbers from -127 to 127."""
+    """Return Q8_0 of an array of whole numbers from -127 to 127."""
     found = np.zeros(array.size // 32, Q8_0)
     found["scale"], found["values"] = 0.5, array.reshape(-1, 32)
     return found.tobytes()
 
 
 def test_a_quantised_model_is_widened_tensor_by_tensor(tmp_path: Path, widened: list[tuple[int, ...]]) -> None:
-    """Loaded, converted and inspected: the float32 values that the blocks stand for, and the stored types by name."""
+    """Loading, converting and inspecting give the blocks' float32 values and name the stored types."""
     config = small(n_embd=32, n_head=4)
     drawn = np.random.default_rng(0)
     arrays = {

@@ -1,4 +1,4 @@
-"""llm.c's files, byte by byte against the documented layout (karpathy/llm.c, train_gpt2.py: write_model)."""
+"""llm.c's files, compared byte by byte with the documented layout (karpathy/llm.c, train_gpt2.py: write_model)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PADDED = 64
 
 
 def model_file(arrays: dict[str, Array], version: int = 3, config: Config = CONFIG) -> bytes:
-    """The 16 stacks one after the other, written out without the module under test."""
+    """Return a model file: 16 stacks in order, written without the module under test."""
     numbers = [config.n_positions, config.vocab_size, config.n_layer, config.n_head, config.n_embd, PADDED]
     content = struct.pack("<256i", 20240326, version, *numbers, *[0] * 248)
 
@@ -41,7 +41,7 @@ def model_file(arrays: dict[str, Array], version: int = 3, config: Config = CONF
 
 
 def test_a_model_of_literal_bytes(tmp_path: Path) -> None:
-    """1 id padded to 2, 1 position, 1 block, 1 head, width 1: every number's place is known."""
+    """With 1 id padded to 2, 1 position, 1 block, 1 head and width 1, every number's offset is known."""
     header = struct.pack("<8i", 20240326, 3, 1, 1, 1, 1, 1, 2) + bytes(1024 - 32)
     # wte 2, wpe 1, ln1w 1, ln1b 1, qkvw 3, qkvb 3, attprojw 1, attprojb 1, ln2w 1, ln2b 1, fcw 4, fcb 4, fcprojw 4,
     # fcprojb 1, lnfw 1, lnfb 1
@@ -133,7 +133,7 @@ def test_its_other_files_are_no_models(tmp_path: Path, magic: int, kind: str) ->
 
 
 def tokenizer_file(tokens: list[bytes], version: int = 2) -> bytes:
-    """256 int32, then length and bytes of each."""
+    """Return a tokenizer file: 256 int32, then each token's length and bytes."""
     header = struct.pack("<256i", 20240328, version, len(tokens), len(tokens) - 1, *[0] * 252)
     return header + b"".join(bytes([len(token)]) + token for token in tokens)
 

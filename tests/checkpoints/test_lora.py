@@ -1,4 +1,4 @@
-"""LoRA adapters by hand: what is added to which matrix, and what is refused. The real peft: tests/parity."""
+"""LoRA adapters written by hand: updates to each matrix, and refusals. tests/parity has the real peft."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ADDED = 3.0 * np.array([[1.0, 10.0, 100.0, 0.0, 0.0, -1.0], [2.0, 20.0, 200.0, 0
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty working folder and home, and no variable set."""
+    """Use an empty working folder and home, without environment variables."""
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -108,7 +108,7 @@ def test_the_scale_is_what_the_settings_say(settings: dict[str, Any], scale: flo
 # not: a matrix that is stored [out, in] in the base takes the product the other way round
 @pytest.mark.parametrize("form", ["nanogpt", "llama.cpp", "llms-from-scratch"])
 def test_the_base_may_have_any_form(form: str) -> None:
-    """attn.c_proj is square, so that no shape tells a transpose."""
+    """attn.c_proj is square, so no shape reveals a transpose."""
     factors = {f"{PREFIX}h.0.attn.c_proj.lora_{letter}.weight": x for letter, x in (("A", A), ("B", B[:2]))}
     put(factors)
     namings = {"nanogpt": nanogpt, "llms-from-scratch": llms_from_scratch}
@@ -184,7 +184,7 @@ def test_settings_that_are_too_long(tmp_path: Path) -> None:
 
 
 def unmerged(**changes: Any) -> dict[str, Any]:
-    """A whole state dict whose c_attn is adapted."""
+    """Return a whole state dict with an adapted c_attn."""
     factors = {name.replace(".weight", ".default.weight"): factor for name, factor in FACTORS.items()}
     whole = {name.replace("c_attn.", "c_attn.base_layer."): array for name, array in ARRAYS.items()}
     return {PREFIX + name: array for name, array in whole.items()} | factors | changes

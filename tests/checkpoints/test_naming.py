@@ -1,4 +1,4 @@
-"""Naming schemes: every name in its place, nothing dropped but buffers, and told apart by content."""
+"""Naming schemes map every name, drop only buffers, and are told apart by content."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_name_too_many_or_too_few_is_reported(tmp_path: Path, scheme: str) -> 
 
 
 def test_the_activation_travels_with_the_names(tmp_path: Path) -> None:
-    """nanoGPT's GELU is the erf form, minGPT's the tanh form; minGPT is known by an output head of its own."""
+    """nanoGPT uses the erf form, minGPT the tanh form; minGPT is recognised by its own output head."""
     arrays = random_arrays(CONFIG, dtype="float32")
     nano = nanogpt(arrays) | {"_orig_mod.lm_head.weight": arrays["wte.weight"]}
     assert npgpt.load(stored(tmp_path / "a", nano), n_head=3).config.activation_function == "gelu"
@@ -162,7 +162,7 @@ def test_queries_keys_and_values_of_different_dtypes(tmp_path: Path) -> None:
 
 
 def test_a_new_scheme_is_a_table() -> None:
-    """Rows, ends, a stack, what is dropped, thirds in their order, and a second name for one tensor left over."""
+    """A scheme has layers, ends, stacks, dropped names, the order of thirds, and aliases."""
     scheme = Scheme(
         "theirs",
         "Their names",
@@ -235,7 +235,7 @@ def test_every_scheme_has_a_writer_here() -> None:
 
 
 def test_a_head_of_another_dtype_is_its_own(tmp_path: Path) -> None:
-    """Its numbers are rounded, so that it is not wte."""
+    """A rounded head is not wte."""
     arrays = random_arrays(small(), dtype="float32")
     arrays["lm_head.weight"] = arrays["wte.weight"].astype("float16")
     model = npgpt.load(stored(tmp_path / "a", arrays), n_head=3)

@@ -1,4 +1,4 @@
-"""What the files state of the configuration, gathered and cross-checked; which file of a folder is meant."""
+"""The configuration that files state, gathered and cross-checked, and the choice of a folder's file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NANOGPT_ARGS = {
 
 
 def put(folder: Path, scheme: str = "huggingface", **files: Any) -> Path:
-    """Weights, and JSON files by their stems."""
+    """Write weights, and JSON files by their stems."""
     folder.mkdir(exist_ok=True)
     safetensors.write(folder / "m.safetensors", NAMINGS[scheme](random_arrays(CONFIG, dtype="float32")))
     for stem, content in files.items():
@@ -43,7 +43,7 @@ def put(folder: Path, scheme: str = "huggingface", **files: Any) -> Path:
 
 @pytest.fixture
 def within(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let a safetensors file state a configuration, as a training checkpoint, GGUF and llm.c do."""
+    """Make a safetensors file state a configuration, as training checkpoints, GGUF and llm.c do."""
     read = formats.read
 
     def state(fields: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ def test_nanogpts_arguments(tmp_path: Path, within: Any) -> None:
 
 
 def test_an_older_nanogpt_says_beside_it_that_its_activation_is_the_tanh_form(tmp_path: Path, within: Any) -> None:
-    """As early versions and their forks have it; the keys only imply the erf form, a config.json says what it is."""
+    """The keys only suggest the erf form; config.json states the tanh form of early versions and forks."""
     within(NANOGPT_ARGS)
     checkpoint = open_checkpoint(put(tmp_path / "m", "nanogpt", config={"activation_function": "gelu_new"}))
     assert checkpoint.config == CONFIG
@@ -191,13 +191,13 @@ def test_mingpts_arguments_mean_the_tanh_form(tmp_path: Path, within: Any) -> No
 
 
 def test_an_inner_width_of_four_times_the_width_is_none_at_all(tmp_path: Path, within: Any) -> None:
-    """GGUF always states it, config.json only where it is another."""
+    """GGUF always states it, config.json only if it is another."""
     within({"n_inner": 84, "n_embd": 21, "n_head": 3, "layer_norm_epsilon": 1e-5})
     assert open_checkpoint(put(tmp_path / "m", config={"n_inner": None})).config == CONFIG
 
 
 def test_a_differing_head_where_a_configuration_ties_it(tmp_path: Path) -> None:
-    """transformers' configuration ties where it says nothing; in other programs' names nothing said means nothing."""
+    """transformers ties the head by default; other programs' files leave it open."""
     arrays = random_arrays(small(tie_word_embeddings=False), dtype="float32")
     for scheme, fields in (("huggingface", {"n_head": 3}), ("llama.cpp", {"n_head": 3, "tie_word_embeddings": True})):
         path = put(tmp_path / scheme, config=fields)
@@ -209,7 +209,7 @@ def test_a_differing_head_where_a_configuration_ties_it(tmp_path: Path) -> None:
 
 
 def test_the_padded_vocabulary_keeps_its_rows_and_never_draws_them(tmp_path: Path) -> None:
-    """nanoGPT's 50304 rows, of which GPT-2's vocabulary knows 50257; the largest logits are on the padding."""
+    """nanoGPT has 50304 rows for 50257 ids, and here the padding has the largest logits."""
     config = small(vocab_size=50304, n_embd=4, n_head=2, n_layer=1)
     arrays = random_arrays(config, dtype="float32")
     arrays["ln_f.bias"] = np.full(4, 3, np.float32)
@@ -227,7 +227,7 @@ def test_the_padded_vocabulary_keeps_its_rows_and_never_draws_them(tmp_path: Pat
 
 # not: same_bits comparing values instead of bits
 def test_a_head_is_tied_by_its_bits_and_not_by_its_values(tmp_path: Path) -> None:
-    """0 and -0 are equal and differ, a NaN is the same and unequal."""
+    """0 and -0 are equal but differ in bits; a NaN equals nothing but has the same bits."""
     arrays = random_arrays(CONFIG, dtype="float32")
     arrays["wte.weight"][3, :2] = 0.0, np.nan
     head = arrays["wte.weight"].copy()
@@ -268,7 +268,7 @@ def test_every_key_may_contradict(tmp_path: Path, within: Any, key: str, inside:
 
 # not: what a scheme assumes put above what is stated
 def test_what_is_stated_counts_for_more_than_what_a_scheme_assumes(tmp_path: Path) -> None:
-    """nanoGPT's names, and the tanh form of its early versions."""
+    """nanoGPT's names come with the tanh form of its early versions."""
     path = put(tmp_path / "m", "nanogpt", config={"n_head": 3, "activation_function": "gelu_new"})
     assert open_checkpoint(path).config == CONFIG
 
@@ -337,7 +337,7 @@ def test_a_folder_with_a_checkpoints_name_is_none(tmp_path: Path) -> None:
 
 
 def put_shards(folder: Path) -> tuple[Path, dict[str, str]]:
-    """Two files and their index."""
+    """Write two files and their index."""
     folder.mkdir()
     arrays = random_arrays(CONFIG, dtype="float32")
     names = list(arrays)
@@ -398,7 +398,7 @@ def test_a_missing_shard_is_an_error_and_no_smaller_model(tmp_path: Path) -> Non
 
 # not: another name within a shard, which no index lists, taken for a tensor too many
 def test_another_name_within_a_shard(tmp_path: Path) -> None:
-    """safetensors' save_model notes it in the file's metadata."""
+    """safetensors' save_model notes the alias in the file's metadata."""
     arrays = random_arrays(CONFIG, dtype="float32")
     safetensors.write(tmp_path / "a.safetensors", arrays, {"lm_head.weight": "wte.weight"})
     index = {"metadata": {}, "weight_map": dict.fromkeys(arrays, "a.safetensors")}

@@ -19,7 +19,7 @@ from tests.support.thorough import examples
 
 
 def put(path: Path, header: object, data: bytes = b"", *, raw: bytes | None = None, length: int | None = None) -> Path:
-    """Write a file by hand; raw takes the place of the header's JSON, length of its true length."""
+    """Write a file by hand; raw replaces the header's JSON, length its true length."""
     text = json.dumps(header).encode() if raw is None else raw
     path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
     return path
@@ -30,7 +30,7 @@ def entry(dtype: str, shape: list[Any], begin: Any, end: Any) -> dict[str, Any]:
 
 
 def test_literal_bytes(tmp_path: Path) -> None:
-    """The example of the format's own description, byte by byte."""
+    """The bytes are the example in the format's description."""
     data = struct.pack("<4f", 1.0, -2.0, 0.5, 3.25)
     file = safetensors.read(put(tmp_path / "x", {"a": entry("F32", [2, 2], 0, 16), "__metadata__": {"k": "v"}}, data))
     assert file.tensors["a"].load().tolist() == [[1.0, -2.0], [0.5, 3.25]]
@@ -221,7 +221,7 @@ GOOD = good_file()
 
 
 def read_all(path: Path) -> None:
-    """npgpt's own error, or arrays of the shapes announced."""
+    """Return arrays of the announced shapes, or None for npgpt's error."""
     try:
         file = safetensors.read(path)
         for tensor in file.tensors.values():

@@ -1,4 +1,4 @@
-"""What lies beside the weights: regular files of a bounded size; where the system fails, the message has the file."""
+"""Files beside the weights must be regular and bounded in size, and system errors name the file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fifo(path: Path) -> None:
 
 
 def local_socket(path: Path) -> None:
-    """A socket, whose path has a limit of a hundred characters."""
+    """Create a socket, whose path is limited to a hundred characters."""
     before = Path.cwd()
     os.chdir(path.parent)
     with socket.socket(socket.AF_UNIX) as made:
@@ -47,7 +47,7 @@ def local_socket(path: Path) -> None:
 
 
 def sparse(path: Path) -> None:
-    """Ten gigabytes of zeros that take no room."""
+    """Create a sparse file of ten gigabytes."""
     path.write_bytes(b"{")
     os.truncate(path, 10**10)
 
@@ -64,7 +64,7 @@ VOCABULARY = ("vocab.tiktoken", "vocab.json", "merges.txt", "encoder.json", "voc
 
 @pytest.fixture
 def bounded(thing: str) -> Iterator[None]:
-    """Within a test of this thing nothing hangs, and no large file is read."""
+    """Fail if the test hangs or reads a large file."""
 
     def hangs(*_: object) -> None:
         raise AssertionError("it hangs")
@@ -83,7 +83,7 @@ def bounded(thing: str) -> Iterator[None]:
 
 
 def model(folder: Path, name: str) -> Path:
-    """A model of 257 ids that would read this file, which is not there yet."""
+    """Return a model of 257 ids that would read this file, which does not exist yet."""
     source = speaking(folder / "source")
     (source / name).unlink(missing_ok=True)
     for pair in vocabularies.PAIRS:
@@ -156,7 +156,7 @@ def test_of_several_tensorflow_checkpoints_the_one_that_is_named(tmp_path: Path,
 @pytest.mark.usefixtures("bounded")
 @pytest.mark.parametrize("thing", THINGS)
 def test_the_caches_name_of_a_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, thing: str) -> None:
-    """What is none does not hide the newest revision."""
+    """An invalid name does not hide the newest revision."""
     repository = tmp_path / "models--openai-community--gpt2"
     snapshot = repository / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
@@ -183,7 +183,7 @@ def test_a_file_as_large_as_may_be_is_read(tmp_path: Path) -> None:
 
 @contextlib.contextmanager
 def limited(name: str, soft: int) -> Iterator[None]:
-    """Give this process a lower limit within the context."""
+    """Lower a limit of this process within the context."""
     import resource
 
     kind = getattr(resource, name)
@@ -197,7 +197,7 @@ def limited(name: str, soft: int) -> Iterator[None]:
 
 @posix
 def test_too_many_open_files(tmp_path: Path) -> None:
-    """Whether there is none left for the file, or none for its mapping."""
+    """The limit is reached by the file or by its mapping."""
     source = speaking(tmp_path / "source")
     here("inspect", str(source))  # imports what it needs
     free = os.dup(0)

@@ -1,4 +1,4 @@
-"""What is taken for a checkpoint, or for a file beside one, is named for what it is wherever it may be given."""
+"""A file mistaken for a checkpoint, or for a file beside one, is named for what it is."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ CONTENTS = {
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty working folder and home, and no variable set."""
+    """Use an empty working folder and home, without environment variables."""
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -44,7 +44,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refused(model: str | Path) -> str:
-    """The message of loading, which is that of converting."""
+    """Return the message of loading, which equals that of converting."""
     with pytest.raises(NpgptError) as error:
         npgpt.load(model)
     with pytest.raises(NpgptError) as again:
@@ -200,7 +200,7 @@ def test_what_a_folder_holds_is_named(name: str, message: str) -> None:
 
 
 def cached(snapshot: str = "abc") -> Path:
-    """A repository in the cache whose snapshot has only a configuration."""
+    """Put a repository whose snapshot has only a configuration into the cache."""
     folder = Path(".cache/huggingface/hub/models--org--name")
     (folder / "snapshots" / snapshot).mkdir(parents=True)
     (folder / "snapshots" / snapshot / "config.json").write_text("{}")
@@ -304,7 +304,7 @@ def test_the_nearest_name_is_suggested(name: str, meant: str | None) -> None:
 # not: a header's length taken for the beginning of something else
 @pytest.mark.parametrize("size", [0x480, 0xAB80, 0xAB81, 0x1F08, 0x8B1F])
 def test_what_is_read_is_never_taken_for_something_else(size: int) -> None:
-    """A safetensors file begins with the length of its header, which may have any bytes."""
+    """A safetensors file begins with its header's length, which may be any bytes."""
     arrays = {"logits": np.zeros((1, 2, 4096), "f4")}
     content = writers.safetensors(arrays)
     length = int.from_bytes(content[:8], "little")

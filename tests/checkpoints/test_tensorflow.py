@@ -26,7 +26,7 @@ FIXTURES = Path(make.__file__).parent
 
 
 def canonical() -> dict[str, np.typing.NDArray[np.float32]]:
-    """What make.py handed to TensorFlow, under the canonical names."""
+    """Return the arrays that make.py gave to TensorFlow, under canonical names."""
     kinds = {"g": "weight", "b": "bias", "w": "weight", "wte": "wte.weight", "wpe": "wpe.weight"}
     found = {}
     for name, array in make.arrays().items():
@@ -77,7 +77,7 @@ def test_a_variable_saved_in_parts_is_refused() -> None:
 
 
 def copied(tmp_path: Path, fixture: str = "saver") -> tuple[Path, Path]:
-    """A copy's index and first data file."""
+    """Return the index and the first data file of a copy."""
     folder = tmp_path / fixture
     shutil.copytree(FIXTURES / fixture, folder)
     (index,) = folder.glob("*.index")
@@ -113,7 +113,7 @@ def test_an_index_with_a_bad_checksum(tmp_path: Path) -> None:
 
 
 def test_a_compressed_index(tmp_path: Path) -> None:
-    """The kind of compression is under the checksum, so that has to be right for it to be believed."""
+    """The checksum covers the compression type, so it must be correct."""
     index, _ = copied(tmp_path)
     content = bytearray(index.read_bytes())
     size = next(n for n in range(1, len(content)) if _trailer(content, n) == bytes(content[n : n + 5]))
@@ -178,7 +178,7 @@ def test_a_shard_too_many(tmp_path: Path) -> None:
 
 
 def test_tensorflows_older_form_is_told_apart(tmp_path: Path) -> None:
-    """Saver V1's single file is such a table too; its entry "" is another message, whose first field is no number."""
+    """Saver V1's single file is also such a table; the first field of its entry "" is not a number."""
     body = b"\x00\x00\x02" + b"\x0a\x00" + struct.pack("<II", 0, 1)
     block = body + _trailer(bytearray(body), len(body))
     handle = bytes([0, len(body)])
@@ -201,7 +201,7 @@ def test_tensorflows_older_form_is_told_apart(tmp_path: Path) -> None:
     ],
 )
 def test_crc32c_has_the_published_values(data: bytes, expected: int) -> None:
-    """RFC 3720, B.4, and the check value of the catalogue of CRCs."""
+    """The values come from RFC 3720, B.4, and the catalogue of CRCs."""
     assert crc32c.crc32c(np.frombuffer(data, np.uint8)) == expected
 
 
@@ -217,7 +217,7 @@ def test_crc32c_of_many_lengths_against_the_definition(size: int) -> None:
 
 
 def package(implementation: str) -> ModuleType:
-    """What google-crc32c has, by the loop."""
+    """Return a replacement for google-crc32c that uses npgpt's loop."""
     module = ModuleType("google_crc32c")
     module.implementation = implementation  # type: ignore[attr-defined]
 
@@ -233,7 +233,7 @@ def package(implementation: str) -> ModuleType:
 
 @pytest.fixture
 def large(tmp_path: Path) -> Callable[[str], Path]:
-    """A bundle's index, in whose data file a bit of the named tensor is wrong: wte is large, ln_f small."""
+    """Return the index of a bundle with one wrong bit in the named tensor: wte is large, ln_f small."""
     arrays = random_arrays(small(vocab_size=900), dtype="float32")
     assert arrays["ln_f.bias"].nbytes < crc32c.SMALL < arrays["wte.weight"].nbytes
 
@@ -249,7 +249,7 @@ def large(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[ModuleType | None], None]]:
-    """Puts something in the place of google_crc32c; None: it is not installed."""
+    """Replace google_crc32c; None means that it is not installed."""
 
     def put(module: ModuleType | None) -> None:
         monkeypatch.setitem(sys.modules, "google_crc32c", module)

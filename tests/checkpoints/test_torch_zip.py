@@ -1,4 +1,4 @@
-"""torch.save's archives: what is read, from where it lies, and what is refused."""
+"""torch.save's archives: what is read in place, and what is refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ WHOLE = View(FLOAT6, 0, (2, 3), (3, 1))
 
 
 def put(path: Path, value: object, storages: dict[str, bytes] | None = None, **options: Any) -> Path:
-    """An archive of a pickled value and storages; of SIX where none are given."""
+    """Write an archive of a pickled value and storages, by default SIX."""
     storages = {"0": SIX.tobytes()} if storages is None else storages
     return writers.write(
         path.parent,
@@ -62,7 +62,7 @@ def same(found: dict[str, NDArray[Any]], expected: writers.Arrays) -> None:
 
 @pytest.mark.parametrize("zip64", [False, True])
 def test_python_reads_the_archives_that_the_tests_write(zip64: bool) -> None:
-    """So that what is refused below is refused for the fault that is put in, and not for the test's own."""
+    """This shows that later refusals are due to the inserted fault, not to the test's own writer."""
     content = writers.torch_zip({"a": SIX}, zip64=zip64)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert archive.testzip() is None
@@ -116,7 +116,7 @@ def test_without_a_byte_order_it_is_little(tmp_path: Path) -> None:
 
 
 def test_views_of_one_storage(tmp_path: Path) -> None:
-    """Transposed, offset, strided, empty, without dimensions, of size 1 with a stride that means nothing."""
+    """Views are transposed, offset, strided, empty, scalar, or of size 1 with a meaningless stride."""
     views = {
         "whole": WHOLE,
         "again": WHOLE,
@@ -156,7 +156,7 @@ AXES = st.tuples(st.slices(6), st.slices(5), st.slices(4))
 def test_any_view_is_what_numpy_has(
     tmp_path_factory: pytest.TempPathFactory, cuts: Any, axes: list[int], dtype: str, order: writers.Order
 ) -> None:
-    """Slices (forwards, as torch has them) and permutations of a storage of 120 elements."""
+    """Views are forward slices and permutations of a storage of 120 elements."""
     values = np.arange(120).astype(dtype).reshape(6, 5, 4)
     forwards = tuple(slice(cut.start, cut.stop, abs(cut.step or 1)) for cut in cuts)
     view = values[forwards].transpose(axes)
@@ -174,7 +174,7 @@ def test_any_view_is_what_numpy_has(
 
 
 def test_aligned_float32_is_the_mapping_itself(tmp_path: Path) -> None:
-    """Transposed too, which a matrix product takes as it is; what is neither is copied."""
+    """Transposed arrays too, which products accept; anything else is copied."""
     views = {"whole": WHOLE, "transposed": View(FLOAT6, 0, (3, 2), (1, 3)), "strided": View(FLOAT6, 0, (3,), (2,))}
     tensors = read(tmp_path / "x", views).tensors
     mapping = np.frombuffer(tensors["whole"].data, np.uint8)
@@ -190,7 +190,7 @@ def test_aligned_float32_is_the_mapping_itself(tmp_path: Path) -> None:
 
 
 def test_a_head_that_shares_the_storage_of_wte_is_tied(tmp_path: Path) -> None:
-    """Also where both are a transposed view."""
+    """Both may be transposed views."""
     arrays = random_arrays(small(), dtype="float32")
     views, storages = writers.in_storages(arrays)
     for strides in ((21, 1), (1, 40)):
@@ -273,7 +273,7 @@ CONFIG = Global("train_gpt2", "GPTConfig")
 
 
 def omegaconf(fields: dict[str, Any]) -> Call:
-    """A DictConfig, whose nodes hold the values."""
+    """Return a DictConfig, whose nodes hold the values."""
     node, about = Global("omegaconf.nodes", "AnyNode"), {"_metadata": None, "_parent": None}
     nodes = {
         key: value if isinstance(value, Call) else Call(node, (), about | {"_val": value})
@@ -283,14 +283,14 @@ def omegaconf(fields: dict[str, Any]) -> Call:
 
 
 def of_numpy(value: int) -> Call:
-    """An int64, with its bytes as protocol 2 has them."""
+    """Return an int64 with its bytes in protocol 2's form."""
     dtype = Call(Global("numpy", "dtype"), ("i8", False, True), (3, "<", None, None, None, -1, -1, 0))
     content = Call(Global("_codecs", "encode"), (value.to_bytes(8, "little").decode("latin1"), "latin1"))
     return Call(Global("numpy._core.multiarray", "scalar"), (dtype, content))
 
 
 class Items(dict[str, Any]):
-    """A dictionary's subclass, as Lightning's AttributeDict is."""
+    """A subclass of dict, like Lightning's AttributeDict."""
 
 
 STATED: dict[str, dict[str, Any]] = {
@@ -333,7 +333,7 @@ def test_an_object_that_states_nothing(tmp_path: Path, value: object) -> None:
 
 
 def of_type(kind: Global, function: Global = Global("torch._utils", "_rebuild_tensor_v2")) -> Call:  # noqa: B008
-    """A tensor of a type, or with attributes."""
+    """Return a tensor of a type, or with attributes."""
     hooks = Call(Global("collections", "OrderedDict"))
     return Call(
         Global("torch._tensor", "_rebuild_from_type_v2"),
@@ -348,7 +348,7 @@ def test_a_tensor_with_attributes(tmp_path: Path) -> None:
 
 
 def test_a_state_dict_with_something_else_in_it(tmp_path: Path) -> None:
-    """What most of a dictionary is counts: a few values that are no tensors are left out, and that is said."""
+    """The majority decides: a few values that are not tensors are left out, with a note."""
     arrays = random_arrays(small(), dtype="float32")
     views, storages = writers.in_storages(arrays)
     path = put(tmp_path / "m.pth", {"model": views | {"_extra_state": Call(CONFIG), "version": 3}}, storages)
@@ -383,7 +383,7 @@ UNREAD: dict[str, tuple[object, str]] = {
 
 @pytest.mark.parametrize("kind", UNREAD)
 def test_only_a_tensor_that_needs_a_name_is_refused(tmp_path: Path, kind: str) -> None:
-    """Beside the weights it costs nothing; among them it is named."""
+    """An unknown object is inert beside the weights, and refused by name as a weight."""
     arrays = random_arrays(small(), dtype="float32")
     views, storages = writers.in_storages(arrays)
     tensor, name = UNREAD[kind]
@@ -431,14 +431,14 @@ def test_numpys_arrays_are_no_outputs_that_are_passed_over(tmp_path: Path, value
 
 
 def test_one_list_of_outputs_under_many_names(tmp_path: Path) -> None:
-    """4,000,000 outputs, were it read under every one."""
+    """Reading the list under every name would give 4,000,000 outputs."""
     items = [WHOLE] * 2000
     with pytest.raises(NpgptError, match="x contains more than 100000 outputs in lists"):
         torch_zip.read_outputs(put(tmp_path / "x", {f"a{n}": items for n in range(2000)}))
 
 
 def test_what_is_left_out_of_outputs_is_said(tmp_path: Path) -> None:
-    """As of transformers' outputs, whose class is a dictionary's subclass."""
+    """transformers' outputs are a subclass of dict."""
     held = {"logits": WHOLE, "past_key_values": Call(Global("cache_utils", "DynamicCache")), "hidden_states": (WHOLE,)}
     for value in (held, Items(held)):
         found = torch_zip.read_outputs(put(tmp_path / "x", value))
@@ -489,7 +489,7 @@ def test_no_state_dict(tmp_path: Path, value: object, message: str) -> None:
 
 
 def test_one_dictionary_under_many_keys_is_read_once(tmp_path: Path) -> None:
-    """2,000 × 2,000 entries, were it read under every key."""
+    """Reading it under every key would give 2,000 × 2,000 entries."""
     state = {f"t{n}": WHOLE for n in range(2000)}
     path = put(tmp_path / "x", {f"d{n}": state for n in range(2000)})
     tracemalloc.start()
@@ -504,7 +504,7 @@ def test_one_dictionary_under_many_keys_is_read_once(tmp_path: Path) -> None:
 
 
 def training_checkpoint(spare: bytes, **options: Any) -> list[Member]:
-    """The members of a model's archive with an optimizer's state in a storage of its own."""
+    """Return a model's archive members, with an optimizer's state in its own storage."""
     arrays = random_arrays(small(), dtype="float32")
     views, storages = writers.in_storages(arrays)
     adam = View(Storage("FloatStorage", "adam", len(spare) // 4), 0, (len(spare) // 4,), (1,))
@@ -514,7 +514,7 @@ def training_checkpoint(spare: bytes, **options: Any) -> list[Member]:
 
 
 def test_an_optimizers_state_is_not_read(tmp_path: Path) -> None:
-    """32 MB whose checksum is wrong: nobody looks."""
+    """The wrong checksum of its 32 MB goes unnoticed because they are not read."""
     content = writers.zip_archive(training_checkpoint(bytes(2**25), crc=12345))
     path = writers.write(tmp_path, {"ckpt.pt": content})
     tracemalloc.start()
@@ -539,7 +539,7 @@ def loaded(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def refused(content: bytes, folder: Path, message: str) -> None:
-    """One line that names the file."""
+    """Return the message of a refusal, one line that names the file."""
     path = writers.write(folder, {"bad.pth": content})
     with pytest.raises(NpgptError, match=message) as error:
         loaded(path)
@@ -610,7 +610,7 @@ def test_a_negated_tensor_is_refused(tmp_path: Path) -> None:
 
 
 def place(number: int) -> int:
-    """Where a member of the honest archive has its header."""
+    """Return the offset of a member's header in the valid archive."""
     content = writers.zip_archive([PICKLE, ORDER, FIRST, SECOND, VERSION])
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         return archive.infolist()[number].header_offset
@@ -672,7 +672,7 @@ def test_an_archive_that_is_not_as_torch_writes_it(tmp_path: Path, members: list
 
 
 def test_the_honest_archive_and_what_may_be_there_besides(tmp_path: Path) -> None:
-    """More members, in any order, a checksum of 0 (none), no version, an archive's comment, something before it."""
+    """Extra members, any order, a checksum of 0 (none), no version, a comment and a prefix are accepted."""
     more = [Member("archive/.data/serialization_id", b"123"), Member("archive/.format_version", b"1")]
     for members in (
         [PICKLE, ORDER, FIRST, SECOND, VERSION],
@@ -705,7 +705,7 @@ def test_a_damaged_weight_is_reported_by_every_way_in(tmp_path: Path, capfd: pyt
 
 
 def test_a_zip_bomb(tmp_path: Path) -> None:
-    """50 MB of zeros in 50 KB."""
+    """The file of 50 KB expands to 50 MB of zeros."""
     members = [PICKLE, FIRST._replace(content=bytes(50_000_000), deflated=True), SECOND]
     content = writers.zip_archive(members)
     assert len(content) < 60_000
@@ -717,7 +717,7 @@ def test_a_zip_bomb(tmp_path: Path) -> None:
 
 
 def test_many_tensors_in_one_storage_are_no_model(tmp_path: Path) -> None:
-    """964 tensors of a storage of 16 KB, which as a model of 80 blocks would take 1 MB."""
+    """964 tensors share a storage of 16 KB and would make a model of 1 MB with 80 blocks."""
     config = small(n_layer=80, n_embd=16, n_head=1, vocab_size=16, n_positions=16)
     storage = Storage("FloatStorage", "0", 4096)
     shapes = {name: array.shape for name, array in random_arrays(config).items()}
@@ -737,7 +737,7 @@ def test_many_tensors_in_one_storage_are_no_model(tmp_path: Path) -> None:
 def test_a_storage_is_checked_once_however_many_tensors_lie_in_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a checkpoint whose parameters are views of one flat buffer."""
+    """A checkpoint's parameters may all be views of one flat buffer."""
     arrays = random_arrays(small(), dtype="float32")
     flat = np.concatenate([array.ravel() for array in arrays.values()])
     views: dict[str, View] = {}

@@ -1,4 +1,4 @@
-"""A GPT-2 within other things: every path to it, what is left out beside it, several in one file, other heads."""
+"""A GPT-2 inside other modules: paths to it, tensors beside it, several in one file, other heads."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OTHER = np.ones((3, 2), np.float32)
 
 
 def under(path: str, arrays: dict[str, Array], **others: Array) -> dict[str, Array]:
-    """Arrays under a path, and others beside it, whose names have dots for double underscores."""
+    """Return arrays under a path and others beside it; double underscores in names become dots."""
     return {f"{path}{name}": array for name, array in arrays.items()} | {
         name.replace("__", "."): array for name, array in others.items()
     }
@@ -90,7 +90,7 @@ PARTS = st.sampled_from([*WITHIN, "transformer", "model", "gpt2", "a_b", "x"])
 def test_wrappers_in_any_nesting_and_within_names(
     tmp_path_factory: pytest.TempPathFactory, path: list[str], wrapper: str, part: str
 ) -> None:
-    """One that wraps a part of every block, or of the first, stands in the middle of a name."""
+    """A wrapper around a part of every block, or of the first, occurs in the middle of a name."""
     inner = {name.replace(f"{part}.", f"{part}.{wrapper}.", 1): array for name, array in ARRAYS.items()}
     file = stored(tmp_path_factory.mktemp("w") / "m", under("".join(f"{one}." for one in path), inner))
     model = npgpt.load(file, n_head=3)
@@ -118,7 +118,7 @@ def test_what_lies_beside_is_said_and_left_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wrapper", ["module.", "module.model.", "_orig_mod.module.transformer."])
 def test_what_lies_beside_a_wrapper(tmp_path: Path, wrapper: str) -> None:
-    """As the counter of an AveragedModel, whose model is in `module.`."""
+    """An AveragedModel has a counter beside its model in `module.`."""
     arrays = under(wrapper, ARRAYS, n_averaged=OTHER[0, 0], lm_head__weight=UNTIED["lm_head.weight"])
     model = npgpt.load(stored(tmp_path / "a", arrays), n_head=3)
     assert model.notes == ("ignored, not part of the GPT-2: n_averaged []",)
@@ -128,7 +128,7 @@ def test_what_lies_beside_a_wrapper(tmp_path: Path, wrapper: str) -> None:
 @pytest.mark.parametrize("path", ["", "transformer.", "gpt.transformer."])
 @pytest.mark.parametrize("name", ["rotary.freqs", "h.0.attn.rotary", "h.2.ln_1.weight", "adapter"])
 def test_what_lies_within_is_no_other_part(tmp_path: Path, path: str, name: str) -> None:
-    """A GPT-2 with a tensor more, beside its `transformer` or in it, is another model."""
+    """A GPT-2 with an additional tensor, beside its `transformer` or in it, is another model."""
     for place in (path, path.removesuffix("transformer.")):
         with pytest.raises(NpgptError, match=r"unexpected|is missing"):
             npgpt.load(stored(tmp_path / "a", under(path, ARRAYS) | {place + name: OTHER}), n_head=3)
@@ -159,7 +159,7 @@ def test_several_of_different_programs_are_named(tmp_path: Path) -> None:
 
 
 def test_one_whole_beside_a_part_of_one(tmp_path: Path) -> None:
-    """The whole one is read; of the other one it is said that it is left out."""
+    """The whole model is read, and a note says that the other is left out."""
     part = {name: array for name, array in ARRAYS.items() if not name.startswith("h.1.mlp")}
     model = npgpt.load(stored(tmp_path / "a", under("model.", ARRAYS) | under("student.", part)), n_head=3)
     same(model)
@@ -255,7 +255,7 @@ def test_llms_from_scratchs_classifier_is_a_body(
         captured = capfd.readouterr()
         assert captured.out == ""
         assert "its head has 2 classes, not 40 ids" in captured.err.splitlines()[-1]
-    with pytest.raises(NpgptError, match="is no reference: its head has 2 classes"):
+    with pytest.raises(NpgptError, match="cannot be the reference: its head has 2 classes"):
         npgpt.check(np.zeros((2, 40)), [1, 2], file)
     assert not (tmp_path / "out").exists()
 
@@ -269,14 +269,14 @@ def test_a_head_of_nearly_all_ids_is_no_classifier(tmp_path: Path) -> None:
 
 
 def test_paths_of_which_some_are_no_path() -> None:
-    """A name that only ends like the table's, without a dot before it, is another tensor's."""
+    """A name that ends like the table's without a preceding dot is another tensor's."""
     tensors: dict[str, Any] = dict.fromkeys(("xwte.weight", "a.b_tok_emb.weight", "wte.weights"))
     assert list(wrappers.located(tensors, "it").tensors) == list(tensors)
 
 
 @pytest.mark.parametrize("part", ["a", "transformer", "module", "model", "_orig_mod"])
 def test_a_name_of_very_many_parts_takes_no_time(tmp_path: Path, part: str) -> None:
-    """100,000 paths lie above it."""
+    """The name has 100,000 parent paths."""
     path = f"{part}." * 100_000
     same(npgpt.load(stored(tmp_path / "a", under("gpt.", ARRAYS, score__weight=OTHER) | {f"{path}x": OTHER}), n_head=3))
     with pytest.raises(NpgptError, match="does not fit its own sizes"):
@@ -284,7 +284,7 @@ def test_a_name_of_very_many_parts_takes_no_time(tmp_path: Path, part: str) -> N
 
 
 def test_a_state_dict_given_to_check() -> None:
-    """It is found within other things as in a file, and what is guessed of it is said."""
+    """It is found inside other dictionaries, as in a file, and guesses are reported."""
     nano = transposed(ARRAYS)
     model = LanguageModel("it", small(activation_function="gelu"), from_arrays(small(), ARRAYS))
     logits = model([1, 2, 3])

@@ -1,4 +1,4 @@
-"""What a user hands over: arrays, files, callables, masks, chunks; and what is refused."""
+"""A user's input: arrays, files, callables, masks and chunks, and refusals."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_padded_vocabulary_and_log_probabilities() -> None:
 def test_a_constant_shift_is_seen() -> None:
     report = npgpt.check(single(USUAL["logits"] + 3), IDS, MODEL)
     assert not report.matches
-    assert "Nothing but a constant at each position differs" in said(report)
+    assert "The logits differ only by a constant at each position" in said(report)
     assert report.logits is not None
     assert abs(report.logits.shift - 3) < 1e-5
     assert report.logits.top_1 == report.logits.top_10 == 1
@@ -92,7 +92,7 @@ def test_a_callable_is_run_and_one_that_draws_is_caught() -> None:
 
 
 def test_the_last_positions_class() -> None:
-    """Of the last logits alone, a missing last token and the previous position's logits are the same thing."""
+    """From the last logits alone, a missing last token cannot be told from the previous position's logits."""
     report = npgpt.check(single(wrong("last token missing")["logits"][0, -1]), IDS, MODEL)
     assert report.names == ["last token missing or logits of the previous position"]
     assert npgpt.check(single(wrong("BOS prepended")["logits"]), IDS, MODEL).names == ["BOS prepended"]
@@ -101,7 +101,7 @@ def test_the_last_positions_class() -> None:
 @pytest.mark.usefixtures("few_mistakes")
 @pytest.mark.parametrize("left", [True, False])
 def test_padded_positions_are_not_judged(left: bool) -> None:
-    """Two rows of 8 and 5 tokens; what stands at the padding is arbitrary."""
+    """Two rows have 8 and 5 tokens, and arbitrary values at the padding."""
     ids = random_ids(CONFIG, (2, 8))
     mask = np.ones((2, 8), int)
     mask[1, slice(0, 3) if left else slice(5, 8)] = 0
@@ -155,11 +155,11 @@ def test_names_of_others() -> None:
     ("theirs", "ids", "options", "message"),
     [
         ({}, IDS, {}, "nothing to compare"),
-        ({"h.0.attn.qq": IDS}, IDS, {}, "no stage that npgpt knows"),
+        ({"h.0.attn.qq": IDS}, IDS, {}, "is not a stage that npgpt knows"),
         ({"h.2.ln_1": IDS}, IDS, {}, "the model has 2 blocks"),
         ({"hidden_states.3": IDS}, IDS, {}, "the model has 2 blocks"),
-        ({"ln_f": np.zeros((1, 8, 23))}, IDS, {}, r"ln_f is \[1, 8, 23\].* \[1, 8, 24\]"),
-        (np.zeros((1, 5, 40)), IDS, {}, "5 positions, and there are 8 ids"),
+        ({"ln_f": np.zeros((1, 8, 23))}, IDS, {}, r"ln_f has shape \[1, 8, 23\].* \[1, 8, 24\]"),
+        (np.zeros((1, 5, 40)), IDS, {}, "5 positions, but there are 8 ids"),
         (np.zeros((1, 8, 39)), IDS, {}, r"\[1, 8, 39\]"),
         (np.zeros((1, 8, 40), bool), IDS, {}, "must be numbers, not bool"),
         (np.array(["a", "b"]), IDS, {}, "must be numbers, not <U1"),
@@ -169,8 +169,13 @@ def test_names_of_others() -> None:
         (np.zeros((1, 8, 40)), IDS, {"attention_mask": [[1, 0, 1, 1, 1, 1, 1, 1]]}, "one run of ones"),
         (np.zeros((1, 8, 40)), IDS, {"attention_mask": [[1, 1]]}, "attention_mask must be"),
         (np.zeros((1, 8, 40)), IDS, {"attention_mask": [[1], [1, 1]]}, "attention_mask must be"),
-        (np.zeros((1, 8, 40)), IDS, {"chunks": (3, 3)}, "6 tokens, and there are 8"),
-        ({"embedding": USUAL["embedding"], "hidden_states.0": USUAL["embedding"]}, IDS, {}, "which is given twice"),
+        (np.zeros((1, 8, 40)), IDS, {"chunks": (3, 3)}, "6 tokens, but there are 8"),
+        (
+            {"embedding": USUAL["embedding"], "hidden_states.0": USUAL["embedding"]},
+            IDS,
+            {},
+            "which was given before under another name",
+        ),
         (np.zeros((1, 8, 40)), IDS, {"chunks": (0, 8)}, "chunks must be whole numbers from 1"),
         (np.zeros((1, 8, 40)), IDS, {"chunks": "5,3"}, "chunks must be whole numbers from 1"),
     ],
@@ -234,10 +239,11 @@ def test_the_command(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture
     html = tmp_path / "report.html"
     assert main(["check", str(bad), "--model", str(folder), "--ids", ids, "--html", str(html)]) == 1
     out = capsys.readouterr().out
-    assert "it is n_head 2" in out.splitlines()[0]
+    assert "the cause is n_head 2" in out.splitlines()[0]
     assert all(len(line) <= 100 for line in out.splitlines())
     assert "n_head 2" in html.read_text()
-    assert not re.search(r"https?://|<script", html.read_text())
+    assert not re.search(r"https?://|<script [^>]*src", html.read_text())
+    assert html.read_text().count("<script") == 1
     assert main(["check", str(bad), "--ids", ids, "--prompt", "It is"]) == 2
     assert "--prompt and --ids exclude each other" in capsys.readouterr().err
     assert main(["check", str(bad), "--ids", ids, "--html", str(tmp_path / "none" / "x.html")]) == 2
@@ -279,7 +285,7 @@ def test_files_of_every_form(tmp_path: Path, folder: Path, form: str, capsys: py
 
 @pytest.mark.usefixtures("few_mistakes")
 def test_a_file_is_checked_in_python_too(tmp_path: Path) -> None:
-    """It brings its ids and its mask along; what is not in it is told, and nothing is told in two ways."""
+    """The file contains its ids and mask. Missing ids must be given, and nothing may be given twice."""
     ids, mask = random_ids(CONFIG, (2, 8)), np.ones((2, 8), int)
     mask[1, 5:] = 0
     logits = Pass(textbook(CONFIG, ARRAYS), ids)["logits"].copy()
@@ -301,16 +307,16 @@ def test_a_file_is_checked_in_python_too(tmp_path: Path) -> None:
 
 
 def test_the_report_fits_a_terminal(tmp_path: Path, folder: Path) -> None:
-    """Its table too, which has two columns less there; in a pipe it has them all."""
+    """In a narrow terminal the table has two columns fewer; in a pipe it has all of them."""
     bad = saved(tmp_path, logits=single(wrong("n_head 2")["logits"]), input_ids=IDS)
     arguments = ("check", str(bad), "--model", str(folder))
     for columns in (80, 90, 200):
         lines = here(*arguments, terminal=True, COLUMNS=str(columns))[1].splitlines()
         assert max(map(len, lines)) <= min(columns, 100)
-        (head,) = (line for line in lines if line.startswith("stage "))
+        (head,) = (line for line in lines if line.startswith("stage  "))
         assert head.endswith("  from their input")
         assert ("ulps" in head, " dB " in head) == (columns >= 100,) * 2
-        (row,) = (line for line in lines if line.startswith("logits "))
+        (row,) = (line for line in lines if re.match(r"logits +[0-9]", line))
         assert len(row.split()) == len(head.split()) - 2 - (not row.endswith(("matches", "differs")))
     assert "ulps" in here(*arguments, COLUMNS="80")[1]
 
@@ -326,14 +332,14 @@ def test_greedy_ids_in_a_file(tmp_path: Path, folder: Path, capsys: pytest.Captu
         assert json.loads(captured.out)["matches"] == (code == 0)
         assert "no page was written" in captured.err
         assert not page_path.exists()
-    assert str(npgpt.check_greedy([best], IDS, MODEL)) == "Matches: every greedy token is the reference's."
+    assert str(npgpt.check_greedy([best], IDS, MODEL)) == "Matches: all greedy tokens equal the reference's."
     with pytest.raises(NpgptError, match="not float8"):
         npgpt.check_greedy([best], IDS, MODEL, dtype="float8")
-    with pytest.raises(NpgptError, match="a row at a time, and the prompt has 2"):
+    with pytest.raises(NpgptError, match="one row at a time, but the prompt has 2 rows"):
         npgpt.check_greedy([best], random_ids(CONFIG, (2, 8)), MODEL)
-    with pytest.raises(NpgptError, match=r"no logits: npgpt\.check_greedy"):
+    with pytest.raises(NpgptError, match=r"no logits: use npgpt\.check_greedy"):
         npgpt.check(path, weights=MODEL)
-    with pytest.raises(NpgptError, match=r"npgpt\.check compares them"):
+    with pytest.raises(NpgptError, match=r"logits or stages: use npgpt\.check$"):
         npgpt.check_greedy(saved(tmp_path, logits=USUAL["logits"], input_ids=IDS), weights=MODEL)
 
 
@@ -397,7 +403,7 @@ def test_ids_are_told_or_refused(tmp_path: Path, folder: Path, capsys: pytest.Ca
 
 @pytest.mark.usefixtures("few_pairs")
 def test_another_models_weights_are_no_named_mistake() -> None:
-    """Another model of the same shape: nothing explains it, and nothing is guessed."""
+    """Another model of the same shape is unexplained, and nothing is guessed."""
     other = random_arrays(CONFIG, seed=9)
     report = npgpt.check(single(Pass(textbook(CONFIG, other), IDS)["logits"]), IDS, MODEL)
     assert (report.code, report.names, report.diagnosis.unexplained) == (1, [], "logits")
@@ -427,7 +433,7 @@ def test_cases_of_a_batch_keep_their_rows() -> None:
 
 @pytest.mark.usefixtures("few_mistakes")
 def test_what_can_be_run_is_experimented_with() -> None:
-    """A callable whose MLP nobody knows, without a causal mask: T = 1 differs too, and a later token is seen."""
+    """The callable has an unknown MLP and no causal mask: T = 1 differs too, and a later token has an effect."""
 
     def strange(ids: np.typing.NDArray[Any], mask: bool = True) -> np.typing.NDArray[np.float32]:
         formulas: dict[str, Any] = {"mlp.act": lambda s: np.sin(s["mlp.c_fc"])}
@@ -436,25 +442,25 @@ def test_what_can_be_run_is_experimented_with() -> None:
         return single(Pass(textbook(CONFIG, ARRAYS).altered(formulas), ids)["logits"])
 
     report = npgpt.check(strange, IDS, MODEL)
-    assert "Tried: the first token alone differs as well." in report.notes
+    assert "Tried: the first token alone also differs." in report.notes
     assert "Tried: another last token does not change earlier positions." in report.notes
     said = " ".join(str(report).split())
-    assert "explained by any known mistake. Are the weights and the ids the same? stage" in said  # and then the table
+    assert "No known mistake explains logits. Are the weights and the ids the same? stage" in said  # and then the table
     said = " ".join(str(npgpt.check(strange(IDS), IDS, MODEL)).split())
-    assert "Are the weights and the ids the same? Two experiments tell most: does the first token alone" in said
+    assert "Are the weights and the ids the same? Two experiments help most: does the first token alone" in said
     notes = npgpt.check(lambda ids: strange(ids, mask=False), IDS, MODEL).notes
     assert "Tried: another last token changes earlier positions." in notes
 
 
 @pytest.mark.usefixtures("few_mistakes")
 def test_the_dtype_is_told_from_the_numbers() -> None:
-    """bfloat16 and float16 widened to be stored, float32 as float64: common, and no reason for an alarm."""
+    """Widened bfloat16, float16 and float32 are common and must not raise an alarm."""
     for dtype in ("bfloat16", "float16", "float32"):
         rough = {name: as_computed(array, dtype) for name, array in ARRAYS.items()}
         logits = plain(Pass(textbook(CONFIG, rough), IDS)["logits"])
         report = npgpt.check(logits, IDS, MODEL)
         assert (report.dtype, report.matches) == (dtype, True)
-        assert f"Every number is one of {dtype}, though stored as float64" in str(report)
+        assert f"All numbers fit {dtype}, though stored as float64" in str(report)
         if dtype == "float32" or THOROUGH:  # what nothing explains takes long
             assert npgpt.check(logits, IDS, MODEL, dtype="float64").code == 1
     assert computed_in(np.zeros(100)) == "float64"
@@ -464,7 +470,7 @@ def test_the_dtype_is_told_from_the_numbers() -> None:
 @pytest.mark.usefixtures("few_mistakes")
 @pytest.mark.parametrize("left", [True, False])
 def test_padded_stages_are_not_judged(left: bool) -> None:
-    """Weights [B, H, T, T], heads, rows of the stream and logits of the last position alone."""
+    """Padding is ignored in weights [B, H, T, T], heads, the stream, and the last position's logits."""
     ids, mask = random_ids(CONFIG, (1, 8)), np.ones((1, 8), int)
     judged = slice(3, 8) if left else slice(0, 5)
     mask[0] = 0
@@ -509,29 +515,29 @@ def test_a_callable_that_agrees_once_is_caught_by_its_second_run() -> None:
 
 @pytest.mark.usefixtures("few_mistakes")
 def test_too_faint_a_difference_is_not_named() -> None:
-    """Just above what rounding explains, no mistake is told from another."""
+    """Just above rounding, mistakes cannot be told apart."""
     noise = 1e-4 * np.random.default_rng(0).standard_normal(USUAL["logits"].shape)
     given = cases({"logits": USUAL["logits"] + noise}, CONFIG, IDS)
     ratio = compare(CONFIG, ARRAYS, given, "float32", entries=[]).rows[0].difference.ratio
     report = npgpt.check(USUAL["logits"] + noise * 1.2 / ratio, IDS, MODEL, dtype="float32")
     assert (report.code, report.names) == (1, [])
-    assert "too little (" in report.verdict
+    assert "too small to name a mistake (" in report.verdict
 
 
 @pytest.mark.usefixtures("few_mistakes")
 def test_a_callable_that_takes_only_its_own_prompt() -> None:
-    """What is tried further gives what cannot be compared, which is no reason to fail."""
+    """Further experiments that cannot be compared are no reason to fail."""
     book = textbook(CONFIG, ARRAYS).altered({"mlp.act": lambda s: np.sin(s["mlp.c_fc"])})
     wrong_logits = single(Pass(book, IDS)["logits"])
     notes = npgpt.check(lambda ids: wrong_logits, IDS, MODEL).notes
-    assert any(note.startswith("Tried: the first token alone gives what cannot be compared (") for note in notes)
+    assert any(note.startswith("Tried: the output for the first token alone cannot be compared (") for note in notes)
     one = IDS[:, :1]
     assert npgpt.check(lambda ids: wrong_logits[:, :1], one, MODEL).notes == []
 
 
 def test_a_page_names_what_cannot_be_told_apart() -> None:
     text = page(npgpt.check(single(wrong("last token missing")["logits"][0, -1]), IDS, MODEL))
-    assert "At logits, one of these, which this data cannot tell apart:" in text
+    assert "At logits, one of these mistakes, which this data cannot tell apart:" in text
     assert "<dt>last token missing</dt>" in text
     assert "<dt>logits of the previous position</dt>" in text
 

@@ -1,4 +1,4 @@
-"""Every known mistake, made in the textbook's own pass, is named; rounding is not."""
+"""Every known mistake made in the textbook's own pass is named, and rounding is not."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SEEN = ("ln_1", "attn.c_attn", "attn.merged", "attn.c_proj", "attn.residual", "m
 
 
 def given(book: Textbook, config: Config, logits_only: bool, tokens: int = TOKENS, seed: int = 0) -> Report:
-    """Report on what this book gives in float32, against the model as it is."""
+    """Return a report that compares this book in float32 with the correct model."""
     arrays, ids = random_arrays(config), random_ids(config, (1, tokens), seed)
     single = {name: array.astype(np.float32) for name, array in arrays.items()}
     run = Pass(Textbook(book.config, single, book.layers, book.model, book.block), ids)
@@ -39,7 +39,7 @@ def given(book: Textbook, config: Config, logits_only: bool, tokens: int = TOKEN
 
 
 def taken(run: Pass, config: Config, logits_only: bool) -> dict[str, Array]:
-    """What an implementation would hand over."""
+    """Return what an implementation would give."""
     theirs: dict[str, Array] = {"logits": plain(run["logits"])}
     if not logits_only:
         theirs |= {
@@ -60,7 +60,7 @@ def everything(report: Report) -> set[str]:
 
 
 def judged(mistake: Mistake, report: Report) -> None:
-    """Named, alone or in a class, where the evidence is clear; among what cannot be excluded where it is not."""
+    """Check that a mistake is named, alone or in a class, if the evidence is clear, and else not excluded."""
     strongest = max(row.difference.ratio for row in report.rows)
     left = [entry.name for entry in report.diagnosis.left]
     given = {row.stage for row in report.rows}
@@ -156,7 +156,7 @@ def test_rounding_alone_is_no_mistake(shape: str, dtype: str) -> None:
 
 
 def naive(x: np.typing.NDArray[np.float32], weight: np.typing.NDArray[np.float32]) -> np.typing.NDArray[np.float32]:
-    """x @ weight, one product after the other."""
+    """Return x @ weight, summed one product after another."""
     total = np.zeros((*x.shape[:-1], weight.shape[1]), np.float32)
     for k in range(x.shape[-1]):
         total += x[..., k : k + 1] * weight[k]
@@ -215,7 +215,7 @@ def test_three_mistakes_one_after_another() -> None:
 
 
 def test_one_token_leaves_a_class() -> None:
-    """At T = 1 the softmax has one entry: no scale, no mask, no split shows, and some mistakes look alike."""
+    """At T = 1 the softmax has one entry, so scale, mask and split have no effect and some mistakes look alike."""
     entries = {entry.name: entry for entry in catalogue(TWO, 1)}
     book = textbook(TWO, random_arrays(TWO))
     report = given(entries["attention scale missing"].change(book), TWO, logits_only=True, tokens=1)
@@ -271,7 +271,7 @@ def test_a_head_of_other_weights_has_its_own_sign() -> None:
     book = textbook(TWO, random_arrays(TWO)).altered({"lm_head.weight": lambda s: head.astype(np.float32)})
     report = given(book, TWO, logits_only=False)
     assert report.diagnosis.unexplained == "logits"
-    assert "it is the output head, its weights, or what is done with its logits" in said(report)
+    assert "check the output head, its weights, and what is done with its logits" in said(report)
 
 
 def test_a_tied_head_where_the_model_has_its_own() -> None:

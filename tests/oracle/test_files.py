@@ -1,4 +1,4 @@
-"""Files of numbers: what they state is bounded by what they can hold."""
+"""Files of numbers cannot claim more than they can hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from npgpt.oracle import files
 
 
 def npy(shape: tuple[int, ...], content: bytes, version: tuple[int, int] = (1, 0)) -> bytes:
-    """A .npy whose header states a shape of float32, whatever its content."""
+    """Return a .npy whose header states a shape of float32, whatever its content."""
     file = io.BytesIO()
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     write = np.lib.format.write_array_header_1_0 if version == (1, 0) else np.lib.format.write_array_header_2_0
@@ -24,7 +24,7 @@ def npy(shape: tuple[int, ...], content: bytes, version: tuple[int, int] = (1, 0
 
 
 def test_compressed_numbers_are_read(tmp_path: Path) -> None:
-    """Half of causal weights are zeros, and a mask may be one number throughout."""
+    """Half of all causal weights are zeros, and a mask may be constant."""
     weights = np.tril(np.random.default_rng(0).random((1, 2, 64, 64))).astype("f4")
     arrays: dict[str, Any] = {"h.0.attn.weights": weights, "attention_mask": np.ones((1, 10**6), "i8")}
     np.savez_compressed(tmp_path / "a.npz", **arrays)

@@ -1,4 +1,4 @@
-"""The catalogue: every entry changes what it says, where it says, and nothing below it."""
+"""Every catalogue entry changes the stages that it names and nothing before them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIGS = SHAPES | {"4 blocks": DEEP, "1 head x 64": small(n_embd=64, n_head=1, 
 
 
 def everything(book: Textbook, config: Config) -> dict[str, Array]:
-    """Every stage of one run."""
+    """Return every stage of one run."""
     run = Pass(book, random_ids(config, (1, TOKENS)))
     with np.errstate(all="ignore"):
         return {stage: plain(run[stage]) for stage in stages(len(book.layers))}
@@ -39,13 +39,13 @@ def same(one: Array | None, other: Array, tolerance: float = 1e-9) -> bool:
 
 
 def fingerprint(run: dict[str, Array], order: list[str]) -> list[float]:
-    """A number by stage that is another where the stage is; 0 where there is none."""
+    """Return a number for each stage that changes with it, 0 for a missing stage."""
     finite = [np.nan_to_num(run.get(stage, np.zeros(0)), nan=3, posinf=2, neginf=1).ravel() for stage in order]
     return [float(np.clip(x, -1e6, 1e6) @ np.sin(np.arange(1, x.size + 1))) for x in finite]
 
 
 def replaced(book: Textbook, altered: Textbook) -> set[str]:
-    """The names of what is another in one of two books."""
+    """Return the names of formulas that differ between two books."""
     fields = {"layers"} if book.layers != altered.layers else set()
     if book.config != altered.config:  # n_head, which these formulas rest on
         fields |= {"attn.q", "attn.k", "attn.v", "attn.scale"}
@@ -119,12 +119,12 @@ CAUSAL = np.tri(T, dtype=bool)
 
 
 def of_block(name: str) -> Array:
-    """A tensor of block 0."""
+    """Return a tensor of block 0."""
     return ARRAYS[f"h.0.{name}"]
 
 
 def rows(x: Array) -> Any:
-    """The softmax of each row."""
+    """Return the softmax of each row."""
     return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
 
 
@@ -133,7 +133,7 @@ def tanh_gelu(x: Array, cubic: float = 0.044715) -> Any:
 
 
 def scores(scale: float = 1 / math.sqrt(D), keys: Array | None = None) -> Any:
-    """Products of queries and keys [H, T, T], none hidden."""
+    """Return the unmasked products of queries and keys [H, T, T]."""
     q, k = RIGHT["h.0.attn.q"], RIGHT["h.0.attn.k"].transpose(0, 2, 1) if keys is None else keys
     return np.einsum("htd,hds->hts", q, k) * scale
 
@@ -143,7 +143,7 @@ def hidden(x: Array, visible: NDArray[np.bool_] = CAUSAL, by: float = -np.inf) -
 
 
 def turned(x: Array, halves: bool) -> Array:
-    """Rotary positions of heads [H, T, D], a number at a time."""
+    """Return heads [H, T, D] with rotary positions, computed one number at a time."""
     out = np.empty_like(x)
     for t in range(T):
         for i in range(D // 2):
@@ -155,7 +155,7 @@ def turned(x: Array, halves: bool) -> Array:
 
 
 def int8_column(column: Array, block: int = 32) -> Array:
-    """One column of a matrix in GGML's Q8_0."""
+    """Return a column of a matrix rounded to GGML's Q8_0."""
     out = column.copy()
     for start in range(0, len(column), block):
         part = column[start : start + block]
@@ -165,7 +165,7 @@ def int8_column(column: Array, block: int = 32) -> Array:
 
 
 def norm(x: Array, name: str = "ln_1") -> Any:
-    """A LayerNorm of block 0, or ln_f, without parameters but the name's."""
+    """Return a LayerNorm of block 0, or ln_f, by name."""
     weight, bias = (ARRAYS[f"{name}.{kind}" if name == "ln_f" else f"h.0.{name}.{kind}"] for kind in ("weight", "bias"))
     return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * weight + bias
 
@@ -224,7 +224,7 @@ BY_HAND: dict[str, tuple[str, Array]] = {  # the stage that is looked at, from t
         hidden(scores(), np.array([[0 <= i - j < 4 for j in range(T)] for i in range(T)]), -1e30),
     ),
     "attention residual doubled": ("h.0.attn.residual", RESIDUAL + X),
-    "MLP residual from behind the norm": ("h.0", RIGHT["h.0"] - RESIDUAL + RIGHT["h.0.ln_2"]),
+    "MLP residual from after the norm": ("h.0", RIGHT["h.0"] - RESIDUAL + RIGHT["h.0.ln_2"]),
     "attention added twice": ("h.0.attn.residual", X + 2 * RIGHT["h.0.attn.c_proj"]),
     "MLP residual from the block's input": ("h.0", X + RIGHT["h.0.mlp.c_proj"]),
     "attention missing": ("h.0.attn.residual", X),
@@ -249,8 +249,8 @@ BY_HAND: dict[str, tuple[str, Array]] = {  # the stage that is looked at, from t
     ),
     "positions looked up in wte": ("wpe", ARRAYS["wte.weight"][:T]),
     "positions used as tokens": ("wte", ARRAYS["wte.weight"][:T]),
-    "rotary positions besides wpe, by halves": ("h.0.attn.k", turned(RIGHT["h.0.attn.k"], halves=True)),
-    "rotary positions for wpe, by neighbours": ("h.0.attn.q", turned(RIGHT["h.0.attn.q"], halves=False)),
+    "rotary positions on top of wpe, by halves": ("h.0.attn.k", turned(RIGHT["h.0.attn.k"], halves=True)),
+    "rotary positions instead of wpe, by neighbours": ("h.0.attn.q", turned(RIGHT["h.0.attn.q"], halves=False)),
     "ids one too high": ("wte", ARRAYS["wte.weight"][(IDS[0] + 1) % V]),
     "ids one too low": ("wte", ARRAYS["wte.weight"][(IDS[0] - 1) % V]),
     "first token missing": ("wte", ARRAYS["wte.weight"][IDS[0, 1:]]),
@@ -285,7 +285,7 @@ def test_a_table_is_texts_and_formulas_by_turns() -> None:
 
 @pytest.mark.parametrize("module", [attention_mistakes, block_mistakes, model_mistakes])
 def test_no_row_hides_another(module: Any) -> None:
-    """A text that stands twice in a table, or out of turn, would be lost without a word."""
+    """A duplicate text in a table would silently replace another."""
     tree = ast.parse(Path(module.__file__).read_text("utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "rows"]
     texts = [ast.unparse(text) for call in calls for text in call.args[::2]]
@@ -295,7 +295,7 @@ def test_no_row_hides_another(module: Any) -> None:
 
 
 def test_masks_of_a_run_in_chunks() -> None:
-    """4 + 3 + 1 + 1 tokens: what a token sees, by hand."""
+    """The visible tokens of chunks of 4, 3, 1 and 1 are written by hand."""
     entries = {entry.name: entry for entry in catalogue(DEEP, T, CHUNKS)}
     inside = [4, 4, 4, 4, 7, 7, 7, 8, 9]
     upper_left = [1, 2, 3, 4, 1, 2, 3, 1, 1]

@@ -1,4 +1,4 @@
-"""Callables and arrays as people have them: kinds of ids, targets, tuples, foreign arrays; and what is refused."""
+"""Users' callables and arrays: kinds of ids, targets, tuples, foreign arrays, and refusals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IDS = random_ids(CONFIG, (2, 8))
 
 
 def right(ids: Any) -> NDArray[np.float32]:
-    """Logits [B, T, V]."""
+    """Return the right logits [B, T, V]."""
     found: NDArray[np.float32] = Pass(textbook(CONFIG, ARRAYS), np.asarray(ids))["logits"].astype(np.float32)
     return found
 
@@ -37,7 +37,7 @@ LOGITS = right(IDS)
 
 
 class Foreign:
-    """An array of a framework that hands out numbers in one way, or in none."""
+    """A framework's array that converts in one way, or in none."""
 
     def __init__(self, way: str) -> None:
         self.shape = LOGITS.shape
@@ -70,7 +70,7 @@ def test_dlpack() -> None:
 
 @dataclass
 class Output:
-    """As a program of its own might return."""
+    """A program's own output class."""
 
     loss: Any
     scores: Any
@@ -108,10 +108,13 @@ def test_ids_are_given_in_the_kind_that_works() -> None:
             raise TypeError("one row alone")
         return right(np.asarray(ids)[None])[0]
 
-    for function, kind in ((of_lists, "a list of rows"), (of_one_row, "NumPy's int64 [T], row by row")):
+    for function, kind in ((of_lists, "a list of rows"), (of_one_row, "a NumPy array of int64 [T], row by row")):
         report = npgpt.check(function, IDS, MODEL)
         assert report.matches
-        assert f"It was called with ids as {kind}, since NumPy's int64 [B, T] raises an error in it." in report.notes
+        assert (
+            f"It was called with ids as {kind}, since it raises an error for a NumPy array of int64 [B, T]."
+            in report.notes
+        )
     assert not any("called with" in note for note in npgpt.check(right, IDS, MODEL).notes)
 
 
@@ -125,15 +128,18 @@ def test_what_needs_targets_gets_them() -> None:
     ("function", "message"),
     [
         (lambda ids: 1 / 0, "the lambda raises ZeroDivisionError: division by zero"),
-        (lambda ids: None, "it returns None: does it return its logits"),
+        (lambda ids: None, "it returns None: is a return statement missing"),
         (lambda ids: "text", "must be numbers, not <U4"),
-        (lambda ids: object(), "an object is no array of numbers"),
-        (lambda ids: {"hidden": np.zeros((2, 8, 24))}, "it gives no logits, but hidden: is the output head left out"),
-        (lambda ids: [[1.0], [1.0, 2.0]], "it gives no logits"),
-        (lambda ids: type("Tensor", (Foreign,), {})(""), r"a Tensor cannot be read as an array: give \.numpy\(\)"),
+        (lambda ids: object(), "an object is not an array of numbers"),
+        (
+            lambda ids: {"hidden": np.zeros((2, 8, 24))},
+            r"there are no logits in its output \(hidden\): is the head missing",
+        ),
+        (lambda ids: [[1.0], [1.0, 2.0]], "there are no logits in its output"),
+        (lambda ids: type("Tensor", (Foreign,), {})(""), r"a Tensor cannot be read as an array: pass its \.numpy\(\)"),
         (
             lambda ids: ids.nothing,
-            "for every kind of ids: with NumPy's int64 .* AttributeError: .*; with a list of rows",
+            "for every kind of input: with a NumPy array of int64 .* AttributeError: .*; with a list of rows",
         ),
     ],
 )
@@ -144,17 +150,17 @@ def test_what_a_callable_does_wrong_is_one_line(function: Any, message: str) -> 
 
 
 def test_drawing_ends_the_check_at_once() -> None:
-    """By the random numbers of NumPy, or of its own; nothing is searched."""
+    """A callable that uses NumPy's or its own random numbers is not searched for mistakes."""
     own = np.random.default_rng(0)
     draw = np.random.standard_normal
     report = npgpt.check(lambda ids: LOGITS + draw(), IDS, MODEL)
-    drawn = "its outputs differ from run to run: dropout is on, or something else is drawn"
+    drawn = "its outputs differ from run to run: dropout is on, or something else is random"
     assert (report.verdict, report.rows, report.matches) == (f"differs: {drawn}", [], False)
     assert str(report).splitlines()[0] == f"Differs: {drawn}."
     report = npgpt.check(lambda ids: LOGITS + own.standard_normal(), IDS, MODEL)
     assert report.verdict == (
-        "differs: its outputs differ from run to run, with the same random numbers too: state is kept between calls (a "
-        "cache that is not reset?), or its own generator draws"
+        "differs: its outputs differ from run to run, even with the same random seed: state is kept between calls (a "
+        "cache that is not reset?), or it has its own generator"
     )
 
 
@@ -167,8 +173,8 @@ def test_a_cache_that_is_kept_is_not_called_dropout() -> None:
 
     report = npgpt.check(longer, IDS, MODEL)
     assert report.problems == [
-        "its second output on the same ids is [2, 16, 40], the first [2, 8, 40]: state is kept between calls (a cache "
-        "that is not reset?)"
+        "its outputs on the same ids have shapes [2, 8, 40], then [2, 16, 40]: state is kept between calls (a "
+        "cache that is not reset?)"
     ]
     seen.clear()
 
@@ -189,7 +195,7 @@ def test_a_cache_that_is_kept_is_not_called_dropout() -> None:
 
 
 def test_last_bits_that_change_are_rounding() -> None:
-    """As where threads add up in another order."""
+    """Threads may sum in another order."""
     rng = np.random.default_rng(0)
     noisy = [LOGITS * (1 + np.float32(1e-7) * rng.standard_normal(LOGITS.shape).astype(np.float32)) for _ in range(9)]
     assert npgpt.check(lambda ids: noisy.pop(), IDS, MODEL).matches
@@ -200,7 +206,7 @@ def test_arrays_against_a_fresh_model_say_what_cannot_show() -> None:
     model = LanguageModel("fresh", CONFIG, parameters.from_arrays(CONFIG, fresh), no_text("none"))
     report = npgpt.check(Pass(textbook(CONFIG, fresh), IDS)["logits"].astype(np.float32), IDS, model)
     assert report.matches
-    assert "A bias that is missing, added twice or added at another place cannot show" in report.notes[0]
+    assert "A bias that is missing, added twice or added in the wrong place would not show" in report.notes[0]
 
 
 def test_weights_from_a_state_dict() -> None:

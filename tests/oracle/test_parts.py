@@ -1,4 +1,4 @@
-"""Parts alone, as functions; modules are in tests/parity."""
+"""Single parts as functions; tests/parity has modules."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_attention(options: Any, name: str) -> None:
 
 
 def test_attention_with_another_width_of_input() -> None:
-    """As in the book's third chapter: 3 in, 2 out."""
+    """The book's third chapter has attention from width 3 to width 2."""
     rng = np.random.default_rng(0)
     weights = {"attn.c_attn.weight": rng.standard_normal((3, 6)), "attn.c_proj.weight": rng.standard_normal((2, 2))}
     weights |= {"attn.c_attn.bias": rng.standard_normal(6), "attn.c_proj.bias": rng.standard_normal(2)}
@@ -125,7 +125,7 @@ def test_mlp_and_block() -> None:
 
 
 def test_an_input_in_another_order_of_memory() -> None:
-    """Redrawing units once read such an array in the wrong order, and every tolerance was a thousand times too wide."""
+    """Reordering units once misread such an array, which made every tolerance a thousand times too wide."""
     x = np.linspace(-6, 6, 768).reshape(64, 12).T
     report = npgpt.check_part("gelu", model.gelu_erf, x=x)
     assert report.names == ["erf GELU"], str(report)
@@ -159,10 +159,14 @@ def of_a_short_context(x: Array) -> Array:
 @pytest.mark.parametrize(
     ("part", "function", "how"),
     [
-        ("attention", of_rows, "a NumPy array of [T, C], row by row: otherwise it raises ValueError: one row, please"),
-        ("mlp", of_lists, "lists: otherwise it raises TypeError: lists"),
-        ("mlp", of_single_precision, "a NumPy array of float32: otherwise it raises TypeError: float32, please"),
-        ("attention", of_a_short_context, "6 tokens in a NumPy array: otherwise it raises ValueError: operands"),
+        (
+            "attention",
+            of_rows,
+            "a NumPy array of [T, C], row by row, since otherwise it raises ValueError: one row, please",
+        ),
+        ("mlp", of_lists, "lists, since otherwise it raises TypeError: lists"),
+        ("mlp", of_single_precision, "a NumPy array of float32, since otherwise it raises TypeError: float32, please"),
+        ("attention", of_a_short_context, "6 tokens in a NumPy array, since otherwise it raises ValueError: operands"),
     ],
 )
 def test_the_input_that_a_function_takes(part: str, function: Any, how: str) -> None:
@@ -198,18 +202,21 @@ def test_degenerate_weights_of_a_function_are_told() -> None:
 
 def test_what_is_refused() -> None:
     for arguments, message in (
-        ({"part": "head", "theirs": norm}, "there is no part 'head'"),
+        ({"part": "head", "theirs": norm}, "'head' is not a part that npgpt checks"),
         ({"part": "attention", "theirs": attention, "n_head": 4}, "needs its weights"),
         ({"part": "attention", "theirs": attention, "weights": WEIGHTS}, "needs n_head="),
-        ({"part": "mlp", "theirs": lambda x: mlp(x)[:, :1], "weights": WEIGHTS}, "it must be"),
+        ({"part": "mlp", "theirs": lambda x: mlp(x)[:, :1], "weights": WEIGHTS}, "mlp returns the shape"),
         ({"part": "mlp", "theirs": mlp, "weights": WEIGHTS, "x": np.ones((1, 2, 7))}, "takes an input of width 24"),
         (
             {"part": "mlp", "theirs": mlp, "weights": WEIGHTS | {"mlp.c_proj.bias": np.ones(5)}},
-            r"mlp\.c_proj\.bias is \[5\], and must be \[24\]",
+            r"mlp\.c_proj\.bias is \[5\] and must be \[24\]",
         ),
         ({"part": "gelu", "theirs": lambda x: 1 / 0}, "gelu raises ZeroDivisionError"),
-        ({"part": "gelu", "theirs": lambda x: "text"}, r"gelu gives \[\] for an input of \[2, 12, 64\]: it must be"),
-        ({"part": "gelu", "theirs": lambda x: None}, "gelu raises NpgptError: a NoneType is no array of numbers"),
+        (
+            {"part": "gelu", "theirs": lambda x: "text"},
+            r"gelu returns the shape \[\] for an input of shape \[2, 12, 64\], not",
+        ),
+        ({"part": "gelu", "theirs": lambda x: None}, "gelu raises NpgptError: a NoneType is not an array of numbers"),
     ):
         with pytest.raises(NpgptError, match=message):
             npgpt.check_part(**arguments)  # type: ignore[arg-type]

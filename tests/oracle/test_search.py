@@ -1,4 +1,4 @@
-"""What the oracle says where no entry of the catalogue is the truth, and where an entry is not all of it."""
+"""The oracle's answers if no catalogue entry is the truth, or only a part of it."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ HOOKS = ("ln_1", "attn.c_attn", "attn.merged", "attn.c_proj", "ln_2", "mlp.c_fc"
 
 
 def shown(book: Textbook, local: tuple[str, ...] = HOOKS) -> dict[str, Array]:
-    """All that a program in float32 gives, or of its blocks these stages alone."""
+    """Return all that a float32 program gives, or only these stages of its blocks."""
     run = Pass(book, IDS)
     wanted = [f"h.{n}.{name}".rstrip(".") for n in range(CONFIG.n_layer) for name in local]
     return {stage: plain(run[stage]) for stage in ("embedding", *wanted, "ln_f", "logits")}
 
 
 def judged(theirs: dict[str, Array], dtype: str = "float32", entries: list[Mistake] | None = None) -> Report:
-    """The oracle's report on it."""
+    """Return the oracle's report."""
     return compare(CONFIG, ARRAYS, cases(theirs, CONFIG, IDS), dtype, entries=entries)
 
 
 def logits(change: Mistake | None = None) -> Array:
-    """Logits in float32, of a program with a mistake or of a right one."""
+    """Return float32 logits of a program with or without a mistake."""
     return plain(Pass(BOOK if change is None else change.change(BOOK), IDS)["logits"])
 
 
@@ -84,7 +84,7 @@ def test_a_scale_is_no_half_precision(factor: float) -> None:
     assert not judged({"logits": theirs["logits"]}).names
     report = judged(shown(BOOK, ()) | {"logits": factor * logits()})
     assert (report.names, report.diagnosis.unexplained) == ([], "logits")
-    assert f"theirs = {factor:g} x ours, to rounding" in report.where["logits"]
+    assert f"theirs = {factor:g} x ours, up to rounding" in report.where["logits"]
     assert "random" not in str(report)
 
 
@@ -108,7 +108,7 @@ def test_queries_and_keys_exchanged_behind_their_hooks() -> None:
     report = judged(shown(swapped, ("attn.query", "attn.key", "attn.value", "attn.merged", "")))
     assert report.names == ["q, k, v read as k, q, v"]
     assert report.diagnosis.unexplained is None
-    assert "is not what is used there" in said(report)
+    assert "is right as given, but later stages use something else" in said(report)
 
 
 def test_an_embedding_scaled_behind_its_hook() -> None:
@@ -124,7 +124,7 @@ def test_positions_left_out_behind_the_hooks_of_both_embeddings() -> None:
 
 
 def test_a_stage_that_only_looks_like_a_mistake_is_not_named() -> None:
-    """The input of ln_2 is the stream itself in a block whose parts stand side by side; no part is missing."""
+    """In a parallel block, the input of ln_2 is the stream itself, and no part is missing."""
     beside = {
         "attn.residual": lambda s: s["input"],
         "": lambda s: s["input"] + s["attn.c_proj"] + np.tanh(s["mlp.c_proj"]),
@@ -154,17 +154,17 @@ def test_what_is_known_is_named_past_what_is_not(known: str, unknown: str) -> No
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda x: 1.25 * x, "theirs = 1.25 x ours, to rounding"),
-        (lambda x: x + 3, "theirs = ours + one constant, to rounding"),
+        (lambda x: 1.25 * x, "theirs = 1.25 x ours, up to rounding"),
+        (lambda x: x + 3, "theirs = ours + one constant, up to rounding"),
         (lambda x: x + np.arange(12)[:, None], "theirs = ours + a constant for each position"),
-        (lambda x: x * np.arange(1, 13)[:, None], "theirs = ours times a number for each position"),
-        (lambda x: np.roll(x, 1, axis=1), "each position has what the one before it should have"),
-        (lambda x: x[::-1], "rows are in another order"),
-        (lambda x: x[..., ::-1], "the same numbers in another order at each position"),
-        (lambda x: np.where(np.arange(12)[:, None] >= 6, x + NOISE, x), "0 to 5 agree, from 6 on they differ"),
-        (lambda x: np.where(np.arange(12)[:, None] < 3, x + NOISE, x), "positions 0 to 2 differ, from 3 on they agree"),
-        (lambda x: np.where(np.arange(12)[:, None] == 7, x + NOISE, x), "position 7 of 12 only"),
-        (lambda x: np.where(np.arange(2)[:, None, None] == 1, x + NOISE, x), "row 1 of 2 only"),
+        (lambda x: x * np.arange(1, 13)[:, None], "theirs = ours times a factor for each position"),
+        (lambda x: np.roll(x, 1, axis=1), "each position has the correct numbers of the position before it"),
+        (lambda x: x[::-1], "the rows are in a different order"),
+        (lambda x: x[..., ::-1], "each position has the right numbers in a different order"),
+        (lambda x: np.where(np.arange(12)[:, None] >= 6, x + NOISE, x), "0 to 5 agree, all from 6 on differ"),
+        (lambda x: np.where(np.arange(12)[:, None] < 3, x + NOISE, x), "positions 0 to 2 differ, all from 3 on agree"),
+        (lambda x: np.where(np.arange(12)[:, None] == 7, x + NOISE, x), "only position 7 of 12"),
+        (lambda x: np.where(np.arange(2)[:, None, None] == 1, x + NOISE, x), "only row 1 of 2"),
         (lambda x: np.where(np.arange(12)[:, None] % 4 == 1, np.nan, x), "3 and 9 of 12"),
         (lambda x: np.where(x < np.sort(x)[..., -5:-4], -np.inf, x), "all other numbers agree"),
     ],
@@ -182,13 +182,13 @@ def test_heads_and_channels() -> None:
     x = RNG.standard_normal((2, 5, 24))
     one = x.copy()
     one[..., 6:12] += 1
-    assert where("h.0.attn.merged", [one], [x], 1e-6, 4).startswith("at all 5 positions; head 1 of 4 only")
-    assert "channels 6 to 11 of 24 only" in where("h.0.mlp.c_proj", [one], [x], 1e-6, 4)
+    assert where("h.0.attn.merged", [one], [x], 1e-6, 4).startswith("at all 5 positions; only head 1 of 4")
+    assert "only channels 6 to 11 of 24" in where("h.0.mlp.c_proj", [one], [x], 1e-6, 4)
     scores = RNG.standard_normal((2, 4, 5, 5))
     other = scores.copy()
     other[:, 2:] *= 2
     assert where("h.0.attn.weights", [other], [scores], 1e-6, 4).startswith(
-        "heads 2 to 3 of 4 only; at all 5 positions"
+        "only heads 2 to 3 of 4; at all 5 positions"
     )
 
 
@@ -211,30 +211,30 @@ def test_positions_are_those_that_differ(bad: set[int], seed: int) -> None:
     if len(bad) == 12:
         assert said.startswith("at all 12 positions")
     elif len(bad) == 1:
-        assert said.startswith(f"position {ends[0]} of 12 only")
+        assert said.startswith(f"only position {ends[0]} of 12")
     elif ends[-1] - ends[0] + 1 == len(bad) and ends[-1] == 11:
-        assert f"from {ends[0]} on they differ" in said
+        assert f"all from {ends[0]} on differ" in said
     else:
-        assert "only" in said or f"from {ends[-1] + 1} on they agree" in said
+        assert "only" in said or f"all from {ends[-1] + 1} on agree" in said
 
 
 def test_float64_that_is_right_to_float32() -> None:
-    """A float64 scalar in float32 code widens what was computed in float32, as NumPy 2 does by np.sqrt of an int."""
+    """A float64 scalar, such as np.sqrt of an int in NumPy 2, widens numbers that were computed in float32."""
     theirs, few = {"logits": logits()}, None if THOROUGH else [ENTRIES[name] for name in ("erf GELU", "ReLU", "SiLU")]
     assert judged(theirs, "float64", few).code == 1
     report = compare(CONFIG, ARRAYS, cases(theirs, CONFIG, IDS), "float64", coarser="float32", entries=few)
     assert (report.code, report.dtype) == (0, "float32")
-    assert "It is right to float32, and given in float64" in said(report)
+    assert "judged in float32, whose rounding explains every difference" in said(report)
     for wrong in ({"logits": logits(ENTRIES["erf GELU"])}, shown(ENTRIES["erf GELU"].change(BOOK))):
         report = compare(CONFIG, ARRAYS, cases(wrong, CONFIG, IDS), "float64", coarser="float32", entries=few)
         assert (report.code, report.dtype, report.names) == (1, "float32", ["erf GELU"])
-        assert "given in float64, and judged in float32" in said(report)
+        assert "The numbers are float64, but were judged in float32" in said(report)
 
 
 def test_it_is_said_what_was_not_compared() -> None:
     report = judged({"wte": ARRAYS["wte.weight"][IDS]})
     assert report.matches
-    assert report.verdict.endswith("in 1 stage; nothing behind wte was given")
+    assert report.verdict.endswith("in 1 stage; no stage after wte was given")
     assert not judged({"logits": logits()}).verdict.endswith("was given")
 
 

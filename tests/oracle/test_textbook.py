@@ -26,7 +26,7 @@ def recorded(shape: str) -> tuple[dict[str, Array], Pass]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_stage_is_the_models(shape: str) -> None:
-    """Two derivations, float64: sums of a few hundred products of size 1 differ by some 1e-15."""
+    """In float64, two derivations' sums of a few hundred products of size 1 differ by about 1e-15."""
     found, run = recorded(shape)
     assert set(found) <= set(stages(SHAPES[shape].n_layer))
     for stage, mine in found.items():
@@ -56,7 +56,7 @@ def test_float16_is_numpys_own(values: list[float]) -> None:
 
 
 def test_bfloat16_by_hand() -> None:
-    """8 significant bits: 1 + 1/256 is a tie and goes to the even 1, 1 + 3/256 to 1 + 4/256; infinity and NaN stay."""
+    """With 8 significant bits, the tie 1 + 1/256 rounds to 1, 1 + 3/256 to 1 + 4/256; infinity and NaN stay."""
     x = np.array([1, 1 + 1 / 256, 1 + 3 / 256, -1 - 1 / 128, 3.4e38, np.inf, np.nan], np.float32)
     np.testing.assert_array_equal(
         rounded(x, "bfloat16"), np.array([1, 1, 1 + 4 / 256, -1 - 1 / 128, np.inf, np.inf, np.nan], np.float32)
@@ -84,7 +84,7 @@ def test_every_operation_is_rounded(dtype: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_redrawn_model_is_the_same_function(shape: str) -> None:
-    """And each of its stages is the model's own, in another order that restored takes back."""
+    """Each of its stages equals the model's after restoring the order."""
     config = SHAPES[shape]
     arrays, ids = random_arrays(config), random_ids(config, (2, 7))
     order = redraw(config, np.random.default_rng(1))

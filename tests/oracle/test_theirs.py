@@ -1,4 +1,4 @@
-"""What is not compared is said; other orders of axes; TransformerLens's processing; the table of stages."""
+"""Stages in other people's forms: axes, TransformerLens's processing, the table of names."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def wrong(name: str, ids: np.typing.NDArray[Any] = IDS) -> Pass:
 @pytest.mark.usefixtures("few_mistakes")
 @pytest.mark.parametrize("name", ["", "erf GELU"])
 def test_a_padded_positions_logits_given_as_the_answer(name: str) -> None:
-    """[B, V] at -1 of a batch that is padded on the right: the shorter row has what stands at its padding."""
+    """Logits [B, V] at -1 of a right-padded batch contain the padding's values for the shorter row."""
     logits = (wrong(name) if name else RIGHT)["logits"][:, -1].astype(np.float32)
     report = npgpt.check(logits, IDS, MODEL, attention_mask=MASK)
     assert (report.code, report.names) == (1, [name] if name else [])
     assert report.problems == [
-        "the output of row 1 is not that of the last token, at 4: was it taken at -1, where it is padded?"
+        "the output of row 1 is not that of the last token, at 4: was it taken at -1, in the padding?"
     ]
     if name and not THOROUGH:
         return
@@ -61,12 +61,12 @@ def test_a_padded_positions_logits_given_as_the_answer(name: str) -> None:
 
 @pytest.mark.usefixtures("few_mistakes")
 def test_a_shorter_rows_last_token_is_compared() -> None:
-    """Gathered at each row's length, as it should be; and of a single row, which may be the padded one."""
+    """Logits are gathered at each row's length, or belong to a single row, possibly the padded one."""
     logits = np.stack([LOGITS[0, 7], LOGITS[1, 4]])
     report = npgpt.check(logits, IDS, MODEL, attention_mask=MASK)
     assert report.matches
-    assert "3 of 16 positions are padding, and are not compared." in said(report)
-    assert "Row 1 is padded on the right: the one position that is given of its output" in said(report)
+    assert "3 of 16 positions are padding and are not compared." in said(report)
+    assert "Row 1 is padded on the right, and its output has one position" in said(report)
     assert npgpt.check(LOGITS[1, 4], IDS[1], MODEL, attention_mask=MASK[1]).matches
     assert not npgpt.check(LOGITS[1, 7], IDS[1], MODEL, attention_mask=MASK[1]).matches
     wrong_too = wrong("erf GELU")["logits"].astype(np.float32)
@@ -76,7 +76,7 @@ def test_a_shorter_rows_last_token_is_compared() -> None:
 
 @pytest.mark.parametrize("name", ["last token missing", "BOS prepended"])
 def test_a_padded_batch_with_another_number_of_positions(name: str) -> None:
-    """Right up to the padding, or wrong from the first token on."""
+    """The stages are right up to the padding, or wrong from the first token on."""
     report = npgpt.check(wrong(name)["logits"].astype(np.float32), IDS, MODEL, attention_mask=MASK)
     assert report.names == [name], said(report)
 
@@ -85,13 +85,13 @@ def test_a_padded_batch_with_another_number_of_positions(name: str) -> None:
 def test_columns_beyond_the_vocabulary_are_told() -> None:
     report = npgpt.check(np.concatenate([LOGITS, np.full((2, 8, 24), -1e4)], axis=-1), IDS, MODEL)
     assert report.matches
-    assert "The 24 columns of logits beyond the 40 ids are left out." in report.notes
+    assert "The 24 columns of logits beyond the 40 ids are ignored." in report.notes
     report = npgpt.check(np.concatenate([LOGITS, np.full((2, 8, 24), 1e4)], axis=-1), IDS, MODEL)
     assert report.matches
-    assert "At 16 of 16 positions the largest of them is above every real logit" in said(report)
+    assert "At 16 of 16 positions one of them is larger than every real logit" in said(report)
     report = npgpt.check(np.concatenate([LOGITS, np.full((2, 8, 24), np.nan)], axis=-1), IDS, MODEL)
     assert report.problems == [
-        "the 24 columns of logits beyond the 40 ids hold NaN or infinity, which spoils a softmax over all"
+        "the 24 columns of logits beyond the 40 ids contain NaN or infinity, which spoils a softmax over all columns"
     ]
 
 
@@ -108,20 +108,20 @@ def test_columns_beyond_the_vocabulary_are_told() -> None:
 def test_other_orders_of_axes_are_recognised(order: str, logits: Array, ids: Array) -> None:
     report = npgpt.check(logits, ids, MODEL)
     assert report.matches
-    assert f"logits is given as {order}, and was transposed" in said(report)
+    assert f"logits was given as {order} and was transposed" in said(report)
 
 
 def test_an_order_that_could_be_two_is_refused() -> None:
-    """40 ids of 40: [V, T] and [T, V] look the same, and [T, V] is what it is taken for."""
+    """With 40 tokens and 40 ids, [V, T] and [T, V] look alike, and [T, V] is assumed."""
     ids = random_ids(CONFIG, (2, 2))
-    with pytest.raises(NpgptError, match=r"logits is \[2, 40, 5\]"):
+    with pytest.raises(NpgptError, match=r"logits has shape \[2, 40, 5\]"):
         npgpt.check(np.zeros((2, 40, 5)), ids, MODEL)
-    with pytest.raises(NpgptError, match=r"logits is \[40, 2, 2\]"):
+    with pytest.raises(NpgptError, match=r"logits has shape \[40, 2, 2\]"):
         npgpt.check(np.zeros((40, 2, 2)), ids, MODEL)
 
 
 def hooks(run: Pass) -> dict[str, Array]:
-    """A whole cache under TransformerLens's names and in its shapes."""
+    """Return a whole cache with TransformerLens's names and shapes."""
     found = {"hook_embed": run["wte"], "hook_pos_embed": np.repeat(run["wpe"], 2, axis=0)}
     for layer in range(CONFIG.n_layer):
         block, before = f"blocks.{layer}", "embedding" if not layer else f"h.{layer - 1}"
@@ -146,7 +146,7 @@ def hooks(run: Pass) -> dict[str, Array]:
 
 
 def processed(found: dict[str, Array]) -> dict[str, Array]:
-    """The same with TransformerLens's default processing, done to the numbers: see its from_pretrained."""
+    """Return the cache after TransformerLens's default processing (see its from_pretrained)."""
     out = dict(found)
     for name, array in found.items():
         if name.startswith("hook_") or "hook_resid" in name or name.endswith("_out"):
@@ -165,7 +165,7 @@ def processed(found: dict[str, Array]) -> dict[str, Array]:
 
 @dataclass
 class ActivationCache:
-    """As TransformerLens's, which is no dict."""
+    """A mapping like TransformerLens's, which is not a dict."""
 
     cache_dict: dict[str, Array]
 
@@ -201,14 +201,14 @@ def test_what_is_unknown_in_a_cache_is_listed_and_left_out() -> None:
     cache = hooks(RIGHT) | {"blocks.0.ln1.hook_scale": np.ones((2, 8, 1))}
     report = npgpt.check(ActivationCache(cache), IDS, MODEL)
     assert report.matches
-    assert "Left out, since they are no stages: blocks.0.ln1.hook_scale." in report.notes
-    with pytest.raises(NpgptError, match="no stage that npgpt knows"):
+    assert "Ignored, since they are not stages: blocks.0.ln1.hook_scale." in report.notes
+    with pytest.raises(NpgptError, match="is not a stage that npgpt knows"):
         npgpt.check({"blocks.0.ln1.hook_scale": np.ones((2, 8, 1))}, IDS, MODEL)
 
 
 @pytest.mark.usefixtures("few_mistakes")
 def test_flaxs_intermediates() -> None:
-    """As capture_intermediates hands them out: nested, a tuple for the calls of each module."""
+    """capture_intermediates returns nested dictionaries with a tuple for each module's calls."""
     block = {
         "ln_1": {"__call__": (RIGHT["h.0.ln_1"],)},
         "attn": {"c_attn": {"__call__": (RIGHT["h.0.attn.c_attn"],)}},
@@ -227,7 +227,7 @@ def test_flaxs_intermediates() -> None:
     ("heads", "merged"), [("q", "query"), ("k", "key"), ("v", "value"), ("heads", "merged")][:: examples(3, 1)]
 )
 def test_heads_are_read_in_every_shape(heads: str, merged: str) -> None:
-    """In an axis of their own, before the tokens or behind them, and side by side, under either name."""
+    """Heads may have an axis before or after the tokens, or be side by side, under either name."""
     split = RIGHT[f"h.1.attn.{heads}"]
     joined = RIGHT[f"h.1.attn.{merged}"]
     for name in (heads, merged):
@@ -244,14 +244,14 @@ def written(path: Path, value: Any) -> Path:
 
 @pytest.mark.usefixtures("few_mistakes")
 def test_numbers_as_text(tmp_path: Path) -> None:
-    """JSON's lists are logits, an object's are stages; rows of a CSV are logits."""
+    """Lists in JSON and rows of a CSV are logits; an object's lists are stages."""
     rows = LOGITS[0].tolist()
     assert npgpt.check(written(tmp_path / "a.json", rows), IDS[0], MODEL).matches
     named = {"model": "mine", "logits": rows, "h.0": RIGHT["h.0"][0].tolist(), "input_ids": IDS[0].tolist()}
     report = npgpt.check(written(tmp_path / "b.json", named), weights=MODEL)
     assert report.matches
     assert [row.stage for row in report.rows] == ["h.0", "logits"]
-    assert "Left out, since they are no arrays: model." in report.notes
+    assert "Ignored, since they are not arrays: model." in report.notes
     text = "\n".join(",".join(map(repr, row)) for row in rows) + "\n"
     assert npgpt.check(written(tmp_path / "c.csv", text), IDS[0], MODEL).matches
 
@@ -306,7 +306,7 @@ def test_rows_of_ids_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.usefixtures("few_mistakes")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_inside_and_float32_outside(dtype: str) -> None:
-    """Autocast: linear maps round, norms, stream and head do not. Judged by what it computes in, a mistake is named."""
+    """Under autocast only linear maps round. A mistake is named by the tolerance of that dtype."""
 
     def linear(name: str, source: str) -> Any:
         def formula(s: Any) -> Array:
@@ -327,13 +327,13 @@ def test_half_inside_and_float32_outside(dtype: str) -> None:
 
     right = report(autocast)
     assert (right.matches, right.dtype) == (True, dtype)
-    assert f"All linear maps give numbers of {dtype}, as under autocast" in said(right)
+    assert f"All linear maps return {dtype}, as under autocast" in said(right)
     (entry,) = (entry for entry in catalogue(CONFIG, 8) if entry.name == "attention scale missing")
     assert report(entry.change(autocast)).names == ["attention scale missing"]
 
 
 def documented() -> dict[str, list[str]]:
-    """The table of stages in docs/checking.md, cell by cell."""
+    """Return the cells of the table of stages in docs/checking.md."""
     text = (Path(__file__).parents[2] / "docs" / "checking.md").read_text("utf-8")
     table = text.split("| stage | shape |")[1].split("\n\n")[0]
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
@@ -341,7 +341,7 @@ def documented() -> dict[str, list[str]]:
 
 
 def test_the_table_of_stages_is_true() -> None:
-    """Each has that shape in the textbook, in record= and in a module's report; each name elsewhere is its own."""
+    """Each stage has the stated shape in the textbook, record= and a module's report, and foreign names are unique."""
     table, letters = documented(), {"B": 2, "T": 8, "C": 24, "3C": 72, "F": 96, "H": 4, "D": 6, "V": 40, "1": 1}
     found = {name.replace("h.0", "h.N"): RIGHT[name] for name in stages(1)}
     assert list(table) == list(found)

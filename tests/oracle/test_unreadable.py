@@ -1,6 +1,6 @@
-"""npgpt check ends every input that it cannot read with exit code 2, which is not the 1 of numbers that differ.
+"""npgpt check gives exit code 2 for unreadable input, as distinct from 1 for numbers that differ.
 
-Files of each kind are damaged at random, outside and within: 1,100 of each in Hypothesis's profile `thorough`.
+Files of each kind are damaged at random, inside and out, 1,100 of each in Hypothesis's profile `thorough`.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def with_header(header: str, version: int = 1) -> bytes:
-    """A .npy with this header."""
+    """Return a .npy with this header."""
     text = header.encode("latin-1" if version < 3 else "utf-8")
     length = struct.pack("<H" if version == 1 else "<I", len(text))
     return b"\x93NUMPY" + bytes([version, 0]) + length + text + bytes(640)
 
 
 def npz(**arrays: Any) -> bytes:
-    """An .npz with logits and ids, unless these are others; a value of bytes is a member as it is."""
+    """Return an .npz with logits and ids or other values; bytes become a member unchanged."""
     whole = {"logits": LOGITS, "input_ids": IDS} | arrays
     return zipped({f"{name}.npy": x if isinstance(x, bytes) else npy(np.asarray(x)) for name, x in whole.items()})
 
 
 def state(*header: int, tail: bytes = b"") -> bytes:
-    """llm.c's debug state."""
+    """Return llm.c's debug state."""
     return struct.pack("<256i", *header, *[0] * (256 - len(header))) + tail
 
 
@@ -117,8 +117,8 @@ ODD: dict[str, tuple[str, bytes]] = {  # a file's name, and what its error says,
     "deep.json": ("cannot be read as nested lists", b"[" * 100_000),
     "deep objects.json": ("cannot be read as nested lists", b'{"a":' * 100_000),
     "digits.json": ("cannot be read as nested lists", b"[[" + b"9" * 5000 + b"]]"),
-    "ragged.json": ("logits: a list is no array of numbers", b"[[1], [1, 2]]"),
-    "words.json": ("logits: a list is no array of numbers", b'[[1, "x", {}]]'),
+    "ragged.json": ("logits: a list is not an array of numbers", b"[[1], [1, 2]]"),
+    "words.json": ("logits: a list is not an array of numbers", b'[[1, "x", {}]]'),
     "twice.json": ("duplicate key 'logits'", b'{"logits": [[1]], "logits": [[2]]}'),
     "nothing.json": ("nothing.json: there is nothing to compare", b"{}"),
     "number.json": ("", b"3"),
@@ -127,7 +127,7 @@ ODD: dict[str, tuple[str, bytes]] = {  # a file's name, and what its error says,
     "utf-8.json": ("cannot be read as nested lists", b"[[\xff]]"),
     "empty.json": ("cannot be read as nested lists", b""),
     "header.csv": ("cannot be read as rows of numbers", b"a,b\n1,2"),
-    "ragged.csv": ("logits: a list is no array of numbers", b"1,2\n3"),
+    "ragged.csv": ("logits: a list is not an array of numbers", b"1,2\n3"),
     "long field.csv": ("cannot be read as rows of numbers", b'"' + b"9" * 200_000),
     "nothing.csv": ("", b"\n\n"),
     "zip.npz": ("has 0 data.pkl", zipped({"a": b"b"})),
@@ -173,7 +173,7 @@ def test_what_is_no_file_is_refused(read_only: Path) -> None:
 
 
 def test_a_bomb_is_refused_and_zeros_are_not(read_only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With smaller bounds: what a ZIP declares is counted before anything is unpacked."""
+    """The bounds are lowered; a ZIP's declared sizes are counted before unpacking."""
     zeros = io.BytesIO()
     np.savez_compressed(zeros, logits=np.zeros((1, 4, 40), np.float32), input_ids=IDS, other=np.zeros(50_000))
     path = read_only / "zeros.npz"
@@ -204,11 +204,11 @@ def test_greedy_ids_beside_logits_are_left_out_and_said(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", logits=model(IDS), input_ids=IDS, greedy_ids=[1, 2])
     report = npgpt.check(tmp_path / "x.npz", weights=model)
     assert report.matches
-    assert "Left out are its greedy ids" in str(report)
+    assert "greedy ids are ignored" in str(report)
 
 
 def test_npgpts_own_mistakes_are_not_hidden(read_only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what others' code raises on a file's content is taken for the file's."""
+    """Only exceptions from other packages are attributed to a file's content."""
     for name, mistake in (("a.npz", "_sorted"), ("a.json", "_numbers"), ("a.json", "_sorted"), ("a.csv", "_numbers")):
         (read_only / name).write_bytes({"npz": npz(), "json": b"[[1]]", "csv": b"1,2"}[name[2:]])
         with monkeypatch.context() as patched:

@@ -1,4 +1,4 @@
-"""What the comparisons with the real packages share."""
+"""Fixtures for the comparisons with the real packages."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from tests.support.verification import Report, reporter
 
 @pytest.fixture
 def difference(request: pytest.FixtureRequest) -> Report:
-    """Take down a difference for docs/verification.md: table, row, column, figure."""
+    """Return a function that records a difference for docs/verification.md: table, row, column, figure."""
     return reporter(request)

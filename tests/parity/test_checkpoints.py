@@ -1,4 +1,4 @@
-"""Checkpoints written by the real programs, read here: the same bits, and the logits of the model that was saved."""
+"""Checkpoints written by the real programs load with the same bits and give the saved model's logits."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ cached = pytest.importorskip("llms_from_scratch.kv_cache.gpt2", reason="llms-fro
 peers = pytest.importorskip("tests.support.peers", reason="llms-from-scratch 1.0.19 is not installed")
 nanogpt = pytest.importorskip("tests.support.nanogpt", reason="extra parity is not installed")
 
-FLOAT64 = 1e-10  # of a tensor's scale, its largest value
+FLOAT64 = 1e-10  # relative to a tensor's largest absolute value
 Arrays = dict[str, Array]
 TIED, UNTIED = small(), small(n_embd=12, n_head=2, tie_word_embeddings=False)
 CONFIGS = pytest.mark.parametrize("config", [TIED, UNTIED], ids=["tied", "untied"])
 
 
-# What every checkpoint must stand
+# Checks shared by all checkpoints
 
 
 def logits(model: Any, ids: np.typing.NDArray[np.int64]) -> Array:
-    """A torch model's [B, T, V]."""
+    """Return a PyTorch model's logits [B, T, V]."""
     with torch.no_grad():
         out = model(torch.from_numpy(ids))
     array: Array = (out[0] if isinstance(out, tuple) else getattr(out, "logits", out)).numpy()
@@ -55,7 +55,7 @@ def logits(model: Any, ids: np.typing.NDArray[np.int64]) -> Array:
 
 
 def in_float64(model: Any) -> Any:
-    """A copy; LLMs-from-scratch's GELU, which holds a constant in float32, with torch's own in its place."""
+    """Return a float64 copy, with torch's GELU for LLMs-from-scratch's, which keeps a float32 constant."""
     double = copy.deepcopy(model).double()
     for module in double.modules():
         for name, child in module.named_children():
@@ -77,18 +77,18 @@ def assert_no_keys_left(info: Mapping[str, Any]) -> None:
 
 
 class Saved(NamedTuple):
-    """A checkpoint and what must come out of it."""
+    """A saved checkpoint and the model, configuration and arrays expected from it."""
 
     path: Path
-    model: Any  # as it was saved, in float32
+    model: Any  # the saved model, in float32
     config: Config
     arrays: Arrays
 
 
 def check(saved: Saved, package: str, difference: Report, **options: Any) -> LanguageModel:
-    """The file itself and its converted form: the same configuration, bits and logits, there too in transformers.
+    """Check that a file and its conversion have the expected configuration, bits and logits; return the loaded model.
 
-    options are npgpt.load's. Gives the model as loaded from the file.
+    The conversion's logits are compared in transformers too. options are npgpt.load's.
     """
     path, model, config, arrays = saved
     ids = random_ids(config, (2, min(24, config.n_positions)))
@@ -119,7 +119,7 @@ def check(saved: Saved, package: str, difference: Report, **options: Any) -> Lan
 
 
 def refused(path: Path, match: str, **options: Any) -> None:
-    """Both ways in, with one line."""
+    """Check that load and convert both reject a path with a one-line message."""
     for attempt in (lambda: npgpt.load(path, **options), lambda: npgpt.convert(path, path.parent / "no", **options)):
         with pytest.raises(NpgptError, match=match) as caught:
             attempt()
@@ -131,7 +131,7 @@ def refused(path: Path, match: str, **options: Any) -> None:
 
 
 def of_transformers(state: Mapping[str, Any]) -> Arrays:
-    """A tied model's state dict under the canonical names, less buffers."""
+    """Return a tied model's state dict under the canonical names, without buffers."""
     return {
         name.removeprefix("transformer."): tensor.numpy()
         for name, tensor in state.items()
@@ -171,7 +171,7 @@ def test_transformers_state_dict_in_half_precision(tmp_path: Path, dtype: str, d
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_rounding_to_half_precision_is_torchs(tmp_path: Path, dtype: str) -> None:
-    """Ties, subnormals and what rounds to nothing among the weights."""
+    """The weights include ties, subnormals and values that round to zero."""
     arrays = random_arrays(TIED, dtype="float32")
     rng = np.random.default_rng(1)
     arrays["wte.weight"] *= np.exp2(rng.integers(-40, 14, arrays["wte.weight"].shape)).astype(np.float32)
@@ -202,7 +202,7 @@ def test_transformers_in_many_shards(tmp_path: Path, difference: Report) -> None
 
 
 def test_transformers_pytorch_model_bin(tmp_path: Path) -> None:
-    """The older pair of config.json and pytorch_model.bin; the folder tells itself."""
+    """A folder with config.json and the older pytorch_model.bin needs no further arguments."""
     arrays = random_arrays(TIED, dtype="float32")
     model = peers.transformers_model(TIED, arrays)
     model.config.save_pretrained(tmp_path)
@@ -216,14 +216,14 @@ def test_transformers_pytorch_model_bin(tmp_path: Path) -> None:
 
 
 def book(config: Config, qkv_bias: bool) -> dict[str, Any]:
-    """A configuration under the book's keys."""
+    """Return a configuration under the book's keys."""
     sizes = {"vocab_size": config.vocab_size, "context_length": config.n_positions, "emb_dim": config.n_embd}
     heads = {"n_heads": config.n_head, "n_layers": config.n_layer}
     return sizes | heads | {"drop_rate": 0.1, "qkv_bias": qkv_bias}
 
 
 def book_model(kind: str, config: Config, arrays: Arrays, qkv_bias: bool) -> Any:
-    """GPTModel, the one with a KV cache, or GPTModelFast, whose queries, keys and values are one layer."""
+    """Return GPTModel, its KV-cache version, or GPTModelFast, which fuses queries, keys and values in one layer."""
     state = peers.llms_from_scratch_model(config, arrays).state_dict()
     state = {name: tensor for name, tensor in state.items() if qkv_bias or not re.search(r"W_\w+\.bias", name)}
     model = {"ch04": ch04.GPTModel, "kv_cache": cached.GPTModel, "fast": ch04.GPTModelFast}[kind](
@@ -245,7 +245,7 @@ def book_model(kind: str, config: Config, arrays: Arrays, qkv_bias: bool) -> Any
 @pytest.mark.parametrize("kind", ["ch04", "kv_cache", "fast"])
 @CONFIGS
 def test_the_book(tmp_path: Path, kind: str, config: Config, qkv_bias: bool, difference: Report) -> None:
-    """tied: the head, a parameter of its own, equals tok_emb."""
+    """Tied means that the head, a separate parameter, equals tok_emb."""
     arrays = random_arrays(config, dtype="float32")
     model = book_model(kind, config, arrays, qkv_bias)
     if not qkv_bias:
@@ -266,7 +266,7 @@ def test_the_book(tmp_path: Path, kind: str, config: Config, qkv_bias: bool, dif
 
 @pytest.mark.parametrize("stated", [False, True])
 def test_the_books_training_checkpoint(tmp_path: Path, stated: bool, difference: Report) -> None:
-    """As in chapter 5; with the configuration beside, as in others' scripts."""
+    """The checkpoint is saved as in chapter 5, alone or with its configuration as other scripts add it."""
     config = small(tie_word_embeddings=False)
     model = book_model("ch04", config, random_arrays(config, dtype="float32"), qkv_bias=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-4, weight_decay=0.1)
@@ -289,7 +289,7 @@ ERF = small(n_embd=12, n_head=2, activation_function="gelu")
 @pytest.mark.parametrize("mask", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_nanogpts_training_checkpoint(tmp_path: Path, bias: bool, mask: bool, difference: Report) -> None:
-    """Compiled, trained a step, saved whole."""
+    """A model that was compiled and trained for a step is saved with its optimizer."""
     model = nanogpt.filled(ERF, random_arrays(ERF, dtype="float32"), bias=bias, mask=mask)
     compiled = torch.compile(model)
     whole = nanogpt.checkpoint(compiled, ERF, bias)
@@ -305,7 +305,7 @@ def test_nanogpts_training_checkpoint(tmp_path: Path, bias: bool, mask: bool, di
 
 
 def test_the_tolerance_tells_the_forms_of_gelu_apart(tmp_path: Path) -> None:
-    """What the tests above hold for nanoGPT's exact form does not hold for the other."""
+    """The bound that nanoGPT's exact GELU meets is too tight for the tanh form."""
     model = nanogpt.filled(ERF, random_arrays(ERF, dtype="float32"))
     torch.save(nanogpt.checkpoint(model, ERF, True), tmp_path / "ckpt.pt")
     mine, ids = npgpt.load(tmp_path / "ckpt.pt"), random_ids(ERF, (2, 24))
@@ -318,7 +318,7 @@ def test_the_tolerance_tells_the_forms_of_gelu_apart(tmp_path: Path) -> None:
 WRAPPED: dict[str, Callable[[Any], Any]] = {
     "bare": lambda model: model,
     "compiled": lambda model: torch.compile(model),
-    "parallel": lambda model: torch.nn.DataParallel(model),  # DistributedDataParallel names alike
+    "parallel": lambda model: torch.nn.DataParallel(model),  # DistributedDataParallel prefixes names the same way
     "compiled, then parallel": lambda model: torch.nn.DataParallel(torch.compile(model)),
     "parallel, then compiled": lambda model: torch.compile(torch.nn.DataParallel(model)),
 }
@@ -356,7 +356,7 @@ def test_renamed_as_distributed_data_parallel_does(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def padded() -> tuple[Config, Arrays]:
-    """nanoGPT's vocabulary of 50304 rows, the last 47 of which have the largest logits anywhere."""
+    """Return nanoGPT's 50304-row vocabulary, with the largest logits in the last 47 rows."""
     config = small(vocab_size=50304, n_embd=12, n_head=2, activation_function="gelu")
     arrays = random_arrays(config, dtype="float32")
     arrays["wte.weight"][50257:] *= 1000
@@ -377,7 +377,7 @@ def test_a_padded_vocabulary(tmp_path: Path, padded: tuple[Config, Arrays], bias
         assert (mine.tokenizer.n_vocab, mine.tokenizer.end_of_text) == (50257, 50256)
         prompt = mine.tokenizer.encode("It is a truth")
         assert mine.tokenizer.decode(prompt) == "It is a truth"
-        assert mine(prompt)[0, -1].argmax() >= 50257  # what is never drawn
+        assert mine(prompt)[0, -1].argmax() >= 50257  # padding, which is never sampled
         for sampling in (Sampling(temperature=0), Sampling(temperature=1), Sampling(temperature=1000)):
             drawn = [step.token_id for step in mine.steps(prompt, max_tokens=18, sampling=sampling, seed=5)]
             ids = [token_id for token_id in drawn if token_id is not None]
@@ -387,7 +387,7 @@ def test_a_padded_vocabulary(tmp_path: Path, padded: tuple[Config, Arrays], bias
 
 @CONFIGS
 def test_mingpt(tmp_path: Path, config: Config, difference: Report) -> None:
-    """minGPT's head is its own; one that equals wte can only be nanoGPT's by name, so the scheme is given."""
+    """minGPT's head is a separate parameter; if it equals wte, names suggest nanoGPT, so the scheme is given."""
     arrays = random_arrays(config, dtype="float32")
     head = {"lm_head.weight": arrays["wte.weight"]}
     model = nanogpt.filled(config, head | arrays, mingpt=True)
@@ -428,7 +428,7 @@ def test_safetensors_of_transformers_and_the_book(tmp_path: Path, config: Config
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("head", [True, False])
 def test_safetensors_of_nanogpt(tmp_path: Path, bias: bool, head: bool, difference: Report) -> None:
-    """save_file refuses tensors that share their storage: people copy the head, or leave it out."""
+    """save_file refuses tensors that share storage, so the head is either copied or omitted."""
     arrays = random_arrays(ERF, dtype="float32")
     model = nanogpt.filled(ERF, arrays, bias=bias, mask=True)
     arrays = nanogpt.canonical(ERF, model)
@@ -444,9 +444,9 @@ def test_safetensors_of_nanogpt(tmp_path: Path, bias: bool, head: bool, differen
 
 @pytest.mark.parametrize("kind", ["hf, tied", "hf, untied", "nanogpt", "nanogpt, compiled", "book"])
 def test_safetensors_save_model(tmp_path: Path, kind: str, difference: Report) -> None:
-    """Of tensors that share their storage it keeps the first by name, lm_head.weight, and notes the others.
+    """save_model keeps the alphabetically first of the tensors that share storage and notes the others.
 
-    The note stands in __metadata__: {"transformer.wte.weight": "lm_head.weight"}.
+    The note in __metadata__ is {"transformer.wte.weight": "lm_head.weight"}.
     """
     config = ERF if "nanogpt" in kind else TIED if kind == "hf, tied" else UNTIED
     arrays = random_arrays(config, dtype="float32")
@@ -467,9 +467,9 @@ def test_safetensors_save_model(tmp_path: Path, kind: str, difference: Report) -
 @pytest.mark.parametrize("shard", ["10KB", "1GB"])
 @pytest.mark.parametrize("safe", [True, False], ids=["safetensors", "torch.save"])
 def test_save_torch_model_of_huggingface_hub(tmp_path: Path, safe: bool, shard: str) -> None:
-    """One file or many, of either container, named as the hub names them.
+    """Single and sharded files in both formats load under the hub's file names.
 
-    safetensors: of the tied head and wte only the first by name, noted in __metadata__, or in the index's metadata.
+    Of the tied head and wte, safetensors keeps the first by name and notes the other in __metadata__ or in the index.
     """
     hub = pytest.importorskip("huggingface_hub", reason="extra parity is not installed")
     arrays = random_arrays(TIED, dtype="float32")
@@ -492,7 +492,7 @@ PADDING = 5  # rows without a token
 
 
 class Vocabulary(NamedTuple):
-    """A byte-level BPE as llama.cpp keeps it, and the tokenizer that it came from."""
+    """A byte-level BPE in llama.cpp's form, and the tokenizer that it was made from."""
 
     trained: Any
     tokens: list[str]
@@ -501,7 +501,7 @@ class Vocabulary(NamedTuple):
 
 @pytest.fixture(scope="module")
 def vocabulary() -> Vocabulary:
-    """256 bytes and a few merges, trained; <|endoftext|>; padding."""
+    """Return a trained vocabulary of 256 bytes and a few merges, with <|endoftext|> and padding."""
     tokenizers = pytest.importorskip("tokenizers", reason="extra parity is not installed")
     trained = tokenizers.Tokenizer(tokenizers.models.BPE())
     trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -522,9 +522,9 @@ def gguf_package() -> Any:
 def write_gguf(
     path: Path, config: Config, arrays: Arrays, dtype: str, vocabulary: Vocabulary | None = None, big: bool = False
 ) -> dict[str, Any]:
-    """As llama.cpp's converter does: vectors and positions in float32, matrices [out, in] in dtype.
+    """Write a GGUF file as llama.cpp's converter does; return the written arrays under our names.
 
-    Gives the arrays as written, under our names.
+    Vectors and positions are float32, matrices are [out, in] in dtype.
     """
     gguf = gguf_package()
     writer = gguf.GGUFWriter(path, "gpt2", endianess=gguf.GGUFEndian.BIG if big else gguf.GGUFEndian.LITTLE)
@@ -558,7 +558,7 @@ def write_gguf(
         except NotImplementedError:
             data = random_blocks(dtype, array.shape, 0x1F)
         if kind == gguf.GGMLQuantizationType.BF16:
-            data = data.view(np.uint16)  # the writer swaps the bytes of elements, and takes uint8 as they are
+            data = data.view(np.uint16)  # the writer swaps elements' bytes and leaves uint8 alone
         written[name] = data
         writer.add_tensor(theirs, data, raw_dtype=kind)
     writer.write_header_to_file()
@@ -569,7 +569,7 @@ def write_gguf(
 
 
 def rounded(arrays: Arrays, dtype: str) -> Arrays:
-    """The matrices, but for the positions, to dtype and back."""
+    """Return the arrays with all matrices except the positions rounded to dtype."""
     kind = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[dtype]
     return {
         name: torch.from_numpy(array).to(kind).float().numpy() if array.ndim == 2 and name != "wpe.weight" else array
@@ -617,14 +617,14 @@ def test_gguf_without_a_vocabulary(tmp_path: Path, difference: Report) -> None:
 
 
 def random_blocks(kind: str, shape: tuple[int, ...], mask: int = 0xFF) -> Any:
-    """Blocks of any bytes; a mask of 0x1F keeps every scale below 2^-7."""
+    """Return blocks of random bytes; a mask of 0x1F keeps every scale below 2^-7."""
     values, size = gguf_package().GGML_QUANT_SIZES[gguf_package().GGMLQuantizationType[kind]]
     row = shape[-1] // values * size
     return np.random.default_rng(0).integers(0, 256, (*shape[:-1], row), np.uint8) & mask
 
 
 def dequantised_types() -> list[str]:
-    """The quantised types that the package widens."""
+    """Return the quantised types that the package gguf can dequantise."""
     package = pytest.importorskip("gguf", reason="gguf 0.19 is not installed")
     return [kind.name for kind in package.quants._type_traits if kind.name != "BF16"]
 
@@ -638,7 +638,7 @@ def test_blocks_have_the_packages_sizes_and_every_type_that_it_widens_is_known()
 
 
 def test_every_quantised_type_is_widened_as_the_package_does_it(tmp_path: Path) -> None:
-    """Bit for bit, of random blocks; GGUFReader finds the same bytes."""
+    """Random blocks are dequantised to the same bits, and GGUFReader finds the same bytes."""
     package = gguf_package()
     writer = package.GGUFWriter(tmp_path / "m.gguf", "gpt2")
     for kind in dequantised_types():
@@ -658,7 +658,7 @@ def test_every_quantised_type_is_widened_as_the_package_does_it(tmp_path: Path) 
 
 @pytest.mark.parametrize("dtype", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ2_0", "Q4_K", "Q6_K"])
 def test_gguf_quantised(tmp_path: Path, dtype: str, difference: Report) -> None:
-    """The package's own quantiser, or random blocks where it has none: the model that their values make."""
+    """Weights come from the package's quantiser, or from random blocks if it has none for the type."""
     config = small(n_embd=256, n_head=4, n_layer=1)
     arrays = random_arrays(config, dtype="float32")
     written = write_gguf(tmp_path / "model.gguf", config, arrays, dtype)
@@ -679,7 +679,7 @@ WHEEL = os.environ.get("NPGPT_MICROFORMER_WHEEL", "")
 
 @pytest.fixture
 def microformer(tmp_path: Path) -> Path:
-    """microformer-mgm's GPT-2, unpacked; its wheel is never installed."""
+    """Return microformer-mgm's unpacked GPT-2; its wheel is never installed."""
     if not WHEEL:
         pytest.skip("NPGPT_MICROFORMER_WHEEL does not name the wheel of microformer-mgm 0.5.8")
     folder = tmp_path / "general_model"
@@ -707,7 +707,7 @@ def test_microformer(microformer: Path, difference: Report) -> None:
     assert (stated["bos_token_id"], stated["eos_token_id"], stated["pad_token_id"]) == (2, 3, 0)
 
 
-# What is no checkpoint of weights
+# Files that are not checkpoints of weights
 
 
 def whole_module(path: Path) -> None:
@@ -764,7 +764,7 @@ def test_refused_with_the_reason(tmp_path: Path, write: Callable[[Path], None]) 
 
 
 def read(path: Path, tensors: Mapping[str, Any], **options: Any) -> dict[str, Any]:
-    """What torch_zip finds after torch.save of a state dict."""
+    """Save a state dict with torch.save and return the tensors that torch_zip finds."""
     torch.save(dict(tensors), path, **options)
     return dict(torch_zip.read(path).tensors)
 
@@ -844,7 +844,7 @@ def test_shared_storage_is_stored_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_every_float_loads_exactly(tmp_path: Path, dtype: str) -> None:
-    """All bits of 16-bit floats; of the others the ends, infinities and numbers of every size."""
+    """16-bit floats are tested exhaustively, others with extremes, infinities and numbers of every magnitude."""
     kind = getattr(torch, dtype)
     if kind.itemsize == 2:
         every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(kind)
@@ -874,7 +874,7 @@ def test_integers_are_refused_when_asked_for(tmp_path: Path) -> None:
 
 
 def test_an_expanded_tensor_is_refused(tmp_path: Path) -> None:
-    """One number that claims to be many could claim to be any number of them."""
+    """A stride of 0 is refused because a tiny file could claim a tensor of any size."""
     for tensor in (torch.ones(1).expand(5, 5), torch.ones(3, 1).expand(3, 100), torch.tensor(1.0).expand(2, 2)):
         with pytest.raises(NpgptError, match=r"x\.pt: mask, \[.*\] with strides \[.*0\] from 0, does not fit into its"):
             read(tmp_path / "x.pt", {"weight": torch.ones(2), "mask": tensor})
@@ -882,7 +882,7 @@ def test_an_expanded_tensor_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture
 def save_options() -> Iterator[Any]:
-    """torch.utils.serialization.config.save, put back as it was."""
+    """Return torch.utils.serialization.config.save, and restore it afterwards."""
     serialization = pytest.importorskip("torch.utils.serialization", reason="PyTorch is older than 2.7")
     save = serialization.config.save
     before = (save.compute_crc32, save.storage_alignment)
@@ -906,12 +906,12 @@ def test_options_of_torch_save(tmp_path: Path, save_options: Any, crc32: bool, a
         with pytest.raises(NpgptError, match="data/0 is damaged: its CRC-32"):
             damaged.load()
     else:
-        damaged.load()  # torch kept nothing to compare with
+        damaged.load()  # torch stored no checksum to compare with
 
 
 @pytest.mark.parametrize("name", ["modèle (1).pt", "no suffix", "a.b.c.pt", "data.pkl", "ünï/ 重み.bin"])
 def test_names_of_files(tmp_path: Path, name: str) -> None:
-    """torch.save names the folder in the archive after the file."""
+    """torch.save names the archive's folder after the file."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
     tensors = views()
     assert_exact(read(tmp_path / name, tensors), tensors)
@@ -921,7 +921,7 @@ def test_names_of_files(tmp_path: Path, name: str) -> None:
 
 
 def test_a_negated_view_has_its_sign(tmp_path: Path) -> None:
-    """torch keeps "negative" as a bit beside the tensor, and saves it as metadata."""
+    """torch keeps "negative" as a bit beside the tensor and saves it as metadata."""
     tensors = {"negated": torch.complex(torch.ones(3), torch.arange(3.0) + 1).conj().imag}
     assert tensors["negated"].is_neg()
     torch.save(tensors, tmp_path / "x.pt")
@@ -934,7 +934,7 @@ def test_a_negated_view_has_its_sign(tmp_path: Path) -> None:
 
 
 def test_plain_values_beside_the_weights(tmp_path: Path) -> None:
-    """What a training script may put into its dictionary that torch.load(weights_only=True) takes as well."""
+    """A training script may save any value that torch.load(weights_only=True) accepts."""
     arrays = random_arrays(ERF, dtype="float32")
     values = {"epoch": 3, "lr": 1e-3, "name": "naïve", "none": None, "big": 2**70, "list": [1, (2.5, True)]}
     values |= {"size": torch.Size([1, 2]), "device": torch.device("cpu"), "loss": torch.tensor(0.5)}

@@ -1,4 +1,4 @@
-"""Dask's executor over processes of their own, one of which is killed."""
+"""Dask's executor over separate processes, one of which is killed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEXTS = [f"Letter {number}. It is a truth universally acknowledged. " * (1 + num
 
 
 def serial() -> list[Any]:
-    """Ids, log-probabilities and ranks as one process computes them, with one BLAS thread, as Dask's workers have."""
+    """Return ids, log-probabilities and ranks from one process with one BLAS thread, as Dask's workers have."""
     code = (
         "import json, sys, npgpt\n"
         "found = npgpt.score(json.load(sys.stdin), context=64, top=2)\n"
@@ -43,7 +43,7 @@ def serial() -> list[Any]:
 
 
 def test_a_killed_worker_of_a_cluster_changes_nothing() -> None:
-    """Complete, in order, and equal to the serial result to the last bit."""
+    """Results are complete, in order, and bit for bit those of a serial run."""
     with (
         distributed.LocalCluster(
             n_workers=3, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
@@ -67,7 +67,7 @@ def test_a_killed_worker_of_a_cluster_changes_nothing() -> None:
         os.kill(sorted(before)[0], signal.SIGKILL)
         assert not all(future.done() for future in submitted), "it was not in the middle"
         found += scores
-        client.wait_for_workers(3, timeout=60)  # a new one has taken its place
+        client.wait_for_workers(3, timeout=60)  # a new worker has replaced it
         after = set(client.run(os.getpid).values())
     assert sorted(before)[0] not in after
     assert [[s.token_ids.tolist(), s.log_probs.tolist(), s.ranks.tolist()] for s in found] == serial()

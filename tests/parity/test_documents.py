@@ -1,4 +1,4 @@
-"""What documents show of PyTorch modules and of Dask, run as it stands there."""
+"""The documents' examples with PyTorch modules and Dask run as printed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BLOCKS = [block for path in documents.RUN for block in documents.blocks(path) if
 
 @pytest.fixture
 def names(tmp_path: Path) -> dict[str, Any]:
-    """What documents take for granted: the book's GPT-2 with a mistake, numbers of a right one, parts of others."""
+    """Return the names that documents assume: the book's GPT-2 with a mistake, correct arrays, and parts of others."""
     documents.lay_out(tmp_path)
     gpt2 = npgpt.load(tmp_path / "weights" / "gpt2")
     arrays = parameters.to_arrays(gpt2.parameters)
@@ -47,7 +47,7 @@ def names(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def scheduler() -> Iterator[str]:
-    """The address of a cluster on this machine."""
+    """Return the address of a cluster on this machine."""
     with distributed.LocalCluster(n_workers=1, processes=True, dashboard_address=None, host="127.0.0.1") as cluster:
         yield cluster.scheduler_address
 
@@ -61,7 +61,7 @@ def test_a_report_is_as_it_is_shown(block: documents.Block, names: dict[str, Any
 def test_every_form_of_a_call(
     block: documents.Block, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each line on its own: the module with the mistake differs by it, and whatever else there is matches."""
+    """Each call finds the difference of the module with the mistake, and a match for everything else."""
     monkeypatch.chdir(tmp_path)
     reports = []
     for line in block.text.splitlines():

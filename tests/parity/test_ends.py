@@ -1,4 +1,4 @@
-"""Where a text begins and ends, against transformers' generate."""
+"""Begin-of-text and end-of-text ids, compared with transformers' generate."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch", reason="extra parity is not installed")
 transformers = pytest.importorskip("transformers", reason="extra parity is not installed")
 
-PENALTY = 5.0  # so that greedy ids differ from each other
+PENALTY = 5.0  # so that successive greedy ids differ
 IDS: tuple[Any, ...] = (None, 11, [28], [5, 17, 28], [99, 11], "no key")
 PROMPT = [1, 2, 3]
 LENGTH = 16
 
 
 def greedy(folder: Path) -> tuple[Any, list[int]]:
-    """transformers' model, and the ids with which it goes on."""
+    """Return transformers' model and its greedy continuation."""
     model = transformers.GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float64)
     options = {"do_sample": False, "max_new_tokens": LENGTH, "repetition_penalty": PENALTY, "pad_token_id": 0}
     return model, model.generate(torch.tensor([PROMPT]), **options)[0].tolist()[len(PROMPT) :]
@@ -73,7 +73,7 @@ def test_no_prompt_begins_where_transformers_begin(tmp_path: Path) -> None:
 
 
 def test_settings_that_are_said_are_those_that_change_what_transformers_writes(tmp_path: Path) -> None:
-    """A setting without a note leaves transformers' greedy ids as they are."""
+    """A setting that is not mentioned in a note leaves transformers' greedy ids unchanged."""
     base = greedy(store(tmp_path / "base", small()))[1]
     silent: dict[str, Any] = {"top_k": 50, "temperature": 1.0, "num_beams": 1, "use_cache": False, "max_length": 20}
     for key, value in silent.items():

@@ -17,7 +17,7 @@ llm = pytest.importorskip("llm", reason="extra parity is not installed")
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of one's own for llm's logs, and weights with a model that has no vocabulary."""
+    """Return a private folder for llm's logs and the weights of a model without a vocabulary."""
     monkeypatch.setenv("LLM_USER_PATH", str(tmp_path / "llm"))
     monkeypatch.setenv("NPGPT_WEIGHTS", str(tmp_path / "weights"))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""npgpt and LLMs-from-scratch's GPTModel."""
+"""npgpt and LLMs-from-scratch's GPTModel compute the same logits."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ torch = pytest.importorskip("torch", reason="extra parity is not installed")
 ch04 = pytest.importorskip("llms_from_scratch.ch04", reason="llms-from-scratch 1.0.19 is not installed")
 peers = pytest.importorskip("tests.support.peers", reason="extra parity is not installed")
 
-BOOKS = ["3 heads x 7", "1 head", "8 heads x 1", "untied"]  # what its configuration can express
+BOOKS = ["3 heads x 7", "1 head", "8 heads x 1", "untied"]  # the shapes that its configuration can express
 
 
 def logits(config: Config, dtype: str, replace_gelu: bool = False) -> tuple[Any, Any]:
-    """Theirs and ours."""
+    """Return their logits and ours."""
     arrays, ids = random_arrays(config, dtype=dtype), random_ids(config, (2, min(40, config.n_positions)))
     model = peers.llms_from_scratch_model(config, arrays)
     if replace_gelu:
@@ -47,7 +47,7 @@ def test_float64_with_its_gelu_in_float64(shape: str, difference: Report) -> Non
 def test_float64_as_shipped(shape: str, difference: Report) -> None:
     error = largest_difference(*logits(SHAPES[shape], "float64"))
     difference("model", "LLMs-from-scratch: logits, as shipped, with √(2/π) in float32", "float64", error)
-    assert 1e-10 < error < 1e-7  # the float32 constant shows, and only that
+    assert 1e-10 < error < 1e-7  # only the float32 constant makes a difference
 
 
 @pytest.mark.parametrize("shape", BOOKS)
@@ -62,7 +62,7 @@ def test_float32(shape: str, difference: Report) -> None:
 
 
 def test_the_books_own_size(difference: Report) -> None:
-    """GPT_CONFIG_124M: gpt2's, with a context of 256 to save memory in training."""
+    """The book's GPT_CONFIG_124M is gpt2 with a context of 256, which saves memory in training."""
     book = {"vocab_size": 50257, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 12}
     config = from_dict(book | {"drop_rate": 0.1, "qkv_bias": True})
     theirs, ours = logits(config, "float32")

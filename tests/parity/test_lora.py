@@ -1,4 +1,4 @@
-"""LoRA adapters as peft writes them, against peft's own model."""
+"""LoRA adapters written by peft, compared with peft's own model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IDS = random_ids(CONFIG, (2, 20))
 
 
 def trained(folder: Path, config: npgpt.Config = CONFIG, **settings: Any) -> Any:
-    """A peft model of which no parameter is as it was made, in float64; its base lies in folder/base."""
+    """Return a float64 peft model with every parameter changed; its base is saved in folder/base."""
     arrays = random_arrays(config, dtype="float64")
     npgpt.save(npgpt.LanguageModel("m", config, npgpt.parameters.from_arrays(config, arrays)), folder / "base")
     base = peers.transformers_model(config, arrays)
@@ -77,7 +77,7 @@ def test_an_adapter_gives_pefts_logits(tmp_path: Path, kind: str, difference: Re
     difference("model", "peft: logits with LoRA adapters", "float64", error)
     assert error < 1e-14
     plain = npgpt.load(tmp_path / "base", dtype="float64")(IDS)
-    assert largest_difference(expected, plain) > 1e-3  # the adapter is no small thing
+    assert largest_difference(expected, plain) > 1e-3  # the adapter's effect is large
     npgpt.convert(tmp_path / "adapter", tmp_path / "out")
     assert largest_difference(expected, npgpt.load(tmp_path / "out")(IDS)) < 2e-6
     converted = peers.transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "out")
@@ -147,7 +147,7 @@ def test_the_books_own_lora_and_the_way_out(tmp_path: Path) -> None:
             model.set_submodule(name, layer.linear)
     torch.save(model.state_dict(), tmp_path / "model.pth")
     mine = npgpt.load(tmp_path / "model.pth", n_head=UNTIED.n_head, dtype="float64")
-    assert largest_difference(expected, mine(IDS)) < 1e-7  # its GELU holds a float32 constant
+    assert largest_difference(expected, mine(IDS)) < 1e-7  # its GELU has a float32 constant
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -174,7 +174,7 @@ def test_what_is_not_merged_is_refused_by_name(tmp_path: Path, kind: str) -> Non
 
 
 def test_every_setting_is_honoured_without_effect_or_refused(tmp_path: Path) -> None:
-    """A setting of a later peft that npgpt does not know is refused unless it is empty."""
+    """Settings of a later peft that npgpt does not know are refused unless they are empty."""
     model = trained(tmp_path)
     model.save_pretrained(tmp_path / "adapter")
     path = tmp_path / "adapter" / "adapter_config.json"

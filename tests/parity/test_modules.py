@@ -1,4 +1,4 @@
-"""PyTorch modules as people hand them over: fresh, dropping out, wrapped, with parts that run too often or never."""
+"""PyTorch modules as users pass them: untrained, with dropout, wrapped, or with parts called too often or never."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def book() -> Any:
 
 
 def replaced(part: Any, forward: Any) -> None:
-    """Give a part another forward, which has the part as its first argument."""
+    """Replace a part's forward by a function that takes the part as its first argument."""
     part.forward = types.MethodType(forward, part)
 
 
 def fresh(**fields: Any) -> Any:
-    """transformers' own, as it is made: in training mode, with biases of zero and gains of one."""
+    """Return transformers' newly initialised model: in training mode, all biases 0 and all gains 1."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 40, "n_positions": 24, "n_embd": 24, "n_layer": 3, "n_head": 4}
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes | fields, bos_token_id=0, eos_token_id=0))
@@ -55,11 +55,11 @@ def fresh(**fields: Any) -> Any:
 @pytest.mark.parametrize("style", foreign.STYLES)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
 def test_a_right_module_matches_its_reference(style: str, dtype: str) -> None:
-    """In half precision too: its weights are the reference's, rounded to what they are kept in."""
+    """In half precision, the reference uses the module's rounded weights."""
     module = foreign.build(style, CONFIG, ARRAYS).to(getattr(torch, dtype))
     report = npgpt.check(module, IDS, model())
     assert report.matches, str(report)
-    rounded = any(f"the reference's, rounded to {dtype}, in which they are kept." in note for note in report.notes)
+    rounded = any(f"the reference's, rounded to the stored dtype, {dtype}." in note for note in report.notes)
     assert rounded == (dtype in ("float16", "bfloat16"))
 
 
@@ -71,24 +71,24 @@ def test_a_padded_vocabulary_and_a_short_context_match() -> None:
     }
     report = npgpt.check(foreign.build("nanogpt", config, arrays), IDS, model())
     assert report.matches, str(report)
-    assert "wte.weight is of shape [48, 24], not [40, 24]: the first 40 rows are the same." in report.notes
+    assert "wte.weight is of shape [48, 24], not [40, 24]: the first 40 rows are equal." in report.notes
 
 
 def test_a_head_that_was_not_loaded_is_told() -> None:
-    """The book's out_head without its line in load_weights_into_gpt. The stages agree: the module's own head is run."""
+    """A forgotten out_head is reported, although all stages agree because the module's own head is used."""
     module = book()
     module.out_head.reset_parameters()
     report = npgpt.check(module, IDS, model())
     assert report.problems == [
-        "lm_head.weight is never loaded: still as initialised (uniform within 1/sqrt(24)); the reference's output head "
-        "is its wte.weight (tied)"
+        "lm_head.weight is never loaded: still the initial values (uniform within 1/sqrt(24)); the reference's output "
+        "head is its wte.weight (tied)"
     ]
     assert not report.matches
     assert report.first is None
     with torch.no_grad():
         module.out_head.weight.copy_(torch.tensor(ARRAYS["wte.weight"].reshape(24, 40).T))
     (problem,) = npgpt.check(module, IDS, model()).problems
-    assert problem.startswith("lm_head.weight is reshaped where it had to be transposed")
+    assert problem.startswith("lm_head.weight is reshaped instead of transposed")
 
 
 @pytest.mark.parametrize("style", foreign.STYLES)
@@ -96,36 +96,37 @@ def test_another_number_of_blocks_is_told(style: str) -> None:
     deep = small(n_embd=24, n_head=4, n_layer=4)
     arrays = random_arrays(deep) | ARRAYS
     report = npgpt.check(foreign.build(style, deep, arrays), IDS, model())
-    assert report.problems == ["there are 4 blocks, the reference has 3"]
+    assert report.problems == ["the model has 4 blocks, the reference has 3"]
     assert len(report.rows) > 30
     report = npgpt.check(foreign.build(style, CONFIG, ARRAYS), IDS, model(deep, arrays))
-    assert report.problems == ["there are 3 blocks, the reference has 4"]
+    assert report.problems == ["the model has 3 blocks, the reference has 4"]
 
 
 def test_a_tensor_too_many_is_told() -> None:
     module = foreign.build("nanogpt", CONFIG, ARRAYS)
     module.value_head = torch.nn.Linear(24, 1)
-    strange = "value_head.weight, value_head.bias are no tensor of GPT-2's"
+    strange = "value_head.weight, value_head.bias are not in GPT-2"
     assert npgpt.check(module, IDS, model()).problems == [strange]
     report = npgpt.check(module, IDS)
     assert report.matches
-    assert f"{strange}, and left out." in report.notes
+    assert f"{strange}, and ignored." in report.notes
 
 
 def test_a_fresh_model_is_perturbed_for_the_run_alone() -> None:
-    """Its own values stay, to the last bit and in the same place, and so does what ties the head."""
+    """The module's parameters keep their exact values and storage, and ties remain."""
     module = fresh()
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     places = {name: parameter.data_ptr() for name, parameter in module.named_parameters()}
     report = npgpt.check(module, IDS)
     assert report.matches, str(report)
     assert report.notes[:2] == [
-        "The module is in training mode, and transformer.drop (Dropout, p = 0.1) drops out: it was run in evaluation "
-        "mode, as by .eval().",
-        "The module's own weights are taken as true: mistakes in loading them cannot be seen (weights=).",
+        "The module is in training mode, and transformer.drop (Dropout, p = 0.1) applies dropout: it was run in "
+        "evaluation mode, as after .eval().",
+        "The module's own weights are taken as correct, so mistakes in loading them cannot be seen (weights=).",
     ]
     assert report.notes[2].startswith(
-        "One number fills h.*.ln_1.weight, h.*.ln_1.bias, h.*.attn.c_attn.bias and 7 more"
+        "Parameters filled with one number, as in a fresh model, hide mistakes: both models were run with other values "
+        "of h.*.ln_1.weight, h.*.ln_1.bias, h.*.attn.c_attn.bias and 7 more"
     )
     assert npgpt.check(module, IDS, copy.deepcopy(module)).matches
     module.transformer.ln_f.forward = None
@@ -182,7 +183,7 @@ def test_perturbing_in_half_precision_is_no_alarm() -> None:
 
 
 def test_what_a_part_needs_to_be_perturbed() -> None:
-    """parts of a model alone use the same two functions."""
+    """Parts of a model on their own use the same two functions."""
     norm = torch.nn.LayerNorm(8).train()
     changed = conditions.perturbation(norm)
     assert [name for name, _, _ in changed] == ["weight", "bias"]
@@ -194,7 +195,7 @@ def test_what_a_part_needs_to_be_perturbed() -> None:
 
 
 def in_order(*layers: int) -> Any:
-    """The book's forward with its blocks run in this order."""
+    """Return the book's forward with its blocks called in this order."""
 
     def forward(self: Any, ids: Any) -> Any:
         x = self.tok_emb(ids) + self.pos_emb(torch.arange(ids.shape[1]))
@@ -218,7 +219,7 @@ def in_order(*layers: int) -> Any:
 def test_blocks_that_never_run_or_in_another_order(
     layers: Sequence[int], problem: str | None, name: str | None
 ) -> None:
-    """A block's stages go by its turn, so that the search names the mistake too."""
+    """Stages are numbered by the order of calls, so that the search names the mistake too."""
     module = book()
     replaced(module, in_order(*layers))
     report = npgpt.check(module, IDS)
@@ -232,18 +233,18 @@ def test_one_block_for_all_is_told() -> None:
     module.trf_blocks = torch.nn.ModuleList([module.trf_blocks[0]] * 3)
     report = npgpt.check(module, IDS)
     assert report.problems == [
-        "trf_blocks.0, trf_blocks.1 and trf_blocks.2 are one and the same module, whose weights are used 3 times"
+        "trf_blocks.0, trf_blocks.1 and trf_blocks.2 are the same module, so its weights are used 3 times"
     ]
     assert report.first is None
 
 
 def test_a_part_at_two_places_is_each_of_them_in_turn() -> None:
-    """Of a model that runs twice too, no block ran more often than another."""
+    """If a whole model runs twice, no block counts as called more often than another."""
     module = book()
     module.trf_blocks[2] = module.trf_blocks[0]
     replaced(module, lambda self, ids: [type(self).forward(self, ids) for _ in range(2)][1])
     assert npgpt.check(module, IDS).problems == [
-        "trf_blocks.0 and trf_blocks.2 are one and the same module, whose weights are used 2 times"
+        "trf_blocks.0 and trf_blocks.2 are the same module, so its weights are used 2 times"
     ]
 
 
@@ -272,12 +273,12 @@ def test_parts_that_stand_or_run_in_anothers_place() -> None:
         "trf_blocks.*.att.W_key never ran; trf_blocks.*.att.W_query ran 2 times"
     ]
     assert problems(lambda block: setattr(block, "norm2", block.norm1)) == [
-        "trf_blocks.*.norm1 and trf_blocks.*.norm2 are one and the same module, whose weights are used 2 times"
+        "trf_blocks.*.norm1 and trf_blocks.*.norm2 are the same module, so its weights are used 2 times"
     ]
 
 
 def test_weights_that_are_used_by_other_means_are_no_alarm() -> None:
-    """A right model that calls few of its parts, or none; and one that goes through its tokens one by one."""
+    """Correct models may call few or none of their parts, or process tokens one at a time."""
 
     def norm(part: Any, x: Any) -> Any:
         return functional.layer_norm(x, x.shape[-1:], part.scale, part.shift)
@@ -307,7 +308,7 @@ def test_weights_that_are_used_by_other_means_are_no_alarm() -> None:
     replaced(module, lambda self, ids: torch.func.functional_call(inner, state, (ids,)))
     report = npgpt.check(module, IDS)
     assert report.matches
-    assert "None of its parts ran as a module: only the logits are compared." in report.notes
+    assert "None of the model's parts ran as a module: only the logits are compared." in report.notes
 
 
 def test_dropout_that_evaluation_does_not_stop_ends_the_check() -> None:
@@ -315,7 +316,7 @@ def test_dropout_that_evaluation_does_not_stop_ends_the_check() -> None:
     replaced(module, lambda self, ids: functional.dropout(type(self).forward(self, ids), 0.1))
     report = npgpt.check(module, IDS, model())
     assert (report.rows, report.matches) == ([], False)
-    assert report.verdict == "differs: its outputs differ from run to run: dropout is on, or something else is drawn"
+    assert report.verdict == "differs: its outputs differ from run to run: dropout is on, or something else is random"
 
 
 def test_a_cache_that_is_kept_is_told_as_such() -> None:
@@ -339,8 +340,9 @@ def test_a_cache_that_is_kept_is_told_as_such() -> None:
 def test_callables_that_want_torch_ids(call: Any) -> None:
     report = npgpt.check(call(foreign.build("nanogpt", CONFIG, ARRAYS)), IDS, model())
     assert report.matches, str(report)
-    assert "It was called with ids as a torch LongTensor [B, T], since NumPy's int64 [B, T] raises" in " ".join(
-        report.notes
+    assert (
+        "It was called with ids as a torch LongTensor [B, T], since it raises an error for a NumPy array"
+        in " ".join(report.notes)
     )
 
 
@@ -351,7 +353,7 @@ def test_a_module_that_wants_targets() -> None:
 
 
 class Wrapper(BASE):  # type: ignore[misc]
-    """As a training framework's, with the model in an attribute."""
+    """A training framework's wrapper, with the model in an attribute."""
 
     def __init__(self, attribute: str, inner: Any) -> None:
         super().__init__()
@@ -378,7 +380,7 @@ def test_a_compiled_module_is_seen_and_perturbed(recwarn: pytest.WarningsRecorde
 
 
 class Hidden(BASE):  # type: ignore[misc]
-    """A block of which nobody sees the parts, though its state has their names."""
+    """A block whose parts are hidden, although its state dict has their names."""
 
     def __init__(self, inner: Any) -> None:
         super().__init__()

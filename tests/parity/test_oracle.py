@@ -1,4 +1,4 @@
-"""The oracle against implementations that are not npgpt's: it names their mistakes, and sees none where none is."""
+"""The oracle names the mistakes of implementations outside npgpt, and raises no false alarms."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def random_config(rng: random.Random) -> Config:
 
 @pytest.mark.parametrize("number", range(200))
 def test_never_an_alarm_over_correct_implementations(number: int) -> None:
-    """float32, float16 and bfloat16; eager and SDPA; batched and cached."""
+    """Correct runs vary in dtype (float32, float16, bfloat16), attention (eager, SDPA), batch and cache."""
     rng = random.Random(number)
     config = random_config(rng)
     arrays = random_arrays(config, number)
@@ -104,13 +104,13 @@ def test_never_an_alarm_over_correct_implementations(number: int) -> None:
         theirs = {"logits": np.concatenate(logits, axis=1)}
     else:
         theirs = foreign.capture(module, style, ids)
-    # what the module holds is rounded to its dtype, which its own tolerance has in it
+    # module weights are rounded to its dtype, which its own tolerance accounts for
     report = compare(config, arrays, cases(theirs, config, ids), dtype, entries=[])
     assert report.matches, str(report)
 
 
 def visible_pairs(config: Config, count: int) -> list[tuple[str, str]]:
-    """Pairs of which each mistake clearly shows on top of the other."""
+    """Return pairs of mistakes, each of which clearly changes the result of the other."""
     rng = random.Random(0)
     found: list[tuple[str, str]] = []
     arrays, ids = random_arrays(config), random_ids(config, (1, table.TOKENS))
@@ -126,7 +126,7 @@ def visible_pairs(config: Config, count: int) -> list[tuple[str, str]]:
         one, two = rng.sample(entries, 2)
         first, second = (Pass(entry.change(book), ids)["logits"] for entry in (one, two))
         both, turned = (Pass(b.change(a.change(book)), ids)["logits"] for a, b in ((one, two), (two, one)))
-        clear = 5 * 6 * 3e-7  # five tolerances, six of rounding near 3e-7
+        clear = 5 * 6 * 3e-7  # five tolerances; roundings are 6, near 3e-7
         if min(gap(both, usual), gap(both, first), gap(both, second)) > 10 * clear and gap(both, turned) < 1e-12:
             found.append((one.name, two.name))
     return found
@@ -149,7 +149,7 @@ def test_two_mistakes_at_once(stages: bool, least: int) -> None:
 
 @pytest.mark.parametrize("style", ["llms-from-scratch", "nanogpt", "transformers"])
 def test_a_module_as_it_stands(style: str) -> None:
-    """No file, no weights: the module is run, and its own weights are taken as true."""
+    """Without a file, the module is run and its own weights are the reference."""
     module = foreign.build(style, CONFIG, ARRAYS)
     report = npgpt.check(module, IDS)
     assert report.matches, str(report)
@@ -167,9 +167,9 @@ def test_a_module_as_it_stands(style: str) -> None:
     [
         ("attn.c_proj transposed", "transposed"),
         ("q, k, v weights transposed", "transposed in each of q, k, v"),
-        ("all biases dropped", "zero"),
+        ("all biases dropped", "all 0"),
         ("weights rounded to float16", "rounded to float16"),
-        ("layers 0 and 1 swapped", "another order"),
+        ("layers 0 and 1 swapped", "wrong order"),
     ],
 )
 def test_loading_mistakes_are_named_against_the_reference(style: str, name: str, said: str) -> None:
@@ -181,7 +181,7 @@ def test_loading_mistakes_are_named_against_the_reference(style: str, name: str,
 
 
 def test_a_module_that_drops_out_is_run_in_evaluation_mode_and_put_back() -> None:
-    """Each part's own flag, since some may be frozen in evaluation; also where the run fails."""
+    """Each part's training flag is restored separately, as some may be frozen, even if the run fails."""
     module = foreign.build("llms-from-scratch", CONFIG, ARRAYS)
     module.drop_emb.p = 0.1
     module.train()
@@ -190,8 +190,8 @@ def test_a_module_that_drops_out_is_run_in_evaluation_mode_and_put_back() -> Non
     report = npgpt.check(module, IDS)
     assert report.matches, str(report)
     assert report.notes[0] == (
-        "The module is in training mode, and drop_emb (Dropout, p = 0.1) drops out: it was run in evaluation mode, as "
-        "by .eval()."
+        "The module is in training mode, and drop_emb (Dropout, p = 0.1) applies dropout: it was run in evaluation "
+        "mode, as after .eval()."
     )
     assert [part.training for part in module.modules()] == flags
     module.out_head.forward = None
@@ -204,7 +204,7 @@ def test_a_module_that_drops_out_is_run_in_evaluation_mode_and_put_back() -> Non
 
 def test_what_is_no_whole_gpt2_is_refused() -> None:
     body = transformers.GPT2Model(transformers.GPT2Config(vocab_size=40, n_embd=24, n_layer=1, n_head=4)).eval()
-    with pytest.raises(NpgptError, match="it gives no logits, but last_hidden_state"):
+    with pytest.raises(NpgptError, match=r"there are no logits in its output \(last_hidden_state"):
         npgpt.check(body, IDS)
     with pytest.raises(NpgptError, match="Linear is not a GPT-2 that npgpt knows"):
         npgpt.check(torch.nn.Linear(3, 3), IDS)
@@ -241,7 +241,7 @@ def test_parts_of_the_book() -> None:
     dropping = ch03.MultiHeadAttention(24, 24, 32, 0.5, 4)
     report = npgpt.check_part("attention", dropping)
     assert report.matches
-    assert "it was run in evaluation mode, as by .eval()" in said(report)
+    assert "it was run in evaluation mode, as after .eval()" in said(report)
     assert dropping.training
     norm = ch04.LayerNorm(24)
     assert npgpt.check_part("layer_norm", norm).matches
@@ -255,7 +255,7 @@ BASE: Any = torch.nn.Module
 
 
 class Norm(BASE):  # type: ignore[misc]
-    """As many write it: gamma and beta, and perhaps the annotated Transformer's standard deviation."""
+    """A common homemade layer norm: gamma and beta, optionally with the Annotated Transformer's standard deviation."""
 
     def __init__(self, names: tuple[str, str], deviation: bool = False) -> None:
         super().__init__()
@@ -273,11 +273,11 @@ class Norm(BASE):  # type: ignore[misc]
 
 @pytest.mark.parametrize("names", [("gamma", "beta"), ("a_2", "b_2"), ("scale", "shift"), ("gain", "bias")])
 def test_layer_norms_by_other_names_are_perturbed_and_put_back(names: tuple[str, str]) -> None:
-    """Fresh, a gain of 1 and a bias of 0 would hide that they are missing."""
+    """Without perturbation, a gain of 1 and a bias of 0 would hide that they are not applied."""
     norm: Any = Norm(names)
     report = npgpt.check_part("layer_norm", norm)
     assert report.matches, str(report)
-    assert f"One number fills {names[0]}, {names[1]}, as in a fresh model" in said(report)
+    assert f"both models were run with other values of {names[0]}, {names[1]}. " in said(report)
     assert (getattr(norm, names[0]) == 1).all()
     assert (getattr(norm, names[1]) == 0).all()
     assert "fresh" not in str(npgpt.check_part("layer_norm", norm, perturb=False))
@@ -287,7 +287,7 @@ def test_layer_norms_by_other_names_are_perturbed_and_put_back(names: tuple[str,
 
 
 def test_what_is_no_gpt2s_parameter_stays_as_it_is() -> None:
-    """A scale of ones behind an MLP changes nothing, as long as it is not perturbed."""
+    """A scale of ones after an MLP has no effect as long as it is not perturbed."""
     torch.manual_seed(0)
     layers = torch.nn.Linear(24, 96), torch.nn.GELU(approximate="tanh"), torch.nn.Linear(96, 24)
     mlp = torch.nn.Sequential(*layers)
@@ -296,7 +296,7 @@ def test_what_is_no_gpt2s_parameter_stays_as_it_is() -> None:
     torch.nn.init.zeros_(layers[0].bias)
     report = npgpt.check_part("mlp", mlp)
     assert report.matches, str(report)
-    assert "One number fills 0.bias, as in a fresh model" in said(report)
+    assert "both models were run with other values of 0.bias. " in said(report)
 
 
 def test_an_mlp_in_sequence_and_torchs_own_functions() -> None:
@@ -322,7 +322,7 @@ def test_an_attention_with_a_short_context() -> None:
 
 
 def test_what_torch_saves_without_a_name(tmp_path: Path) -> None:
-    """A tensor alone, and a dictionary with transformers' tuples."""
+    """A bare tensor and a dictionary with transformers' tuples are both read."""
     reference = LanguageModel("model", CONFIG, parameters.from_arrays(CONFIG, ARRAYS), no_text("none"))
     with torch.no_grad():
         output = foreign.build("transformers", CONFIG, ARRAYS)(torch.tensor(IDS), output_hidden_states=True)

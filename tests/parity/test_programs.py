@@ -1,4 +1,4 @@
-"""The oracle against programs in the manner of others: it may be silent about what is wrong in them, never wrong."""
+"""The oracle on programs of many styles: it may fail to explain a mistake, but never gives a wrong explanation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.parity
 pytest.importorskip("torch", reason="extra parity is not installed")
 table = pytest.importorskip("tests.support.program_table", reason="extra parity is not installed")
 
-# how-manieth case, right model and pair is tried; primes, so that weights, stages and shapes come by turns
+# try every n-th case, correct model and pair; n is prime so that weights, stages and shapes alternate
 CASES, RIGHT, PAIRS = table.chosen(1, ())
 TRIED = CASES[:: examples(83, 7)]
 

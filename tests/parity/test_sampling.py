@@ -1,12 +1,12 @@
-"""npgpt's penalty and filters, and transformers' logits processors.
+"""npgpt's penalty and filters, compared with transformers' logits processors.
 
-Both are compared in what they keep, which has to be equal, and in the values of that, which have to be the same bits,
-since a filter leaves them alone. Two definitions differ, and cases are made so that it does not show:
+Both must keep the same tokens, with bit-identical logits, since a filter does not change them. The definitions
+differ in two points, which the test cases avoid:
 
-- At the threshold of top-p and min-p both compare rounded sums and ratios. Here thresholds are put midway between two
-  tokens whose probabilities are further apart than float32's rounding by orders of magnitude.
-- Of tokens that are equal at top-p's threshold npgpt takes the lowest ids, transformers (which sums from below) leaves
-  it to its sort. Here nothing equals the last token kept. Ties of top-k are kept by both, and are compared.
+- At the threshold of top-p and min-p, both compare rounded sums and ratios. Here thresholds lie midway between two
+  tokens whose probabilities differ by orders of magnitude more than float32's rounding error.
+- If tokens tie at top-p's threshold, npgpt takes the lowest ids, while transformers (which sums from below) depends
+  on its sort. Here nothing ties with the last token kept. Both keep ties of top-k, which are compared.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ torch = pytest.importorskip("torch", reason="extra parity is not installed")
 transformers = pytest.importorskip("transformers", reason="extra parity is not installed")
 
 CASES = [(V, dtype, seed) for V in (2, 7, 40, 1000, 50257) for dtype in ("float64", "float32") for seed in range(3)]
-GAP = 1e-3  # of a probability, or of a ratio, at least, between the threshold and the tokens on its two sides
+GAP = 1e-3  # minimum distance in probability or ratio from the threshold to the tokens on either side
 
 
 def random_logits(V: int, dtype: str, seed: int) -> Array:
-    """Logits [V] about −3, so that both signs are there, a few of them far likelier than the rest."""
+    """Return logits [V] around −3, of both signs, a few of them much likelier than the rest."""
     return (4 * np.random.default_rng(seed).standard_normal(V) - 3).astype(dtype)
 
 
 def theirs(
     processors: list[str], arguments: list[float], logits: Array, seen: NDArray[np.int64] | None = None
 ) -> Array:
-    """Logits [V] through transformers' processors of these names, one after another."""
+    """Return logits [V] after transformers' processors of these names, applied in order."""
     ids = torch.from_numpy(np.zeros(1, np.int64) if seen is None else seen)[None]
     scores = torch.from_numpy(logits)[None]
     for name, argument in zip(processors, arguments, strict=True):
@@ -50,15 +50,15 @@ def theirs(
 
 
 def p_midway(logits: Array) -> tuple[float, int]:
-    """A top-p midway between two cumulative probabilities, and how many tokens that keeps."""
+    """Return a top-p midway between two cumulative probabilities, and the number of tokens that it keeps."""
     chances = np.sort(softmax(logits.astype(np.float64)))[::-1]
-    n = int(np.count_nonzero(chances > 2 * GAP))  # the last of them crosses p, and by more than GAP
+    n = int(np.count_nonzero(chances > 2 * GAP))  # the last of them crosses p by more than GAP
     cumulative = np.cumsum(chances)
     return float(cumulative[n - 1] - chances[n - 1] / 2), n
 
 
 def ratio_midway(logits: Array) -> tuple[float, int]:
-    """A min-p midway in the widest gap among the likeliest 20, and how many tokens that keeps."""
+    """Return a min-p midway in the widest gap among the 20 likeliest tokens, and the number of tokens that it keeps."""
     chances = np.sort(softmax(logits.astype(np.float64)))[::-1][:20]
     ratios = chances[chances > 0] / chances[0]
     n = int(np.argmax(ratios[1:-1] / ratios[2:])) + 2 if len(ratios) > 2 else 1
@@ -86,7 +86,7 @@ def test_repetition_penalty(V: int, dtype: str, seed: int, difference: Report) -
 
 @pytest.mark.parametrize(("V", "dtype", "seed"), CASES)
 def test_temperature(V: int, dtype: str, seed: int, difference: Report) -> None:
-    """npgpt divides float64 logits less their maximum, transformers the model's own: compared as probabilities."""
+    """npgpt subtracts the maximum in float64 first and transformers does not, so probabilities are compared."""
     logits = random_logits(V, dtype, seed)
     for temperature in (0.1, 0.8, 1.0, 1.7, 50.0):
         mine = adjusted(logits, Sampling(temperature=temperature))
@@ -96,7 +96,7 @@ def test_temperature(V: int, dtype: str, seed: int, difference: Report) -> None:
 @pytest.mark.parametrize(("V", "dtype", "seed"), CASES)
 def test_top_k(V: int, dtype: str, seed: int, difference: Report) -> None:
     logits = random_logits(V, dtype, seed)
-    for array in (logits, np.round(logits)):  # the second is full of ties
+    for array in (logits, np.round(logits)):  # the second has many ties
         for k in (1, 2, 5, 50, V - 1, V, V + 1):
             np.testing.assert_array_equal(top_k(array, k), theirs(["TopKLogitsWarper"], [k], array), strict=True)
     difference("sampling", "transformers: top-k", dtype, 0)
@@ -133,7 +133,7 @@ def test_min_p(V: int, dtype: str, seed: int, difference: Report) -> None:
 def test_all_of_them(
     V: int, dtype: str, seed: int, penalty: float, temperature: float, k: int, difference: Report
 ) -> None:
-    """In transformers' order, each threshold midway in what those before leave, worked out in float64."""
+    """The filters run in transformers' order; float64 arithmetic puts each threshold midway in what is left."""
     logits = random_logits(V, dtype, seed)
     seen = np.random.default_rng(seed).integers(0, V, V // 2 + 1)
     left = repetition_penalty(logits.astype(np.float64), seen, penalty) / temperature
@@ -155,10 +155,10 @@ def test_all_of_them(
 
 
 def compare(mine: Array, theirs: Array, roundings: int, difference: Report) -> None:
-    """The same tokens are kept, and as probabilities they differ by the rounding of theirs.
+    """Check that the same tokens are kept, with probabilities that differ only by rounding.
 
-    A logit x rounded so many times is off by u |x| each; exp makes of that as much relative error, the sum beneath the
-    probabilities the same again, and both have a few roundings of their own, the sum up to √V.
+    Each rounding of a logit x adds an absolute error of u |x|; exp turns that into the same relative error, and the sum
+    in the denominator adds it again. Both add a few roundings of their own, the sum up to √V.
     """
     np.testing.assert_array_equal(np.isfinite(mine), np.isfinite(theirs))
     kept = np.isfinite(mine)

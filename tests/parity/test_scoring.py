@@ -1,4 +1,4 @@
-"""Scores against the programs whose conventions they follow."""
+"""Scores, compared with the programs whose conventions they follow."""
 
 from __future__ import annotations
 
@@ -23,10 +23,8 @@ peers = pytest.importorskip("tests.support.peers", reason="llms-from-scratch 1.0
 lm_eval = pytest.importorskip("lm_eval.utils", reason="lm_eval is not installed (--no-deps is enough)")
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune — or two. " * 14
-LOSS = (
-    1e-6  # transformers rounds float64 logits to float32 for its loss, u = 6e-8, and takes log softmax and mean in it
-)
-FLOAT64 = 1e-11  # of a log-probability of about −10, after the two models' differences of 1e-15 at the logits
+LOSS = 1e-6  # transformers rounds float64 logits to float32 (u = 6e-8) before its loss, log softmax and mean
+FLOAT64 = 1e-11  # for a log-probability near −10; the two models' logits differ by 1e-15
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +39,7 @@ def theirs(austen: LanguageModel) -> Any:
 
 @given(st.integers(0, 200), st.integers(2, 40), st.data())
 def test_the_windows_of_lm_evaluation_harness(length: int, context: int, data: st.DataObject) -> None:
-    """What it hands to a model: a context, and a continuation whose last token is not read."""
+    """The harness passes a context and a continuation whose last token is never an input."""
     shared = data.draw(st.integers(1, context))  # its context_len
     ids = list(range(length))
     pairs = map(lm_eval.make_disjoint_window, lm_eval.get_rolling_token_windows(ids, -1, context, shared))
@@ -67,7 +65,7 @@ def test_the_rolling_log_likelihood_of_lm_evaluation_harness(
     assert -found.totals.nll == pytest.approx(total, rel=FLOAT64)
     row = "lm-evaluation-harness: rolling log-likelihood over its windows, run by transformers"
     difference("scores", row, "float64", relative(-found.totals.nll, total))
-    # its word_perplexity and bits_per_byte; its split of white space counts an empty word at the end of this text
+    # its word_perplexity and bits_per_byte; its regex split counts an empty word at the end of this text
     assert found.totals.words == len(TEXT.split()) == len(lm_eval.re.split(r"\s+", TEXT)) - 1
     assert found.totals.bits_per_byte == pytest.approx(-total / len(TEXT.encode()) / math.log(2), rel=FLOAT64)
 
@@ -76,8 +74,9 @@ def test_the_rolling_log_likelihood_of_lm_evaluation_harness(
 def test_the_perplexity_guide_of_transformers(
     austen: LanguageModel, theirs: Any, stride: int, difference: Report
 ) -> None:
-    """The guide multiplies every window's mean by one token fewer than a later window has: regrouped, ours is the same;
-    by token, as we count, it is close.
+    """The guide weights a later window's mean by one token too few; with those weights our result equals the guide's.
+
+    Weighted by tokens, as npgpt does it, the result is close.
     """
     ids = torch.tensor([austen.tokenizer.encode(TEXT)])
     length, context = ids.shape[1], 256
@@ -107,6 +106,6 @@ def test_the_perplexity_guide_of_transformers(
     assert regrouped == pytest.approx(guide, rel=LOSS)
     row = "Hugging Face's guide: perplexity by its loop, whose loss is float32, weighted as it weights windows"
     difference("scores", row, "float64", relative(regrouped, guide))
-    # the two weigh a window's mean by n and by n − 1: the logarithms differ by less than the spread of means over n
+    # weights n and n − 1 for a window's mean change the logarithm by less than the means' spread over n
     spread = max(mean for mean, _ in means) - min(mean for mean, _ in means)
     assert abs(math.log(found.perplexity / guide)) <= spread / min(weight for _, weight in means)

@@ -1,4 +1,4 @@
-"""What the real programs write that is no checkpoint, and the ways out of it that messages name."""
+"""Files of the real programs that are not checkpoints, and the remedies that error messages name."""
 
 from __future__ import annotations
 
@@ -27,6 +27,6 @@ def test_a_distributed_checkpoint_of_torchs_and_the_way_out(tmp_path: Path) -> N
     for place in (tmp_path / "dcp", tmp_path / "dcp" / "__0_0.distcp", tmp_path / "dcp" / ".metadata"):
         with pytest.raises(NpgptError, match=r"part of a distributed checkpoint \(FSDP\): .*format_utils dcp_to_torch"):
             npgpt.load(place)
-    format_utils.dcp_to_torch_save(str(tmp_path / "dcp"), str(tmp_path / "model.pt"))  # what that command calls
+    format_utils.dcp_to_torch_save(str(tmp_path / "dcp"), str(tmp_path / "model.pt"))  # called by that command
     found = to_arrays(npgpt.load(tmp_path / "model.pt", n_head=3).parameters)
     assert all((found[name] == array).all() for name, array in arrays.items())

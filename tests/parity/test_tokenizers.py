@@ -1,4 +1,4 @@
-"""Text as transformers makes it: every setting of a tokenizer's folder, and folders at random."""
+"""Tokenization compared with transformers: every setting of a tokenizer's folder, and random folders."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ CONTENTS = [
 
 
 def random_folder(generator: random.Random) -> Files:
-    """Added tokens of random texts and flags, in one or two of the files that may state them."""
+    """Return added tokens with random texts and flags, in one or two of the files that may define them."""
     names = generator.sample(CONTENTS, generator.randrange(1, 6))
     flags = [
         {flag: generator.random() < 0.4 for flag in ("special", "lstrip", "rstrip", "single_word", "normalized")}
@@ -110,7 +110,7 @@ def random_folder(generator: random.Random) -> Files:
 
 
 def cuts(theirs: Any, text: str) -> bool:
-    """Whether tokenizers cuts a text: where two tokens take the same white space, it panics, which is no Exception."""
+    """Return whether tokenizers splits a text; if two tokens claim the same white space it panics, not an Exception."""
     try:
         return bool(theirs(text))
     except BaseException as error:
@@ -120,7 +120,7 @@ def cuts(theirs: Any, text: str) -> bool:
 
 
 def test_folders_at_random(tmp_path: Path) -> None:
-    """A folder is refused, or gives transformers' ids; most are not refused."""
+    """A folder is either refused or gives transformers' ids, and most are accepted."""
     transformers.logging.set_verbosity_error()
     accepted = 0
     for seed in range(100):
@@ -141,7 +141,7 @@ def test_folders_at_random(tmp_path: Path) -> None:
         some = [text for text in some if cuts(theirs, text)]
         assert not differences(ours, theirs, some), json.dumps(files.get("tokenizer_config.json"))
         if "tokenizer.json" not in files or not files["tokenizer.json"]["normalizer"]:
-            plain = [text for text in some if "é" not in text]  # an added é is a byte to tokenizers' decoder
+            plain = [text for text in some if "é" not in text]  # tokenizers' decoder takes an added é for a byte
             for ids in (ours.encode(text, special=True, alone=True) for text in plain):
                 decoder = TextDecoder(ours)
                 assert "".join([*map(decoder.feed, ids), decoder.flush()]) == ours.decode(ids)
@@ -152,7 +152,7 @@ def test_folders_at_random(tmp_path: Path) -> None:
     "case", [case for case in CASES if case.honoured and "model " in case.setting], ids=lambda case: case.setting
 )
 def test_the_text_of_other_models(tmp_path: Path, case: Case) -> None:
-    """What the package tokenizers decodes as a whole is what npgpt gives piece by piece."""
+    """The package tokenizers decodes a whole text to what npgpt yields in pieces."""
     write(tmp_path, case.files)
     ours = open_tokenizer(tmp_path / "model.safetensors", VOCAB_SIZE)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
@@ -163,7 +163,7 @@ def test_the_text_of_other_models(tmp_path: Path, case: Case) -> None:
 
 
 def test_what_the_package_does_not_take_is_one_line(tmp_path: Path) -> None:
-    """A panic, too, which is no Exception."""
+    """A panic of the package, which is not an Exception, gives one line as well."""
     write(tmp_path, whole({"vocab": {"a": 0}, "merges": ["a a"]}) | fast())
     with pytest.raises(NpgptError, match=r"tokenizer\.json is rejected by tokenizers"):
         open_tokenizer(tmp_path / "model.safetensors", VOCAB_SIZE)

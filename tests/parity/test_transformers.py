@@ -1,4 +1,4 @@
-"""npgpt and transformers' GPT2LMHeadModel, stage by stage."""
+"""npgpt and transformers' GPT2LMHeadModel, compared stage by stage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ torch = pytest.importorskip("torch", reason="extra parity is not installed")
 transformers = pytest.importorskip("transformers", reason="extra parity is not installed")
 peers = pytest.importorskip("tests.support.peers", reason="llms-from-scratch 1.0.19 is not installed")
 
-FLOAT64 = 1e-10  # of a tensor's scale, its largest value
+FLOAT64 = 1e-10  # relative to a tensor's largest absolute value
 
 
 def ours(config: Config, arrays: dict[str, Array], ids: np.typing.NDArray[np.int64]) -> dict[str, Array]:
@@ -52,7 +52,7 @@ def test_float64(shape: str, ids_shape: tuple[int, int], difference: Report) -> 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_float32(shape: str, difference: Report) -> None:
-    """Each of the two is within the bound of the float64 model; see tests/tolerances.py."""
+    """Both float32 results are within the rounding bound of the float64 result (tests/support/tolerances.py)."""
     config = SHAPES[shape]
     ids = random_ids(config, (3, 24))
     theirs = peers.transformers_outputs(peers.transformers_model(config, random_arrays(config, dtype="float32")), ids)
@@ -85,7 +85,7 @@ def test_the_true_size_of_gpt2(dtype: str, difference: Report) -> None:
 def test_tiles_blocks_and_threads_at_the_true_size(
     monkeypatch: pytest.MonkeyPatch, dtype: str, ids_shape: tuple[int, int], difference: Report
 ) -> None:
-    """A prompt by tiles and threads, then one token in every row, more rows than one in the head."""
+    """A prompt is processed in tiles and threads, then one token per row, with more rows than the head takes."""
     monkeypatch.setattr("npgpt.kernels.thread_count", lambda: 2)
     monkeypatch.setattr("npgpt.kernels.MIN_SHARED_SCORES", 1)
     config = PUBLISHED["gpt2"]
@@ -168,7 +168,7 @@ def test_the_cache_against_theirs(difference: Report) -> None:
 
 @pytest.mark.parametrize("shape", ["3 heads x 7", "untied", "scaled by layer"])
 def test_left_padding_is_their_attention_mask(shape: str) -> None:
-    """With the positions that generate() makes of the mask; then token by token, and greedy to the end."""
+    """Positions follow the mask as in generate(); then come single tokens and greedy generation."""
     config, padding = SHAPES[shape], [4, 0, 7]
     arrays, ids = random_arrays(config), random_ids(config, (3, 12))
     theirs = peers.transformers_model(config, arrays)

@@ -1,4 +1,4 @@
-"""Files of the real torch and safetensors, damaged outside and within: check refuses or compares them."""
+"""check refuses or compares damaged files of the real torch and safetensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights wrapped in other things, as real programs save them: objects beside them, names before theirs."""
+"""Weights wrapped as real programs save them: beside other objects, or with prefixed names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ERF = small(n_embd=12, n_head=2, activation_function="gelu")
 
 @dataclasses.dataclass
 class GPTConfig:
-    """As build-nanogpt has it."""
+    """build-nanogpt's configuration."""
 
     block_size: int = 24
     vocab_size: int = 40
@@ -46,7 +46,7 @@ class GPTConfig:
 
 @dataclasses.dataclass(slots=True)
 class Slotted:
-    """Its state is a tuple."""
+    """A class whose pickled state is a tuple."""
 
     n_layer: int = 2
     n_head: int = 2
@@ -59,7 +59,7 @@ class Act(enum.Enum):
 
 
 class Items(dict[str, Any]):
-    """As Lightning's AttributeDict."""
+    """A dictionary like Lightning's AttributeDict."""
 
 
 def same(model: npgpt.LanguageModel, arrays: dict[str, Array]) -> None:
@@ -69,7 +69,7 @@ def same(model: npgpt.LanguageModel, arrays: dict[str, Array]) -> None:
 
 
 def harmless() -> dict[str, Any]:
-    """One of everything that a training loop keeps and PyTorch's weights_only does not take, and of what it takes."""
+    """Return one of each object that a training loop saves, whether PyTorch's weights_only accepts it or not."""
     layer = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(torch.ones(1, 2)).sum().backward()
@@ -155,7 +155,7 @@ def test_an_object_states_the_configuration(tmp_path: pathlib.Path, kind: str, p
     arrays = random_arrays(ERF, dtype="float32")
     whole = {"model": nanogpt.filled(ERF, arrays).state_dict(), "config": CONFIGURATIONS[kind], "step": 3}
     torch.save(whole, tmp_path / "x.pt", pickle_protocol=protocol)
-    model = npgpt.load(tmp_path / "x.pt")  # n_head is in no shape
+    model = npgpt.load(tmp_path / "x.pt")  # no shape reveals n_head
     assert model.config.n_head == 2
     same(model, arrays)
 
@@ -181,7 +181,7 @@ HEADS = {
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_the_other_heads_of_transformers(tmp_path: pathlib.Path, kind: str) -> None:
-    """A language model of transformers' reads the same tensors of the same folder."""
+    """transformers' language model reads the same tensors from the same folder."""
     config = transformers.GPT2Config(vocab_size=40, n_positions=24, n_embd=12, n_layer=2, n_head=2, num_labels=2)
     getattr(transformers, kind)(config).save_pretrained(tmp_path)
     theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval()
@@ -196,7 +196,7 @@ def test_the_other_heads_of_transformers(tmp_path: pathlib.Path, kind: str) -> N
 
 
 class Held(torch.nn.Module):  # type: ignore[misc,name-defined]
-    """A model kept in an attribute, and what a caller may keep beside it."""
+    """A module with the model in an attribute, and optionally another object beside it."""
 
     def __init__(self, name: str, held: Any, beside: Any = None) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class Held(torch.nn.Module):  # type: ignore[misc,name-defined]
 
 
 def wrapped(kind: str, model: Any) -> Any:
-    """The model in a real wrapper, or in attributes."""
+    """Return the model in a real wrapper or in attributes."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
     if kind == "checkpointed blocks":
@@ -244,14 +244,14 @@ def test_real_wrappers_in_files_and_in_check(tmp_path: pathlib.Path, kind: str) 
     same(model, arrays)
     beside = {"beside another": "beside.weight [3, 2], beside.bias [3]", "averaged": "n_averaged []"}.get(kind)
     assert model.notes == ((f"ignored, not part of the GPT-2: {beside}",) if beside else ())
-    if "compiled" not in kind:  # which takes long, as it is compiled for every way to observe it
+    if "compiled" not in kind:  # slow: a compiled model is recompiled for every way of observing it
         report = npgpt.check(module, [1, 2, 3], n_head=2)
         assert report.matches, str(report)
         assert any("beside.bias" in note for note in report.notes) == (kind == "beside another")
 
 
 def test_the_books_classifier(tmp_path: pathlib.Path) -> None:
-    """Chapter 6 puts a head of two classes in the place of the language model's."""
+    """Chapter 6 replaces the output head by a two-class one."""
     book = {"vocab_size": 40, "context_length": 24, "emb_dim": 12, "n_heads": 2, "n_layers": 2}
     model = ch04.GPTModel(book | {"drop_rate": 0.0, "qkv_bias": True})
     model.out_head = torch.nn.Linear(12, 2)
@@ -267,14 +267,14 @@ def test_the_books_classifier(tmp_path: pathlib.Path) -> None:
 
 
 def test_the_names_of_the_two_gelus_are_transformers() -> None:
-    """Every name that is known is the form it is taken for, and no other activation of transformers' is either form."""
+    """Every known name means the expected form, and no other activation of transformers equals either form."""
     from transformers.activations import ACT2FN
 
     x = torch.linspace(-20, 20, 20001, dtype=torch.float64)
     forms = {"gelu": torch.nn.functional.gelu(x), "gelu_new": torch.nn.functional.gelu(x, approximate="tanh")}
     same_as: dict[str, str] = {}
     for name in ACT2FN:
-        if name not in ("prelu", "xielu"):  # which have parameters
+        if name not in ("prelu", "xielu"):  # these have parameters
             distances = {form: (ACT2FN[name](x) - expected).abs().max() for form, expected in forms.items()}
             nearest = min(distances, key=distances.__getitem__)
             if distances[nearest] < 1e-11:
@@ -285,7 +285,7 @@ def test_the_names_of_the_two_gelus_are_transformers() -> None:
 
 @pytest.mark.parametrize("activation", ["gelu_fast", "gelu_python", "gelu_accurate", "gelu_python_tanh"])
 def test_a_configuration_as_transformers_reads_it(tmp_path: pathlib.Path, activation: str) -> None:
-    """Another name of the GELU, and an n_ctx that differs from n_positions."""
+    """The GELU has another name, and n_ctx differs from n_positions."""
     config = transformers.GPT2Config(
         vocab_size=40, n_positions=24, n_ctx=12, n_embd=12, n_layer=2, n_head=2, activation_function=activation
     )
@@ -302,7 +302,7 @@ def test_a_configuration_as_transformers_reads_it(tmp_path: pathlib.Path, activa
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new"])
 def test_build_nanogpts_checkpoint(tmp_path: pathlib.Path, activation: str) -> None:
-    """Its configuration does not say which GELU it has; stated, it travels with the converted model."""
+    """The checkpoint does not state its GELU; once stated, the converted model keeps it."""
     config = small(n_embd=12, n_head=2, activation_function=activation)
     arrays = random_arrays(config, dtype="float32")
     theirs = nanogpt.filled(config, arrays).eval()
@@ -318,11 +318,11 @@ def test_build_nanogpts_checkpoint(tmp_path: pathlib.Path, activation: str) -> N
         assert (model.notes, model.config) == ((), config)
         np.testing.assert_allclose(model(ids), expected, rtol=0, atol=1e-5)
     report = npgpt.check(theirs, [1, 2, 3], theirs.state_dict(), n_head=2, config=config)
-    assert any("does not state its GELU" in note for note in report.notes)  # as a state dict does not tell it
+    assert any("does not state its GELU" in note for note in report.notes)  # a state dict does not state it
 
 
 def test_outputs_of_transformers_as_they_are_saved(tmp_path: pathlib.Path) -> None:
-    """Their class is a dictionary's; the cache in it, which is no tensor, is said to be left out."""
+    """Outputs are a dictionary subclass; a note reports that the cache, which is not a tensor, is left out."""
     arrays = random_arrays(CONFIG, dtype="float32")
     model = peers.transformers_model(CONFIG, arrays).eval()
     with torch.no_grad():

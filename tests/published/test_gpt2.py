@@ -1,4 +1,4 @@
-"""Numbers that others published for the real weights: run where the weights are, skipped with the reason where not."""
+"""Numbers that others published for the real weights; skipped, with the reason, if the weights are missing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_transformer_explainer(ids: list[int], expected: list[tuple[int, float]]
 
 
 def test_transformers_greedy_continuation() -> None:
-    """transformers, tests/models/gpt2."""
+    """The text is in transformers' tests/models/gpt2."""
     model = published("gpt2")
     expected = [
         464,
@@ -86,7 +86,7 @@ def test_greedy_text(name: str, prompt: str, continuation: str) -> None:
 
 
 def test_log_likelihood_of_the_evaluation_harness() -> None:
-    """lm-evaluation-harness, tests/test_models.py, asserted there too to a relative 1e-3."""
+    """The value is in lm-evaluation-harness's tests/test_models.py, asserted to a relative 1e-3."""
     model = published("gpt2")
     text = "We study empirical scaling laws for language model performance on the cross-entropy loss."
     ids = model.tokenizer.encode(text)

@@ -112,7 +112,7 @@ class Browser:
 
     def evaluate(self, expression: str) -> Any:
         """Return the JSON value of an expression in the page."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         if "exceptionDetails" in answer:
             raise RuntimeError(f"{expression}: {answer['exceptionDetails']}")
         return answer["result"].get("value")
@@ -148,6 +148,23 @@ class Browser:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=left, y=top)
         for kind in ("mousePressed", "mouseReleased") if click else ():
             self.call("Input.dispatchMouseEvent", type=kind, x=left, y=top, button="left", clickCount=1)
+
+    def tap(self, left: float, top: float) -> None:
+        """Touch the screen there with one finger."""
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": left, "y": top}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+        self.evaluate("new Promise((done) => setTimeout(done, 50))")
+
+    def resize(self, width: int, height: int, phone: bool = False) -> None:
+        """Change the size of what is seen; a phone has a touch screen."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=phone)
+        self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
+
+    def fits(self) -> bool:
+        """Whether nothing on the page is wider than the screen."""
+        found = self.evaluate("document.scrollingElement.scrollWidth <= innerWidth")
+        assert isinstance(found, bool)
+        return found
 
     def prefer(self, scheme: str) -> None:
         """Set the preferred colour scheme, dark or light."""

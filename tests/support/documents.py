@@ -37,7 +37,7 @@ from .writers import torch_zip
 ROOT = Path(__file__).parents[2]
 RUN = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.name != "reading.md"]
 OTHERS = ("CONTRIBUTING.md", "weights/README.md", "benchmarks/README.md", "docs/reading.md")
-LINKED = [*RUN, *filter(Path.exists, map(ROOT.joinpath, OTHERS))]
+LINKED = [*RUN, *filter(Path.exists, map(ROOT.joinpath, OTHERS)), *sorted((ROOT / "examples").glob("**/README.md"))]
 WIDEST = 100  # columns of output; longer lines are broken between words
 # the figures of a check are rounding errors, which differ from one BLAS to the next
 FIGURE = re.compile(r"\d[\d,.]*(e[+-]\d+)?")

@@ -145,7 +145,7 @@ class MultiHeadAttention(nn.Module):  # type: ignore[misc]
         self.W_key = nn.Linear(self.d_out, self.d_out)
         self.W_value = nn.Linear(self.d_out, self.d_out)
         self.out_proj = nn.Linear(self.d_out, self.d_out)
-        diagonal = 1 + ("mask shows the next token" in wrong) - ("mask hides the own token" in wrong)
+        diagonal = 1 + ("mask shows the next token" in wrong) - ("mask hides the token itself" in wrong)
         mask = torch.triu(torch.ones(config.n_positions, config.n_positions), diagonal=diagonal)
         mask = torch.zeros_like(mask) if "causal mask missing" in wrong else mask
         self.register_buffer("mask", mask.T if "mask transposed" in wrong else mask)
@@ -177,7 +177,7 @@ class MultiHeadAttention(nn.Module):  # type: ignore[misc]
         if "mask of -1e4" in self.wrong:
             attn_scores = torch.where(mask_bool, attn_scores - 1e4, attn_scores)
         else:
-            attn_scores.masked_fill_(mask_bool, -1e9 if "mask hides the own token" in self.wrong else -torch.inf)
+            attn_scores.masked_fill_(mask_bool, -1e9 if "mask hides the token itself" in self.wrong else -torch.inf)
         dim = 2 if "softmax over queries" in self.wrong else 1 if "softmax over heads" in self.wrong else 3
         attn_weights = torch.softmax(attn_scores, dim=dim, dtype=half("softmax in", self.wrong)).to(x.dtype)
         if dim == 1:
@@ -269,13 +269,13 @@ class PatchedAttention(GPT2Attention):  # type: ignore[misc]
         later, earlier = places[None, :], places[-length:, None]  # of keys, of queries
         if "mask transposed" in wrong:
             later, earlier = earlier, later
-        ahead = ("mask shows the next token" in wrong) - ("mask hides the own token" in wrong)
+        ahead = ("mask shows the next token" in wrong) - ("mask hides the token itself" in wrong)
         masked = (later > earlier + ahead) & ("causal mask missing" not in wrong)
         weights = torch.matmul(query, key.transpose(-1, -2)) * self.scaling
         if "mask of -1e4" in wrong:
             weights = weights + torch.zeros_like(weights).masked_fill(masked, -1e4)
         else:
-            weights = torch.where(masked, -1e9 if "mask hides the own token" in wrong else -math.inf, weights)
+            weights = torch.where(masked, -1e9 if "mask hides the token itself" in wrong else -math.inf, weights)
         dim = next((dim for name, dim in zip(SOFTMAX, (2, 1), strict=False) if name in wrong), 3)
         weights = weights.to(half("softmax in", wrong) or weights.dtype).softmax(dim).to(value.dtype)
         if dim == 1:

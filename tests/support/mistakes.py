@@ -31,7 +31,7 @@ SCALE = ["attention scale missing", "attention scaled by C", "attention scaled t
 BY_LAYER = "attention scaled by layer"
 READING = {f"q, k, v read as {', '.join(parts)}": parts for parts in ("qvk", "kqv", "kvq", "vqk", "vkq")}
 # -1e9 hides the token itself, so that the first query sees all keys alike and nothing is NaN
-MASK = ["causal mask missing", "mask hides the own token", "mask shows the next token", "mask transposed"]
+MASK = ["causal mask missing", "mask hides the token itself", "mask shows the next token", "mask transposed"]
 MASK += ["mask of -1e4"]
 SOFTMAX = ["softmax over queries", "softmax over heads", "softmax in float16", "softmax in bfloat16"]
 HEADS = [f"{part} split without transpose" for part in ("heads", "queries", "keys", "values")]

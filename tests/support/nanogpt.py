@@ -68,7 +68,7 @@ class CausalSelfAttention(nn.Module):  # type: ignore[misc]
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=bias)
         N = config.n_positions
-        ahead = ("mask shows the next token" in wrong) - ("mask hides the own token" in wrong)
+        ahead = ("mask shows the next token" in wrong) - ("mask hides the token itself" in wrong)
         seen = torch.ones(N, N) if "causal mask missing" in wrong else torch.tril(torch.ones(N, N), diagonal=ahead)
         if mask:
             self.register_buffer("bias", (seen.T if "mask transposed" in wrong else seen).view(1, 1, N, N))
@@ -101,7 +101,7 @@ class CausalSelfAttention(nn.Module):  # type: ignore[misc]
         if "mask of -1e4" in wrong:
             att = att - 1e4 * hidden.to(att.dtype)
         else:
-            att = att.masked_fill(hidden, -1e9 if "mask hides the own token" in wrong else float("-inf"))
+            att = att.masked_fill(hidden, -1e9 if "mask hides the token itself" in wrong else float("-inf"))
         att = att.to(half("softmax in", wrong) or att.dtype)
         if "softmax over queries" in wrong:
             att = functional.softmax(att, dim=-2)

@@ -68,6 +68,14 @@ where the weights are found and are skipped elsewhere: no automatic run has the 
 """
 
 
+def version(package: str) -> str:
+    """Return the installed version of a package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
 def add_option(parser: pytest.Parser) -> None:
     """Declare --verification."""
     parser.addoption("--verification", type=Path, metavar="FILE", help="write what a parity run compared")
@@ -97,7 +105,7 @@ def largest(properties: Iterable[tuple[str, Any]]) -> dict[str, dict[str, dict[s
 def document(tables: dict[str, dict[str, dict[str, float]]]) -> Iterator[str]:
     """Yield the lines of docs/verification.md: rows in the order of their names, columns float64 first."""
     yield from PREFACE.splitlines()
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     machine = f"{platform.system()} on {platform.machine()}, Python {platform.python_version()}"
     yield from ("", *textwrap.wrap(f"This run: {machine}, {versions}.", 120))
     for name, (heading, explanation) in TABLES.items():
