@@ -7,6 +7,8 @@ import pty
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.support.command import COMMAND, ROOT, here, refused
 
 
@@ -36,13 +38,14 @@ def test_a_model_without_text(bare: Path) -> None:
     assert "token 2 “39”: " in out
 
 
-def test_step_waits_for_enter_and_ends_with_q() -> None:
+def stepped(typed: bytes) -> bytes:
+    """Return what a terminal shows of `npgpt explain It --step` for what is typed there."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "explain", "It", "--step"], stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT
     )
     os.close(theirs)
-    os.write(ours, b"\nq\n")
+    os.write(ours, typed)
     seen = b""
     try:
         while part := os.read(ours, 4096):
@@ -51,5 +54,12 @@ def test_step_waits_for_enter_and_ends_with_q() -> None:
         pass
     os.close(ours)
     assert process.wait(60) == 0
+    return seen
+
+
+@pytest.mark.parametrize("end", [b"q\n", b"\x04"], ids=["q", "Ctrl-D"])
+def test_step_waits_for_enter_and_ends_with_q_or_the_end_of_input(end: bytes) -> None:
+    seen = stepped(b"\n" + end)
     assert b"Enter shows the next stage" in seen
     assert (seen.count(b"model.py:"), b"wte" in seen, b"embedding [B" in seen) == (2, True, False)
+    assert seen.endswith(b"\n") or end == b"q\n"  # which the terminal showed when it was typed

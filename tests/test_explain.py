@@ -21,7 +21,7 @@ from npgpt.parameters import Array
 from npgpt.pictures.explain import Explanation, explain, letters
 from npgpt.pictures.source import source, walk
 from tests.support.attention_page import data_of
-from tests.support.models import SHAPES, random_ids, random_parameters
+from tests.support.models import SHAPES, random_ids, random_parameters, small
 from tests.support.thorough import only_thorough
 
 TEXT = "It is a truth </script> \u202eé\x1b\n“acknowledged”"
@@ -162,6 +162,14 @@ def test_the_embedded_models_numbers_are_all_there_and_an_outlier_hides_none() -
     parameters = model.parameters._replace(wpe=model.parameters.wpe._replace(weight=wpe))
     outlying = explain([1, 2, 3], dataclasses.replace(model, parameters=parameters))
     check_numbers(outlying, data_of(outlying.page()))
+
+
+@pytest.mark.parametrize("vocab_size", [21, 63, 84])
+def test_stages_are_grouped_by_head_where_the_vocabulary_is_as_large_as_a_stage_is_wide(vocab_size: int) -> None:
+    config = small(vocab_size=vocab_size)
+    data: Any = data_of(explain([1, 2, 3], random_model(config)).page())
+    groups = {name: held["group"] for name, held in data["stages"].items() if "group" in held}
+    assert groups == {name: vocab_size if name == "logits" else config.head_width for name in groups}
 
 
 @only_thorough

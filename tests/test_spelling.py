@@ -21,6 +21,7 @@ from tests.support.models import small, store
         ("scroe x", "there is no verb 'scroe' (did you mean score?)"),
         ("Generate hi", "there is no verb 'Generate' (did you mean generate?)"),
         ("ls", "there is no verb 'ls' (did you mean list?)"),
+        ("--", "there is no verb '--' ("),
         ("help", "there is no verb 'help' (did you mean --help?)"),
         ("xyzzy --temp 0", "there is no verb 'xyzzy'"),
         ("--verson", "there is no option --verson (did you mean --version?)"),
@@ -77,9 +78,10 @@ def test_nearest() -> None:
 
 
 def test_a_model_name_is_answered_with_the_nearest(tmp_path: Path) -> None:
-    for name, meant in (("austn", "austen"), ("gtp2", "gpt2"), ("tinny", "tiny")):
+    for name, meant in (("austn", "austen"), ("austin", "austen"), ("gtp2", "gpt2"), ("tinny", "tiny")):
         store(tmp_path / "weights" / "tiny", small())
         assert f"no model {name!r} here (did you mean {meant}?)" in refused("inspect", name, cwd=tmp_path)
+    assert "no model 'gpt3' here; looked for" in refused("inspect", "gpt3", cwd=tmp_path)
 
 
 MISSING = (

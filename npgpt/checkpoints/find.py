@@ -93,7 +93,7 @@ def suggestion(name: str) -> str:
     known = {_squeezed(known): known for known in (*names(), *ORGANISATIONS, EMBEDDED)}
     own = _squeezed(name)
     swapped = [other for other in known if sorted(other) == sorted(own)]  # gtp2; but gpt3 is not gpt2
-    near = difflib.get_close_matches(own, known, 1, 0.85) or swapped
+    near = difflib.get_close_matches(own, known, 1, 0.8) or swapped
     meant = page or (known[near[0]] if near else name)
     return "" if name in (meant, ORGANISATIONS.get(meant)) else f" (did you mean {meant}?)"
 

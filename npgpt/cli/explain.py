@@ -44,6 +44,9 @@ def run(options: argparse.Namespace) -> int:
         note("Enter shows the next stage, q and Enter ends")
     for step in explanation.steps():
         print(step, end="" if waits else "\n", flush=waits)
-        if waits and sys.stdin.readline().strip() in {"q", "Q"}:
+        answer = sys.stdin.readline() if waits else "\n"
+        if not answer:  # Ctrl-D, which ends no line
+            print()
+        if not answer or answer.strip() in {"q", "Q"}:
             break
     return 0

@@ -72,7 +72,7 @@ def check_spelling(parser: Parser, verbs: Mapping[str, Parser], arguments: Seque
     first, *rest = arguments
     if first in verbs:
         _check_options(verbs[first], rest)
-    elif not first.startswith("-"):
+    elif not first.strip("-") or not first.startswith("-"):
         parser.error(f"there is no verb {first!r:.80}{nearest(first, [*verbs, *parser.takes_value])}")
     elif (name := _name(first)) not in parser.takes_value:
         if any(name in verb.takes_value for verb in verbs.values()):

@@ -101,7 +101,7 @@ class Explanation:
         config, T = self.model.config, len(self.token_ids)
         steps, spans = walk()
         rows = {name: as_rows(array) for name, array in self.stages.items() if not name.endswith(SQUARES + PARTS)}
-        groups = sum(T * -(-table.shape[1] // self.group(table.shape[1])) for table in rows.values())
+        groups = sum(T * -(-table.shape[1] // self.group(name, table.shape[1])) for name, table in rows.items())
         edge = max(2, NUMBERS // (4 * groups))
         data = {
             "model": self.model.name,
@@ -117,21 +117,21 @@ class Explanation:
             "steps": [step for step in steps.values() if not (step.stage == "logits" and self.model.no_logits)],
             "shapes": {step.stage: letters(step.stage) for step in steps.values()},
             "stages": {name: self.drawn(name, array, edge) for name, array in self.stages.items()},
-            "norms": {name: self.kept(np.stack(norm), edge) for name, norm in self.norms()},
+            "norms": {name: self.kept(name, np.stack(norm), edge) for name, norm in self.norms()},
             "stream": self.stream(),
             "lens": self.lens(),
             "noLogits": self.model.no_logits,
         }  # fmt: skip
         return filled(TEMPLATE, data)
 
-    def group(self, width: int) -> int:
-        """Return how many columns belong together: a head's, or all where heads have no part in them."""
-        config = self.model.config
-        return config.head_width if width % config.head_width == 0 and width != config.vocab_size else width
+    def group(self, name: str, width: int) -> int:
+        """Return how many columns of a stage belong together: a head's, or all where heads have no part in them."""
+        head_width = self.model.config.head_width
+        return head_width if width % head_width == 0 and name != "logits" else width
 
-    def kept(self, rows: Array, edge: int) -> dict[str, Any]:
+    def kept(self, name: str, rows: Array, edge: int) -> dict[str, Any]:
         """Return the values of rows that the page holds, the first and last `edge` of each group of columns."""
-        group = self.group(rows.shape[1])
+        group = self.group(name, rows.shape[1])
         numbers, exponents = _halves(rows, edge, group)
         edge = min(edge, -(-group // 2))  # not cut where this is half of a group
         return {"group": group, "edge": edge, "values": _base64(numbers), "exponents": exponents}
@@ -148,14 +148,14 @@ class Explanation:
             values = array[0][(slice(None), *np.tril_indices(T))]
             numbers, exponents = _halves(values, values.shape[1], values.shape[1])
             return found | {"values": _base64(numbers), "exponents": exponents}
-        width, group = rows.shape[1], self.group(rows.shape[1])
+        width, group = rows.shape[1], self.group(name, rows.shape[1])
         pool = _pool(width, group, self.model.config.n_embd)
         padded = np.pad(rows, [(0, 0), (0, -width % pool)]).reshape(T, -1, pool).astype(np.float64)
         points = np.take_along_axis(padded, abs(padded).argmax(-1, keepdims=True), -1)[..., 0]
         scale = float(np.quantile(abs(points), 0.99)) or float(abs(points).max()) or 1.0
         wide = rows.astype(np.float64)
         places = abs(rows).argmax(axis=1)
-        found |= self.kept(rows, edge) | {
+        found |= self.kept(name, rows, edge) | {
             "width": width, "pool": pool, "scale": _short(scale),
             "picture": _base64(np.rint(np.clip(points / scale, -1, 1) * 127).astype(np.int8)),
             "means": [_short(value) for value in wide.mean(axis=1)],

@@ -221,3 +221,24 @@ def test_the_source_stays_below_the_bar_of_many_tokens(browser: Browser, tmp_pat
     browser.evaluate("scrollTo(0, 500)")
     _, top, _, height = browser.box(".bar")
     assert browser.box("#source")[1] >= top + height
+
+
+@pytest.mark.parametrize("down", [0, 700])
+def test_what_is_chosen_is_in_view(browser: Browser, tmp_path: Path, down: int) -> None:
+    path = tmp_path / "many.html"
+    path.write_text(explain([1026, 257] * 100).page(), "utf-8")
+    browser.open(path, "#stage=h.0.mlp.c_proj&token=150")
+    browser.evaluate(f"scrollTo(0, {down})")
+    browser.press("ArrowRight")
+    browser.press("j")
+    assert browser.text("#name") == "h.0"
+    assert browser.text("#tokens [aria-pressed=true]") == "␣a"
+    for chosen, within in (("#tokens [aria-pressed=true]", "#tokens"), ("[aria-current=step]", "#source")):
+        (_, top, _, height), (_, first, _, tall) = browser.box(chosen), browser.box(within)
+        assert first <= top <= first + tall - height
+
+
+@pytest.mark.parametrize("stage", ["h.0.attn.c_attn", "h.0.attn.q", "h.0.attn.heads"])
+def test_the_colours_of_heads_lie_above_their_columns(opened: Browser, stage: str) -> None:
+    opened.evaluate(f"open('{stage}', {{ token: 0 }})")
+    assert opened.box(".groups")[::2] == opened.box(".field canvas")[::2]
