@@ -303,6 +303,7 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "end_of_text": NONE + TRUTH,
     "name": (*TEXT, "a surrogate"),
     "text": TEXT,
+    **dict.fromkeys(("trace.text", "attend.text"), (*TEXT, "a range")),
     "open_tokenizer": FUNCTIONS,
     "generate_many.prompts": ("['a']", "['\\0']", "texts", "ragged", "three axes"),
     "steps_many.prompts": ("ragged", "three axes"),
