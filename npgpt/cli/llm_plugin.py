@@ -32,10 +32,10 @@ class Npgpt(llm.Model):
     can_stream = True
 
     class Options(llm.Options):
-        """The options of npgpt generate."""
+        """The options of npgpt generate, with its defaults."""
 
         max_tokens: int = Field(100, description="tokens to generate at most")
-        temperature: float = Field(1.0, description="0 takes the most likely token")
+        temperature: float = Field(0.8, description="0 takes the most likely token")
         top_k: int | None = Field(None, description="draw from the k most likely tokens")
         top_p: float | None = Field(None, description="draw from the most likely tokens that together have p")
         min_p: float | None = Field(None, description="draw from tokens of at least p times the largest probability")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.austen import AUSTEN
+from tests.support.command import here
 from tests.support.models import small, store
 
 pytestmark = pytest.mark.parity
@@ -75,6 +76,12 @@ def test_options_are_mapped() -> None:
     given = [text for name, value in settings.items() for text in ("-o", name, str(value))]
     code, output = run("-m", "npgpt-austen", "It is", *given, "-o", "max_tokens", "12", "-o", "stop", "Mr")
     assert (code, output) == (0, expected + "\n")
+
+
+@pytest.mark.usefixtures("home")
+def test_without_options_the_text_is_that_of_npgpt_generate() -> None:
+    code, output, _ = here("generate", "It is a truth", "--seed", "1")
+    assert (code, output) == (0, f"It is a truth{run('-m', 'npgpt-austen', 'It is a truth', '-o', 'seed', '1')[1]}")
 
 
 @pytest.mark.usefixtures("home")
