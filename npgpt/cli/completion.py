@@ -45,6 +45,10 @@ def _models(prefix: str, **_: Any) -> list[str]:
     return [*names(), *_files(prefix)]
 
 
+def _form_and_folder(prefix: str, **_: Any) -> list[str]:
+    return ["raw", *_files(prefix)]  # which of the two values it is, argcomplete does not say
+
+
 def _published(**_: Any) -> list[str]:
     from ..checkpoints.places import ORGANISATIONS
 
@@ -54,5 +58,6 @@ def _published(**_: Any) -> list[str]:
 COMPLETERS: dict[str, Callable[..., list[str]]] = {  # by an argument's name; those with choices complete these
     **dict.fromkeys(("model", "source"), _models),
     **dict.fromkeys(("files", "theirs", "html", "resume", "prompts", "output", "folder"), _files),
+    "to": _form_and_folder,
     "name": _published,
 }
