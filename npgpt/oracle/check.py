@@ -102,7 +102,7 @@ def check(
         if perturb:
             module, said = module.perturbed()
             notes += said
-        tensors = dict(module.tensors)
+        tensors = dict(module.tensors) if reference is not None else finite(module.tensors, "the module")
     if reference is not None:
         notes += [f"The reference, {reference.name}: {line}." for line in reference.notes]
     if module is None or not perturb:
@@ -259,10 +259,17 @@ def opened(weights: Weights | None, n_head: int | None = None) -> LanguageModel:
 
 
 def in_float64(model: LanguageModel) -> dict[str, Array]:
-    """Return the tensors of a model in float64, by canonical name."""
-    return {
-        name: array.astype(np.float64, copy=False) for name, array in parameters.to_arrays(model.parameters).items()
-    }
+    """Return the tensors of a model in float64, by canonical name. Raises NpgptError as finite() does."""
+    tensors = parameters.to_arrays(model.parameters).items()
+    return finite({name: array.astype(np.float64, copy=False) for name, array in tensors}, model.name)
+
+
+def finite(tensors: Mapping[str, Array], whose: str) -> dict[str, Array]:
+    """Return the tensors. Raises NpgptError for NaN or infinity, with which no output could be compared."""
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise NpgptError(f"{whose} cannot be the reference: {name} has values that are not finite")
+    return dict(tensors)
 
 
 def ids_of(prompt: Prompt | None, model: LanguageModel | None, config: Config, theirs: Any = None) -> Ids:

@@ -185,6 +185,17 @@ def test_what_cannot_be_compared(theirs: Any, ids: Any, options: Any, message: s
         npgpt.check(theirs, ids, MODEL, **options)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("name", ["wte.weight", "h.1.attn.c_attn.bias", "ln_f.weight"])
+def test_a_reference_whose_weights_are_not_finite_is_refused(name: str, value: float) -> None:
+    broken = {**ARRAYS, name: np.full_like(ARRAYS[name], value)}
+    model = LanguageModel("broken", CONFIG, parameters.from_arrays(CONFIG, broken), no_text("its ids are nobody's"))
+    message = f"broken cannot be the reference: {name} has values that are not finite"
+    for judge in (lambda: npgpt.check(USUAL["logits"], IDS, model), lambda: npgpt.check_greedy([1, 2], IDS[0], model)):
+        with pytest.raises(NpgptError, match=re.escape(message)):
+            judge()
+
+
 @pytest.mark.usefixtures("few_mistakes")
 def test_assertions_have_the_report_as_their_message() -> None:
     assert_matches(single(USUAL["logits"]), IDS, MODEL)

@@ -112,6 +112,13 @@ def test_a_tensor_too_many_is_told() -> None:
     assert f"{strange}, and ignored." in report.notes
 
 
+def test_a_module_whose_own_weights_are_not_finite_is_refused() -> None:
+    broken = {**ARRAYS, "h.1.mlp.c_fc.bias": np.full_like(ARRAYS["h.1.mlp.c_fc.bias"], np.nan)}
+    message = r"the module cannot be the reference: h\.1\.mlp\.c_fc\.bias has values that are not finite"
+    with pytest.raises(npgpt.NpgptError, match=message):
+        npgpt.check(foreign.build("nanogpt", CONFIG, broken), IDS)
+
+
 def test_a_fresh_model_is_perturbed_for_the_run_alone() -> None:
     """The module's parameters keep their exact values and storage, and ties remain."""
     module = fresh()
