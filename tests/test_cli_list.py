@@ -23,6 +23,8 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     store(tmp_path / "weights" / "tiny", small())
+    for empty in ("empty", "also/empty"):
+        (tmp_path / "weights" / empty).mkdir(parents=True)
     store(tmp_path / "cache" / "models--org--story" / "snapshots" / "abc", small(n_layer=1))
     damaged = store(tmp_path / "own" / "broken", small()) / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])

@@ -51,7 +51,8 @@ def names() -> list[str]:
     for folder in (folder for root in roots() for folder in _entries(root) if folder.is_dir()):
         inside = list(_entries(folder))
         is_model = any(path.is_file() for path in inside)
-        found += [folder.name] if is_model else [f"{folder.name}/{path.name}" for path in inside if path.is_dir()]
+        deeper = [path for path in inside if path.is_dir() and any(_entries(path))]
+        found += [folder.name] if is_model else [f"{folder.name}/{path.name}" for path in deeper]
     for folder in _entries(hub_cache()):
         if folder.name.startswith(CACHED) and folder.is_dir() and _may_be_gpt2(folder):
             found.append(folder.name.removeprefix(CACHED).replace("--", "/"))
