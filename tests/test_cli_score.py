@@ -117,9 +117,9 @@ def on_a_terminal(*arguments: str, cwd: Path) -> str:
 def test_a_terminal_shows_the_text_tinted_and_a_bar(folder: Path) -> None:
     seen = on_a_terminal("score", "c.txt", cwd=folder)
     assert "\x1b[30;48;5;" in seen
-    assert "bits of surprise, from:" in seen
+    assert "surprisal in bits, from:" in seen
     assert "tokens/s" in seen
-    assert seen.index("tokens/s") < seen.index("bits of surprise")
+    assert seen.index("tokens/s") < seen.index("surprisal in bits")
     for term, no_color, coloured in (("xterm", "", True), ("xterm", "1", False), ("dumb", "", False)):
         out = here("score", "d.txt", cwd=folder, terminal=True, TERM=term, NO_COLOR=no_color)[1]
         assert ("48;5" in out) == coloured

@@ -74,7 +74,7 @@ def test_the_format_that_is_an_example_is_read(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "m").write_bytes(b"FLAT" + np.arange(6, dtype="<f4").tobytes())
     assert formats.read(tmp_path / "m").tensors["wte.weight"].load().tolist() == [[0, 1], [2, 3], [4, 5]]
     (tmp_path / "m").write_bytes(b"FLAT" + bytes(7))
-    with pytest.raises(NpgptError, match="cut short"):
+    with pytest.raises(NpgptError, match="truncated"):
         formats.read(tmp_path / "m")
 
 

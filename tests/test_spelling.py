@@ -50,6 +50,9 @@ from tests.support.models import small, store
         ("trace hi", "give -o/--output or --to"),
         ("check", "THEIRS is missing"),
         ("tokens a b", "'b' is one argument too many: a text with spaces needs quotes"),
+        ("list x", "'x' is one argument too many (see"),
+        ("inspect a b", "'b' is one argument too many (see"),
+        ("check a b", "'b' is one argument too many (see"),
         ("score x --json --html y", "--html and --json exclude each other: give one of them"),
     ],
 )

@@ -71,10 +71,12 @@ def find(model: str | os.PathLike[str] | None = None) -> Location:
         raise NpgptError(f"{path} {kind}")
     looked = ", ".join(dict.fromkeys(str(place.absolute()) for place in places))
     download = f"npgpt download {name} fetches it, or " if name in PUBLISHED or "/" in name else ""
+    way = f"; {download}put {WEIGHTS_FILE} and config.json into {Path('weights') / name}{os.sep}"
+    meant = suggestion(name)  # a misspelt name needs no folder of its own
     begun = [f"{place}: {what}; " for place in places if os.path.isdir(place) and (what := stand_ins.in_folder(place))]
     raise NpgptError(
-        f"no model {name!r} here{suggestion(name)}; {''.join(begun[:1])}looked for {WEIGHTS_FILE} or another "
-        f"checkpoint in {looked}; {download}put {WEIGHTS_FILE} and config.json into {Path('weights') / name}{os.sep}"
+        f"no model {name!r} here{meant}; {''.join(begun[:1])}looked for {WEIGHTS_FILE} or another "
+        f"checkpoint in {looked}{'' if meant and not download else way}"
     )
 
 

@@ -102,7 +102,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         check_spelling(parser, parsers, arguments)
     options, unexpected = parser.parse_known_args(arguments)
     if unexpected:
-        parsers[options.verb].error(f"{unexpected[0]!r:.80} is one argument too many: a text with spaces needs quotes")
+        used = parsers[options.verb]
+        way = ": a text with spaces needs quotes" if used.takes_text else ""
+        used.error(f"{unexpected[0]!r:.80} is one argument too many{way}")
     return options
 
 

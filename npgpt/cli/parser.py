@@ -59,6 +59,11 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{name} must be {known}, not {value!r:.80}{nearest(value, [*most, last])}")
 
     @property
+    def takes_text(self) -> bool:
+        """Whether one of its arguments is a text."""
+        return any(action.dest in ("text", "prompt") and not action.option_strings for action in self._actions)
+
+    @property
     def takes_value(self) -> dict[str, bool]:
         """Whether each option takes a value, by its spellings."""
         return {name: action.nargs != 0 for action in self._actions for name in action.option_strings}

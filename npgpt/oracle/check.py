@@ -60,15 +60,16 @@ def check(
     """Compare another implementation of GPT-2 with the reference, and name the mistakes in it.
 
     theirs: logits [V], [T, V] or [B, T, V]; stages by name; the path of a file with one of these (.npz, .npy,
-    .safetensors, .pt, .json, .csv, llm.c's debug state, or a .bin of raw numbers with this shape); a callable from ids
-    [B, T] to logits; or a PyTorch module with the names of transformers, LLMs-from-scratch, nanoGPT or minGPT, which is
-    run in evaluation mode. prompt: a text, or ids [T] or [B, T]; a file may contain ids. weights: the model that theirs
-    should be: a name or path, a module or a state dict. By default a module is compared with its own weights, anything
-    else with the embedded model. dtype: what theirs computed in; by default the coarsest that represents its numbers.
-    attention_mask: 0 at padding, which is not compared. chunks: numbers of tokens that theirs ran at a time with a
-    cache. perturb: whether parameters of a module that hold one number throughout, such as the biases and gains of a
-    fresh model, get other values during the run, since they would hide mistakes. progress: called with (steps done,
-    all steps) in each of several parts. Raises NpgptError if the two cannot be compared.
+    .safetensors, .pt, .json, .csv, llm.c's debug state, a .bin of raw numbers with this shape, or a folder of raw
+    arrays as npgpt trace --to raw writes it); a callable from ids [B, T] to logits; or a PyTorch module with the names
+    of transformers, LLMs-from-scratch, nanoGPT or minGPT, which is run in evaluation mode. prompt: a text, or ids [T]
+    or [B, T]; a file may contain ids. weights: the model that theirs should be: a name or path, a module or a state
+    dict. By default a module is compared with its own weights, anything else with the embedded model. dtype: what
+    theirs computed in; by default the coarsest that represents its numbers. attention_mask: 0 at padding, which is not
+    compared. chunks: numbers of tokens that theirs ran at a time with a cache. perturb: whether parameters of a module
+    that hold one number throughout, such as the biases and gains of a fresh model, get other values during the run,
+    since they would hide mistakes. progress: called with (steps done, all steps) in each of several parts. Raises
+    NpgptError if the two cannot be compared.
     """
     known_dtype("float32" if dtype is None else dtype)
     if n_head is not None:

@@ -263,10 +263,10 @@ def _debug_state(path: Path) -> Given:
     with naming(path):
         content = np.memmap(path, "<i4", "r", shape=(path.stat().st_size // 4,))
     if len(content) < 256 or content[1] not in (1, 2):
-        raise NpgptError(f"{path} is no reference state of llm.c's that npgpt knows, or cut short")
+        raise NpgptError(f"{path} is not a reference state of llm.c's that npgpt knows, or is truncated")
     B, T = int(content[2]), int(content[3])
     begin = 256 + 2 * B * T
     if B < 1 or T < 1 or len(content) < begin:
-        raise NpgptError(f"{path} is cut short: its header says [{B}, {T}]")
+        raise NpgptError(f"{path} is truncated: its header says [{B}, {T}]")
     ids = np.array(content[256 : 256 + B * T]).reshape(B, T)
     return Given(path, {}, ids, flat=content[begin:].view("<f4"))

@@ -2,7 +2,7 @@
 
 Pages need no network. They take their colours from the variables of STYLE: --paper and --ink, --faint for asides,
 --line and --mark; --c0 to --c4 from zero to one; --minus, --zero and --plus for values of either sign; --fit for what
-agrees, --near and --far for the extent to which something does not; --heat for surprise.
+agrees, --near and --far for the extent to which something does not; --heat for surprisal.
 
 Tokens are written in the notation of text.tokenizer.shown(), with what does not print escaped. In quotes their spaces
 are spaces; in labels without quotes a space is ␣.

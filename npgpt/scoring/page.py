@@ -41,7 +41,7 @@ def score_page(texts: Iterable[tuple[str, Score]], heading: str = "", remark: st
 def _body(texts: Iterable[tuple[str, Score]], heading: str, remark: str) -> Iterator[str]:
     if heading:
         yield f"<h1>{escape(printable(heading))}</h1><p>{escape(printable(remark))}</p>\n"
-    yield '<p class="key">Bits of surprise, −log₂ of the probability, from: '
+    yield '<p class="key">Surprisal in bits, −log₂ of the probability, from: '
     yield " ".join(f'<i class="b{n}">{STEP * n:.0f}</i>' for n in range(1, len(TINTS) + 1))
     yield ' <i class="none">not scored</i></p>\n'
     for name, score in texts:

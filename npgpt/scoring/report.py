@@ -70,7 +70,7 @@ def _painted(text: str, tint: int | None) -> str:
 def legend() -> str:
     """Return what the tints mean."""
     parts = [f"{BLACK.format(tint)} {int(STEP * number)} {PLAIN}" for number, tint in enumerate(TINTS, 1)]
-    return f"bits of surprise, from: {''.join(parts)}; {DIM}not scored{PLAIN}"
+    return f"surprisal in bits, from: {''.join(parts)}; {DIM}not scored{PLAIN}"
 
 
 def table(score: Score, top: int, colours: bool) -> Iterator[str]:

@@ -298,7 +298,9 @@ def test_an_address_tells_the_name(address: str, name: str | None) -> None:
 )
 def test_the_nearest_name_is_suggested(name: str, meant: str | None) -> None:
     assert find.suggestion(name) == ("" if meant is None else f" (did you mean {meant}?)")
-    assert refused(name).startswith(f"no model {name!r} here{find.suggestion(name)}; looked for model.safetensors or")
+    message = refused(name)
+    assert message.startswith(f"no model {name!r} here{find.suggestion(name)}; looked for model.safetensors or")
+    assert ("put model.safetensors" in message) == (meant is None or "/" in name)
 
 
 # not: a header's length taken for the beginning of something else
