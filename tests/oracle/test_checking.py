@@ -372,7 +372,7 @@ def test_llmcs_debug_state(tmp_path: Path, folder: Path, capsys: pytest.CaptureF
     for damaged, message in (
         (content[:2000], "too few"),
         (content[:1030], "its header says [1, 8]"),
-        (version_9.tobytes(), "no reference state of llm.c's that npgpt knows"),
+        (version_9.tobytes(), "not a reference state of llm.c's that npgpt knows"),
     ):
         path.write_bytes(damaged)
         assert main(["check", str(path), "--model", str(folder)]) == 2
