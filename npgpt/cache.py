@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from .config import Config
-from .errors import NpgptError, checked, float_dtype, whole_number
+from .errors import NpgptError, checked, counted, float_dtype, whole_number
 
 if TYPE_CHECKING:
     from .parameters import Array, Padding
@@ -69,7 +69,7 @@ class KVCache:
 
     def __repr__(self) -> str:
         n_layer, rows, n_head, capacity, width = self.keys.shape
-        shape = f"{n_layer} blocks, {rows} row{'s' * (rows != 1)}, {n_head} heads × {width}"
+        shape = f"{n_layer} blocks, {counted(rows, 'row')}, {n_head} heads × {width}"
         return f"KVCache({self.length} of {capacity} tokens: {shape}, {self.keys.dtype})"
 
     @checked

@@ -37,6 +37,11 @@ def printable(text: str) -> str:
     return shown + (" …" if len(text) > LONGEST else "")
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun, in the plural except for 1."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
 def _escaped(character: str) -> str:
     if "\x80" <= character <= "\xff":
         return f"\\u{ord(character):04x}"

@@ -18,7 +18,7 @@ from .checkpoints.files import is_input
 from .checkpoints.find import find
 from .checkpoints.open import CONVERTED, open_checkpoint
 from .config import Config
-from .errors import NpgptError, about, check_kinds, checked, float_dtype, printable
+from .errors import NpgptError, about, check_kinds, checked, counted, float_dtype, printable
 from .model import forward as unchecked_forward
 from .parameters import Array, Parameters, Record
 from .text.generation import Step, generate, generate_many, in_order, kept_prompt, several
@@ -131,7 +131,7 @@ class LanguageModel:
         c, origin = self.config, self.origin or next((str(file) for file in self.files), "")
         sizes = f"{c.n_layer} blocks, {c.n_embd} = {c.n_head} × {c.head_width}, {c.n_positions:,} positions"
         ids = f"{c.vocab_size:,} ids, {self.parameters.wte.weight.dtype}"
-        notes = f"{len(self.notes)} note{'s' * (len(self.notes) != 1)}" if self.notes else ""
+        notes = counted(len(self.notes), "note") if self.notes else ""
         shown = "; ".join(filter(None, (f"{self.name!r}: {sizes}, {ids}", origin, notes)))
         return printable(f"LanguageModel({shown})")
 
@@ -204,13 +204,18 @@ class LanguageModel:
             return ids
         raise NpgptError(f"the prompt is empty, and {self.name} has no <|endoftext|> or bos_token_id to start from")
 
-    def prompt_ids(self, prompt: str | ArrayLike, *, special: bool = False) -> list[int]:
-        """Return the ids of a prompt, a text or ids [T]. Raises NpgptError if they do not fit the model."""
-        ids = self.encode_prompt(prompt, special=special) if isinstance(prompt, str) else prompt
-        rows = self.config.token_rows(ids)
+    def text_ids(self, text: str | ArrayLike, *, special: bool = False) -> list[int]:
+        """Return the ids of a text, or ids [T] themselves. Raises NpgptError if it is empty or does not fit."""
+        if isinstance(text, str) and not text:
+            raise NpgptError("the text is empty, and at least one token is needed")
+        rows = self.config.token_rows(self.encode_prompt(text, special=special) if isinstance(text, str) else text)
         if len(rows) != 1:
             raise NpgptError(f"one row of ids is expected, not {len(rows)}")
         return [int(token_id) for token_id in rows[0]]
+
+    def piece(self, token_id: int) -> bytes:
+        """Return the bytes of a token; empty if the model or the id has no text."""
+        return b"" if self.why_no_text or not self.tokenizer.has_text(token_id) else self.tokenizer.piece(token_id)
 
     @checked
     def generate(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,15 +27,17 @@ def trace(
     model: LanguageModel | str | os.PathLike[str] | None = None,
     *,
     only: Sequence[str] = (),
+    special: bool = False,
 ) -> dict[str, Array]:
     """Return the intermediates of a text, or of ids [T], by name in the order of computation, with B = 1 in front.
 
     model: a model, or its name or path; None is the embedded one. only: shell patterns such as logits or h.0.*; without
-    any, all intermediates are returned. A classifier's body has no logits. Raises NpgptError for a pattern that matches
-    no name, and for a text or ids that do not fit the model.
+    any, all intermediates are returned. special: encode <|endoftext|> and the like as special tokens. A classifier's
+    body has no logits. Raises NpgptError for a pattern that matches no name, and for a text or ids that do not fit the
+    model.
     """
     model = opened(model)
-    token_ids, only = model.prompt_ids(text), tuple(only)
+    token_ids, only = model.text_ids(text, special=special), tuple(only)
     found: dict[str, Array] = {}
     names: list[str] = []
 
@@ -70,18 +72,20 @@ def metadata(model: LanguageModel, token_ids: Sequence[int], text: str | None) -
 
 
 def write(path: Path, stages: Mapping[str, Array], about: Mapping[str, Any], form: str | None = None) -> None:
-    """Write stages, ids and metadata in a form of WRITERS, by default the path's suffix, whole or not at all.
+    """Write stages, ids and metadata whole or not at all: to a file by its suffix, or to a folder in a form of FOLDERS.
 
-    Raises NpgptError for an unknown form and for the file of the model's own weights, OSError if it cannot be written.
+    Raises NpgptError for an unknown suffix and for the file of the model's own weights, OSError if it cannot be
+    written.
     """
     if path.is_file() and sha256(path) in about["weights"].values():
         raise NpgptError(f"{path} holds the model's own weights: write the intermediates to another file")
-    WRITERS[form or suffix(path)](path, {"token_ids": np.array([about["token_ids"]], np.int64), **stages}, about)
+    writer = FOLDERS[form] if form else FILES[suffix(path)]
+    writer(path, {"token_ids": np.array([about["token_ids"]], np.int64), **stages}, about)
 
 
 def suffix(path: Path) -> str:
     """Return a path's suffix. Raises NpgptError unless it is .npz or .safetensors."""
-    if path.suffix not in WRITERS:
+    if path.suffix not in FILES:
         raise NpgptError(f"{path} must end in .npz or .safetensors, or give --to raw {path} for a folder of numbers")
     return path.suffix
 
@@ -99,8 +103,6 @@ def _write_safetensors(path: Path, arrays: Mapping[str, NDArray[Any]], about: Ma
     safetensors.write(path, arrays, texts)
 
 
-WRITERS: dict[str, Callable[[Path, Mapping[str, NDArray[Any]], Mapping[str, Any]], None]] = {
-    ".npz": _write_npz,
-    ".safetensors": _write_safetensors,
-    "raw": raw.write,  # a folder
-}
+Writer: TypeAlias = Callable[[Path, Mapping[str, NDArray[Any]], Mapping[str, Any]], None]
+FILES: dict[str, Writer] = {".npz": _write_npz, ".safetensors": _write_safetensors}
+FOLDERS: dict[str, Writer] = {"raw": raw.write}

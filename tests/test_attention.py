@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_pieces_are_the_tokens_bytes() -> None:
         ({"layer": 0, "head": 3}, "head 3 does not exist: bare has 3, from 0 to 2"),
     ],
 )
-def test_what_does_not_exist(chosen: dict[str, int], message: str) -> None:
+def test_what_does_not_exist(chosen: dict[str, Any], message: str) -> None:
     with pytest.raises(NpgptError, match=re.escape(message)):
         attend([1, 2], bare(), **chosen)
 

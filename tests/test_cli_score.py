@@ -132,7 +132,7 @@ def test_a_terminal_without_colours_shows_figures(folder: Path, term: str, no_co
     rows = out.splitlines()
     assert rows[0].split() == ["byte", "rank", "bits", "token"]
     assert re.fullmatch(r" +0 +\d+ +\d+\.\d\d  'and' *", rows[1])
-    assert "\n\nd.txt: 1 tokens" in out
+    assert "\n\nd.txt: 1 token" in out
     for arguments in ((), ("--html", "page.html")):  # a page needs each token's figures, too
         assert "rank" not in here("score", "d.txt", *arguments, cwd=folder, TERM=term, NO_COLOR=no_color)[1]
 
@@ -502,7 +502,7 @@ def test_bytes_and_words_are_the_texts_own_where_a_tokenizer_rewrites_it(tmp_pat
     put(folder, small_pair() | {"tokenizer_config.json": {"add_prefix_space": True}})
     (tmp_path / "text").write_text("the")
     code, printed, notes = here("score", str(tmp_path / "text"), "--model", str(folder))
-    assert (code, "scored: 3 bytes, 1 words" in printed, notes) == (0, True, "")
+    assert (code, "scored: 3 bytes, 1 word" in printed, notes) == (0, True, "")
     record = json.loads(here("score", str(tmp_path / "text"), "--model", str(folder), "--json")[1])
     assert (record["bytes"], record["pieces"], record["byte_offsets"]) == (3, [" the"], [0])
-    assert "scored: 4 bytes, 1 words" in here("score", "--ids", "258", "--model", str(folder))[1]
+    assert "scored: 4 bytes, 1 word" in here("score", "--ids", "258", "--model", str(folder))[1]

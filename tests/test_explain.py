@@ -246,7 +246,7 @@ def test_a_model_without_text_or_logits_says_so() -> None:
 
 def test_an_explanation_shows_itself_in_a_notebook_and_has_a_short_repr() -> None:
     explanation = npgpt.explain("It is")
-    assert repr(explanation) == "<Explanation of 2 tokens by austen: 95 stages>"
+    assert repr(explanation) == "Explanation('austen': 2 tokens, 95 stages)"
     assert explanation._repr_html_().startswith("<iframe srcdoc=")
 
 

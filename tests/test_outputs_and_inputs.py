@@ -70,7 +70,7 @@ def test_a_verb_does_not_write_onto_what_it_reads(tmp_path: Path, whole: Path, v
             lead(folder / f"{way}{suffix}", folder / name)
             outputs.append(f"{way}{suffix}")
         for output in outputs:
-            if verb == "trace" and Path(os.path.realpath(folder / output)).suffix not in tracing.WRITERS:
+            if verb == "trace" and Path(os.path.realpath(folder / output)).suffix not in tracing.FILES:
                 continue  # refused for its suffix, which is that of the file that the link leads to
             error = refused(*arguments, output, cwd=folder)
             assert f"{arguments[-1]} {output} would replace " in error, (name, output)

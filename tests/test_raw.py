@@ -149,8 +149,8 @@ def test_two_kinds_of_ids_must_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--to", "raw", "full"], "--to raw full: it exists and is not an empty folder"),
-        (["--to", "raw", "file"], "--to raw file: it exists and is not an empty folder"),
+        (["--to", "raw", "full"], "--to raw: full exists and is not an empty folder"),
+        (["--to", "raw", "file"], "--to raw: file exists and is not an empty folder"),
         (["--to", "raw", "no/d"], "--to raw no/d: there is no folder no"),
         (["--to", "npz", "d"], "--to writes raw, not 'npz'; for .npz or .safetensors use -o FILE"),
         (["--to", "raw", "d", "--only", "x"], "no intermediate is called 'x'"),

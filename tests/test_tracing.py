@@ -159,3 +159,14 @@ def test_a_disk_that_is_full_is_told_with_the_file_and_leaves_the_old_one(
     with pytest.raises(OSError, match=r"No space left on device: '.*trace\.npz'"):
         tracing.write(path, tracing.trace([1], model), tracing.metadata(model, [1], None))
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("trace.npz", b"old")]
+
+
+@pytest.mark.parametrize("function", [npgpt.trace, npgpt.attend, npgpt.explain])
+def test_functions_of_a_text_take_special_tokens_and_refuse_no_text(function: Any) -> None:
+    plain, special = (len(AUSTEN.text_ids("<|endoftext|>", special=special)) for special in (False, True))
+    assert (plain > 1, special) == (True, 1)
+    function("<|endoftext|>", AUSTEN, special=True)
+    with pytest.raises(NpgptError, match="the text is empty, and at least one token is needed"):
+        function("", AUSTEN)
+    with pytest.raises(NpgptError, match="one row of ids is expected, not 2"):
+        function([[1], [2]], AUSTEN)

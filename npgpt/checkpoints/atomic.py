@@ -39,15 +39,20 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+def check_new(path: Path) -> None:
+    """Raise NpgptError if a path exists and is not an empty folder."""
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise NpgptError(f"{path} exists and is not an empty folder: choose another place for the output")
+
+
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside path; on success rename it to path, on failure remove it.
 
     Raises NpgptError if path exists and is not an empty folder. An OSError names path, not the temporary folder.
     """
+    check_new(path)
     path = Path(os.path.realpath(path))
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise NpgptError(f"{path} exists and is not an empty folder: choose another place for the output")
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
     try:
         temporary.mkdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,15 +25,6 @@ class Location:
 
     name: str
     weights: Path
-
-
-def models() -> list[Location]:
-    """Return the models that find() finds by name, the embedded one first. No tensor is read."""
-    found = []
-    for name in names():
-        with suppress(NpgptError, OSError):
-            found.append(find(name))
-    return found
 
 
 def find(model: str | os.PathLike[str] | None = None) -> Location:

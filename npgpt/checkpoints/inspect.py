@@ -76,8 +76,8 @@ def inspect(
     try:
         tokenizer = tokenizer_of(checkpoint)
         vocabulary = tokenizer.source
-    except NpgptError as reason:
-        vocabulary = str(reason)
+    except NpgptError as error:
+        vocabulary = str(error)
     whole = ends.completed(tokenizer.end_of_text if tokenizer else None)
     begin = () if whole.bos is None else (whole.bos,)
     used = {part: checkpoint.tensors[part] for source in checkpoint.sources.values() for part in source.parts}

@@ -38,7 +38,7 @@ class Version(argparse.Action):
     """--version: npgpt's version, and NumPy's with its BLAS and the number of threads that products use."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        """Print both and end."""
+        """Print the versions and end."""
         tune()
         with importing():
             import numpy as np
@@ -109,6 +109,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _without_a_verb(parser: Parser) -> int:
-    """Print the help; return an exit code that tells a script of the missing verb, as git's does."""
+    """Print the help; return 2, so that a script notices the missing verb."""
     parser.print_help()
     return 2

@@ -29,7 +29,7 @@ def _nothing(**_: Any) -> list[str]:
 
 
 def _files(prefix: str, **_: Any) -> list[str]:
-    """Return the files and folders that begin so, folders with a slash."""
+    """Return the files and folders that begin with the prefix, folders with a slash."""
     folder, begun = os.path.split(prefix)
     with suppress(OSError), os.scandir(os.path.expanduser(folder) or ".") as entries:
         there = sorted((entry.name, entry.is_dir()) for entry in entries if entry.name.startswith(begun))
@@ -46,7 +46,7 @@ def _models(prefix: str, **_: Any) -> list[str]:
 
 
 def _form_and_folder(prefix: str, **_: Any) -> list[str]:
-    return ["raw", *_files(prefix)]  # which of the two values it is, argcomplete does not say
+    return ["raw", *_files(prefix)]  # argcomplete does not tell which of the two values it is
 
 
 def _published(**_: Any) -> list[str]:
@@ -55,7 +55,7 @@ def _published(**_: Any) -> list[str]:
     return [*ORGANISATIONS]
 
 
-COMPLETERS: dict[str, Callable[..., list[str]]] = {  # by an argument's name; those with choices complete these
+COMPLETERS: dict[str, Callable[..., list[str]]] = {  # by an argument's name; arguments with choices complete those
     **dict.fromkeys(("model", "source"), _models),
     **dict.fromkeys(("files", "theirs", "html", "resume", "prompts", "output", "folder"), _files),
     "to": _form_and_folder,

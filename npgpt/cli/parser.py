@@ -25,7 +25,7 @@ REWORDED = (  # argparse's messages
 
 
 class Formatter(argparse.HelpFormatter):
-    """argparse's formatter, but for words with hyphens, which stay whole."""
+    """argparse's formatter, except that it does not break words at hyphens."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
@@ -35,7 +35,7 @@ class Formatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises NpgptError in place of printing its usage, and accepts no abbreviated options."""
+    """An argparse parser that raises NpgptError instead of printing its usage, and rejects abbreviated options."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=Formatter, **settings)
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         raise NpgptError(f"{message} (see {self.prog} --help)")
 
     def print_help(self, file: Any = None) -> None:
-        """Print the help, which newer Pythons colour."""
+        """Print the help, which recent versions of Python colour."""
         paint(self.format_help().rstrip("\n"))
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -89,7 +89,7 @@ def check_spelling(parser: Parser, verbs: Mapping[str, Parser], arguments: Seque
 def _check_options(verb: Parser, arguments: Sequence[str]) -> None:
     """Raise NpgptError for options that a verb does not have.
 
-    argparse takes an argument with a space in it for a text, even if it begins with two dashes.
+    argparse takes an argument that contains a space for a text, even if it begins with two dashes.
     """
     if {"-h", "--help"} & {*arguments}:
         return
@@ -107,7 +107,7 @@ def _check_options(verb: Parser, arguments: Sequence[str]) -> None:
 
 
 def _unknown(names: Iterable[str], known: Iterable[str]) -> str:
-    """Return the message for options that do not exist, with the nearest that do: an abbreviated one is the nearest."""
+    """Return the message for unknown options, with the nearest known ones; a prefix of an option means that option."""
     known = sorted(known)
     found = []
     for name in names:
@@ -117,5 +117,5 @@ def _unknown(names: Iterable[str], known: Iterable[str]) -> str:
 
 
 def _name(text: str) -> str:
-    """Return an option's name without a value behind it."""
+    """Return an option's name without its value."""
     return re.split(r"[\s=]", text, maxsplit=1)[0]

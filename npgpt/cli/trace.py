@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
-from ..errors import NpgptError
+from ..checkpoints.atomic import check_new
+from ..errors import NpgptError, about
 from .options import add_common, add_text, importing, note, open_model, output_path, text_ids, tune, unwinding
-
-FOLDERS = ("raw",)  # forms that are a folder
 
 
 def declare(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +43,9 @@ def run(options: argparse.Namespace) -> int:
     form, place = options.to or (None, options.output)
     if form is None:
         path = output_path("-o", place)
-        form = tracing.suffix(path)
+        tracing.suffix(path)
     else:
-        path = _folder(form, place)
+        path = _folder(form, place, tracing.FOLDERS)
     model = open_model(options)
     text, token_ids = text_ids(options, model)
     stages = tracing.trace(token_ids, model, only=options.only)
@@ -56,13 +56,13 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _folder(form: str, place: str) -> Path:
+def _folder(form: str, place: str, forms: Iterable[str]) -> Path:
     """Return the folder of --to. Raises NpgptError, before the work, for an unknown form or a folder that is in use."""
-    if form not in FOLDERS:
-        raise NpgptError(f"--to writes {' or '.join(FOLDERS)}, not {form!r:.80}; for .npz or .safetensors use -o FILE")
+    if form not in forms:
+        raise NpgptError(f"--to writes {' or '.join(forms)}, not {form!r:.80}; for .npz or .safetensors use -o FILE")
     path = Path(place).expanduser()
     if not path.absolute().parent.is_dir():
         raise NpgptError(f"--to {form} {place}: there is no folder {path.parent}")
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise NpgptError(f"--to {form} {place}: it exists and is not an empty folder; choose another name")
+    with about(f"--to {form}"):
+        check_new(path)
     return path

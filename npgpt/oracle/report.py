@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 
-from ..errors import printable
+from ..errors import counted, printable
 from ..pictures.page import in_notebook
 from .diagnosis import Diagnosis
 from .difference import Difference, LogitStatistics
@@ -65,7 +65,8 @@ class Report:
         """The verdict in one sentence, without capital letter and full stop."""
         if self.matches:
             behind = f"; no stage after {self.rows[-1].stage} was given" if self.rows[-1].stage not in OUTPUTS else ""
-            return f"matches: rounding in {self.dtype} explains every difference, in {_stages(len(self.rows))}{behind}"
+            stages = counted(len(self.rows), "stage")
+            return f"matches: rounding in {self.dtype} explains every difference, in {stages}{behind}"
         found, parts = self.diagnosis, list[str]()
         if self.problems and not found.findings:
             parts += [self.problems[0], f"and {len(self.problems) - 1} more"][: len(self.problems)]
@@ -81,7 +82,7 @@ class Report:
             size = f"{at.ratio:.2g} tolerances, rms {at.rms:.2g}"
             parts.append(f"{rest} too small to name a mistake ({size}; {CLEAR:g} tolerances are needed)")
         elif found.unexplained is not None:
-            behind = f" and {_stages(len(found.unknown) - 1)} after it" if len(found.unknown) > 1 else ""
+            behind = f" and {counted(len(found.unknown) - 1, 'stage')} after it" if len(found.unknown) > 1 else ""
             known = "other known" if found.findings else "known"
             parts.append(f"no {known} mistake explains {found.unexplained}{behind}")
         return f"differs: {'; '.join(parts)}"
@@ -185,10 +186,6 @@ class GreedyReport:
         return f"Matches, up to a near tie: {where}; {margin}." if self.matches else f"Differs: {where}; {margin}."
 
 
-def _stages(count: int) -> str:
-    return f"{count} stage{'s' * (count != 1)}"
-
-
 def said(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
     """Yield the paragraphs before the table: a sentence (or ""), and the lines below it as (subject or "", text)."""
     yield (
@@ -273,4 +270,5 @@ def table(report: Report, width: int = WIDTH) -> Iterator[str]:
 
 def _rest(rows: Sequence[Row], where: str) -> str:
     """Return one line for all rows that are not shown."""
-    return f"{'… ' + _stages(len(rows)) + ' ' + where:<20}{max(row.difference.ratio for row in rows):>11.3g} at most"
+    what = f"… {counted(len(rows), 'stage')} {where}"
+    return f"{what:<20}{max(row.difference.ratio for row in rows):>11.3g} at most"

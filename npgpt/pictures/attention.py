@@ -18,7 +18,7 @@ from . import heads, page
 
 TEMPLATE = Path(__file__).with_name("attention_page.html")
 LARGEST = 64 * 2**20  # bytes; a browser opens a page of this size without delay
-# a weight is stored as a whole number of 1 / 65535 ≈ 1.5e-5, so to within 7.6e-6; 4 decimals are shown
+# a weight is stored as a multiple of 1 / 65535 ≈ 1.5e-5, so to within 7.6e-6; 4 decimals are shown
 STEPS = 2**16 - 1
 FRAME = 900  # pixels of a page's height in a notebook
 
@@ -35,13 +35,13 @@ class AttentionWeights:
     n_layer: int
     n_head: int
     token_ids: tuple[int, ...]
-    pieces: tuple[bytes, ...]  # a token's bytes; its id in digits where it has no text
+    pieces: tuple[bytes, ...]  # a token's bytes; its id in digits if it has no text
     layers: tuple[int, ...]
     heads: tuple[int, ...]
     weights: Array  # [len(layers), len(heads), T, T]
 
     def __repr__(self) -> str:
-        """The model, the layers and heads, and the shape."""
+        """Return the model, the layers and heads, and the shape."""
         layers, chosen = (
             f"all {count} {kind}s" if len(numbers) == count else f"{kind} {numbers[0]}"
             for kind, numbers, count in (("layer", self.layers, self.n_layer), ("head", self.heads, self.n_head))
@@ -55,7 +55,7 @@ class AttentionWeights:
         return tuple(printable(shown(piece)) for piece in self.pieces)
 
     def page(self) -> str:
-        """Return one page of HTML, explored by mouse, touch or keyboard. Raises NpgptError if it would be too large."""
+        """Return a page of HTML to explore by mouse, touch or keyboard. Raises NpgptError if it would be too large."""
         check_size(len(self.layers), len(self.heads), len(self.token_ids))
         labels = [[heads.label(head) for head in layer] for layer in self.weights]
         data = {
@@ -71,10 +71,10 @@ class AttentionWeights:
             "start": heads.most_telling(self.weights),
             "weights": base64.b64encode(packed(self.weights)).decode(),
         }
-        return page.filled(TEMPLATE, data)
+        return page.filled("npgpt attend", TEMPLATE, data)
 
     def _repr_html_(self) -> str | None:
-        """Return the page for a notebook, or None, so that it shows the repr, if the page would be too large."""
+        """Return the page for a notebook; None, which shows the repr, if the page would be too large."""
         try:
             return page.in_notebook(self.page(), FRAME)
         except NpgptError:
@@ -88,17 +88,19 @@ def attend(
     *,
     layer: int | None = None,
     head: int | None = None,
+    special: bool = False,
 ) -> AttentionWeights:
     """Return the attention weights of a text or ids [T] in one layer or all (the default), one head or all.
 
-    model: a loaded model, a name or a path; the default is the embedded model. Raises NpgptError for a layer or head
-    that does not exist, text or ids that do not fit the model, and weights that are not finite.
+    model: a loaded model, a name or a path; the default is the embedded model. special: encode <|endoftext|> and the
+    like as special tokens. Raises NpgptError for a layer or head that does not exist, text or ids that do not fit the
+    model, and weights that are not finite.
     """
     model = opened(model)
     config = model.config
     layers = selected("layer", layer, config.n_layer, model.name)
     chosen = selected("head", head, config.n_head, model.name)
-    token_ids = model.prompt_ids(text)
+    token_ids = model.text_ids(text, special=special)
     T = len(token_ids)
     weights = np.zeros((len(layers), len(chosen), T, T), model.parameters.wte.weight.dtype)
     places = {f"h.{number}.attn.weights": place for place, number in enumerate(layers)}
@@ -110,14 +112,14 @@ def attend(
     model(token_ids, record=record, logits_from=-1)
     if not np.isfinite(weights).all():
         raise NpgptError(f"{model.name} has attention weights that are not finite: see npgpt inspect for its values")
-    pieces = tuple(_piece(model, token_id) for token_id in token_ids)
+    pieces = tuple(model.piece(token_id) or b"%d" % token_id for token_id in token_ids)
     return AttentionWeights(
         model.name, config.n_layer, config.n_head, tuple(token_ids), pieces, layers, chosen, weights
     )
 
 
 def selected(kind: str, number: int | None, count: int, name: str) -> tuple[int, ...]:
-    """Return the numbers of the layers or heads wanted: one, or all. Raises NpgptError for one that does not exist."""
+    """Return a layer's or head's number, or all of them for None. Raises NpgptError if it does not exist."""
     if number is None:
         return tuple(range(count))
     if not 0 <= (number := whole_number(kind, number, low=-(2**31))) < count:
@@ -128,7 +130,7 @@ def selected(kind: str, number: int | None, count: int, name: str) -> tuple[int,
 
 
 def check_size(layers: int, heads: int, tokens: int) -> None:
-    """Raise NpgptError where the weights of so many layers, heads and tokens make a page too large."""
+    """Raise NpgptError if a page with that many layers, heads and tokens would be too large."""
     size = layers * heads * tokens * (tokens + 1) // 2 * 2 * 4 // 3
     if size > LARGEST:
         raise NpgptError(
@@ -141,10 +143,3 @@ def packed(weights: Array) -> bytes:
     """Return the lower triangles of weights [L, H, T, T], row by row, as uint16 with the low byte first."""
     query, key = np.tril_indices(weights.shape[-1])
     return np.rint(np.multiply(weights[:, :, query, key], STEPS, dtype=np.float64)).astype("<u2").tobytes()
-
-
-def _piece(model: LanguageModel, token_id: int) -> bytes:
-    """Return a token's bytes, or its id in digits where the model or the id has no text."""
-    if model.why_no_text or not model.tokenizer.has_text(token_id):
-        return b"%d" % token_id
-    return model.tokenizer.piece(token_id)

@@ -1,4 +1,4 @@
-"""The source of model.py beside what each of its lines computed for one text: as a page, or as a walk in text."""
+"""The source of model.py beside what each of its lines computes for a text, as a page or as text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .. import model as forward_pass
-from ..errors import NpgptError, checked, printable
+from ..errors import NpgptError, checked, counted, printable
 from ..kernels import product
 from ..language_model import LanguageModel, opened
 from ..parameters import Array, LayerNorm
 from ..text.tokenizer import shown
-from .attention import _piece
 from .page import filled, in_notebook
 from .source import OUTPUT, Step, segments, source, walk
 
@@ -41,26 +40,22 @@ LIKELIEST = 10
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """Every stage of one run over T tokens, under the names of record=. In a notebook it shows itself as a page."""
+    """Every stage of one run over T tokens, by the names of record=. A notebook shows the page."""
 
     model: LanguageModel = field(repr=False)
     token_ids: tuple[int, ...]
     stages: Mapping[str, Array] = field(repr=False)
 
     def __repr__(self) -> str:
-        return f"<Explanation of {len(self.token_ids)} tokens by {self.model.name}: {len(self.stages)} stages>"
+        tokens = counted(len(self.token_ids), "token")
+        return printable(f"Explanation({self.model.name!r}: {tokens}, {len(self.stages)} stages)")
 
     def _repr_html_(self) -> str:
         return in_notebook(self.page(), 900)
 
-    @property
-    def pieces(self) -> list[str]:
-        """The tokens as printable text; a token's id where it has no text."""
-        return [self.word(token_id) for token_id in self.token_ids]
-
     def word(self, token_id: int) -> str:
-        """Return a token as printable text."""
-        return printable(shown(_piece(self.model, token_id)))
+        """Return a token as printable text; its id if it has no text."""
+        return printable(shown(self.model.piece(token_id))) or str(token_id)
 
     def order(self) -> Iterator[tuple[str, Step]]:
         """Yield each stage's name and step in the order of computation, block by block."""
@@ -79,16 +74,14 @@ class Explanation:
         for name, step in self.order():
             array, code = self.stages[name], lines[step.lines[0] - 1].split("  # ")[0].strip()
             rows = as_rows(array)
-            seen = rows[np.isfinite(rows)].astype(np.float64)  # squares of float32 may overflow
-            token, channel = np.unravel_index(np.argmax(np.where(np.isfinite(rows), abs(rows), -1)), rows.shape)
+            mean, spread, token, channel = figures(rows)
             beginning = rows[last, : min(4, array.shape[-1])]
             numbers = " ".join(f"{value:.3g}" for value in beginning) + " …" * (len(beginning) < array.shape[-1])
             yield (
                 f"model.py:{step.lines[0]}  {code}\n"
-                f"  {name} [{', '.join(letters(name).split())}] = {list(array.shape)}: mean {seen.mean():.3g}, "
-                f"spread {seen.std():.3g}, largest {rows[token, channel]:.4g} "
-                f"at {place(array, int(token), int(channel))}\n"
-                f"  token {last} “{self.pieces[last]}”{', head 0' * (array.ndim == 4)}: {numbers}"
+                f"  {name} [{', '.join(letters(name).split())}] = {list(array.shape)}: mean {mean:.3g}, "
+                f"spread {spread:.3g}, largest {rows[token, channel]:.4g} at {place(array, token, channel)}\n"
+                f"  token {last} “{self.word(self.token_ids[last])}”{', head 0' * (array.ndim == 4)}: {numbers}"
             )
         if self.model.no_logits:
             yield f"no next token: {self.model.no_logits}"
@@ -106,7 +99,7 @@ class Explanation:
         data = {
             "model": self.model.name,
             "ids": self.token_ids,
-            "pieces": self.pieces,
+            "pieces": [self.word(token_id) for token_id in self.token_ids],
             "C": config.n_embd,
             "H": config.n_head,
             "L": config.n_layer,
@@ -122,28 +115,27 @@ class Explanation:
             "lens": self.lens(),
             "noLogits": self.model.no_logits,
         }  # fmt: skip
-        return filled(TEMPLATE, data)
+        return filled("npgpt explain", TEMPLATE, data)
 
     def group(self, name: str, width: int) -> int:
-        """Return how many columns of a stage belong together: a head's, or all where heads have no part in them."""
+        """Return how many columns of a stage belong together: those of a head, or all of the logits."""
         head_width = self.model.config.head_width
         return head_width if width % head_width == 0 and name != "logits" else width
 
     def kept(self, name: str, rows: Array, edge: int) -> dict[str, Any]:
-        """Return the values of rows that the page holds, the first and last `edge` of each group of columns."""
+        """Return the values of rows for the page: the first and last `edge` of each group of columns."""
         group = self.group(name, rows.shape[1])
         numbers, exponents = _halves(rows, edge, group)
         edge = min(edge, -(-group // 2))  # not cut where this is half of a group
         return {"group": group, "edge": edge, "values": _base64(numbers), "exponents": exponents}
 
     def drawn(self, name: str, array: Array, edge: int) -> dict[str, Any]:
-        """Return a stage as the page holds it: a picture of 8 bits a point, and single values of 11 bits."""
+        """Return a stage's data for the page: a picture of 8 bits a point, and single values of 11 bits."""
         square, T = name.endswith(SQUARES), len(self.token_ids)
         rows = as_rows(array)
-        seen = rows[np.isfinite(rows)].astype(np.float64)
-        at = int(np.argmax(np.where(np.isfinite(rows), abs(rows), -1)))
-        found: dict[str, Any] = {"shape": array.shape, "mean": _short(seen.mean()), "spread": _short(seen.std()),
-                                 "largest": [_short(rows.flat[at]), *divmod(at, rows.shape[1])]}  # fmt: skip
+        mean, spread, token, channel = figures(rows)
+        found: dict[str, Any] = {"shape": array.shape, "mean": _short(mean), "spread": _short(spread),
+                                 "largest": [_short(rows[token, channel]), token, channel]}  # fmt: skip
         if square:
             values = array[0][(slice(None), *np.tril_indices(T))]
             numbers, exponents = _halves(values, values.shape[1], values.shape[1])
@@ -211,16 +203,17 @@ class Explanation:
 def explain(
     text: str | ArrayLike, model: LanguageModel | str | os.PathLike[str] | None = None, *, special: bool = False
 ) -> Explanation:
-    """Return what every line of model.py computes for a text or ids [T], to be shown as a page or read as text.
+    """Return what every line of model.py computes for a text or ids [T], as a page or as text.
 
-    model: a model, its name or path; without one, the embedded model. special: read <|endoftext|> as such. Raises
-    NpgptError for a text or model that does not fit, for a text that is too long to be shown, and for
-    values that are not finite.
+    model: a model, its name or path; the default is the embedded model. special: encode <|endoftext|> and the like as
+    special tokens. Raises NpgptError for a text or model that does not fit, for a text that is too long for a page, and
+    for values that are not finite.
     """
     model = opened(model)
-    token_ids = model.prompt_ids(text, special=special)
+    token_ids = model.text_ids(text, special=special)
     config, T = model.config, len(token_ids)
     heads = config.n_layer * config.n_head * T * (T + 1) * 2 * 4 // 3
+    # 14 stages of a block are rows of tokens, and c_attn, c_fc and act are several times as wide
     rows = config.n_layer * T * 18 * (min(config.n_embd, POINTS) + 8 * config.n_head)
     if (size := heads + rows) > LARGEST:
         raise NpgptError(
@@ -248,8 +241,19 @@ def as_rows(array: Array) -> Array:
     return forward_pass.merge_heads(array)[0] if array.ndim == 4 else array.reshape(-1, array.shape[-1])
 
 
+def figures(rows: Array) -> tuple[float, float, int, int]:
+    """Return the mean and the standard deviation of a stage's rows, and the row and column of the largest magnitude.
+
+    Masked scores, which are −∞, do not count.
+    """
+    finite = np.isfinite(rows)
+    seen = rows[finite].astype(np.float64)  # squares of float32 may overflow
+    at = int(np.argmax(np.where(finite, abs(rows), -1)))
+    return float(seen.mean()), float(seen.std()), *divmod(at, rows.shape[1])
+
+
 def place(array: Array, row: int, column: int) -> str:
-    """Return in words where a value of as_rows(array) lies: in a head, the columns are that head's own."""
+    """Return the place of a value of as_rows(array) in words; columns count from the beginning of a head."""
     head, column = divmod(column, array.shape[-1])
     return f"token {row}, {f'head {head}, ' if array.ndim == 4 else ''}column {column}"
 

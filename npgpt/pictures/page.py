@@ -1,11 +1,11 @@
 """What every HTML page shares: one style sheet in light and dark, the frame of a page, and a page inside a notebook.
 
 Pages need no network. They take their colours from the variables of STYLE: --paper and --ink, --faint for asides,
---line and --mark; --c0 to --c4 from zero to one; --minus, --zero and --plus for values of either sign; --fit for what
-agrees, --near and --far for the extent to which something does not; --heat for surprisal.
+--line and --mark; --c0 to --c4 from zero to one; --minus, --zero and --plus for values of either sign; --fit for
+agreement, --near and --far for small and large differences; --heat for surprisal.
 
-Tokens are written in the notation of text.tokenizer.shown(), with what does not print escaped. In quotes their spaces
-are spaces; in labels without quotes a space is ␣.
+Tokens are written in the notation of text.tokenizer.shown(), with unprintable characters escaped. Spaces
+are visible as ␣ unless the token is in quotes.
 """
 
 from __future__ import annotations
@@ -44,25 +44,31 @@ CHOICES = Path(__file__).with_name("choices.js")
 
 
 def page(title: str, style: str, body: Iterable[str], script: str = "") -> Iterator[str]:
-    """Yield a page part by part: its own style comes after the shared one, its body as it is given.
+    """Yield a page part by part: the shared style and its own, then its body.
 
     script: runs at the end, after that of choices.js; without one the page allows no scripts.
     """
-    yield f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-    allowed = "style-src 'unsafe-inline'" + ("; script-src 'unsafe-inline'" if script else "")
-    yield f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; {allowed}">\n'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    yield f"<style>{STYLE}{style}</style></head><body>\n"
+    yield f"{head(title, bool(script))}{style}</style></head><body>\n"
     yield from body
     if script:
         yield f"<script>{CHOICES.read_text('utf-8')}{script}</script>\n"
     yield "</body></html>\n"
 
 
-def filled(template: Path, data: Any) -> str:
-    """Return a template with STYLE for {{style}}, choices.js for {{choices}} and the data, as JSON, for {{data}}."""
-    text = template.read_text("utf-8").replace("{{style}}", STYLE).replace("{{choices}}", CHOICES.read_text("utf-8"))
-    return text.replace("{{data}}", json_of(data))
+def head(title: str, scripts: bool) -> str:
+    """Return the beginning of a page up to the shared style, after which its own may follow; no network is allowed."""
+    allowed = "style-src 'unsafe-inline'" + ("; script-src 'unsafe-inline'" if scripts else "")
+    return (
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; {allowed}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}'
+    )
+
+
+def filled(title: str, template: Path, data: Any) -> str:
+    """Return a template with the head for {{head}}, choices.js for {{choices}} and the data, as JSON, for {{data}}."""
+    text = template.read_text("utf-8").replace("{{head}}", head(title, True))
+    return text.replace("{{choices}}", CHOICES.read_text("utf-8")).replace("{{data}}", json_of(data))
 
 
 def json_of(data: Any) -> str:
@@ -71,6 +77,6 @@ def json_of(data: Any) -> str:
 
 
 def in_notebook(page: str, height: int) -> str:
-    """Return a page as an element of another one, such as a notebook's output: a frame of `height` pixels."""
+    """Return a page as a frame of `height` pixels inside another page, such as a notebook."""
     style = f"width: 100%; height: {height}px; border: 0"
     return f'<iframe srcdoc="{html.escape(page)}" style="{style}" sandbox="allow-scripts"></iframe>'

@@ -1,4 +1,4 @@
-"""model.py as text: which line computes which stage, and what a reader sees highlighted."""
+"""The source of model.py: the stage that each line computes, and syntax highlighting."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 
 from .. import model as forward_pass
 
-OUTPUT = "h.{layer}"  # the block's output; the other stages of a block have it and a dot in front
+OUTPUT = "h.{layer}"  # the block's output; the names of a block's other stages begin with it and a dot
 Span: TypeAlias = tuple[int, int, str, str]  # start, end, kind, and the stage or function that it names
 
 
@@ -42,7 +42,7 @@ def calls_in(node: ast.AST, name: str = "") -> list[ast.Call]:
 def walk() -> tuple[dict[str, Step], dict[int, list[Span]]]:
     """Return the stages in the order of computation, and by line the spans (start, end, kind, what) of the source.
 
-    A stage's kind is "@", and what it names is the stage.
+    The kind of a stage's span is "@".
     """
     functions = {node.name: node for node in ast.parse(source()).body if isinstance(node, ast.FunctionDef)}
     known, lines = {*functions, "activation"}, source().splitlines()

@@ -25,7 +25,7 @@ LONGEST_KEY = 8  # characters of a token written downwards above its column
 
 @dataclass(frozen=True)
 class Palette:
-    """What a map is drawn with; shades from weight 0 to 1 are characters, or numbers of a terminal's 256 colours."""
+    """The signs of a map; shades from weight 0 to 1 are characters, or numbers of a terminal's 256 colours."""
 
     shades: str | tuple[int, ...]
     masked: str
@@ -33,7 +33,7 @@ class Palette:
     cut: str = "…"
 
     def cell(self, level: int, columns: int) -> str:
-        """Return so many columns in the shade of a level; level -1 is masked."""
+        """Return a cell of a number of columns in the shade of a level; level -1 is masked."""
         if level < 0:
             return self.masked.ljust(columns)
         shade = self.shades[level]
@@ -46,7 +46,7 @@ ASCII = Palette(" .:*#", masked="-", space="_", cut="~")
 
 
 def palette_for(encoding: str | None, coloured: bool) -> Palette:
-    """Return the palette for a terminal or file with this encoding: ASCII where it lacks the other characters."""
+    """Return the palette for a terminal or file with this encoding: ASCII if it lacks the other characters."""
     try:
         "·░▒▓█␣…".encode(encoding or "ascii")
     except UnicodeEncodeError:
@@ -75,8 +75,8 @@ def picture(attention: AttentionWeights, columns: int, palette: Palette) -> list
 def head_map(weights: Array, texts: Sequence[str], columns: int, palette: Palette) -> list[str]:
     """Return one head's weights [T, T] as lines of up to `columns`: queries down the side, keys along the top.
 
-    A cell is 2 columns wide. Where there is no room for that it is 1 wide and the keys are numbered, not written. Where
-    there is still no room, neighbouring tokens share a cell.
+    A cell is 2 columns wide. If that is too wide, a cell is 1 column and the keys are numbered. If that is too
+    wide as well, neighbouring tokens share a cell.
     """
     T = len(texts)
     texts = [label(text, palette) for text in texts]
@@ -100,7 +100,7 @@ def head_map(weights: Array, texts: Sequence[str], columns: int, palette: Palett
 
 
 def scale(palette: Palette) -> str:
-    """Return what the shades mean: the smallest weight that each stands for."""
+    """Return a legend: the smallest weight of each shade."""
     steps = len(palette.shades)
     bounds = (max(0.0, (step - 0.5) / (steps - 1)) ** 2 for step in range(steps))
     shown = (f"{palette.cell(step, 1).strip() or 'blank'} {bound:.2g}" for step, bound in enumerate(bounds))
@@ -108,7 +108,7 @@ def scale(palette: Palette) -> str:
 
 
 def pooled(weights: Array, group: int) -> Array:
-    """Return the largest of each group × group weights, [n, n] of [T, T], n = ⌈T / group⌉; -1 where all are masked."""
+    """Return the largest of each group × group weights, [n, n] of [T, T], n = ⌈T / group⌉; -1 if all are masked."""
     T = len(weights)
     n = -(-T // group)
     masked = np.where(np.tri(T, dtype=bool), weights, -1)
@@ -123,7 +123,7 @@ def levels(weights: Array, steps: int) -> NDArray[np.intp]:
 
 
 def ruler(cells: int, group: int) -> str:
-    """Return the number of every tenth cell's first token, above that cell; a number that has no room is left out."""
+    """Return the number of every tenth cell's first token, above that cell; numbers without room are left out."""
     numbers = [f"{cell * group:<10}" for cell in range(0, cells, 10) if cell + len(str(cell * group)) <= cells]
     return "".join(numbers).rstrip()
 
@@ -138,14 +138,14 @@ def downwards(texts: Sequence[str], palette: Palette) -> list[str]:
 
 
 def label(text: str, palette: Palette) -> str:
-    """Return a piece's text with its spaces made visible, in ASCII where the palette is."""
+    """Return a piece's text with its spaces made visible, in ASCII if the palette is."""
     if palette is ASCII:
         text = text.encode("ascii", errors="backslashreplace").decode()
     return text.replace(" ", palette.space)
 
 
 def fitted(text: str, columns: int, palette: Palette) -> str:
-    """Return the text cut or padded to so many columns."""
+    """Return the text cut or padded to a number of columns."""
     if width(text) > columns:
         while width(text) >= columns:
             text = text[:-1]

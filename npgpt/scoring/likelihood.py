@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import counted
 from ..parameters import Array
 from ..pictures.page import in_notebook
 from ..text.sampling import check_finite
@@ -188,10 +189,10 @@ class Score:
     top_pieces: Mapping[int, bytes] = field(default_factory=dict)  # the bytes of the likelihood's top_ids, as in pieces
 
     def __repr__(self) -> str:
-        """The sums, in short."""
+        """Return the sums in short."""
         t = self.totals
         sums = f"perplexity {figure(t.perplexity)}, {t.bits_per_byte:.4f} bits per byte" if t.scored else "no sums"
-        return f"Score({t.tokens:,} tokens, {t.scored:,} scored: {sums})"
+        return f"Score({counted(t.tokens, 'token')}, {t.scored:,} scored: {sums})"
 
     def _repr_html_(self) -> str | None:
         """Return the page of npgpt score --html for a notebook, or None, so that it shows the repr, of a long text."""

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 
-from ..errors import printable
+from ..errors import counted, printable
 from ..text.tokenizer import quoted
 from .likelihood import Score, Totals, figure
 
@@ -18,9 +18,9 @@ BLACK, DIM, PLAIN = "\x1b[30;48;5;{}m", "\x1b[2m", "\x1b[0m"
 
 def summary(name: str, totals: Totals) -> list[str]:
     """Return the sums, line by line."""
-    counts = f"{totals.scored:,} of them scored: {totals.bytes:,} bytes, {totals.words:,} words"
+    tokens, bytes_, words = map(counted, (totals.tokens, totals.bytes, totals.words), ("token", "byte", "word"))
     return [
-        printable(f"{name}: {totals.tokens:,} tokens, {counts}"),
+        printable(f"{name}: {tokens}, {totals.scored:,} of them scored: {bytes_}, {words}"),
         f"  negative log-likelihood  {totals.nll:,.2f} nats",
         f"  perplexity per token     {figure(totals.perplexity)}",
         f"  perplexity per word      {figure(totals.word_perplexity) if totals.words else 'no words'}",
@@ -36,7 +36,7 @@ def bits(log_prob: float) -> float:
 def segments(score: Score) -> Iterator[tuple[str, list[int]]]:
     """Yield the text in the smallest parts that are whole characters, each with its tokens' numbers.
 
-    An id without text stands there as a number; bytes of given ids that are no characters as \\xe2.
+    An id without text is written as a number, and bytes of given ids that are not characters as \\xe2.
     """
     decoder = codecs.getincrementaldecoder("utf-8")(errors="backslashreplace")
     held: list[int] = []
@@ -50,7 +50,7 @@ def segments(score: Score) -> Iterator[tuple[str, list[int]]]:
 
 
 def level(score: Score, tokens: list[int]) -> int | None:
-    """Return the tint of the most surprising of these tokens, from 0 (no tint) on; None where none is scored."""
+    """Return the tint of the most surprising of these tokens, from 0 (no tint) up; None if none of them is scored."""
     known = [bits(value) for value in score.log_probs[tokens].tolist() if not math.isnan(value)]
     return min(int(max(known) / STEP), len(TINTS)) if known else None
 
@@ -87,17 +87,17 @@ def table(score: Score, top: int, colours: bool) -> Iterator[str]:
 
 
 def likeliest(score: Score, number: int) -> list[tuple[str, float]]:
-    """Return the names and probabilities of what the model held likeliest in a token's place."""
+    """Return the names and probabilities of the most likely tokens at a token's position."""
     ids, log_probs = (of[number].tolist() for of in (score.likelihood.top_ids, score.likelihood.top_log_probs))
     names = (name_of(token_id, score.top_pieces[token_id]) for token_id in ids)
     return [(name, math.exp(value)) for name, value in zip(names, log_probs, strict=True)]
 
 
 def named(score: Score, number: int) -> str:
-    """Return one of a text's tokens in quotes, or its id where it stands for no text."""
+    """Return one of a text's tokens in quotes, or its id if it has no text."""
     return name_of(int(score.token_ids[number]), score.pieces[number])
 
 
 def name_of(token_id: int, piece: bytes) -> str:
-    """Return a token in quotes, or its id where it stands for no text."""
+    """Return a token in quotes, or its id if it has no text."""
     return quoted(piece) if piece else f"id {token_id}"

@@ -29,11 +29,7 @@ def convention_of(
     tokenizer = None if model.why_no_text else model.tokenizer
     end_of_text = True if end_of_text is None and tokenizer and tokenizer.before else end_of_text
 
-    def word(token_id: int) -> str:
-        known = tokenizer and tokenizer.has_text(token_id)
-        return printable(shown(model.tokenizer.piece(token_id))) if known else f"id {token_id}"
-
-    before = " ".join(map(word, model.begin_ids))
+    before = " ".join(printable(shown(model.piece(one))) or f"id {one}" for one in model.begin_ids)
     return convention(name, model.config, context, stride, end_of_text, before)
 
 
@@ -65,7 +61,7 @@ def tokens(
     text's name in messages. Raises NpgptError for text that Tokenizer.encode rejects and for invalid ids.
     """
     for ids, stretches in _encoded(text, model, special, name):
-        pieces.update((token_id, _piece(model, token_id)) for token_id in {*ids} - pieces.keys())
+        pieces.update((token_id, model.piece(token_id)) for token_id in {*ids} - pieces.keys())
         yield Tokens(np.array(ids, np.int64), *measured(stretches or [pieces[token_id] for token_id in ids]))
 
 
@@ -93,11 +89,6 @@ def _encoded(
             ids = tokenizer.encode(part, special=special, alone=True)
             stretches = [] if tokenizer.ends_of is None else tokenizer.stretches(part, special)
         yield ids, stretches
-
-
-def _piece(model: LanguageModel, token_id: int) -> bytes:
-    """Return the bytes of a token, or b"" if the model or the id has no text."""
-    return b"" if model.why_no_text or not model.tokenizer.has_text(token_id) else model.tokenizer.piece(token_id)
 
 
 def cut(parts: Iterable[str]) -> Iterator[str]:
@@ -211,7 +202,7 @@ class Text:
         ids, sizes, words = _joined(self._kept).after(len(self.before))
         known = self.figures.between(len(self.before), len(self))
         own = tuple(pieces[int(token_id)] for token_id in ids)
-        top = {token_id: _piece(model, token_id) for token_id in np.unique(known.top_ids).tolist()}
+        top = {token_id: model.piece(token_id) for token_id in np.unique(known.top_ids).tolist()}
         return Score(ids, own, known, (sizes, words), top)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from npgpt.pictures.explain import Explanation, explain
-from tests.support.devtools import NAMES, Browser, find, pixels
+from tests.browser.conftest import Visit
+from tests.support.devtools import Browser, pixels
 from tests.support.thorough import examples
 
 TEXT = "It is a truth </script> é\n“acknowledged”"
@@ -23,17 +24,6 @@ def explained() -> Explanation:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Run one browser for all tests."""
-    path = find()
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed (Debian: apt-get install chromium)")
-    found = Browser(path, tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
 def file(explained: Explanation, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the page's file."""
     path = tmp_path_factory.mktemp("page") / "explain.html"
@@ -42,15 +32,10 @@ def file(explained: Explanation, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture
-def opened(browser: Browser, file: Path) -> Iterator[Browser]:
+def opened(visit: Visit, file: Path) -> Iterator[Browser]:
     """Open the page in light colours; expect no error and no request."""
-    browser.prefer("light")
-    browser.open(file)
-    yield browser
-    methods = {"Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"}
-    assert [event for event in browser.events if event["method"] in methods] == []
-    asked = [event for event in browser.events if event["method"] == "Network.requestWillBeSent"]
-    assert [event["params"]["request"]["url"] for event in asked] == [file.resolve().as_uri()]
+    with visit(file) as browser:
+        yield browser
 
 
 def shown_numbers(browser: Browser) -> dict[int, float]:

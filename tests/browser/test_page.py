@@ -13,7 +13,8 @@ import pytest
 from npgpt.language_model import load
 from npgpt.parameters import Array
 from npgpt.pictures.attention import AttentionWeights, attend
-from tests.support.devtools import NAMES, Browser, find, pixels
+from tests.browser.conftest import Visit
+from tests.support.devtools import Browser, pixels
 
 ROOT = Path(__file__).parents[2]
 TEXT = "It is a truth </script> é\n“acknowledged”"
@@ -28,17 +29,6 @@ def attended() -> AttentionWeights:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """Run one browser for all tests."""
-    path = find()
-    if path is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed (Debian: apt-get install chromium)")
-    found = Browser(path, tmp_path_factory.mktemp("profile"))
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the page that the command writes."""
     path = tmp_path_factory.mktemp("page") / "attention.html"
@@ -47,17 +37,12 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def opened(browser: Browser, file: Path) -> Iterator[Browser]:
+def opened(visit: Visit, file: Path) -> Iterator[Browser]:
     """Open the page in light colours; expect no error and no request."""
-    browser.prefer("light")
-    browser.resize(1400, 1600)
-    browser.open(file)
-    browser.evaluate("choose(0); [query, key] = [T - 1, 0]; show(query, key)")  # the page opens on another head
-    yield browser
-    methods = {"Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"}
-    assert [event for event in browser.events if event["method"] in methods] == []
-    asked = [event for event in browser.events if event["method"] == "Network.requestWillBeSent"]
-    assert [event["params"]["request"]["url"] for event in asked] == [file.resolve().as_uri()]
+    with visit(file) as browser:
+        browser.resize(1400, 1600)
+        browser.evaluate("choose(0); [query, key] = [T - 1, 0]; show(query, key)")  # the page opens on another head
+        yield browser
 
 
 def expected(attended: AttentionWeights, layer: int, head: int, query: int, key: int) -> str:
