@@ -86,10 +86,8 @@ def attention_by_tiles(q: Array, k: Array, v: Array, scale: float) -> Array:
         out, scaled, keys, values = heads[job], q[job] * scale, _tiles(k[job]).swapaxes(2, 3).copy(), _tiles(v[job])
         for start in range(0, T, queries):
             stop = min(start + queries, T)
-            first, last = (
-                (S - T + start) // TILE_KEYS,
-                -(-(S - T + stop) // TILE_KEYS),
-            )  # tiles; some keys from `first` on are hidden
+            # tiles of visible keys; in those from `first` on some keys are hidden
+            first, last = (S - T + start) // TILE_KEYS, -(-(S - T + stop) // TILE_KEYS)
             places = np.arange(first * TILE_KEYS, last * TILE_KEYS).reshape(-1, 1, TILE_KEYS)
             hidden = places > np.arange(S - T + start, S - T + stop)[:, None]  # [last − first, queries, TILE_KEYS]
             step = max(1, PIECE // ((stop - start) * last * TILE_KEYS))
