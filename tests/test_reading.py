@@ -27,7 +27,7 @@ def test_the_tour_prints_what_it_shows(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("few_pairs")
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize(
-    "exercise", EXERCISES[:: examples(9, 1)], ids=lambda exercise: exercise.splitlines()[0].removeprefix("### ")
+    "exercise", EXERCISES[:: examples(10, 1)], ids=lambda exercise: exercise.splitlines()[0].removeprefix("### ")
 )
 def test_an_exercise_has_its_answer(exercise: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(altered(exercise), monkeypatch)
