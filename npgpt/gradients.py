@@ -19,21 +19,28 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from . import kernels
 from .erf import erf
 from .errors import NpgptError, checked, numbers, whole_number
 from .model import forward, merge_heads, recorder, softmax, split_heads
-from .parameters import MLP, Array, Attention, Block, Embedding, LayerNorm, Linear, Parameters
+from .parameters import MLP, Array, Attention, Block, Embedding, LayerNorm, Linear, Parameters, Record, StageRecord
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
     from .config import Config
-    from .parameters import Record, StageRecord
 
     Ids = NDArray[np.integer[Any]]
+    Targets = ArrayLike | None
+    QKV = tuple[Array, Array, Array]
+
+
+@kernels.by_row
+def log_sum_exp(x: Array) -> Array:
+    """Return log Σ exp(x) over the last axis of x [..., n] → [..., 1]."""
+    m = x.max(axis=-1, keepdims=True)
+    y: Array = np.log(np.exp(x - m).sum(axis=-1, keepdims=True)) + m
+    return y
 
 
 def cross_entropy(logits: Array, targets: Ids, ignore_index: int) -> float:
@@ -41,11 +48,8 @@ def cross_entropy(logits: Array, targets: Ids, ignore_index: int) -> float:
 
     logits [B, T, V], targets [B, T]; the mean is taken in float64. −log softmax(z)[i] = log Σ exp(z − m) + m − z[i].
     """
-    counts = targets != ignore_index
-    chosen = logits[counts]
-    m = chosen.max(axis=-1, keepdims=True)
-    target_logits = np.take_along_axis(chosen, targets[counts][:, None], axis=-1)
-    losses = np.log(np.exp(chosen - m).sum(axis=-1, keepdims=True)) + m - target_logits
+    places = np.nonzero(targets != ignore_index)
+    losses = log_sum_exp(logits)[places][:, 0] - logits[(*places, targets[places])]
     return float(losses.mean(dtype=np.float64))
 
 
@@ -54,10 +58,11 @@ def cross_entropy_backward(logits: Array, targets: Ids, ignore_index: int) -> Ar
 
     ∂/∂z log Σ exp(z) is softmax(z); ∂/∂z of −z[target] is −1 at the target.
     """
-    counts = targets != ignore_index
-    d_logits = np.where(counts[..., None], softmax(logits), 0)
-    d_logits[(*np.nonzero(counts), targets[counts])] -= 1
-    return d_logits / int(np.count_nonzero(counts))  # NumPy's own integer would make float32 float64
+    places = np.nonzero(targets != ignore_index)
+    d_logits = softmax(logits)
+    d_logits[targets == ignore_index] = 0
+    d_logits[(*places, targets[places])] -= 1
+    return np.divide(d_logits, len(places[0]), out=d_logits)  # in place, because logits are large
 
 
 def softmax_backward(dy: Array, y: Array) -> Array:
@@ -123,16 +128,18 @@ def merge_heads_backward(dy: Array, n_head: int) -> Array:
     return split_heads(dy, n_head)
 
 
-def attention_backward(
-    dy: Array, q: Array, k: Array, v: Array, weights: Array, scale: float, record: StageRecord
-) -> tuple[Array, Array, Array]:
+def attention_weights_backward(dy: Array, v: Array) -> Array:
+    """Return d_weights = dy vᵀ [B, H, T, T] of dy [B, H, T, D], because y = weights v."""
+    return dy @ v.swapaxes(2, 3)
+
+
+@kernels.tiled_backward
+def attention_backward(dy: Array, q: Array, k: Array, v: Array, weights: Array, scale: float) -> QKV:
     """Return dq, dk and dv [B, H, T, D] of dy [B, H, T, D], where weights [B, H, T, T] are the softmax's.
 
-    y = weights v: d_weights = dy vᵀ, dv = weightsᵀ dy. scores = scale · q kᵀ: dq = scale · d_scores k and
-    dk = scale · d_scoresᵀ q.
+    y = weights v, so dv = weightsᵀ dy. scores = scale · q kᵀ, so dq = scale · d_scores k and dk = scale · d_scoresᵀ q.
     """
-    d_weights = record("attn.weights", dy @ v.swapaxes(2, 3))
-    d_scores = record("attn.scores", softmax_backward(d_weights, weights))
+    d_scores = softmax_backward(attention_weights_backward(dy, v), weights)
     return scale * d_scores @ k, scale * d_scores.swapaxes(2, 3) @ q, weights.swapaxes(2, 3) @ dy
 
 
@@ -156,7 +163,9 @@ def block_backward(
     d, attn_c_proj = linear_backward(d, merge_heads(s["attn.heads"]), p.attn.c_proj.weight)
     d = record("attn.heads", merge_heads_backward(d, config.n_head))
     q, k, v, weights = s["attn.q"], s["attn.k"], s["attn.v"], s["attn.weights"]
-    dq, dk, dv = attention_backward(d, q, k, v, weights, config.attention_scale(layer), record)
+    record("attn.weights", lambda: attention_weights_backward(d, v))  # computed only if recorded
+    record("attn.scores", lambda: softmax_backward(attention_weights_backward(d, v), weights))
+    dq, dk, dv = attention_backward(d, q, k, v, weights, config.attention_scale(layer))
     record("attn.q", dq), record("attn.k", dk), record("attn.v", dv)
     d = record("attn.c_attn", np.concatenate([split_heads_backward(part) for part in (dq, dk, dv)], axis=-1))
     d, c_attn = linear_backward(d, s["ln_1"], p.attn.c_attn.weight)
@@ -173,11 +182,7 @@ def embedding_backward(dy: Array, rows: Ids, weight: Array) -> Embedding:
 
 @checked
 def loss(
-    parameters: Parameters,
-    config: Config,
-    token_ids: ArrayLike,
-    targets: ArrayLike | None = None,
-    ignore_index: int = -100,
+    parameters: Parameters, config: Config, token_ids: ArrayLike, targets: Targets = None, ignore_index: int = -100
 ) -> float:
     """Return the mean cross-entropy, in nats a token, of the model's predictions.
 
@@ -195,7 +200,7 @@ def loss_and_gradients(
     parameters: Parameters,
     config: Config,
     token_ids: ArrayLike,
-    targets: ArrayLike | None = None,
+    targets: Targets = None,
     ignore_index: int = -100,
     record: Record | None = None,
 ) -> tuple[float, Parameters]:
@@ -228,12 +233,11 @@ def loss_and_gradients(
     return cross_entropy(logits, targets, ignore_index), Parameters(wte, wpe, tuple(blocks), ln_f, lm_head)
 
 
-def target_rows(config: Config, token_ids: Ids, targets: ArrayLike | None, ignore_index: int) -> Ids:
+def target_rows(config: Config, token_ids: Ids, targets: Targets, ignore_index: int) -> Ids:
     """Return targets [B, T]: as given, or the next token's id, and ignore_index after the last one."""
     ignore_index = whole_number("ignore_index", ignore_index, low=-(2**31))
     if targets is None:
-        rows = np.full_like(token_ids, ignore_index, np.int64)
-        rows[:, :-1] = token_ids[:, 1:]
+        rows = np.pad(token_ids[:, 1:], ((0, 0), (0, 1)), constant_values=ignore_index)
     else:
         rows = np.atleast_2d(numbers("targets", targets))
         if rows.shape != token_ids.shape:
@@ -241,7 +245,5 @@ def target_rows(config: Config, token_ids: Ids, targets: ArrayLike | None, ignor
     counting = rows[rows != ignore_index]
     config.check_ids(counting)
     if not counting.size:
-        raise NpgptError(
-            f"no target counts: all {rows.size} are ignore_index = {ignore_index}, or there is no next token"
-        )
+        raise NpgptError(f"no target counts: all are ignore_index = {ignore_index}, or there is no next token")
     return rows

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from functools import wraps
 from threading import Thread
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -22,12 +22,15 @@ from .process import thread_count
 if TYPE_CHECKING:
     from .parameters import Array, Padding
 
+    QKV = tuple[Array, Array, Array]
+
 Job = TypeVar("Job")
 
 # Measured on two cores of a Zen 4 with OpenBLAS 0.3.31, with its AVX-512 and its AVX2 kernels.
 PIECE = 2**18  # elements in a piece: 1 MB of float32 fits a core's L2 cache, and NumPy reuses such temporaries
 MAX_WHOLE_QUERIES = 64  # queries up to which the whole matrix of scores is no slower than tiles
 TILE_QUERIES, TILE_KEYS = 64, 64
+BACKWARD_QUERIES = 32  # queries whose gradients are computed together
 MAX_SMALL_PRODUCT = 2**18  # multiplications up to which OpenBLAS computes in the calling thread
 MIN_SHARED_SCORES = 2**16  # scores per head below which starting threads takes longer than it saves
 MIN_SHARED_WEIGHTS = 2**23  # elements of a weight below which starting threads takes longer than it saves
@@ -51,6 +54,30 @@ def elementwise(formula: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
         in_threads(thread_count(), piece, range(0, x.size, PIECE))
         return y.reshape(x.shape)
+
+    return run
+
+
+def by_row(formula: Callable[..., Array]) -> Callable[..., Array]:
+    """Decorate a formula of arrays [B, …], and of numbers, so that rows of a large batch are computed in threads."""
+
+    @wraps(formula)
+    def run(*arguments: Any) -> Array:
+        first, threads = arguments[0], thread_count()
+        if threads == 1 or first.ndim < 3 or len(first) == 1 or first.size < 2 * PIECE:
+            return formula(*arguments)
+
+        def row(b: int) -> Array:
+            return formula(*(x[b : b + 1] if isinstance(x, np.ndarray) else x for x in arguments))
+
+        def fill(b: int) -> None:
+            y[b : b + 1] = row(b)
+
+        begun = row(0)
+        y = np.empty((len(first), *begun.shape[1:]), begun.dtype)
+        y[:1] = begun
+        in_threads(threads, fill, range(1, len(first)))
+        return y
 
     return run
 
@@ -113,6 +140,38 @@ def _tiles(x: Array) -> Array:
     tiles = np.zeros((n, -(-S // TILE_KEYS), TILE_KEYS, D), x.dtype)
     tiles.reshape(n, -1, D)[:, :S] = x
     return tiles
+
+
+def tiled_backward(attention_backward: Callable[..., QKV]) -> Callable[..., QKV]:
+    """Decorate attention_backward(dy, q, k, v, weights, scale) so that tiles of queries are computed in threads.
+
+    dy, q, k, v [B, H, T, D], weights [B, H, T, T] → dq, dk, dv. The results are equal up to rounding.
+    """
+
+    @wraps(attention_backward)
+    def run(dy: Array, q: Array, k: Array, v: Array, weights: Array, scale: float) -> QKV:
+        B, H, T, D = q.shape
+        if B * H * T * T < MIN_SHARED_SCORES:
+            return attention_backward(dy, q, k, v, weights, scale)
+        dq, dk, dv = np.zeros((3, B, T, H, D), q.dtype).swapaxes(2, 3)  # laid out as merge_heads returns them
+
+        def head(job: tuple[int, ...]) -> None:
+            for start in range(0, T, BACKWARD_QUERIES):
+                queries, seen = slice(start, start + BACKWARD_QUERIES), slice(start + BACKWARD_QUERIES)
+                # the gradient formulas, for these queries and the keys that they see; d is d_weights, then d_scores
+                w, dy_tile = weights[job][queries, seen], dy[job][queries]
+                d = dy_tile @ v[job][seen].T
+                d -= np.vecdot(d, w)[:, None]
+                d *= w
+                d *= scale
+                dq[job][queries] = d @ k[job][seen]
+                dk[job][seen] += d.T @ q[job][queries]
+                dv[job][seen] += w.T @ dy_tile
+
+        in_threads(thread_count(), head, np.ndindex(B, H))
+        return dq, dk, dv
+
+    return run
 
 
 def product(x: Array, weight: Array) -> Array:

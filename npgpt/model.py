@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .parameters import Array, Block, Padding, Parameters, Record, Stage, StageRecord
 
 
+@kernels.by_row
 def softmax(x: Array) -> Array:
     """Return exp(x) / Σ exp(x) over the last axis of x [..., n].
 
@@ -168,7 +169,7 @@ def recorder(record: Record | None, prefix: str = "") -> StageRecord:
 
     def observe(name: str, stage: Stage) -> Stage:
         if record is not None:
-            record(prefix + name, (stage() if callable(stage) else stage).copy())
+            record(prefix + name, stage() if callable(stage) else stage.copy())
         return stage
 
     return observe

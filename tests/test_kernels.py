@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npgpt import kernels, model
+from npgpt import gradients, kernels, model
 from npgpt.kernels import attention_by_tiles, in_threads
 from npgpt.parameters import Array
 from tests.support.thorough import examples
@@ -48,6 +48,46 @@ def test_attention_by_tiles_is_attention(
     # weights sum to 1; a score, of size √D, is a sum of D products and reaches a weight as a relative error
     np.testing.assert_allclose(heads, plain(q, k, v, 0.3), rtol=0, atol=8 * (T + past + D) * U64)
     assert heads.transpose(0, 2, 1, 3).flags.c_contiguous  # merge_heads then copies nothing
+
+
+@given(
+    B=st.integers(1, 2),
+    H=st.integers(1, 3),
+    T=st.integers(1, 80),
+    D=st.sampled_from([1, 7, 64]),
+    threads=st.integers(1, 3),
+)
+@settings(max_examples=examples(20, 60))
+def test_attentions_backward_by_tiles_is_its_formula(B: int, H: int, T: int, D: int, threads: int) -> None:
+    rng = np.random.default_rng(B * T + D)
+    dy, q, k, v = rng.standard_normal((4, B, H, T, D))
+    weights = model.attention_weights(q, k, 0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "MIN_SHARED_SCORES", 2**60)
+        expected = gradients.attention_backward(dy, q, k, v, weights, 0.3)
+        patch.setattr(kernels, "MIN_SHARED_SCORES", 1)
+        patch.setattr(kernels, "thread_count", lambda: threads)
+        found = gradients.attention_backward(dy, q, k, v, weights, 0.3)
+    for name, x, y in zip(("dq", "dk", "dv"), found, expected, strict=True):
+        assert x.transpose(0, 2, 1, 3).flags.c_contiguous, name  # merge_heads then copies nothing
+        # a sum over T keys or queries of products with a sum over D, each number of size 1 or less but for √D
+        np.testing.assert_allclose(x, y, rtol=0, atol=8 * (T + D) * D * U64, err_msg=name)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 2, 5), (2, 3, 4, 5), (4, 5)])
+def test_rows_in_threads_are_rows(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]) -> None:
+    """Each row of a batch is computed once, and its numbers are those of the formula on the whole."""
+    x = np.random.default_rng(0).standard_normal(shape)
+    sizes: list[int] = []
+
+    def formula(x: Array, factor: float) -> Array:
+        sizes.append(len(x))
+        return factor * x
+
+    monkeypatch.setattr(kernels, "PIECE", 1)
+    monkeypatch.setattr(kernels, "thread_count", lambda: 2)
+    np.testing.assert_array_equal(kernels.by_row(formula)(x, 3.0), formula(x, 3.0))
+    assert sizes[:-1] == ([1] * len(x) if len(shape) > 2 and len(x) > 1 else [len(x)])
 
 
 def test_large_scores_and_hidden_rubbish_do_no_harm() -> None:

@@ -106,7 +106,7 @@ def test_the_forward_pass_knows_no_file_no_text_and_no_command_line() -> None:
 
 
 def test_the_forward_pass_stays_short() -> None:
-    assert len((HOUSE / "model.py").read_text("utf-8").splitlines()) <= 174  # four of them for padding
+    assert len((HOUSE / "model.py").read_text("utf-8").splitlines()) <= 175  # four of them for padding, one for threads
 
 
 def test_checkpoints_know_no_forward_pass() -> None:
