@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .parameters import Array, Padding
 
     QKV = tuple[Array, Array, Array]
+    Formula = Callable[..., Array]
 
 Job = TypeVar("Job")
 
@@ -30,7 +31,7 @@ Job = TypeVar("Job")
 PIECE = 2**18  # elements in a piece: 1 MB of float32 fits a core's L2 cache, and NumPy reuses such temporaries
 MAX_WHOLE_QUERIES = 64  # queries up to which the whole matrix of scores is no slower than tiles
 TILE_QUERIES, TILE_KEYS = 64, 64
-BACKWARD_QUERIES = 32  # queries whose gradients are computed together
+FEW_QUERIES = 32  # queries whose weights or gradients are computed together
 MAX_SMALL_PRODUCT = 2**18  # multiplications up to which OpenBLAS computes in the calling thread
 MIN_SHARED_SCORES = 2**16  # scores per head below which starting threads takes longer than it saves
 MIN_SHARED_WEIGHTS = 2**23  # elements of a weight below which starting threads takes longer than it saves
@@ -155,23 +156,57 @@ def tiled_backward(attention_backward: Callable[..., QKV]) -> Callable[..., QKV]
             return attention_backward(dy, q, k, v, weights, scale)
         dq, dk, dv = np.zeros((3, B, T, H, D), q.dtype).swapaxes(2, 3)  # laid out as merge_heads returns them
 
-        def head(job: tuple[int, ...]) -> None:
-            for start in range(0, T, BACKWARD_QUERIES):
-                queries, seen = slice(start, start + BACKWARD_QUERIES), slice(start + BACKWARD_QUERIES)
-                # the gradient formulas, for these queries and the keys that they see; d is d_weights, then d_scores
-                w, dy_tile = weights[job][queries, seen], dy[job][queries]
-                d = dy_tile @ v[job][seen].T
-                d -= np.vecdot(d, w)[:, None]
+        def some_heads(job: tuple[int, slice]) -> None:
+            for start in range(0, T, FEW_QUERIES):
+                queries, seen = slice(start, start + FEW_QUERIES), slice(start + FEW_QUERIES)
+                # the formulas for these queries and the keys that they see; d is d_weights, and then scale · d_scores
+                w, dy_some = weights[job][:, queries, seen], dy[job][:, queries]
+                d = dy_some @ v[job][:, seen].swapaxes(1, 2)
+                d -= np.vecdot(d, w)[..., None]
                 d *= w
                 d *= scale
-                dq[job][queries] = d @ k[job][seen]
-                dk[job][seen] += d.T @ q[job][queries]
-                dv[job][seen] += w.T @ dy_tile
+                dq[job][:, queries] = d @ k[job][:, seen]
+                dk[job][:, seen] += d.swapaxes(1, 2) @ q[job][:, queries]
+                dv[job][:, seen] += w.swapaxes(1, 2) @ dy_some
 
-        in_threads(thread_count(), head, np.ndindex(B, H))
+        in_threads(thread_count(), some_heads, _shares(B, H))
         return dq, dk, dv
 
     return run
+
+
+def by_queries(hidden: float) -> Callable[[Formula], Formula]:
+    """Decorate a formula of q [B, H, T, D] and k [B, H, S, D] → [B, H, T, S], a number for every query and key.
+
+    It is computed in threads, for a few queries at a time and the keys up to the last of them. `hidden` is its value
+    for the keys that come later.
+    """
+
+    def decorate(formula: Formula) -> Formula:
+        @wraps(formula)
+        def run(q: Array, k: Array, scale: float, padding: Padding = 0) -> Array:
+            (B, H, T, _), S = q.shape, k.shape[2]
+            if T <= MAX_WHOLE_QUERIES or np.any(padding):
+                return formula(q, k, scale, padding)
+            y = np.full((B, H, T, S), hidden, q.dtype)
+
+            def some_heads(job: tuple[int, slice]) -> None:
+                for start in range(0, T, FEW_QUERIES):
+                    queries, seen = slice(start, start + FEW_QUERIES), slice(S - T + min(start + FEW_QUERIES, T))
+                    y[job][:, queries, seen] = formula(q[job][None, :, queries], k[job][None, :, seen], scale)[0]
+
+            in_threads(thread_count(), some_heads, _shares(B, H))
+            return y
+
+        return run
+
+    return decorate
+
+
+def _shares(B: int, H: int) -> list[tuple[int, slice]]:
+    """Return for every row of a batch its heads in as many shares as there are threads."""
+    share = -(-H // thread_count())
+    return [(b, slice(h, h + share)) for b in range(B) for h in range(0, H, share)]
 
 
 def product(x: Array, weight: Array) -> Array:

@@ -85,6 +85,7 @@ def merge_heads(x: Array) -> Array:
     return x.transpose(0, 2, 1, 3).reshape(B, T, H * D)
 
 
+@kernels.by_queries(hidden=-np.inf)
 def attention_scores(q: Array, k: Array, scale: float, padding: Padding = 0) -> Array:
     """Return scale · q kᵀ, or −∞ where a key comes after the query: q [B, H, T, D], k [B, H, S, D] → [B, H, T, S].
 
@@ -97,6 +98,7 @@ def attention_scores(q: Array, k: Array, scale: float, padding: Padding = 0) -> 
     return np.where(visible, scale * q @ k.swapaxes(2, 3), -np.inf)
 
 
+@kernels.by_queries(hidden=0)
 def attention_weights(q: Array, k: Array, scale: float, padding: Padding = 0) -> Array:
     """Return the weights [B, H, T, S] that each query gives the keys; they sum to 1."""
     return softmax(attention_scores(q, k, scale, padding))
