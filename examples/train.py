@@ -3,8 +3,8 @@
     python examples/train.py novels/*.txt --out weights/mine
     npgpt generate --model mine "It is a truth"
 
-The model has the sizes and the vocabulary of the embedded one. The last 4 % of every text are held out. A run that was
-ended, by whatever, goes on where OUT.npz was last written, and ends with the same numbers as without the break.
+The model has the embedded one's sizes and vocabulary. The last 4 % of every text are held out. The run is in DIR.npz:
+the same command goes on from there after any interruption, and ends with the same numbers as without it.
 """
 
 from __future__ import annotations
@@ -14,168 +14,141 @@ import itertools
 import math
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import npgpt
 
-npgpt.tune_process()
+npgpt.tune_process()  # before NumPy is imported
 
-import numpy as np
-from numpy.typing import NDArray
+import numpy as np  # noqa: E402
+from numpy.typing import NDArray  # noqa: E402
 
-from npgpt import parameters
-from npgpt.checkpoints.atomic import check_new, writing
-from npgpt.config import Config
-from npgpt.parameters import Array
+from npgpt.checkpoints.atomic import check_new, writing  # noqa: E402
+from npgpt.parameters import Array, Parameters, from_arrays, schema, to_arrays  # noqa: E402
 
 Ids = NDArray[np.int64]
-Weights = dict[str, Array]
+SETTINGS = {"steps": 2400, "rows": 16, "rate": 2e-3, "drop": 0.1, "layers": 6, "seed": 0, "every": 100}
 
 
-def initial(config: Config, rng: np.random.Generator) -> Weights:
-    """Return GPT-2's initial weights: matrices N(0, 0.02²), less on the way into the residual stream, biases 0."""
-    weights = {}
-    for name, shape in parameters.schema(config).items():
-        deviation = 0.02 / math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 0.02
-        weights[name] = np.full(shape, "bias" not in name, np.float32)
-        if len(shape) == 2:
-            weights[name] = rng.standard_normal(shape, np.float32) * np.float32(deviation)
+def initial(config: npgpt.Config, rng: np.random.Generator) -> dict[str, Array]:
+    """Return GPT-2's initial weights: matrices N(0, 0.02²), less on the way into the residual stream, and biases 0."""
+    weights = {name: np.full(shape, "bias" not in name, np.float32) for name, shape in schema(config).items()}
+    for name, w in weights.items():
+        if w.ndim == 2:
+            depth = 2 * config.n_layer if name.endswith("c_proj.weight") else 1
+            w[:] = rng.standard_normal(w.shape, np.float32) * np.float32(0.02 / math.sqrt(depth))
     return weights
 
 
-def learning_rate(step: int, steps: int, peak: float, warm_up: int) -> float:
-    """Return the rate of step 1, 2, … `steps`: a line up to the peak, then half a cosine down to 0."""
-    if step <= warm_up:
-        return peak * step / warm_up
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / (steps - warm_up)))
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Return the rate of step 1, 2, … `steps`: up to the peak in the first twentieth, then half a cosine down to 0."""
+    warm_up = max(steps // 20, 1)
+    angle = math.pi * (step - warm_up) / max(steps - warm_up, 1)
+    return peak * step / warm_up if step <= warm_up else peak * 0.5 * (1 + math.cos(angle))
 
 
 def adamw(
-    w: Array, g: Array, m: Array, v: Array, step: int, rate: float, betas: Any, epsilon: float, decay: float
+    w: Array, g: Array, m: Array, v: Array, t: int, rate: float, beta1: float, beta2: float, decay: float
 ) -> None:
-    """Update a weight and its two moments in place; step counts from 1.
+    """Update a weight and its two moments in place; t counts the steps from 1.
 
-    m and v are running means of g and g². Divided by 1 − β^step they are unbiased, though they begin at 0. Loshchilov &
+    m and v are running means of g and g². Divided by 1 − βᵗ they are unbiased, though they begin at 0. Loshchilov &
     Hutter 2019, "Decoupled Weight Decay Regularization": the decay acts on w directly and not by way of g.
     """
-    m += (1 - betas[0]) * (g - m)
-    v += (1 - betas[1]) * (g * g - v)
+    m += (1 - beta1) * (g - m)
+    v += (1 - beta2) * (g * g - v)
     w -= rate * decay * w
-    w -= rate / (1 - betas[0] ** step) * m / (np.sqrt(v / (1 - betas[1] ** step)) + epsilon)
+    w -= rate / (1 - beta1**t) * m / (np.sqrt(v / (1 - beta2**t)) + 1e-8)
 
 
-def clipped(gradients: Weights, largest: float = 1.0) -> Weights:
-    """Return the gradients, scaled so that the norm of all of them together is at most `largest`."""
-    norm = math.sqrt(sum(float(np.vdot(g, g)) for g in gradients.values()))
-    return {name: g * min(1.0, largest / norm) for name, g in gradients.items()}
-
-
-def masks(weights: Weights, drop: float, rng: np.random.Generator) -> Weights:
-    """Return for every matrix of a block 0 in the place of a share `drop` of its entries and 1 / (1 − share) elsewhere.
-
-    The share is a multiple of 1/256. Wan et al. 2013, "Regularization of Neural Networks using DropConnect".
-    """
-    bound = round(256 * drop)
-    names = [name for name, w in weights.items() if w.ndim == 2 and name.startswith("h.")] if bound else []
-    keep = np.float32(256 / (256 - bound))
-    return {name: keep * (rng.integers(0, 256, weights[name].shape, np.uint8) >= bound) for name in names}
+def masks(weights: dict[str, Array], drop: float, rng: np.random.Generator) -> dict[str, Array]:
+    """Return 0 or 1 / (1 − drop) for each number of the blocks' matrices, else 1 (DropConnect, Wan et al. 2013)."""
+    dropped = round(256 * drop)  # of 256
+    found = dict.fromkeys(weights, np.ones(1, np.float32))
+    for name, w in weights.items():
+        if w.ndim == 2 and name.startswith("h."):
+            found[name] = np.float32(256 / (256 - dropped)) * (rng.integers(0, 256, w.shape, np.uint8) >= dropped)
+    return found
 
 
 def windows(ids: Ids, length: int, seed: int) -> Iterator[Ids]:
     """Yield windows of length + 1 ids without end: every pass through the text begins elsewhere and is shuffled."""
-    for epoch in range(sys.maxsize):
+    for epoch in itertools.count():
         rng = np.random.default_rng([seed, epoch])
-        begin = int(rng.integers(length))
-        for start in rng.permutation(np.arange(begin, len(ids) - length, length)):
+        for start in rng.permutation(np.arange(int(rng.integers(length)), len(ids) - length, length)):
             yield ids[start : start + length + 1]
 
 
-def held_out_loss(model: parameters.Parameters, config: Config, ids: Ids) -> float:
-    """Return nats a token over windows side by side: each token but the first is scored once, a shorter rest never."""
-    length = config.n_positions
-    rows = len(ids[1:]) // length
-    x, y = (part[: rows * length].reshape(rows, length) for part in (ids, ids[1:]))
-    some = [slice(row, row + 8) for row in range(0, rows, 8)]
-    return sum(npgpt.loss(model, config, x[part], y[part]) * len(x[part]) for part in some) / rows
+def held_out_loss(model: Parameters, config: npgpt.Config, ids: Ids) -> float:
+    """Return nats a token in windows side by side: each token but the first is scored once, and a short rest is not."""
+    count, length = len(ids[1:]) // config.n_positions, config.n_positions
+    x, y = (part[: count * length].reshape(count, length) for part in (ids, ids[1:]))
+    parts = [slice(row, row + 8) for row in range(0, count, 8)]
+    return sum(npgpt.loss(model, config, x[part], y[part]) * len(x[part]) for part in parts) / count
 
 
 def read(paths: list[Path], model: npgpt.LanguageModel) -> tuple[Ids, Ids]:
-    """Return the ids to train on and those held out, the last 4 % of every text."""
+    """Return the ids to train on and those held out. Raises NpgptError if they are not enough for two windows."""
     texts = [np.array([*model.begin_ids, *model.tokenizer.encode(path.read_text("utf-8"))]) for path in paths]
-    parts = [np.split(ids, [len(ids) * 24 // 25]) for ids in texts]
-    trained, held_out = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return trained, held_out
+    trained, held_out = zip(*(np.split(ids, [len(ids) * 24 // 25]) for ids in texts), strict=True)
+    if min(sum(map(len, trained)) // 2, sum(map(len, held_out))) <= model.config.n_positions:
+        raise npgpt.NpgptError(f"{sum(map(len, texts))} tokens of text are too few to train on and to hold out")
+    return np.concatenate(trained), np.concatenate(held_out)
 
 
 def train(options: argparse.Namespace) -> None:
-    """Train, or go on where DIR.npz ends, and write the model to DIR. Raises NpgptError if DIR.npz has other settings."""
+    """Train, or go on where DIR.npz ends, and write the model. Raises NpgptError if DIR.npz has other settings."""
+    if options.steps < 1 or options.rows < 1 or not 0 <= options.drop <= 0.9:
+        raise npgpt.NpgptError("--steps and --rows must be at least 1, and --drop from 0 to 0.9")
     check_new(options.out)
-    base, file = npgpt.load(), options.out.with_name(options.out.name + ".npz")
+    base, file = npgpt.load(), options.out.with_name(f"{options.out.name}.npz")
     config = replace(base.config, n_layer=options.layers)
     ids, held_out = read(options.texts, base)
-    settings = ["rows", "steps", "rate", "drop", "layers", "seed"]
-    told = f"{len(ids)} ids, " + ", ".join(f"--{name} {getattr(options, name)}" for name in settings)
-    state: Weights = {}
-    for name, w in initial(config, np.random.default_rng(options.seed)).items():
-        state |= {f"w.{name}": w, f"m.{name}": np.zeros_like(w), f"v.{name}": np.zeros_like(w)}
+    told = f"{len(ids)} ids of sum {ids.sum()}, " + ", ".join(f"--{name} {getattr(options, name)}" for name in SETTINGS)
+    state = {f"w.{name}": w for name, w in initial(config, np.random.default_rng(options.seed)).items()}
+    state |= {f"{kind}.{name}": np.zeros(shape, np.float32) for kind in "mv" for name, shape in schema(config).items()}
     state |= {"losses": np.zeros(0), "held_out": np.zeros((0, 2)), "seconds": np.zeros(1), "settings": np.array(told)}
     if file.exists():
         state = dict(np.load(file))
-        if str(state["settings"]) != told:
-            raise npgpt.NpgptError(f"{file} was begun with {state['settings']}, not {told}: give another --out")
-    w, m, v = ({name: state[f"{kind}.{name}"] for name in parameters.schema(config)} for kind in "wmv")
-    losses, begun = [*state["losses"]], time.perf_counter() - state["seconds"][0]
+        if (before := str(state.get("settings"))) != told:
+            raise npgpt.NpgptError(f"{file} was begun with {before}, and not with {told}: give another --out")
+    w, m, v = ({name: state[f"{kind}.{name}"] for name in schema(config)} for kind in "wmv")
+    losses, begun = state["losses"].tolist(), time.perf_counter() - float(state["seconds"][0])
     rows = itertools.islice(windows(ids, config.n_positions, options.seed), len(losses) * options.rows, None)
     for step in range(len(losses) + 1, options.steps + 1):
         batch = np.stack([next(rows) for _ in range(options.rows)])
         mask = masks(w, options.drop, np.random.default_rng([options.seed, step]))
-        thinned = parameters.from_arrays(config, w | {name: w[name] * kept for name, kept in mask.items()})
+        thinned = from_arrays(config, {name: w[name] * mask[name] for name in w})
         loss, found = npgpt.loss_and_gradients(thinned, config, batch[:, :-1], batch[:, 1:])
-        gradients = parameters.to_arrays(found)
-        gradients = clipped(gradients | {name: gradients[name] * kept for name, kept in mask.items()})
-        rate = learning_rate(step, options.steps, options.rate, options.steps // 20)
+        gradients = {name: g * mask[name] for name, g in to_arrays(found).items()}
+        norm = math.sqrt(sum(float(np.vdot(g, g)) for g in gradients.values()))
+        rate, factor = learning_rate(step, options.steps, options.rate), min(1.0, 1.0 / norm)  # clipped to a norm of 1
         for name, g in gradients.items():
-            adamw(w[name], g, m[name], v[name], step, rate, (0.9, 0.98), 1e-8, 0.1 if g.ndim == 2 else 0.0)
+            adamw(w[name], g * factor, m[name], v[name], step, rate, 0.9, 0.98, 0.1 if g.ndim == 2 else 0.0)
         losses.append(loss)
         speed = batch[:, 1:].size * step / (time.perf_counter() - begun)
-        bar = "#" * (30 * step // options.steps)
-        print(
-            f"\r[{bar:30}] {step} of {options.steps}, loss {loss:.3f}, {speed:,.0f} tokens/s ", end="", file=sys.stderr
-        )
+        bar = f"[{'#' * (30 * step // options.steps):30}] {step} of {options.steps}"
+        print(f"\r{bar}, loss {loss:.3f}, {speed:,.0f} tokens/s ", end="", file=sys.stderr, flush=True)
         if step % options.every == 0 or step == options.steps:
-            score = held_out_loss(parameters.from_arrays(config, w), config, held_out)
+            score = held_out_loss(from_arrays(config, w), config, held_out)
             print(f"\r{step:6}  loss {np.mean(losses[-options.every :]):.4f}  held out {score:.4f}{'':40}", flush=True)
             state["held_out"] = np.concatenate([state["held_out"], [[step, score]]])
             state |= {"losses": np.array(losses), "seconds": np.array([time.perf_counter() - begun])}
             with writing(file) as out:
-                np.savez(out, **state)
-    npgpt.save(
-        npgpt.LanguageModel(options.out.name, config, parameters.from_arrays(config, w), base.open_tokenizer),
-        options.out,
-    )
-
-
-def main() -> None:
-    """Read the options and train."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("texts", nargs="+", type=Path, metavar="TEXT", help="text files in UTF-8")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of the model; DIR.npz is the run itself")
-    add("--steps", type=int, default=2851)
-    add("--rows", type=int, default=16, help="windows in a step, each as long as the model's context")
-    add("--rate", type=float, default=1.5e-3, help="the learning rate's peak")
-    add("--drop", type=float, default=0.1, help="share of the matrices' entries that a step does without")
-    add("--layers", type=int, default=6)
-    add("--seed", type=int, default=0)
-    add("--every", type=int, default=100, metavar="STEPS", help="how often DIR.npz is written")
-    try:
-        train(parser.parse_args())
-    except (npgpt.NpgptError, OSError, ValueError) as error:
-        parser.exit(2, f"train.py: error: {error}\n")
+                np.savez(out, **state)  # type: ignore[arg-type]  # to NumPy 2.0 allow_pickle is an array
+    npgpt.save(npgpt.LanguageModel(options.out.name, config, from_arrays(config, w), base.open_tokenizer), options.out)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="text files in UTF-8")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the finished model")
+    for name, value in SETTINGS.items():
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"{value} by default")
+    try:
+        train(parser.parse_args())
+    except (npgpt.NpgptError, OSError, ValueError, zipfile.BadZipFile) as error:
+        parser.exit(2, f"train.py: error: {error}\n")
