@@ -90,6 +90,33 @@ def test_rows_in_threads_are_rows(monkeypatch: pytest.MonkeyPatch, shape: tuple[
     assert sizes[:-1] == ([1] * len(x) if len(shape) > 2 and len(x) > 1 else [len(x)])
 
 
+@given(
+    B=st.integers(1, 2),
+    H=st.integers(1, 3),
+    T=st.integers(1, 150),
+    D=st.sampled_from([1, 7, 64]),
+    past=st.integers(0, 70),
+    threads=st.integers(1, 3),
+)
+@settings(max_examples=examples(20, 60))
+def test_scores_and_weights_by_queries_are_their_formulas(
+    B: int, H: int, T: int, D: int, past: int, threads: int
+) -> None:
+    rng = np.random.default_rng(B * T + D)
+    q, k = (rng.standard_normal((B, H, n, D)) for n in (T, T + past))
+    for formula in (model.attention_scores, model.attention_weights):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "MAX_WHOLE_QUERIES", 1000)
+            expected = formula(q, k, 0.3)
+            patch.setattr(kernels, "MAX_WHOLE_QUERIES", 1)
+            patch.setattr(kernels, "thread_count", lambda: threads)
+            found = formula(q, k, 0.3)
+        # a score is a sum of D products of size 1; the softmax makes of its error a relative one
+        np.testing.assert_allclose(found, expected, rtol=0, atol=8 * (T + past + D) * U64)
+        np.testing.assert_array_equal(found == 0, expected == 0)
+        np.testing.assert_array_equal(np.isneginf(found), np.isneginf(expected))
+
+
 def test_large_scores_and_hidden_rubbish_do_no_harm() -> None:
     """Scores exceed exp's range, and hidden keys and values, even infinite ones, have no effect."""
     rng = np.random.default_rng(0)

@@ -106,7 +106,9 @@ def test_the_forward_pass_knows_no_file_no_text_and_no_command_line() -> None:
 
 
 def test_the_forward_pass_stays_short() -> None:
-    assert len((HOUSE / "model.py").read_text("utf-8").splitlines()) <= 175  # four of them for padding, one for threads
+    assert (
+        len((HOUSE / "model.py").read_text("utf-8").splitlines()) <= 177
+    )  # four of them for padding, three for threads
 
 
 def test_checkpoints_know_no_forward_pass() -> None:
