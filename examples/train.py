@@ -1,10 +1,8 @@
-"""Train a small GPT-2 on text files with NumPy alone: npgpt's gradients, AdamW, and a cosine schedule.
+"""Train a small GPT-2 on text files: python examples/train.py novels/*.txt --out weights/mine
 
-    python examples/train.py novels/*.txt --out weights/mine
-    npgpt generate --model mine "It is a truth"
-
-The model has the embedded one's sizes and vocabulary. The last 4 % of every text are held out. The run is in DIR.npz:
-the same command goes on from there after any interruption, and ends with the same numbers as without it.
+AdamW with npgpt's gradients and a cosine schedule. The model has the embedded one's sizes and vocabulary. The last 4 %
+of every text are held out. The run is in DIR.npz: the same command goes on from there after any interruption, and ends
+with the same numbers as without it.
 """
 
 from __future__ import annotations
@@ -21,15 +19,15 @@ from pathlib import Path
 
 import npgpt
 
-npgpt.tune_process()  # before NumPy is imported
+if __name__ == "__main__":
+    npgpt.tune_process()  # before NumPy is imported
 
-import numpy as np  # noqa: E402
-from numpy.typing import NDArray  # noqa: E402
+import numpy as np
 
-from npgpt.checkpoints.atomic import check_new, writing  # noqa: E402
-from npgpt.parameters import Array, Parameters, from_arrays, schema, to_arrays  # noqa: E402
+from npgpt.checkpoints.atomic import check_new, writing
+from npgpt.parameters import Array, Parameters, from_arrays, schema, to_arrays
 
-Ids = NDArray[np.int64]
+Ids = np.typing.NDArray[np.int64]
 SETTINGS = {"steps": 2400, "rows": 16, "rate": 2e-3, "drop": 0.1, "layers": 6, "seed": 0, "every": 100}
 
 
@@ -38,8 +36,8 @@ def initial(config: npgpt.Config, rng: np.random.Generator) -> dict[str, Array]:
     weights = {name: np.full(shape, "bias" not in name, np.float32) for name, shape in schema(config).items()}
     for name, w in weights.items():
         if w.ndim == 2:
-            depth = 2 * config.n_layer if name.endswith("c_proj.weight") else 1
-            w[:] = rng.standard_normal(w.shape, np.float32) * np.float32(0.02 / math.sqrt(depth))
+            w[:] = rng.standard_normal(w.shape, np.float32)
+            w *= 0.02 / math.sqrt(2 * config.n_layer if name.endswith("c_proj.weight") else 1)
     return weights
 
 
@@ -66,12 +64,11 @@ def adamw(
 
 def masks(weights: dict[str, Array], drop: float, rng: np.random.Generator) -> dict[str, Array]:
     """Return 0 or 1 / (1 − drop) for each number of the blocks' matrices, else 1 (DropConnect, Wan et al. 2013)."""
-    dropped = round(256 * drop)  # of 256
-    found = dict.fromkeys(weights, np.ones(1, np.float32))
-    for name, w in weights.items():
-        if w.ndim == 2 and name.startswith("h."):
-            found[name] = np.float32(256 / (256 - dropped)) * (rng.integers(0, 256, w.shape, np.uint8) >= dropped)
-    return found
+    dropped = {name: round(256 * drop) * (w.ndim == 2 and name.startswith("h.")) for name, w in weights.items()}
+    return {
+        name: np.float32(256 / (256 - count)) * (rng.integers(0, 256, weights[name].shape, np.uint8) >= count)
+        for name, count in dropped.items()  # of 256
+    }
 
 
 def windows(ids: Ids, length: int, seed: int) -> Iterator[Ids]:
@@ -84,10 +81,9 @@ def windows(ids: Ids, length: int, seed: int) -> Iterator[Ids]:
 
 def held_out_loss(model: Parameters, config: npgpt.Config, ids: Ids) -> float:
     """Return nats a token in windows side by side: each token but the first is scored once, and a short rest is not."""
-    count, length = len(ids[1:]) // config.n_positions, config.n_positions
-    x, y = (part[: count * length].reshape(count, length) for part in (ids, ids[1:]))
-    parts = [slice(row, row + 8) for row in range(0, count, 8)]
-    return sum(npgpt.loss(model, config, x[part], y[part]) * len(x[part]) for part in parts) / count
+    length, n = config.n_positions, len(ids[1:]) // config.n_positions
+    x, y = (part[: n * length].reshape(n, length) for part in (ids, ids[1:]))
+    return sum(npgpt.loss(model, config, x[i : i + 8], y[i : i + 8]) * len(x[i : i + 8]) for i in range(0, n, 8)) / n
 
 
 def read(paths: list[Path], model: npgpt.LanguageModel) -> tuple[Ids, Ids]:
