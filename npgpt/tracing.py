@@ -134,16 +134,16 @@ def write_llmc(folder: Path, model: LanguageModel, token_ids: ArrayLike, batch: 
         raise NpgptError(f"llm.c's files hold float32, and {model.name} is {model.parameters.wte.weight.dtype}")
     if config.n_positions < T:
         raise NpgptError(f"--length {T} is longer than the context of {config.n_positions}: give at most that")
+    if B * T * config.vocab_size >= 2**31:  # test_gpt2.c multiplies them as int
+        logits_wanted = f"--batch {B} × --length {T} × {config.vocab_size} ids"
+        raise NpgptError(
+            f"{logits_wanted} are 2³¹ logits or more, which test_gpt2.c cannot count: give a smaller --batch"
+        )
     ids = numbers("token ids", token_ids)
     if ids.size < B * T + 1:
         raise NpgptError(
             f"the text has {counted(ids.size, 'token')}, and --batch {B} × --length {T} takes {B * T + 1}, the last "
             "one as a target: give a longer text, or a smaller --batch or --length"
-        )
-    if B * T * config.vocab_size >= 2**31:  # test_gpt2.c multiplies them as int
-        logits_wanted = f"--batch {B} × --length {T} × {config.vocab_size} ids"
-        raise NpgptError(
-            f"{logits_wanted} are 2³¹ logits or more, which test_gpt2.c cannot count: give a smaller --batch"
         )
     config.check_ids(ids)
     check_targets(model, ids.tolist())

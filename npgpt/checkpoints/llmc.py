@@ -100,7 +100,7 @@ def check_config(config: Config) -> None:
     fixed = {
         "n_inner": (config.inner_width, 4 * config.n_embd),
         "activation_function": (config.activation_function.replace("gelu_pytorch_tanh", "gelu_new"), "gelu_new"),
-        "layer_norm_epsilon": (np.float32(config.layer_norm_epsilon), np.float32(1e-5)),  # 1e-5f in train_gpt2.c
+        "layer_norm_epsilon": (str(np.float32(config.layer_norm_epsilon)), "1e-05"),  # 1e-5f in train_gpt2.c
         "tie_word_embeddings": (config.tie_word_embeddings, True),
         "scale_attn_weights": (config.scale_attn_weights, True),
         "scale_attn_by_inverse_layer_idx": (config.scale_attn_by_inverse_layer_idx, False),
