@@ -120,7 +120,9 @@ def write(path: Path, stages: Mapping[str, Array], about: Mapping[str, Any], for
     writer(path, {"token_ids": np.array([about["token_ids"]], np.int64), **stages}, about)
 
 
-def write_llmc(folder: Path, model: LanguageModel, token_ids: ArrayLike, batch: int, length: int) -> tuple[float, str]:
+def write_llmc(
+    folder: Path, model: LanguageModel, token_ids: Sequence[int], batch: int, length: int
+) -> tuple[float, str]:
     """Write what llm.c's test_gpt2.c reads, in float32, to a new folder, whole or not at all.
 
     gpt2_124M.bin holds the parameters, gpt2_124M_debug_state.bin a run of the first batch × length ids, each with the

@@ -89,7 +89,7 @@ def test_what_is_written_is_loaded_bit_for_bit(
     config = small(n_head=n_head, n_embd=2 * n_head, n_layer=n_layer, vocab_size=vocab_size, n_positions=6)
     model = npgpt.LanguageModel("a", config, random_parameters(config, dtype="float32"))
     folder = tmp_path_factory.mktemp("llmc") / "d"
-    ids = random_ids(config, (B * T + 1,))
+    ids = random_ids(config, (B * T + 1,)).tolist()
     loss, why = tracing.write_llmc(folder, model, ids, B, T)
     found, loaded = read(folder), npgpt.load(folder / FILES[0])
     assert (listed(folder), why) == (FILES[:2], "a has no text: it was created without a vocabulary")
@@ -100,7 +100,7 @@ def test_what_is_written_is_loaded_bit_for_bit(
     assert found.header[7] % 128 == 0 <= found.header[7] - vocab_size < 128
     assert len(found.gradients) == len(found.weights)
     assert found.loss == np.float32(loss)
-    assert [*found.x.reshape(-1), found.y[-1, -1]] == ids.tolist()
+    assert [*found.x.reshape(-1), found.y[-1, -1]] == ids
 
 
 def test_the_embedded_model(tmp_path: Path) -> None:
