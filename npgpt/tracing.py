@@ -75,8 +75,9 @@ def trace(
             raise NpgptError(f"{model.name} gives no logits: {model.no_logits}")
         if not any(fnmatchcase(name, pattern) for name in names):
             known = ", ".join(name for name in names if re.match(r"(?!d\.|h\.[1-9])", name))
-            more = "; d.NAME of each and of each parameter" if gradients else "; d.NAME needs --gradients"
-            raise NpgptError(f"no intermediate is called {pattern!r:.80}; for the first block they are {known}{more}")
+            known += "" if loss else "; loss needs --loss"
+            known += "; d.NAME of each and of each parameter" if gradients else "; d.NAME needs --gradients"
+            raise NpgptError(f"no intermediate is called {pattern!r:.80}; for the first block they are {known}")
     return found
 
 

@@ -239,7 +239,7 @@ def test_a_model_without_text(bare: Path, tmp_path: Path) -> None:
         (["truth " * 300, "-o", "old.npz"], "the context holds 256"),
         (["--ids", "1", "-o", "old.npz", "--loss"], "the text has one token, and none after it to predict"),
         (["--ids", "1", "-o", "old.npz", "--gradients"], "a loss needs two or more"),
-        ([TEXT, "-o", "old.npz", "--only", "loss"], "no intermediate is called 'loss'"),
+        ([TEXT, "-o", "old.npz", "--only", "loss"], "logits; loss needs --loss; d.NAME needs --gradients"),
         ([TEXT, "-o", "old.npz", "--batch", "2"], "--batch 2 goes with --to llm.c only"),
         ([TEXT, "--to", "raw", "d", "--length", "2"], "--length 2 goes with --to llm.c only"),
     ],
