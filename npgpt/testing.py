@@ -7,7 +7,9 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from .oracle.check import Prompt, Weights, check, check_greedy
+from .oracle.check import check
+from .oracle.greedy import check_greedy
+from .oracle.references import Prompt, Weights
 
 
 def assert_matches(theirs: Any, prompt: Prompt | None = None, weights: Weights | None = None, **options: Any) -> None:

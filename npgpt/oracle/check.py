@@ -1,4 +1,4 @@
-"""check and check_greedy: compare another implementation with GPT-2, and return one report.
+"""check: compare another implementation with GPT-2, and return one report.
 
 running.py, outputs.py, modules.py and files.py turn their input into stages, theirs.py turns stages into cases, and
 comparison.py makes the report.
@@ -6,7 +6,6 @@ comparison.py makes the report.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,31 +14,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .. import parameters
-from ..config import GPT2_VOCAB_SIZES, Config
+from ..config import Config
 from ..errors import NpgptError, checked, whole_number
-from ..language_model import LanguageModel, load
-from ..parameters import Array
-from ..text.vocabularies import load_tokenizer
+from ..language_model import LanguageModel
 from . import conditions, files, lens, modules
 from .arithmetic import UNIT, computed_in, known_dtype
 from .comparison import compare, experiments
 from .diagnosis import Diagnosis
 from .files import Given
 from .firings import THIRDS
+from .greedy import check_greedy
 from .modules import Module
 from .naming import flat, names
 from .outputs import logits_of, named
+from .references import Prompt, Weights, finite, ids_of, in_float64, opened
 from .report import GreedyReport, Report
-from .rounding import Progress, run_all, tolerances
-from .running import Function, Ids, Run, rewinder, unsteady
-from .textbook import Pass, located, textbook
-from .theirs import Case, Taken, take
+from .rounding import Progress
+from .running import Function, Run, rewinder, unsteady
+from .textbook import located
+from .theirs import Taken, take
 from .weights import Comparison, compare_weights, listed, what_cannot_show
 
 PRODUCTS = ("attn.c_attn", *THIRDS, "attn.q", "attn.k", "attn.v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-Weights = LanguageModel | str | os.PathLike[str] | Mapping[str, Any] | Any  # the last is a module
-Prompt = str | ArrayLike
 
 
 @checked
@@ -203,90 +199,3 @@ def compare_file(
     if given.is_greedy:
         return check_greedy(given, prompt, opened(weights, options.get("n_head")), dtype=dtype or "float32")
     return check(given, prompt, weights, dtype=dtype, **options)
-
-
-@checked
-def check_greedy(
-    theirs: ArrayLike | os.PathLike[str] | Given,
-    prompt: Prompt | None = None,
-    weights: Weights | None = None,
-    *,
-    dtype: str = "float32",
-) -> GreedyReport:
-    """Judge the greedy ids [N] with which another implementation continued a prompt. They may include the prompt.
-
-    theirs: the ids, or the path of a file that contains them (greedy_ids, generated_ids or sequences). At the first
-    token that differs, the margin between the two logits is compared with their rounding. Raises NpgptError if the ids
-    do not fit into the context.
-    """
-    known_dtype(dtype)
-    given: Any = files.read(theirs) if isinstance(theirs, (str, os.PathLike)) else theirs
-    if isinstance(given, Given) and not given.is_greedy:
-        raise NpgptError(f"{given.path} contains logits or stages: use npgpt.check")
-    model = opened(weights)
-    ids = ids_of(prompt, model, model.config, given)
-    if len(ids) != 1:
-        raise NpgptError(f"greedy ids are judged one row at a time, but the prompt has {len(ids)} rows")
-    drawn = model.config.token_rows(getattr(given, "greedy_ids", given)).reshape(-1)
-    before = ids[0]
-    if len(drawn) > len(before) and np.array_equal(drawn[: len(before)], before):
-        drawn = drawn[len(before) :]
-    tensors = in_float64(model)
-    book = textbook(model.config, tensors)
-    whole = model.config.token_rows(np.concatenate([before, drawn[:-1]]))
-    rows = Pass(book, whole)["logits"][0, len(before) - 1 :]
-    wrong = np.flatnonzero(rows.argmax(axis=-1) != drawn)
-    if not len(wrong):
-        return GreedyReport(None, None, None, 0.0, 0.0)
-    at = int(wrong[0])
-    row, best = rows[at], int(rows[at].argmax())
-    case = Case(whole[:, : len(before) + at], {"logits": rows[None, at : at + 1]})
-    allowed = tolerances(model.config, tensors, [case], run_all(book, [case]), dtype, ["logits"])
-    # a logit is off by the root mean square, a difference of two by √2 times that; 3 times this is rare
-    margin = 3 * math.sqrt(2) * allowed["logits"]
-    return GreedyReport(at, int(drawn[at]), best, float(row[best] - row[drawn[at]]), margin)
-
-
-def opened(weights: Weights | None, n_head: int | None = None) -> LanguageModel:
-    """Return the model for a name, path, module or state dict; for None the embedded one."""
-    if modules.is_module(weights) or isinstance(weights, Mapping):
-        return modules.as_language_model(weights, n_head)
-    if weights is not None and not isinstance(weights, (str, os.PathLike, LanguageModel)):
-        raise NpgptError(f"weights must be a model, its name or path, a module or a state dict, not {weights!r:.80}")
-    model = weights if isinstance(weights, LanguageModel) else load(weights, dtype="float64", n_head=n_head)
-    if model.no_logits:
-        raise NpgptError(f"{model.name} cannot be the reference: {model.no_logits}")
-    return model
-
-
-def in_float64(model: LanguageModel) -> dict[str, Array]:
-    """Return the tensors of a model in float64, by canonical name. Raises NpgptError as finite() does."""
-    tensors = parameters.to_arrays(model.parameters).items()
-    return finite({name: array.astype(np.float64, copy=False) for name, array in tensors}, model.name)
-
-
-def finite(tensors: Mapping[str, Array], whose: str) -> dict[str, Array]:
-    """Return the tensors. Raises NpgptError for NaN or infinity, with which no output could be compared."""
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise NpgptError(f"{whose} cannot be the reference: {name} has values that are not finite")
-    return dict(tensors)
-
-
-def ids_of(prompt: Prompt | None, model: LanguageModel | None, config: Config, theirs: Any = None) -> Ids:
-    """Return the ids [B, T] of a prompt. theirs: may be a file that contains ids.
-
-    A text is encoded with the model's vocabulary, or without a model with GPT-2's if the size fits.
-    """
-    if isinstance(theirs, Given):
-        prompt = theirs.ids(None if prompt is None else ids_of(prompt, model, config))
-    if prompt is None:
-        raise NpgptError("there is no prompt: give the text or ids that theirs was run on")
-    if isinstance(prompt, str):
-        if model is not None:
-            prompt = model.encode_prompt(prompt)
-        elif config.vocab_size in GPT2_VOCAB_SIZES:
-            prompt = load_tokenizer("gpt2").encode(prompt)
-        else:
-            raise NpgptError(f"there is no vocabulary: {config.vocab_size} ids are not GPT-2's; give ids")
-    return config.token_rows(prompt)
