@@ -10,7 +10,11 @@ from __future__ import annotations
 import struct
 from math import prod
 from pathlib import Path
+from typing import Any
 
+from numpy.typing import NDArray
+
+from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Shape
 from .tensor import Contents, Stated, Tensor, itemsize, map_file
@@ -47,6 +51,29 @@ def shapes(vocab_size: int, n_positions: int, n_layer: int, n_embd: int) -> dict
         "lnfw": (C,),
         "lnfb": (C,),
     }
+
+
+def cut(flat: NDArray[Any], config: Config) -> dict[str, NDArray[Any]]:
+    """Return a reference state's gradients by name. wte has more rows than the vocabulary if it was padded.
+
+    Raises NpgptError for a number of them that is no such model's.
+    """
+
+    def of(rows: int) -> dict[str, Shape]:
+        return shapes(rows, config.n_positions, config.n_layer, config.n_embd)
+
+    least = sum(map(prod, of(config.vocab_size).values()))
+    surplus, rest = divmod(flat.size - least, config.n_embd)
+    if surplus < 0 or rest:
+        raise NpgptError(
+            f"the reference state has {flat.size} numbers behind its loss; the gradients of this model are {least}, "
+            f"and {config.n_embd} more for each padded row of wte: is it truncated, or of another model?"
+        )
+    found, begin = {}, 0
+    for name, shape in of(config.vocab_size + surplus).items():
+        found[name] = flat[begin : begin + prod(shape)].reshape(shape)
+        begin += prod(shape)
+    return found
 
 
 def read(path: Path) -> Contents:

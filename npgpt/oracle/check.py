@@ -17,20 +17,21 @@ from numpy.typing import ArrayLike, NDArray
 from ..config import Config
 from ..errors import NpgptError, checked, whole_number
 from ..language_model import LanguageModel
-from . import conditions, files, lens, modules
+from . import conditions, files, lens, losses, modules
 from .arithmetic import UNIT, computed_in, known_dtype
 from .comparison import compare, experiments
 from .diagnosis import Diagnosis
 from .files import Given
 from .firings import THIRDS
 from .greedy import check_greedy
+from .mappings import by_name
 from .modules import Module
-from .naming import flat, names
-from .outputs import logits_of, named
+from .naming import names
 from .references import Prompt, Weights, finite, ids_of, in_float64, opened
 from .report import GreedyReport, Report
 from .rounding import Progress
 from .running import Function, Run, rewinder, unsteady
+from .targets import answer, targets_of
 from .textbook import located
 from .theirs import Taken, take
 from .weights import Comparison, compare_weights, listed, what_cannot_show
@@ -49,6 +50,8 @@ def check(
     n_head: int | None = None,
     attention_mask: ArrayLike | None = None,
     chunks: Sequence[int] = (),
+    targets: ArrayLike | None = None,
+    gradients: bool = False,
     shape: Sequence[int] = (),
     perturb: bool = True,
     progress: Progress | None = None,
@@ -68,6 +71,9 @@ def check(
     NpgptError if the two cannot be compared.
     """
     known_dtype("float32" if dtype is None else dtype)
+    backward = gradients or targets is not None
+    if backward and chunks:
+        raise NpgptError("chunks= describes a run with a cache, which has no gradients: leave it or targets out")
     if n_head is not None:
         n_head = whole_number("n_head", n_head)
     shape = [whole_number("a size in shape", size) for size in shape]
@@ -99,6 +105,8 @@ def check(
         if perturb:
             module, said = module.perturbed()
             notes += said
+        module = module.trained() if backward else module
+        model_config = module.config
         tensors = dict(module.tensors) if reference is not None else finite(module.tensors, "the module")
     if reference is not None:
         notes += [f"The reference, {reference.name}: {line}." for line in reference.notes]
@@ -106,28 +114,34 @@ def check(
         notes += what_cannot_show(tensors, model_config.n_layer)
     ids = ids_of(prompt, reference, model_config, theirs)
     run: Run | None = None
+    arrays: Mapping[str, NDArray[Any]]
+    rows = targets_of(targets, gradients, ids, model_config)
     rewind = rewinder()
     if module is not None:
         seen = module.observed(ids)
-        run, arrays = module.run, seen.stages
+        run, arrays, first = module.run, seen.stages, seen.stages["logits"]
         wrong, said = seen.told()
         problems, notes = problems + wrong, notes + said
-    elif callable(theirs):
+        if rows is not None:
+            trained = losses.step(module, ids, rows)
+            arrays = {**arrays, **trained.arrays}
+            problems, notes = [*problems, *trained.problems], [*notes, *trained.notes]
+    elif callable(theirs) and rows is None:
         function = Function(theirs, model_config.vocab_size)
         run, arrays = function.run, function.run(ids)
+        first = arrays["logits"]
         notes += function.notes
     else:
-        held = theirs.stages(model_config) if isinstance(theirs, Given) else getattr(theirs, "cache_dict", theirs)
-        if isinstance(theirs, Given) and isinstance(held, Mapping) and not held:
-            raise NpgptError(f"{theirs.path}: there is nothing to compare: no logits and no stage")
-        is_named = isinstance(held, Mapping)  # also TransformerLens's ActivationCache, which is not a dict
-        arrays = named(flat(held)) if is_named else {"logits": logits_of(held, model_config.vocab_size)}
+        theirs = answer(theirs, ids, rows) if callable(theirs) and rows is not None else theirs
+        given = by_name(theirs, model_config, tensors, ids, targets, gradients)
+        model_config, tensors, arrays, rows = given.config, dict(given.tensors), given.arrays, given.targets
+        problems, notes = problems + given.problems, notes + given.notes
     coarser = None
     if dtype is None:
         dtype, said = judged_in(arrays, model_config, None if module is None else module.dtype)
         notes += said
         coarser = "float32" if dtype == "float64" else None
-    if run is not None and (why := unsteady(run, ids, arrays["logits"], rewind, UNIT[dtype])):
+    if run is not None and (why := unsteady(run, ids, first, rewind, UNIT[dtype])):
         return Report([], Diagnosis([], [], []), dtype, notes, None, [why, *problems])
     taken = take(arrays, model_config, ids, attention_mask, chunks)
     if module is None:
