@@ -15,7 +15,8 @@ from .oracle.references import Prompt, Weights
 def assert_matches(theirs: Any, prompt: Prompt | None = None, weights: Weights | None = None, **options: Any) -> None:
     """Raise AssertionError with the report if npgpt.check finds a difference that rounding cannot explain.
 
-    The arguments are those of npgpt.check.
+    The arguments are those of npgpt.check: with gradients=True, the loss of the next tokens and all gradients have to
+    match, too; targets= states other ones.
     """
     __tracebackhide__ = True  # pytest then shows the line of the test
     report = check(theirs, prompt, weights, **options)

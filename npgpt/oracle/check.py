@@ -7,6 +7,7 @@ comparison.py makes the report.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -37,6 +38,7 @@ from .theirs import Taken, take
 from .weights import Comparison, compare_weights, listed, what_cannot_show
 
 PRODUCTS = ("attn.c_attn", *THIRDS, "attn.q", "attn.k", "attn.v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+OF_PRODUCTS = re.compile(r"d\.h\.\d+\.(?:attn|mlp)\.c_\w+\.weight")  # their weights' gradients
 
 
 @checked
@@ -58,17 +60,20 @@ def check(
 ) -> Report:
     """Compare another implementation of GPT-2 with the reference, and name the mistakes in it.
 
-    theirs: logits [V], [T, V] or [B, T, V]; stages by name; the path of a file with one of these (.npz, .npy,
-    .safetensors, .pt, .json, .csv, llm.c's debug state, a .bin of raw numbers with this shape, or a folder of raw
-    arrays as npgpt trace --to raw writes it); a callable from ids [B, T] to logits; or a PyTorch module with the names
-    of transformers, LLMs-from-scratch, nanoGPT or minGPT, which is run in evaluation mode. prompt: a text, or ids [T]
-    or [B, T]; a file may contain ids. weights: the model that theirs should be: a name or path, a module or a state
+    theirs: logits [V], [T, V] or [B, T, V]; stages, a loss and gradients by name; the path of a file with one of these
+    (.npz, .npy, .safetensors, .pt, .json, .csv, llm.c's debug state, a .bin of raw numbers with this shape, or a folder
+    of raw arrays as npgpt trace --to raw writes it); a callable from ids [B, T] to logits; or a PyTorch module with the
+    names of transformers, LLMs-from-scratch, nanoGPT or minGPT, which is run in evaluation mode. prompt: a text, or ids
+    [T] or [B, T]; a file may contain ids. weights: the model that theirs should be: a name or path, a module or a state
     dict. By default a module is compared with its own weights, anything else with the embedded model. dtype: what
     theirs computed in; by default the coarsest that represents its numbers. attention_mask: 0 at padding, which is not
-    compared. chunks: numbers of tokens that theirs ran at a time with a cache. perturb: whether parameters of a module
-    that hold one number throughout, such as the biases and gains of a fresh model, get other values during the run,
-    since they would hide mistakes. progress: called with (steps done, all steps) in each of several parts. Raises
-    NpgptError if the two cannot be compared.
+    compared. chunks: numbers of tokens that theirs ran at a time with a cache. targets: the id that should follow each
+    token, [T] or [B, T], −100 where none counts. With them the loss, their mean cross-entropy, and its gradients are
+    compared, too. A module's loss is its own if its forward takes targets, or labels, from which it takes the next id
+    itself, as in transformers; a callable gets ids and targets, and returns a mapping. gradients: the same with the
+    next tokens for targets. perturb: whether parameters of a module that hold one number throughout, such as the biases
+    and gains of a fresh model, get other values during the run, since they would hide mistakes. progress: called with
+    (steps done, all steps) in each of several parts. Raises NpgptError if the two cannot be compared.
     """
     known_dtype("float32" if dtype is None else dtype)
     backward = gradients or targets is not None
@@ -186,16 +191,22 @@ def loading(module: Module, reference: LanguageModel | None) -> Comparison:
 def judged_in(arrays: Mapping[str, NDArray[Any]], config: Config, dtype: str | None) -> tuple[str, list[str]]:
     """Return the dtype in which theirs computed, and a note if its numbers are stored in another.
 
-    dtype: that of a module; None to infer it from the numbers of the last stage.
+    dtype: that of a module; None to infer it from the numbers of the logits, else of gradients, of which some may be
+    zeros and fit any dtype, or of the last stage.
     """
     said = []
+    backward = [np.asarray(array) for name, array in arrays.items() if name.startswith("d.")]
     if dtype is None:
         last = np.asarray(arrays["logits"] if "logits" in arrays else [*arrays.values()][-1:])
+        if "logits" not in arrays and backward:
+            last = min(backward, key=lambda array: UNIT[computed_in(array)])
         dtype = computed_in(last)
         if dtype != str(last.dtype) and last.dtype.kind == "f":
             said = [f"All numbers fit {dtype}, though stored as {last.dtype}: {dtype} is assumed (dtype=)."]
     known = names(config.n_layer)
     kinds = [computed_in(np.asarray(x)) for name, x in arrays.items() if located(known.get(name, ""))[1] in PRODUCTS]
+    if not kinds:  # else gradients do not count, which may have been averaged or clipped since
+        kinds = [computed_in(np.asarray(x)) for name, x in arrays.items() if OF_PRODUCTS.fullmatch(name)]
     finest = min(kinds, key=UNIT.__getitem__, default="float64")
     if UNIT[finest] > UNIT[dtype]:
         return finest, [f"All linear maps return {finest}, as under autocast: {finest} is assumed (dtype=)."]

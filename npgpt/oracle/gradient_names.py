@@ -70,7 +70,7 @@ def is_parameter(name: str) -> bool:
 
 
 def translated(gradients: Mapping[str, Any], config: Config) -> Gradients:
-    """Bring gradients by any program's names to npgpt's names and shapes, in float64.
+    """Bring gradients by any program's names to npgpt's names and shapes.
 
     None, as of a frozen parameter, is a problem. Raises NpgptError for what is no gradient of floats, for names that
     are no parameter's, for a wrong shape, and where neither names nor shapes tell [in, out] from [out, in].
@@ -94,7 +94,7 @@ def translated(gradients: Mapping[str, Any], config: Config) -> Gradients:
     sources = in_scheme(place.tensors, config, {part for name in frozen for part in _ends(name)})
     wanted = dict(schema(config))
     for name, source in sources.items():
-        array = np.ascontiguousarray(source.stored(place.tensors)[0], np.float64)
+        array = source.stored(place.tensors)[0]
         shape = wanted.get(name, wanted[WTE])
         found.arrays[f"d.{name}"] = fitted(name, array, shape, found)
     head, wte = (found.arrays.get(f"d.{name}") for name in (HEAD, WTE))
@@ -130,8 +130,8 @@ def in_scheme(tensors: Mapping[str, Tensor], config: Config, frozen: set[str]) -
     others = [other for other, found, _ in best if found != sources]
     if others:
         raise NpgptError(
-            f"gradients: {listed(sources, config.n_layer)} may have {scheme.title} ([out, in]) or {others[0].title}, "
-            "and square shapes do not tell: give that of attn.c_attn.weight, too, or use npgpt's, d.NAME [in, out]"
+            f"gradients: {listed(sources, config.n_layer)} may have {scheme.title} or {others[0].title}, one of them "
+            "[out, in], and square shapes do not tell: give all of them, or npgpt's own, d.NAME [in, out]"
         )
     return sources
 
@@ -146,14 +146,18 @@ def fits(
     wrong = []
     parts = {theirs: ours for theirs, (ours, _) in scheme.tensors.items()}
     cut = {_numbered(parts[star], name) for name in frozen if (star := BLOCK.sub("*", name, count=1)) in parts}
-    for name, source in scheme.translate(tensors).items():
+    made = scheme.translate(tensors)
+    dropped = tensors.keys() - {part for source in made.values() for part in source.parts}
+    wrong += [f"{tensors[name].name} is not the name of a parameter" for name in sorted(dropped)]
+    for name, source in made.items():
         if name in cut or not source.parts:
             continue
         shape, own = source.shape(tensors), tensors[source.parts[0]].name
         if name not in wanted:
-            wrong.append(f"{own} is not the name of a parameter of this model")
+            wrong.append(f"{own} is not the name of a parameter")
         elif shape != wanted[name] and not (name in TABLES and shape is not None and shape[1:] == wanted[name][1:]):
-            wrong.append(f"{own} is {list(shape or ())} and must be {list(wanted[name])} as {name}")
+            turned = wanted[name][::-1] if source.transposed else wanted[name]
+            wrong.append(f"{own} is {list(tensors[source.parts[0]].shape)} and must be {list(turned)}")
         else:
             sources[name] = source
     return sources, wrong
@@ -174,4 +178,4 @@ def fitted(name: str, array: Array, shape: Sequence[int], found: Gradients) -> A
         found.problems.append(f"the rows of the gradient of {name} beyond the {rows} of the model are not 0: {what}")
     elif len(array) > rows:
         found.notes.append(f"The {len(array) - rows} rows of the gradient of {name} beyond the model's {rows} are 0.")
-    return np.concatenate([array[:rows], np.zeros((max(0, rows - len(array)), *array.shape[1:]))])
+    return np.concatenate([array[:rows], np.zeros((max(0, rows - len(array)), *array.shape[1:]), array.dtype)])
