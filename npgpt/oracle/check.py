@@ -148,7 +148,7 @@ def check(
         coarser = "float32" if dtype == "float64" else None
     if run is not None and (why := unsteady(run, ids, first, rewind, UNIT[dtype])):
         return Report([], Diagnosis([], [], []), dtype, notes, None, [why, *problems])
-    taken = take(arrays, model_config, ids, attention_mask, chunks)
+    taken = take(arrays, model_config, ids, attention_mask, chunks, rows)
     if module is None:
         model_config, tensors, taken = lens.undone(model_config, tensors, taken)
     tried = None if run is None else partial(experiments, run, ids, model_config)

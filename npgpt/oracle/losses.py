@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 from ..errors import NpgptError
 from ..gradients import cross_entropy
+from .backward import IGNORED
 from .conditions import as_judged
 from .firings import Firings
 from .modules import Module, array_tensor, ids_for
 from .outputs import as_array, logits_of, raised
 from .running import Ids, called
-from .targets import IGNORED
 from .weights import listed
 
 LABELS, TARGETS = "labels", ("targets", "target")  # arguments of a module's forward

@@ -11,10 +11,9 @@ from numpy.typing import ArrayLike
 from ..config import Config
 from ..errors import NpgptError, numbers
 from ..gradients import target_rows
+from .backward import IGNORED
 from .outputs import raised
 from .running import Ids
-
-IGNORED = -100  # where nothing is to be predicted, as in PyTorch
 
 
 def targets_of(stated: ArrayLike | None, gradients: bool, ids: Ids, config: Config) -> Ids | None:
