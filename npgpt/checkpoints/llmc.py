@@ -14,19 +14,17 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Parameters, Shape, to_arrays
 from .atomic import writing
 from .names import LLM_C
 from .tensor import Contents, Stated, Tensor, itemsize, map_file
-
-if TYPE_CHECKING:
-    from ..config import Config
 
 MODEL, STATE, TOKENIZER = (number.to_bytes(4, "little") for number in (20240326, 20240327, 20240328))  # h[0]
 DTYPES = {3: "float32", 5: "bfloat16"}  # h[1], the version
@@ -61,6 +59,29 @@ def shapes(vocab_size: int, n_positions: int, n_layer: int, n_embd: int) -> dict
         "lnfw": (C,),
         "lnfb": (C,),
     }
+
+
+def cut(flat: NDArray[Any], config: Config) -> dict[str, NDArray[Any]]:
+    """Return a reference state's gradients by name. wte has more rows than the vocabulary if it was padded.
+
+    Raises NpgptError for a number of them that is no such model's.
+    """
+
+    def of(rows: int) -> dict[str, Shape]:
+        return shapes(rows, config.n_positions, config.n_layer, config.n_embd)
+
+    least = sum(map(prod, of(config.vocab_size).values()))
+    surplus, rest = divmod(flat.size - least, config.n_embd)
+    if surplus < 0 or rest:
+        raise NpgptError(
+            f"the reference state has {flat.size} numbers behind its loss; the gradients of this model are {least}, "
+            f"and {config.n_embd} more for each padded row of wte: is it truncated, or of another model?"
+        )
+    found, begin = {}, 0
+    for name, shape in of(config.vocab_size + surplus).items():
+        found[name] = flat[begin : begin + prod(shape)].reshape(shape)
+        begin += prod(shape)
+    return found
 
 
 def read(path: Path) -> Contents:

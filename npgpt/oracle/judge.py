@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ..parameters import Array
 from .arithmetic import as_computed, plain
+from .backward import is_backward
 from .difference import in_tolerances, rms
-from .mistakes import Mistake
+from .mistakes import OF_LN_F, Mistake
 from .rounding import FACTOR, FLIPS, Moved, Progress, errors
 from .textbook import Pass, Textbook, located
 from .theirs import OUTPUTS, Case
@@ -27,10 +28,14 @@ ENERGY = 0.5  # share of the mean square difference that a mistake may leave if 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """How a stage is computed: a book, and their stages that are not used as input."""
+    """How a stage is computed: a book, and their stages that are not used as input.
+
+    runs: by case, a pass from their stages. Gradients share it, since each rests on most of the forward pass.
+    """
 
     book: Textbook
     dropped: frozenset[str] = frozenset()
+    runs: dict[int, Pass] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,19 +96,36 @@ class Judge:
         having = self.having(stage)
         below = before.below if before is not None and first else [{} for _ in having]
         same = {"embedding", *(f"h.{layer}" for layer in range(first))}
-        for case, taken in zip(having, below, strict=True):
+        for number, (case, taken) in enumerate(zip(having, below, strict=True)):
             known = self.known(case, view) | {name: x for name, x in taken.items() if name in same}
-            run = Pass(view.book, case.token_ids, dict(known), case.padding)
+            run = case.run(view.book, known)
+            if is_backward(stage):
+                run = view.runs.setdefault(number, run)
             try:
                 ours.append(case.seen(stage, plain(run.compute(stage))))
             except (ValueError, IndexError):  # ids of another number than theirs, or a block that is not there
                 ours.append(np.zeros((0, 0, 0)))
-            formulas |= run.asked - known.keys()
-            read |= run.asked & known.keys()
+            asked = run.behind(stage, known)
+            formulas |= asked - known.keys()
+            read |= asked & known.keys()
             streams.append({k: v for k, v in run.known.items() if k == "embedding" or located(k)[1] == ""})
         gap = rms(stage, [case.theirs[stage] for case in having], ours)
         ratio = in_tolerances(gap, self.tolerances[stage])
         return Seen(view, ours, frozenset(formulas), frozenset(read), streams, gap, ratio)
+
+    def altered(self, view: View, entry: Mistake, own: frozenset[str]) -> View:
+        """Return a view with a mistake, which keeps what this does not change. own: their stages that it drops."""
+        found = View(entry.change(view.book), view.dropped | own)
+        for number, run in view.runs.items():
+            case, changed = self.cases[number], set(own)
+            known = self.known(case, found)
+            for name in run.known:  # in the order of computation
+                if name not in known and (touches(entry, name) or not changed.isdisjoint(run.asked.get(name, ()))):
+                    changed.add(name)
+            known |= {name: x for name, x in run.known.items() if name not in known and name not in changed}
+            asked = {name: set(reads) for name, reads in run.asked.items() if name in known}
+            found.runs[number] = replace(run, book=found.book, known=known, asked=asked, within=[])
+        return found
 
     def explains(self, stage: str, now: Seen, then: Seen, used: bool = False) -> bool:
         """Return whether a view explains a stage: most of the difference is gone, and what remains is rounding.
@@ -154,7 +176,7 @@ class Model:
             if stage in own or not any(touches(entry, name) for name in now.formulas | (now.read & own)):
                 continue
             if now.view not in views:
-                views[now.view] = View(entry.change(now.view.book), now.view.dropped | own)
+                views[now.view] = self.judge.altered(now.view, entry, own)
             yield stage, self.judge.seen(stage, views[now.view], now, 0 if used else entry.first)
 
     def with_it(self, entry: Mistake, used: bool) -> Model:
@@ -165,8 +187,8 @@ class Model:
 def touches(entry: Mistake, name: str) -> bool:
     """Return whether a mistake may change this name. The order of layers also decides what ln_f reads."""
     layer, local = located(name)
-    if layer is not None and (layer < entry.first or entry.layer not in (None, layer)):
+    if layer is not None and ((layer < entry.first and not is_backward(local)) or entry.layer not in (None, layer)):
         return False
-    if layer is None and entry.layer is not None and local != "ln_f":
+    if layer is None and entry.layer is not None and local not in ("ln_f", *OF_LN_F.values()):
         return False
     return local in entry.stages or ("layers" in entry.stages and (layer is not None or local == "ln_f"))
