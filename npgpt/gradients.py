@@ -5,12 +5,11 @@
 Functions stand in the order of model.py and bear its names. x_backward takes dy, the gradient of the loss with respect
 to what x returned, and what x read. It returns the gradients of x's inputs, which have their shapes. Four rules are
 enough: a product's gradient is the product with the other factor transposed; what was broadcast is summed; what went
-two ways receives the sum of both gradients; a rearrangement is undone.
+two ways receives the sum of both gradients; a rearrangement is undone. Rumelhart, Hinton & Williams 1986, "Learning
+representations by back-propagating errors". Shapes are as in model.py.
 
-There is no second forward pass: the intermediates are those that forward(…, record=…) hands out. For B × T tokens it
-keeps, in every block, 13 C + 2 F + 2 H T numbers a token, and the logits.
-
-Rumelhart, Hinton & Williams 1986, "Learning representations by back-propagating errors". Shapes are as in model.py.
+There is no second forward pass: the intermediates are those that forward(…, record=…) hands out. For B × T tokens they
+are 10 C + 2 F numbers a token in every block, and the logits.
 """
 
 from __future__ import annotations
@@ -24,11 +23,12 @@ from numpy.typing import ArrayLike, NDArray
 from . import kernels
 from .erf import erf
 from .errors import NpgptError, checked, numbers, whole_number
-from .model import forward, merge_heads, recorder, softmax, split_heads
-from .parameters import MLP, Array, Attention, Block, Embedding, LayerNorm, Linear, Parameters, Record, StageRecord
+from .model import attention_weights, forward, merge_heads, softmax, split_heads
+from .parameters import MLP, Array, Attention, Block, Embedding, Kept, LayerNorm, Linear, Parameters, recorder
 
 if TYPE_CHECKING:
     from .config import Config
+    from .parameters import Record, StageRecord
 
     Ids = NDArray[np.integer[Any]]
     Targets = ArrayLike | None
@@ -134,11 +134,13 @@ def attention_weights_backward(dy: Array, v: Array) -> Array:
 
 
 @kernels.tiled_backward
-def attention_backward(dy: Array, q: Array, k: Array, v: Array, weights: Array, scale: float) -> QKV:
-    """Return dq, dk and dv [B, H, T, D] of dy [B, H, T, D], where weights [B, H, T, T] are the softmax's.
+def attention_backward(dy: Array, q: Array, k: Array, v: Array, scale: float) -> QKV:
+    """Return dq, dk and dv [B, H, T, D] of dy [B, H, T, D].
 
     y = weights v, so dv = weightsᵀ dy. scores = scale · q kᵀ, so dq = scale · d_scores k and dk = scale · d_scoresᵀ q.
+    The weights are computed again from q and k, since they would be most of what is kept.
     """
+    weights = attention_weights(q, k, scale)
     d_scores = softmax_backward(attention_weights_backward(dy, v), weights)
     return scale * d_scores @ k, scale * d_scores.swapaxes(2, 3) @ q, weights.swapaxes(2, 3) @ dy
 
@@ -153,19 +155,17 @@ def block_backward(
     epsilon, derivative = config.layer_norm_epsilon, DERIVATIVES[config.activation_function]
     before = stages[f"h.{layer - 1}" if layer else "embedding"]
     s = {name.removeprefix(f"h.{layer}."): stage for name, stage in stages.items() if name.startswith(f"h.{layer}.")}
-    d = record("mlp.c_proj", dy)
-    d, mlp_c_proj = linear_backward(d, s["mlp.act"], p.mlp.c_proj.weight)
+    d, mlp_c_proj = linear_backward(record("mlp.c_proj", dy), s["mlp.act"], p.mlp.c_proj.weight)
     d = record("mlp.act", d) * derivative(s["mlp.c_fc"])
     d, c_fc = linear_backward(record("mlp.c_fc", d), s["ln_2"], p.mlp.c_fc.weight)
     d, ln_2 = layer_norm_backward(record("ln_2", d), s["attn.residual"], p.ln_2.weight, epsilon)
     dx = record("attn.residual", dy + d)
-    d = record("attn.c_proj", dx)
-    d, attn_c_proj = linear_backward(d, merge_heads(s["attn.heads"]), p.attn.c_proj.weight)
+    d, attn_c_proj = linear_backward(record("attn.c_proj", dx), merge_heads(s["attn.heads"]), p.attn.c_proj.weight)
     d = record("attn.heads", merge_heads_backward(d, config.n_head))
-    q, k, v, weights = s["attn.q"], s["attn.k"], s["attn.v"], s["attn.weights"]
+    q, k, v, scale = s["attn.q"], s["attn.k"], s["attn.v"], config.attention_scale(layer)
     record("attn.weights", lambda: attention_weights_backward(d, v))  # computed only if recorded
-    record("attn.scores", lambda: softmax_backward(attention_weights_backward(d, v), weights))
-    dq, dk, dv = attention_backward(d, q, k, v, weights, config.attention_scale(layer))
+    record("attn.scores", lambda: softmax_backward(attention_weights_backward(d, v), attention_weights(q, k, scale)))
+    dq, dk, dv = attention_backward(d, q, k, v, scale)
     record("attn.q", dq), record("attn.k", dk), record("attn.v", dv)
     d = record("attn.c_attn", np.concatenate([split_heads_backward(part) for part in (dq, dk, dv)], axis=-1))
     d, c_attn = linear_backward(d, s["ln_1"], p.attn.c_attn.weight)
@@ -211,8 +211,8 @@ def loss_and_gradients(
     """
     token_ids = config.token_rows(token_ids)
     targets = target_rows(config, token_ids, targets, ignore_index)
-    stages: dict[str, Array] = {}
-    logits = forward(parameters, config, token_ids, record=stages.__setitem__)
+    stages = Kept()
+    logits = forward(parameters, config, token_ids, record=stages)
     stage = recorder(record, "d.")
     d = stage("logits", cross_entropy_backward(logits, targets, ignore_index))
     d, head = linear_backward(d, stages["ln_f"], parameters.lm_head.weight.T)

@@ -144,30 +144,27 @@ def _tiles(x: Array) -> Array:
 
 
 def tiled_backward(attention_backward: Callable[..., QKV]) -> Callable[..., QKV]:
-    """Decorate attention_backward(dy, q, k, v, weights, scale) so that tiles of queries are computed in threads.
+    """Decorate attention_backward(dy, q, k, v, scale) to be computed for a few queries at a time, in threads.
 
-    dy, q, k, v [B, H, T, D], weights [B, H, T, T] → dq, dk, dv. The results are equal up to rounding.
+    dy, q, k, v [B, H, T, D] → dq, dk, dv. Keys after the last of some queries get no gradient from them; those before
+    get the sum of all.
     """
 
     @wraps(attention_backward)
-    def run(dy: Array, q: Array, k: Array, v: Array, weights: Array, scale: float) -> QKV:
+    def run(dy: Array, q: Array, k: Array, v: Array, scale: float) -> QKV:
         B, H, T, D = q.shape
         if B * H * T * T < MIN_SHARED_SCORES:
-            return attention_backward(dy, q, k, v, weights, scale)
+            return attention_backward(dy, q, k, v, scale)
         dq, dk, dv = np.zeros((3, B, T, H, D), q.dtype).swapaxes(2, 3)  # laid out as merge_heads returns them
 
         def some_heads(job: tuple[int, slice]) -> None:
+            b, heads = slice(job[0], job[0] + 1), job[1]
             for start in range(0, T, FEW_QUERIES):
-                queries, seen = slice(start, start + FEW_QUERIES), slice(start + FEW_QUERIES)
-                # the formulas for these queries and the keys that they see; d is d_weights, and then scale · d_scores
-                w, dy_some = weights[job][:, queries, seen], dy[job][:, queries]
-                d = dy_some @ v[job][:, seen].swapaxes(1, 2)
-                d -= np.vecdot(d, w)[..., None]
-                d *= w
-                d *= scale
-                dq[job][:, queries] = d @ k[job][:, seen]
-                dk[job][:, seen] += d.swapaxes(1, 2) @ q[job][:, queries]
-                dv[job][:, seen] += w.swapaxes(1, 2) @ dy_some
+                some, seen = slice(start, start + FEW_QUERIES), slice(start + FEW_QUERIES)
+                tile = dy[b, heads, some], q[b, heads, some], k[b, heads, seen], v[b, heads, seen]
+                dq[b, heads, some], dk_some, dv_some = attention_backward(*tile, scale)
+                dk[b, heads, seen] += dk_some
+                dv[b, heads, seen] += dv_some
 
         in_threads(thread_count(), some_heads, _shares(B, H))
         return dq, dk, dv

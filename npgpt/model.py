@@ -18,13 +18,14 @@ import numpy as np
 
 from . import kernels
 from .erf import erf
+from .parameters import recorder
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from .cache import KVCache
     from .config import Config
-    from .parameters import Array, Block, Padding, Parameters, Record, Stage, StageRecord
+    from .parameters import Array, Block, Kept, Padding, Parameters, Record, StageRecord
 
 
 @kernels.by_row
@@ -139,7 +140,7 @@ def forward(
     config: Config,
     token_ids: ArrayLike,
     cache: KVCache | None = None,
-    record: Record | None = None,
+    record: Record | Kept | None = None,
     *,
     logits_from: int = 0,
 ) -> Array:
@@ -164,14 +165,3 @@ def forward(
         cache.advance(T)
     x = stage("ln_f", layer_norm(x[:, first:], *parameters.ln_f, config.layer_norm_epsilon))
     return stage("logits", kernels.product(x, parameters.lm_head.weight.T))
-
-
-def recorder(record: Record | None, prefix: str = "") -> StageRecord:
-    """Return a function that passes a copy of each stage to `record`, if there is one, and returns the stage."""
-
-    def observe(name: str, stage: Stage) -> Stage:
-        if record is not None:
-            record(prefix + name, stage() if callable(stage) else stage.copy())
-        return stage
-
-    return observe

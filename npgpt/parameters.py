@@ -26,6 +26,24 @@ Stage: TypeAlias = Array | Callable[[], Array]  # an intermediate, or a function
 StageRecord: TypeAlias = Callable[[str, Stage], Any]  # passes a stage on and returns it
 
 
+class Kept(dict[str, Array]):
+    """A record of stages as the run has them: not copied, and without those that are computed only if recorded."""
+
+
+def recorder(record: Record | Kept | None, prefix: str = "") -> StageRecord:
+    """Return a function that passes a copy of each stage to `record`, if there is one, and returns the stage."""
+
+    def observe(name: str, stage: Stage) -> Stage:
+        if isinstance(record, Kept):
+            if not callable(stage):
+                record[prefix + name] = stage
+        elif record is not None:
+            record(prefix + name, stage() if callable(stage) else stage.copy())
+        return stage
+
+    return observe
+
+
 class Embedding(NamedTuple):
     """A table with a row for each id or position."""
 

@@ -16,7 +16,7 @@ from npgpt.errors import NpgptError
 from npgpt.gradients import loss, loss_and_gradients
 from npgpt.model import forward
 from npgpt.oracle.textbook import Pass, textbook
-from npgpt.parameters import Array
+from npgpt.parameters import Array, Kept
 from tests.support.models import SHAPES, random_arrays, random_ids, random_parameters, small
 
 IGNORED = -100
@@ -216,3 +216,18 @@ def test_what_is_refused(ids: Any, targets: Any, message: str) -> None:
     for function in (loss, loss_and_gradients):
         with pytest.raises(NpgptError, match=message):
             function(random_parameters(config), config, ids, targets)
+
+
+def test_what_is_kept_is_what_the_docstring_says() -> None:
+    """10 C + 2 F numbers a token in a block; q, k and v are views of c_attn's output."""
+    config = SHAPES["3 heads x 7"]
+    kept = Kept()
+    forward(random_parameters(config), config, random_ids(config, (2, 9)), record=kept)
+    owned = [
+        stage
+        for name, stage in kept.items()
+        if name.startswith("h.0") and name[4:] not in ("attn.q", "attn.k", "attn.v")
+    ]
+    assert sum(stage.size for stage in owned) == 18 * (10 * config.n_embd + 2 * config.inner_width)
+    assert not {name for name in kept if name.endswith(("scores", "weights"))}
+    assert all(np.shares_memory(kept[f"h.0.attn.{part}"], kept["h.0.attn.c_attn"]) for part in "qkv")

@@ -61,13 +61,12 @@ def test_attention_by_tiles_is_attention(
 def test_attentions_backward_by_tiles_is_its_formula(B: int, H: int, T: int, D: int, threads: int) -> None:
     rng = np.random.default_rng(B * T + D)
     dy, q, k, v = rng.standard_normal((4, B, H, T, D))
-    weights = model.attention_weights(q, k, 0.3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "MIN_SHARED_SCORES", 2**60)
-        expected = gradients.attention_backward(dy, q, k, v, weights, 0.3)
+        expected = gradients.attention_backward(dy, q, k, v, 0.3)
         patch.setattr(kernels, "MIN_SHARED_SCORES", 1)
         patch.setattr(kernels, "thread_count", lambda: threads)
-        found = gradients.attention_backward(dy, q, k, v, weights, 0.3)
+        found = gradients.attention_backward(dy, q, k, v, 0.3)
     for name, x, y in zip(("dq", "dk", "dv"), found, expected, strict=True):
         assert x.transpose(0, 2, 1, 3).flags.c_contiguous, name  # merge_heads then copies nothing
         # a sum over T keys or queries of products with a sum over D, each number of size 1 or less but for √D

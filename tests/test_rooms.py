@@ -100,7 +100,7 @@ def test_imports_point_from_the_outside_in(path: Path) -> None:
 
 
 def test_the_forward_pass_knows_no_file_no_text_and_no_command_line() -> None:
-    assert rooms(HOUSE / "model.py") == {"erf", "kernels"}
+    assert rooms(HOUSE / "model.py") == {"erf", "kernels", "parameters"}
     assert packages(HOUSE / "model.py") == {"numpy"}
     assert rooms(HOUSE / "kernels.py") == {"process"}
 
