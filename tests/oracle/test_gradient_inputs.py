@@ -24,6 +24,7 @@ from npgpt.testing import assert_matches
 from tests.support.command import here
 from tests.support.models import no_text, random_arrays, random_ids, small, store
 
+pytestmark = pytest.mark.usefixtures("few_mistakes")
 CONFIG = small(n_embd=12, n_head=2)
 ARRAYS = random_arrays(CONFIG, dtype="float32")
 MODEL = LanguageModel("bare", CONFIG, parameters.from_arrays(CONFIG, ARRAYS), no_text("its ids are nobody's"))
@@ -39,7 +40,7 @@ def step(targets: Any = TARGETS, config: npgpt.Config = CONFIG) -> tuple[Array, 
     weights = parameters.from_arrays(config, arrays)
     loss, gradients = loss_and_gradients(weights, config, IDS, targets, record=stages.__setitem__)
     npgpt.forward(weights, config, IDS, record=stages.__setitem__)
-    return np.float32(loss)[None], parameters.to_arrays(gradients), stages
+    return np.array([loss], np.float32), parameters.to_arrays(gradients), stages
 
 
 LOSS, GRADIENTS, STAGES = step()
@@ -52,7 +53,7 @@ def nanogpt(gradients: dict[str, Array]) -> dict[str, Array]:
 
 def book(gradients: dict[str, Array]) -> dict[str, Array]:
     """LLMs-from-scratch's names: queries, keys and values apart."""
-    found = {}
+    found: dict[str, Array] = {}
     names = {"ln_1": "norm1", "ln_2": "norm2", "attn.c_proj": "att.out_proj", "mlp.c_fc": "ff.layers.0"}
     names |= {
         "mlp.c_proj": "ff.layers.2",
@@ -270,11 +271,8 @@ def test_llm_c_s_state_is_compared_backwards(tmp_path: Path, folder: Path) -> No
     right(npgpt.check(path, None, MODEL), 2)
     path.write_bytes(state(b""))
     right(npgpt.check(path, None, MODEL), 1)
-    for cut in (4, 12, 48, 8 * 48 + 48):
+    for cut in (4, 12, 9 * 48):  # cut by a padded row, all numbers after wte are displaced
         path.write_bytes(state(tail()[:-cut]))
-        if cut == 48:  # one padded row fewer is a model of another padding, and all after it is displaced
-            assert not npgpt.check(path, None, MODEL).matches
-            continue
         with pytest.raises(NpgptError, match="is it truncated, or of another model"):
             npgpt.check(path, None, MODEL)
 
@@ -283,7 +281,8 @@ def test_llm_c_s_state_is_compared_backwards(tmp_path: Path, folder: Path) -> No
 def test_files_state_their_targets(tmp_path: Path, suffix: str) -> None:
     path, arrays = tmp_path / f"step.{suffix}", {"loss": LOSS, **{f"{name}.grad": g for name, g in GRADIENTS.items()}}
     if suffix == "npz":
-        np.savez(path, token_ids=IDS, targets=TARGETS, **arrays)
+        whole: dict[str, Any] = {"token_ids": IDS, "targets": TARGETS, **arrays}
+        np.savez(path, **whole)
         right(npgpt.check(path, None, MODEL), 1 + len(GRADIENTS))
     else:
         safetensors.write(path, arrays)
@@ -295,7 +294,8 @@ def test_files_state_their_targets(tmp_path: Path, suffix: str) -> None:
 
 def test_a_file_without_targets_has_the_next_tokens(tmp_path: Path, folder: Path) -> None:
     loss, gradients, _ = step(None)
-    np.savez(tmp_path / "a.npz", token_ids=IDS, loss=loss, **{f"d.{name}": g for name, g in gradients.items()})
+    whole: dict[str, Any] = {"token_ids": IDS, "loss": loss, **{f"d.{name}": g for name, g in gradients.items()}}
+    np.savez(tmp_path / "a.npz", **whole)
     code, out, _ = here("check", str(tmp_path / "a.npz"), "--model", str(folder))
     assert code == 0, out
     assert "No targets are stated: the gradients are compared with those of the next tokens" in " ".join(out.split())
