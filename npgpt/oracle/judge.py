@@ -62,7 +62,7 @@ class Seen:
 class Judge:
     """The data to compare: their cases, tolerances by stage, and the tensors of the model in float64.
 
-    computed: the dtype in which stages are computed, float64, or float32, which is twice as fast.
+    sizes: root mean squares of the right gradients. computed: the dtype in which stages are computed, float64, or float32, which is twice as fast.
     """
 
     cases: Sequence[Case]
@@ -72,6 +72,7 @@ class Judge:
     dtype: str
     computed: str = "float64"
     progress: Progress | None = None
+    sizes: Mapping[str, float] = field(default_factory=dict)
 
     def right(self, book: Textbook) -> Model:
         """Return every stage as the correct model computes it."""
@@ -120,7 +121,10 @@ class Judge:
                 view.runs[number] = case.run(view.book, self.known(case, view))
         ours = [computed(run, stage, case) for run, case in zip(view.runs.values(), having, strict=True)]
         gap = rms(stage, [case.theirs[stage] for case in having], ours)
-        return Seen(view, ours, frozenset(), frozenset(), [], gap, in_tolerances(gap, self.tolerances[stage]))
+        # rounding is in proportion to what comes from above, and theirs may be 65536 times what it should be
+        larger = size(ours) / (self.sizes[stage] or 1.0)
+        scale = max(1.0, larger) if math.isfinite(larger) else 1.0
+        return Seen(view, ours, frozenset(), frozenset(), [], gap, in_tolerances(gap, self.tolerances[stage] * scale))
 
     def behind(self, stage: str, seen: Seen) -> tuple[frozenset[str], frozenset[str]]:
         """Return the names of everything computed for a stage, and of their stages used for it."""
@@ -152,10 +156,8 @@ class Judge:
         """
         if not then.gap**2 <= ENERGY * now.gap**2:
             return False
-        most, near = EXPLAIN[self.computed], NEAR
-        if is_backward(stage):  # a gradient that was scaled up, by 65536 for example, has as much more rounding
-            near *= max(1.0, size(then.ours) / (size(now.ours) or 1.0))
-        if then.ratio > most and (then.ratio >= near or then.gap > most * self.own_rounding(stage, then)):
+        most = EXPLAIN[self.computed]
+        if then.ratio > most and (then.ratio >= NEAR or then.gap > most * self.own_rounding(stage, then)):
             return False
         return not used or self.explains(stage, self.seen(stage, View(now.view.book, then.view.dropped), now), then)
 
@@ -217,7 +219,8 @@ def computed(run: Pass, stage: str, case: Case) -> Array:
 
 def size(arrays: Sequence[Array]) -> float:
     """Return the root mean square of all numbers."""
-    return root(np.concatenate([array.ravel() for array in arrays]))
+    numbers = np.concatenate([array.ravel() for array in arrays])
+    return root(numbers) if numbers.size else 0.0
 
 
 def touches(entry: Mistake, name: str) -> bool:
