@@ -9,7 +9,7 @@ Shapes as in model.py: B rows, T tokens, C n_embd, H n_head, D head width, F inn
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, TypeAlias
@@ -178,7 +178,8 @@ def at_depth(layer: int, formula: Formula, elsewhere: Formula) -> Formula:
 class Pass:
     """One pass, forward and backward. Indexing by name, such as "h.0.attn.q", computes a stage on first use.
 
-    known: stages to take as given. padding: tokens removed on the left. targets: for the loss and gradients.
+    known: stages to take as given, and all that was computed. padding: tokens removed on the left. targets: for the
+    loss and gradients. asked: by name that was computed, what its formula read, in the order in which they were finished.
     """
 
     book: Textbook
@@ -186,12 +187,16 @@ class Pass:
     known: dict[str, Any] = field(default_factory=dict)
     padding: int = 0
     targets: NDArray[np.integer[Any]] | None = None  # [B, T]
-    asked: dict[str, set[str]] = field(default_factory=dict)  # by name that was computed: what its formula read
-    within: list[str] = field(default_factory=list)  # names that are being computed
+    asked: dict[str, set[str]] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()  # the first names of known
+    within: list[set[str]] = field(default_factory=list)  # what was read so far by formulas that are not finished
+
+    def __post_init__(self) -> None:
+        self.given = self.given or frozenset(self.known)
 
     def __getitem__(self, name: str) -> Any:
         if self.within:
-            self.asked[self.within[-1]].add(name)
+            self.within[-1].add(name)
         if name not in self.known:
             self.known[name] = self.compute(name)
         return self.known[name]
@@ -200,20 +205,20 @@ class Pass:
         """Compute a stage from its formula, even if it is known."""
         layer, local = located(name)
         formula = (self.book.model if layer is None else self.book.block)[local]
-        self.asked[name] = set()
-        self.within.append(name)
+        self.within.append(set())
         try:
             return formula(Scope(self, layer))
         finally:
-            self.within.pop()
+            self.asked.pop(name, None)
+            self.asked[name] = self.within.pop()
 
-    def behind(self, name: str, given: Container[str]) -> set[str]:
+    def behind(self, name: str) -> set[str]:
         """Return the names of everything that a computed stage depends on, up to given ones."""
         found, left = set[str](), [name]
         while left:
             new = self.asked.get(left.pop(), set()) - found
             found |= new
-            left += [each for each in new if each not in given]
+            left += new - self.given
         return found
 
     def right(self, name: str) -> Any:
