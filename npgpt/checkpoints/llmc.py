@@ -53,6 +53,11 @@ def shapes(vocab_size: int, n_positions: int, n_layer: int, n_embd: int) -> dict
     }
 
 
+def padded(vocab_size: int) -> int:
+    """Return the number of wte's rows in llm.c's files, a multiple of 128."""
+    return -(-vocab_size // 128) * 128
+
+
 def cut(flat: NDArray[Any], config: Config) -> dict[str, NDArray[Any]]:
     """Return a reference state's gradients by name. wte has more rows than the vocabulary if it was padded.
 
@@ -62,15 +67,14 @@ def cut(flat: NDArray[Any], config: Config) -> dict[str, NDArray[Any]]:
     def of(rows: int) -> dict[str, Shape]:
         return shapes(rows, config.n_positions, config.n_layer, config.n_embd)
 
-    least = sum(map(prod, of(config.vocab_size).values()))
-    surplus, rest = divmod(flat.size - least, config.n_embd)
-    if surplus < 0 or rest:
+    sizes = {sum(map(prod, of(rows).values())): rows for rows in (config.vocab_size, padded(config.vocab_size))}
+    if flat.size not in sizes:
         raise NpgptError(
-            f"the reference state has {flat.size} numbers behind its loss; the gradients of this model are {least}, "
-            f"and {config.n_embd} more for each padded row of wte: is it truncated, or of another model?"
+            f"the reference state has {flat.size} numbers behind its loss, but the gradients of this model are "
+            f"{' or '.join(map(str, sizes))}: is it truncated, or of another model?"
         )
     found, begin = {}, 0
-    for name, shape in of(config.vocab_size + surplus).items():
+    for name, shape in of(sizes[flat.size]).items():
         found[name] = flat[begin : begin + prod(shape)].reshape(shape)
         begin += prod(shape)
     return found
