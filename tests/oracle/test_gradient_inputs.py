@@ -164,6 +164,16 @@ def test_a_frozen_parameter_is_told_by_name() -> None:
     assert len(report.rows) == len(GRADIENTS)
 
 
+def test_a_frozen_head_of_its_own_leaves_wte_its_part() -> None:
+    loss, gradients, _ = step(TARGETS, small(n_embd=12, n_head=2, tie_word_embeddings=False))
+    theirs = {"loss": loss, **book(gradients | {"lm_head.weight": gradients["wte.weight"]}), "out_head.weight": None}
+    report = npgpt.check(theirs, IDS, MODEL, targets=TARGETS)
+    assert report.problems == ["no gradient (None) for out_head.weight: frozen, or detached from the loss"]
+    assert report.first is None
+    report = npgpt.check({"loss": loss, "d.ln_f.weight": None}, IDS, MODEL, targets=TARGETS)
+    assert report.problems == ["no gradient (None) for ln_f.weight: frozen, or detached from the loss"]
+
+
 def test_what_was_not_given_is_told() -> None:
     some = {name: g for name, g in GRADIENTS.items() if ".ln_" not in name}
     report = npgpt.check({"loss": LOSS, **some}, IDS, MODEL, targets=TARGETS)
