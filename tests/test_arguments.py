@@ -227,6 +227,8 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
             "n_head": None,
             "attention_mask": None,
             "chunks": (),
+            "targets": None,
+            "gradients": False,
             "shape": (),
             "perturb": True,
             "progress": None,
@@ -314,6 +316,8 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "Tokenizer.has_text.token_id": ("0", "-1", *NUMBER),
     "skip": (*EMPTY, "{}", "[-1]", "[2**70]", "a range", "a set"),
     "check.theirs": ("a model",),
+    "check.targets": NONE,
+    "check.gradients": (),  # logits have none
     "assert_matches.theirs": ("a model",),
     "theirs": ("a range",),
     "check_part.theirs": ("a type",),

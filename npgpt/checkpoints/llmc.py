@@ -14,17 +14,19 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Parameters, Shape, to_arrays
 from .atomic import writing
 from .names import LLM_C
 from .tensor import Contents, Stated, Tensor, itemsize, map_file
+
+if TYPE_CHECKING:
+    from ..config import Config
 
 MODEL, STATE, TOKENIZER = (number.to_bytes(4, "little") for number in (20240326, 20240327, 20240328))  # h[0]
 DTYPES = {3: "float32", 5: "bfloat16"}  # h[1], the version
@@ -70,15 +72,14 @@ def cut(flat: NDArray[Any], config: Config) -> dict[str, NDArray[Any]]:
     def of(rows: int) -> dict[str, Shape]:
         return shapes(rows, config.n_positions, config.n_layer, config.n_embd)
 
-    least = sum(map(prod, of(config.vocab_size).values()))
-    surplus, rest = divmod(flat.size - least, config.n_embd)
-    if surplus < 0 or rest:
+    sizes = {sum(map(prod, of(rows).values())): rows for rows in (config.vocab_size, padded_size(config.vocab_size))}
+    if flat.size not in sizes:
         raise NpgptError(
-            f"the reference state has {flat.size} numbers behind its loss; the gradients of this model are {least}, "
-            f"and {config.n_embd} more for each padded row of wte: is it truncated, or of another model?"
+            f"the reference state has {flat.size} numbers behind its loss, but the gradients of this model are "
+            f"{' or '.join(map(str, sizes))}: is it truncated, or of another model?"
         )
     found, begin = {}, 0
-    for name, shape in of(config.vocab_size + surplus).items():
+    for name, shape in of(sizes[flat.size]).items():
         found[name] = flat[begin : begin + prod(shape)].reshape(shape)
         begin += prod(shape)
     return found

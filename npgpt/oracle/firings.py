@@ -128,16 +128,19 @@ class Firings:
         return before, lambda part, given, output: keep(output, False)
 
     def await_gradient(self, stage: str, value: Any) -> None:
-        """Have a tensor's gradient kept when the loss is run backwards. Its own hook sees it as it was when the part
-        returned it, even if it is changed in place afterwards.
+        """Have a tensor's gradient kept when the loss is run backwards.
+
+        The hook is the node's that made it: a tensor's own would stay there if the tensor was changed in place before.
         """
+        node, place = getattr(value, "grad_fn", None), getattr(value, "output_nr", 0)
 
-        def keep(gradient: Any) -> None:
-            found = as_array(gradient).astype(np.float64).reshape(-1, *gradient.shape[-2:])
-            self.gradients[stage] = found.sum(axis=0, keepdims=True) if stage == "wpe" else found
+        def keep(gradients: Any) -> None:
+            if (gradient := gradients[place]) is not None:
+                found = as_array(gradient).astype(np.float64).reshape(-1, *gradient.shape[-2:])
+                self.gradients[stage] = found.sum(axis=0, keepdims=True) if stage == "wpe" else found
 
-        if getattr(value, "requires_grad", False):
-            value.register_hook(untraced(keep))
+        if node is not None:
+            node.register_prehook(untraced(keep))
 
     def told(self) -> tuple[list[str], list[str]]:
         """Return problems and notes. A part that never ran is only noted, since its weights may be used directly."""

@@ -31,11 +31,12 @@ TABLES = (WTE, "wpe.weight", HEAD)  # one row per id or position
 
 @dataclass
 class Gradients:
-    """Parameters' gradients "d.NAME" by canonical name, with notes and problems."""
+    """Parameters' gradients "d.NAME" by canonical name, notes and problems. frozen: canonical names without one."""
 
     arrays: dict[str, Array] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    frozen: set[str] = field(default_factory=set)
 
 
 def told_apart(theirs: Mapping[str, Any], config: Config, backward: bool) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -51,7 +52,7 @@ def told_apart(theirs: Mapping[str, Any], config: Config, backward: bool) -> tup
         marked = nested or bare != name
         bare, marked = (bare[2:], True) if bare.startswith("d.") else (bare, marked)
         is_stage = is_known(bare, config) and not (nested and is_parameter(bare))
-        if marked and (is_stage or (bare in known and name.startswith("d."))):
+        if marked and value is not None and (is_stage or (bare in known and name.startswith("d."))):
             meant, into = f"d.{bare}", own
         elif marked or (backward and is_parameter(name) and not is_stage):
             meant, into = bare, parameters
@@ -91,7 +92,7 @@ def translated(gradients: Mapping[str, Any], config: Config) -> Gradients:
     place = located(held, "theirs")
     if beside := [tensor.name for tensor in (*place.heads, *place.beside)]:
         found.notes.append(f"Gradients ignored, since GPT-2 has no such parameters: {listed(beside, 0)}.")
-    sources = in_scheme(place.tensors, config, {part for name in frozen for part in _ends(name)})
+    sources, found.frozen = in_scheme(place.tensors, config, {part for name in frozen for part in _ends(name)})
     wanted = dict(schema(config))
     for name, source in sources.items():
         array = source.stored(place.tensors)[0]
@@ -105,7 +106,7 @@ def translated(gradients: Mapping[str, Any], config: Config) -> Gradients:
         and np.array_equal(head, wte, equal_nan=True)
     ):
         del found.arrays[f"d.{HEAD}"]  # one tensor under two names
-    missing = [name for name in wanted if f"d.{name}" not in found.arrays] if not frozen else []
+    missing = [name for name in wanted if f"d.{name}" not in found.arrays and name not in found.frozen]
     if missing:
         found.notes.append(f"No gradient was given for {listed(missing, config.n_layer)}.")
     return found
@@ -116,30 +117,30 @@ def _ends(name: str) -> list[str]:
     return [".".join(parts[place:]) for place in range(len(parts))]
 
 
-def in_scheme(tensors: Mapping[str, Tensor], config: Config, frozen: set[str]) -> dict[str, Source]:
+def in_scheme(tensors: Mapping[str, Tensor], config: Config, frozen: set[str]) -> tuple[dict[str, Source], set[str]]:
     """Return the sources of gradients by canonical name, under the scheme whose names and shapes they have.
 
-    frozen: names that are left out; a canonical tensor of which they are a part is left out, too.
+    frozen: names that are left out; the canonical tensors of which they are a part are left out, too, and returned.
     """
     tried = [(scheme, *fits(scheme, tensors, config, frozen)) for scheme in SCHEMES]
-    fewest = min(len(wrong) for _, _, wrong in tried)
-    best = [(scheme, sources, wrong) for scheme, sources, wrong in tried if len(wrong) == fewest]
-    scheme, sources, wrong = best[0]
+    fewest = min(len(wrong) for *_, wrong in tried)
+    best = [found for found in tried if len(found[-1]) == fewest]
+    scheme, sources, cut, wrong = best[0]
     if wrong:
         raise NpgptError(f"gradients ({scheme.title}): {'; '.join(wrong[:3])}{' …' if len(wrong) > 3 else ''}")
-    others = [other for other, found, _ in best if found != sources]
+    others = [other for other, found, *_ in best if found != sources]
     if others:
         raise NpgptError(
             f"gradients: {listed(sources, config.n_layer)} may have {scheme.title} or {others[0].title}, one of them "
             "[out, in], and square shapes do not tell: give all of them, or npgpt's own, d.NAME [in, out]"
         )
-    return sources
+    return sources, cut
 
 
 def fits(
     scheme: Scheme, tensors: Mapping[str, Tensor], config: Config, frozen: set[str]
-) -> tuple[dict[str, Source], list[str]]:
-    """Return the sources of gradients under a scheme, and what is wrong with names and shapes."""
+) -> tuple[dict[str, Source], set[str], list[str]]:
+    """Return the sources of gradients under a scheme, what is frozen, and what is wrong with names and shapes."""
     wanted = schema(config)
     wanted = wanted | {HEAD: wanted[WTE]}
     sources: dict[str, Source] = {}
@@ -160,7 +161,7 @@ def fits(
             wrong.append(f"{own} is {list(tensors[source.parts[0]].shape)} and must be {list(turned)}")
         else:
             sources[name] = source
-    return sources, wrong
+    return sources, cut, wrong
 
 
 def _numbered(canonical: str, name: str) -> str:

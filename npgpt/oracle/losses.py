@@ -34,6 +34,7 @@ HALVES = ("torch.float16", "torch.bfloat16")
 OWN = "Its own loss is checked, forward({name}=…){how}."
 SHIFTED = " with labels that are the ids themselves, which the module shifts, as transformers' models do"
 BUILT = "Its loss is npgpt's own, the mean cross-entropy of its logits{why}: how it is trained is not checked."
+EAGER = "Backwards it was run without torch.compile."
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def step(module: Module, token_ids: Ids, targets: Ids) -> Step:
             raise
         except Exception as error:
             raise NpgptError(f"{type(own).__name__}, run with its loss backwards, raises {raised(error)}") from error
+    notes = [note, *([EAGER] if any(hasattr(part, "_orig_mod") for part in own.modules()) else [])]
     arrays: dict[str, NDArray[Any]] = {**seen.stages, "loss": as_array(loss)}
     if logits is not None:
         arrays["logits"] = as_array(logits).astype(np.float64)
@@ -86,7 +88,7 @@ def step(module: Module, token_ids: Ids, targets: Ids) -> Step:
         problems.append(f"no gradient for {listed(cold, config.n_layer)}: frozen (requires_grad is False)")
     if off := [name for name in whole if any(own_names[part] in unused for part in sources[name].parts)]:
         problems.append(f"the loss does not depend on {listed(off, config.n_layer)} (gradient None): detached?")
-    return Step(arrays, [note], problems)
+    return Step(arrays, notes, problems)
 
 
 def takes(module: Any) -> str:
@@ -115,13 +117,18 @@ def spellings(name: str, targets: Ids) -> list[Ids]:
 
 @contextmanager
 def differentiable() -> Iterator[Any]:
-    """Have gradients computed, whatever the caller's mode, and yield torch. Raises NpgptError without it."""
+    """Have gradients computed, whatever the caller's mode, and yield torch. Raises NpgptError without it.
+
+    Nothing is compiled: in torch.compile's graphs a stage may be several tensors, each with a part of the gradient.
+    """
     torch = sys.modules.get("torch")
     if torch is None:
         raise NpgptError("gradients of a module need PyTorch: for another framework, give the gradients by name")
     with ExitStack() as modes:
         modes.enter_context(torch.inference_mode(False))
         modes.enter_context(torch.enable_grad())
+        if "torch._dynamo" in sys.modules and hasattr(torch.compiler, "set_stance"):
+            modes.enter_context(torch.compiler.set_stance("force_eager"))
         yield torch
 
 

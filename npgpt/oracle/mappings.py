@@ -78,7 +78,7 @@ def by_name(
         found.targets = targets_of(targets, gradients, ids, config)
     if found.targets is None and mine.pop(LOSS, None) is not None:
         found.notes.append(ONLY_FORWARD)
-    found.arrays = named(mine)
+    found.arrays, own_head = named(mine), False
     if parameters:
         of_parameters = translated(parameters, config)
         found.notes += of_parameters.notes
@@ -86,7 +86,8 @@ def by_name(
         if twice := [name for name in of_parameters.arrays if name in found.arrays]:
             raise NpgptError(f"{twice[0]} was given twice, under two names")
         found.arrays = {**found.arrays, **of_parameters.arrays}
-    if config.tie_word_embeddings and f"d.{HEAD}" in found.arrays:  # theirs has a head of its own
+        own_head = HEAD in of_parameters.frozen
+    if config.tie_word_embeddings and (own_head or f"d.{HEAD}" in found.arrays):
         found.config = replace(config, tie_word_embeddings=False)
         found.tensors = {**tensors, HEAD: np.array(tensors[WTE])}
     return found

@@ -9,7 +9,7 @@ Shapes as in model.py: B rows, T tokens, C n_embd, H n_head, D head width, F inn
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, TypeAlias
@@ -21,7 +21,8 @@ from ..config import Config
 from ..erf import erf
 from ..parameters import Array
 from .arithmetic import once
-from .backward import BLOCK_BACKWARD, MODEL_BACKWARD, NORM_BACKWARD
+from .backward import BLOCK_BACKWARD, MODEL_BACKWARD, NORM_BACKWARD, OF_BLOCK, OF_MODEL
+from .derivative import chained
 
 Formula: TypeAlias = "Callable[[Scope], Any]"
 
@@ -123,6 +124,7 @@ MODEL: dict[str, Formula] = {  # outside the blocks
     "logits": lambda s: s["unembedded"],
     "log_probabilities": lambda s: log_softmax(s["logits"]),
 }
+FORWARD = {*BLOCK, *MODEL} - {"token_ids", "positions", "visible", "attn.scale"}  # stages with a gradient
 COMPARED = tuple(name for name in BLOCK if name not in ("attn.thirds", "attn.scale", "attn.products"))
 NORM: dict[str, Formula] = {  # in every block and for ln_f
     "epsilon": lambda s: s.config.layer_norm_epsilon,
@@ -138,6 +140,7 @@ BLOCK |= {
     for kind in ("weight", "bias")
 }
 MODEL |= NORM | {name: parameter(name) for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")}
+READERS = {"layer_norm": ("ln_1", "ln_2", "ln_f"), "activation": ("mlp.act",), "softmax": ("attn.weights",)}
 BLOCK |= BLOCK_BACKWARD
 MODEL |= MODEL_BACKWARD
 NORM |= NORM_BACKWARD
@@ -155,6 +158,16 @@ class Textbook:
     model: Mapping[str, Formula] = field(default_factory=lambda: MODEL)
     block: Mapping[str, Formula] = field(default_factory=lambda: BLOCK)
     flips: bool = False
+    changed: frozenset[str] = frozenset()  # stages of the forward pass that are not GPT-2's
+
+    def computed(self, s: Scope, name: str) -> Any:
+        """Compute a stage. A gradient is by the chain rule if its stage is read by one that was changed."""
+        table, right, above = (self.model, MODEL, OF_MODEL) if s.block is None else (self.block, BLOCK, OF_BLOCK)
+        if name in above and table[name] is right[name] and (changed := self.changed & set(above.values())):
+            stages = {stage: gradient for gradient, stage in above.items() if stage in FORWARD}
+            if (found := chained(s, above[name], changed, table, right, stages)) is not None:
+                return found
+        return table[name](s)
 
     def altered(self, formulas: Mapping[str, Formula], layer: int | None = None, flips: bool = False) -> Textbook:
         """Return a copy with some formulas replaced, everywhere or at one depth only.
@@ -166,7 +179,14 @@ class Textbook:
         model = {name: formula for name, formula in formulas.items() if name in MODEL and layer in (None, n_layer)}
         if layer is not None:
             block = {name: at_depth(layer, formula, self.block[name]) for name, formula in block.items()}
-        return replace(self, model={**self.model, **model}, block={**self.block, **block}, flips=self.flips or flips)
+        changed = {stage for name in formulas for stage in READERS.get(name, (name,)) if stage in FORWARD}
+        return replace(
+            self,
+            model={**self.model, **model},
+            block={**self.block, **block},
+            flips=self.flips or flips,
+            changed=self.changed | changed,
+        )
 
 
 def at_depth(layer: int, formula: Formula, elsewhere: Formula) -> Formula:
@@ -178,7 +198,8 @@ def at_depth(layer: int, formula: Formula, elsewhere: Formula) -> Formula:
 class Pass:
     """One pass, forward and backward. Indexing by name, such as "h.0.attn.q", computes a stage on first use.
 
-    known: stages to take as given. padding: tokens removed on the left. targets: for the loss and gradients.
+    known: stages to take as given, and all that was computed. padding: tokens removed on the left. targets: for the
+    loss and gradients. asked: by name that was computed, what its formula read, in the order in which they were finished.
     """
 
     book: Textbook
@@ -186,12 +207,16 @@ class Pass:
     known: dict[str, Any] = field(default_factory=dict)
     padding: int = 0
     targets: NDArray[np.integer[Any]] | None = None  # [B, T]
-    asked: dict[str, set[str]] = field(default_factory=dict)  # by name that was computed: what its formula read
-    within: list[str] = field(default_factory=list)  # names that are being computed
+    asked: dict[str, set[str]] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()  # the first names of known
+    within: list[set[str]] = field(default_factory=list)  # what was read so far by formulas that are not finished
+
+    def __post_init__(self) -> None:
+        self.given = self.given or frozenset(self.known)
 
     def __getitem__(self, name: str) -> Any:
         if self.within:
-            self.asked[self.within[-1]].add(name)
+            self.within[-1].add(name)
         if name not in self.known:
             self.known[name] = self.compute(name)
         return self.known[name]
@@ -199,21 +224,20 @@ class Pass:
     def compute(self, name: str) -> Any:
         """Compute a stage from its formula, even if it is known."""
         layer, local = located(name)
-        formula = (self.book.model if layer is None else self.book.block)[local]
-        self.asked[name] = set()
-        self.within.append(name)
+        self.within.append(set())
         try:
-            return formula(Scope(self, layer))
+            return self.book.computed(Scope(self, layer), local)
         finally:
-            self.within.pop()
+            self.asked.pop(name, None)
+            self.asked[name] = self.within.pop()
 
-    def behind(self, name: str, given: Container[str]) -> set[str]:
+    def behind(self, name: str) -> set[str]:
         """Return the names of everything that a computed stage depends on, up to given ones."""
         found, left = set[str](), [name]
         while left:
             new = self.asked.get(left.pop(), set()) - found
             found |= new
-            left += [each for each in new if each not in given]
+            left += new - self.given
         return found
 
     def right(self, name: str) -> Any:
