@@ -58,6 +58,7 @@ ELSEWHERE = {
     "npgpt download gpt2": "fetches from the hub: tests/test_download.py has a server of its own",
     "npgpt.check(model": PARITY,
     "print(npgpt.check(model": PARITY,
+    "print(npgpt.check(theirs": PARITY,
     "from distributed import Client": PARITY,
 }
 
