@@ -53,6 +53,7 @@ def check(
     n_head: int | None = None,
     attention_mask: ArrayLike | None = None,
     chunks: Sequence[int] = (),
+    targets: ArrayLike | None = None,
     shape: Sequence[int] = (),
     perturb: bool = True,
     progress: Progress | None = None,
@@ -66,7 +67,8 @@ def check(
     or [B, T]; a file may contain ids. weights: the model that theirs should be: a name or path, a module or a state
     dict. By default a module is compared with its own weights, anything else with the embedded model. dtype: what
     theirs computed in; by default the coarsest that represents its numbers. attention_mask: 0 at padding, which is not
-    compared. chunks: numbers of tokens that theirs ran at a time with a cache. perturb: whether parameters of a module
+    compared. chunks: numbers of tokens that theirs ran at a time with a cache. targets: ids [T] or [B, T] of the loss
+    that theirs has a loss or gradients of, −100 where none counts. perturb: whether parameters of a module
     that hold one number throughout, such as the biases and gains of a fresh model, get other values during the run,
     since they would hide mistakes. progress: called with (steps done, all steps) in each of several parts. Raises
     NpgptError if the two cannot be compared.
@@ -133,7 +135,7 @@ def check(
         coarser = "float32" if dtype == "float64" else None
     if run is not None and (why := unsteady(run, ids, arrays["logits"], rewind, UNIT[dtype])):
         return Report([], Diagnosis([], [], []), dtype, notes, None, [why, *problems])
-    taken = take(arrays, model_config, ids, attention_mask, chunks)
+    taken = take(arrays, model_config, ids, attention_mask, chunks, targets)
     if module is None:
         model_config, tensors, taken = lens.undone(model_config, tensors, taken)
     tried = None if run is None else partial(experiments, run, ids, model_config)

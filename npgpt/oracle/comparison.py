@@ -10,16 +10,17 @@ import numpy as np
 
 from ..config import Config
 from ..errors import NpgptError
-from ..parameters import Array
+from ..parameters import Array, schema
 from .arithmetic import UNIT, known_dtype
+from .backward import IGNORED, backward_stages, is_backward
 from .diagnosis import diagnose
 from .difference import Difference, aligned, difference, logit_statistics
-from .judge import Judge
-from .mistakes import Mistake, catalogue
+from .judge import Judge, size
+from .mistakes import Mistake, backward_catalogue, catalogue
 from .report import Report, Row
 from .rounding import CLEAR, Progress, run_all, tolerances
 from .running import Ids, Run
-from .textbook import stages, textbook
+from .textbook import Pass, stages, textbook
 from .theirs import Case, cases
 from .where import where
 
@@ -46,7 +47,8 @@ def compare(
     instead if rounding in dtype does not explain everything. Raises NpgptError if there is nothing to compare.
     """
     known_dtype(dtype)
-    judged = [stage for stage in stages(config.n_layer) if any(stage in case.theirs for case in given)]
+    compared = stages(config.n_layer) + backward_stages(config)
+    judged = [stage for stage in compared if any(stage in case.theirs for case in given)]
     if not judged:
         raise NpgptError("there is nothing to compare: no position outside the padding has logits or a stage")
     book = textbook(config, tensors)
@@ -65,7 +67,8 @@ def compare(
         said.insert(0, f"The numbers are {dtype}, but were judged in {coarser}, {why}.")
         dtype = coarser
     allowed = {stage: each.tolerance for stage, each in found.items()}
-    judge = Judge(given, judged, allowed, tensors, dtype, progress=progress)
+    sizes = {stage: size([run[stage] for run in reference]) for stage in judged if is_backward(stage)}
+    judge = Judge(given, judged, allowed, tensors, dtype, progress=progress, sizes=sizes)
     alone = judge.right(book)
     statistics = None
     if "logits" in judged:
@@ -77,6 +80,7 @@ def compare(
     if entries is None:
         tokens = max(case.token_ids.shape[1] for case in given)
         entries = catalogue(config, tokens, given[0].chunks, any(case.padding for case in given))
+        entries += backward_entries(config, given[0], reference[0]) if given[0].targets is not None else []
     apart = [stage for stage, each in found.items() if each.ratio > 1]
     diagnosis = diagnose(judge, alone, entries, search=bool(apart))
     if apart and not diagnosis.findings and not diagnosis.unknown:  # each stage is right alone, but the errors add up
@@ -90,6 +94,14 @@ def compare(
     ratios = {stage: seen.ratio for stage, seen in alone.seen.items() if stage not in ("wte", "wpe")}
     rows = [Row(stage, each, ratios.get(stage)) for stage, each in found.items()]
     return Report(rows, diagnosis, dtype, said, statistics, list(problems), at)
+
+
+def backward_entries(config: Config, case: Case, run: Pass) -> list[Mistake]:
+    """Return the mistakes of the backward pass that are possible for a case, of which this is the right pass."""
+    assert case.targets is not None
+    largest = max(float(np.abs(run[f"d.{name}"]).max()) for name in schema(config))
+    ignored = bool((case.targets == IGNORED).any())
+    return backward_catalogue(config, len(case.token_ids), ignored, run["d.norm"], largest)
 
 
 def experiments(run: Run, ids: Ids, config: Config, judge: Judge) -> list[str]:

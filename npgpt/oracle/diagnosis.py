@@ -16,6 +16,7 @@ import numpy as np
 
 from ..parameters import Array
 from .arithmetic import UNIT, plain
+from .backward import is_backward
 from .difference import in_tolerances, paired, rms
 from .judge import EXPLAIN, Judge, Model, Seen
 from .mistakes import Mistake
@@ -124,7 +125,9 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
             model, rough = (each.with_it(group[0].entry, group[0].used) for each in (model, rough))
         trials = []
     for finding in findings:  # if later stages that read these are unexplained, the match may be a coincidence
-        if all(any(stage in model.seen[other].read for other in unknown) for stage in finding.explained):
+        if all(
+            any(stage in judge.behind(other, model.seen[other])[1] for other in unknown) for stage in finding.explained
+        ):
             unknown += finding.explained
     findings = [finding for finding in findings if not set(finding.explained) <= set(unknown)]
     strongest = max((right.seen[stage].ratio for stage in unknown), default=0.0)
@@ -166,7 +169,8 @@ def trial(model: Model, changed: Iterable[tuple[str, Seen]], entry: Mistake, use
             explained.append(stage)
         elif then.ratio > EXPLAIN[judge.computed] and (now.ratio <= 1 or then.gap > WORSE * now.gap):
             against = True
-            if judge.stages.index(stage) >= judge.stages.index(at):
+            # a mistake of the forward pass that this contradicts is none of gradients
+            if judge.stages.index(stage) >= judge.stages.index(at) or is_backward(at) > is_backward(stage):
                 break
     return Trial(entry, used, () if against else tuple(explained), math.inf if against else effect, at, change)
 
@@ -211,7 +215,7 @@ def pair(model: Model, rough: Model, faults: Sequence[str], trials: Sequence[Tri
     if trials and trials[0].at != stage:  # these trials were made when another stage came first
         trials = tried(quick, list(dict.fromkeys(t.entry for t in trials)), [stage])
     wide = model.seen[stage].view.book.config.n_embd >= WIDE
-    count = min(MOST_PAIRS, (PAIRED_WIDE if wide else PAIRED) // len(model.seen[stage].formulas))
+    count = min(MOST_PAIRS, (PAIRED_WIDE if wide else PAIRED) // len(judge.behind(stage, model.seen[stage])[0]))
     found: dict[tuple[Trial, Trial], tuple[str, ...]] = {}
     for two in likely(trials, sampled(sides[0] - sides[1]), count):
         if together(quick, *two, stage) and stage in (explained := together(model, *two, stage)):

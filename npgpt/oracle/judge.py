@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ..parameters import Array
 from .arithmetic import as_computed, plain
-from .difference import in_tolerances, rms
-from .mistakes import Mistake
+from .backward import is_backward
+from .difference import in_tolerances, rms, root
+from .mistakes import OF_LN_F, Mistake
 from .rounding import FACTOR, FLIPS, Moved, Progress, errors
 from .textbook import Pass, Textbook, located
 from .theirs import OUTPUTS, Case
@@ -27,10 +28,16 @@ ENERGY = 0.5  # share of the mean square difference that a mistake may leave if 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """How a stage is computed: a book, and their stages that are not used as input."""
+    """How a stage is computed: a book, and their stages that are not used as input.
+
+    runs: by case, a pass from their stages. Gradients share it, since each rests on most of the forward pass. changed:
+    what is computed in these runs otherwise than in those of the view from which this one was made.
+    """
 
     book: Textbook
     dropped: frozenset[str] = frozenset()
+    runs: dict[int, Pass] = field(default_factory=dict)
+    changed: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +46,7 @@ class Seen:
 
     ours: by case, at the positions that theirs has. formulas: names of everything computed for it. read: names of their
     stages used for it. below: by case, the streams that enter the blocks. gap: root mean square of the difference.
-    ratio: gap in tolerances.
+    ratio: gap in tolerances. Of a gradient, below is empty, and so are the names: see Judge.behind.
     """
 
     view: View
@@ -55,7 +62,7 @@ class Seen:
 class Judge:
     """The data to compare: their cases, tolerances by stage, and the tensors of the model in float64.
 
-    computed: the dtype in which stages are computed, float64, or float32, which is twice as fast.
+    sizes: root mean squares of the right gradients. computed: the dtype in which stages are computed, float64, or float32, which is twice as fast.
     """
 
     cases: Sequence[Case]
@@ -65,6 +72,7 @@ class Judge:
     dtype: str
     computed: str = "float64"
     progress: Progress | None = None
+    sizes: Mapping[str, float] = field(default_factory=dict)
 
     def right(self, book: Textbook) -> Model:
         """Return every stage as the correct model computes it."""
@@ -84,6 +92,8 @@ class Judge:
 
     def seen(self, stage: str, view: View, before: Seen | None = None, first: int = 0) -> Seen:
         """Compute a stage from their earlier ones. before: the same stage, whose blocks below `first` are reused."""
+        if is_backward(stage):
+            return self.gradient(stage, view)
         ours, streams = [], []
         formulas, read = {stage}, set[str]()
         if before is not None:
@@ -93,17 +103,50 @@ class Judge:
         same = {"embedding", *(f"h.{layer}" for layer in range(first))}
         for case, taken in zip(having, below, strict=True):
             known = self.known(case, view) | {name: x for name, x in taken.items() if name in same}
-            run = Pass(view.book, case.token_ids, dict(known), case.padding)
-            try:
-                ours.append(case.seen(stage, plain(run.compute(stage))))
-            except (ValueError, IndexError):  # ids of another number than theirs, or a block that is not there
-                ours.append(np.zeros((0, 0, 0)))
-            formulas |= run.asked - known.keys()
-            read |= run.asked & known.keys()
+            run = case.run(view.book, known)
+            ours.append(computed(run, stage, case))
+            asked = run.behind(stage)
+            formulas |= asked - known.keys()
+            read |= asked & known.keys()
             streams.append({k: v for k, v in run.known.items() if k == "embedding" or located(k)[1] == ""})
         gap = rms(stage, [case.theirs[stage] for case in having], ours)
         ratio = in_tolerances(gap, self.tolerances[stage])
         return Seen(view, ours, frozenset(formulas), frozenset(read), streams, gap, ratio)
+
+    def gradient(self, stage: str, view: View) -> Seen:
+        """Compute the loss or a gradient from their stages, with the pass that the view's other gradients use."""
+        having = self.having(stage)
+        for number, case in enumerate(having):
+            if number not in view.runs:
+                view.runs[number] = case.run(view.book, self.known(case, view))
+        ours = [computed(run, stage, case) for run, case in zip(view.runs.values(), having, strict=True)]
+        gap = rms(stage, [case.theirs[stage] for case in having], ours)
+        # rounding is in proportion to what comes from above, and theirs may be 65536 times what it should be
+        larger = size(ours) / (self.sizes[stage] or 1.0)
+        scale = max(1.0, larger) if math.isfinite(larger) else 1.0
+        return Seen(view, ours, frozenset(), frozenset(), [], gap, in_tolerances(gap, self.tolerances[stage] * scale))
+
+    def behind(self, stage: str, seen: Seen) -> tuple[frozenset[str], frozenset[str]]:
+        """Return the names of everything computed for a stage, and of their stages used for it."""
+        if not is_backward(stage):
+            return seen.formulas, seen.read
+        asked = {stage}.union(*(run.behind(stage) for run in seen.view.runs.values()))
+        given = set[str]().union(*(run.given for run in seen.view.runs.values()))
+        return frozenset(asked - given | {stage}), frozenset(asked & given)
+
+    def altered(self, view: View, entry: Mistake, own: frozenset[str]) -> View:
+        """Return a view with a mistake, which keeps what this does not change. own: their stages that it drops."""
+        found = View(entry.change(view.book), view.dropped | own, changed=set(own))
+        for number, (run, case) in enumerate(zip(view.runs.values(), self.cases, strict=True)):
+            for name, reads in run.asked.items():  # in the order in which they were finished
+                if touches(entry, name) or not found.changed.isdisjoint(reads):
+                    found.changed.add(name)
+            given = self.known(case, found)
+            kept = {name for name in run.asked if name in run.known and name not in found.changed} - given.keys()
+            known = given | {name: run.known[name] for name in kept}
+            asked = {name: run.asked[name] for name in run.asked if name in kept}
+            found.runs[number] = replace(case.run(found.book, known), given=frozenset(given), asked=asked)
+        return found
 
     def explains(self, stage: str, now: Seen, then: Seen, used: bool = False) -> bool:
         """Return whether a view explains a stage: most of the difference is gone, and what remains is rounding.
@@ -151,10 +194,14 @@ class Model:
         if used and not own:
             return
         for stage, now in self.seen.items():
-            if stage in own or not any(touches(entry, name) for name in now.formulas | (now.read & own)):
+            if stage in own:
+                continue
+            if not is_backward(stage) and not any(touches(entry, name) for name in now.formulas | (now.read & own)):
                 continue
             if now.view not in views:
-                views[now.view] = View(entry.change(now.view.book), now.view.dropped | own)
+                views[now.view] = self.judge.altered(now.view, entry, own)
+            if is_backward(stage) and stage not in views[now.view].changed:
+                continue
             yield stage, self.judge.seen(stage, views[now.view], now, 0 if used else entry.first)
 
     def with_it(self, entry: Mistake, used: bool) -> Model:
@@ -162,11 +209,25 @@ class Model:
         return replace(self, seen={**self.seen, **dict(self.changed(entry, used))})
 
 
+def computed(run: Pass, stage: str, case: Case) -> Array:
+    """Return a stage computed by a pass, at the positions that theirs has, or nothing if it cannot be."""
+    try:
+        return case.seen(stage, plain(run.compute(stage)))
+    except (ValueError, IndexError):  # ids of another number than theirs, or a block that is not there
+        return np.zeros((0, 0, 0))
+
+
+def size(arrays: Sequence[Array]) -> float:
+    """Return the root mean square of all numbers."""
+    numbers = np.concatenate([array.ravel() for array in arrays])
+    return root(numbers) if numbers.size else 0.0
+
+
 def touches(entry: Mistake, name: str) -> bool:
     """Return whether a mistake may change this name. The order of layers also decides what ln_f reads."""
     layer, local = located(name)
-    if layer is not None and (layer < entry.first or entry.layer not in (None, layer)):
+    if layer is not None and ((layer < entry.first and not is_backward(local)) or entry.layer not in (None, layer)):
         return False
-    if layer is None and entry.layer is not None and local != "ln_f":
+    if layer is None and entry.layer is not None and local not in ("ln_f", *OF_LN_F.values()):
         return False
     return local in entry.stages or ("layers" in entry.stages and (layer is not None or local == "ln_f"))

@@ -19,13 +19,20 @@ from itertools import pairwise
 
 from ..config import Config
 from .attention_mistakes import ATTENTION, HEADS, MASKS, SCALES_BY_LAYER, THIRDS, scales, windows
+from .backward import is_backward
 from .block_mistakes import ACTIVATIONS, BIASES, LAYER_NORMS, RESIDUALS, TRANSPOSED, epsilons
+from .gradient_mistakes import ATTENTION_BACKWARDS, DERIVATIVES, HEADS_BACKWARDS, NORM_BACKWARDS, RESIDUAL_BACKWARDS
+from .loss_mistakes import EMBEDDINGS_BACKWARD, TIED, losses
 from .model_mistakes import EMBEDDINGS, OUTPUTS, PADDING, ROTARY, ROUNDED, caches, half_precision, inputs
+from .parameter_mistakes import DETACHED, EMBEDDINGS_FROZEN, FROZEN, PARAMETER_GRADIENTS, training
 from .rows import Table
 from .textbook import BLOCK, NORM, Textbook
 
 Change = Callable[[Textbook], Textbook]
 BEHIND = {"ln_f.weight", "ln_f.bias", "ln_f", "lm_head.weight", "unembedded", "logits", "log_probabilities"}
+# what ln_f shows of a formula that it shares with the blocks' LayerNorms; "ln_f" itself in the forward pass
+OF_LN_F = {"d.layer_norm": "d.last", "d.ln_f.weight": "d.ln_f.weight", "d.ln_f.bias": "d.ln_f.bias"}
+BEHIND |= OF_LN_F.keys()
 
 
 @dataclass(frozen=True)
@@ -91,10 +98,39 @@ def catalogue(config: Config, tokens: int, chunks: Sequence[int] = (), padded: b
     return [entry for entry in found if possible.get(entry.of or entry.name, True)]
 
 
+def backward_catalogue(config: Config, rows: int, ignored: bool, norm: float, largest: float) -> list[Mistake]:
+    """Return every entry of the backward pass that is possible in a batch of this many rows.
+
+    ignored: whether there are targets that do not count. norm, largest: of all the right gradients together.
+    """
+    n_layer, exact, several = config.n_layer, config.activation_function == "gelu", rows > 1
+    possible = {
+        "erf GELU's derivative": not exact,
+        "tanh GELU's derivative": exact,
+        "loss averaged over rows alone": several,
+        "loss averaged row by row": several and ignored,
+        "ignored targets in the mean": ignored,
+        "targets not shifted at all positions": ignored,
+        "output head frozen": not config.tie_word_embeddings,
+    }
+    possible |= {
+        f"wpe's gradient {how}": several for how in ("from the first row", "from the last row", "averaged over rows")
+    }
+    found = (
+        *entries(losses(config), n_layer),
+        *entries(EMBEDDINGS_BACKWARD | (TIED if config.tie_word_embeddings else {}) | EMBEDDINGS_FROZEN, n_layer),
+        *in_blocks(DERIVATIVES | NORM_BACKWARDS, n_layer),
+        *in_blocks(ATTENTION_BACKWARDS | (HEADS_BACKWARDS if config.n_head > 1 else {}), n_layer),
+        *in_blocks(RESIDUAL_BACKWARDS | PARAMETER_GRADIENTS | FROZEN | DETACHED, n_layer),
+        *entries(training(config, norm, largest), n_layer),
+    )
+    return [entry for entry in found if possible.get(entry.of or entry.name, True)]
+
+
 def entries(table: Table, n_layer: int = 1, flips: bool = False) -> Iterator[Mistake]:
     """Yield the mistakes of a table. flips: whether their formulas round internally."""
     for text, formulas in table.items():
-        first = n_layer if formulas.keys() <= BEHIND else 0
+        first = n_layer if all(name in BEHIND or is_backward(name) for name in formulas) else 0
         yield entry(text, partial(Textbook.altered, formulas=formulas, flips=flips), tuple(formulas), first)
 
 
@@ -104,7 +140,8 @@ def in_blocks(table: Table, n_layer: int) -> Iterator[Mistake]:
         yield whole
         stages = tuple(name for name in formulas if name in BLOCK)
         places = {layer: f"block {layer}" for layer in (0, n_layer // 2, n_layer - 1) if n_layer > 1 and stages}
-        if stages and any(name in BEHIND or name in NORM for name in formulas):
+        last = tuple(dict.fromkeys(OF_LN_F.get(name, "ln_f") for name in formulas if name in BEHIND or name in NORM))
+        if stages and last:
             places[n_layer] = "ln_f"
         for layer, place in places.items():
             yield replace(
@@ -112,7 +149,7 @@ def in_blocks(table: Table, n_layer: int) -> Iterator[Mistake]:
                 name=f"{whole.name} in {place} alone",
                 change=partial(Textbook.altered, formulas=formulas, layer=layer),
                 first=layer,
-                stages=("ln_f",) if layer == n_layer else stages,
+                stages=last if layer == n_layer else stages,
                 layer=layer,
                 of=whole.name,
             )

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..config import Config
 from ..parameters import Array
 from .arithmetic import rounded
+from .backward import is_backward
 from .rows import Formulas, Table, changed, rows
 from .textbook import BLOCK, MODEL, Formula, Scope, log_softmax, softmax
 
@@ -34,7 +35,11 @@ def in_int8(x: Array, axis: int, block: int = 0) -> Array:
 
 
 MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
-STORED = [name for name in (*BLOCK, *MODEL) if name.endswith((".weight", ".bias")) and name != "lm_head.weight"]
+STORED = [
+    name
+    for name in (*BLOCK, *MODEL)
+    if name.endswith((".weight", ".bias")) and name != "lm_head.weight" and not is_backward(name)
+]
 ROUNDED = rows(
     "weights rounded to float16: every weight was rounded to float16 (known from: a checkpoint stored in float16)",
     changed(partial(coarse, dtype="float16"), *STORED),

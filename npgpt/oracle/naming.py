@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..config import Config
 from ..errors import NpgptError
+from .backward import is_parameter
 from .textbook import COMPARED, located, stages
 
 
@@ -56,8 +57,8 @@ AROUND = {"transformer", "intermediates", CALL}  # parts of flax's paths that do
 
 
 def described(stage: str) -> Stage:
-    """Return the row of a stage."""
-    return STAGES[located(stage)[1]]
+    """Return the row of a stage, or of that whose gradient it is."""
+    return STAGES[located(stage)[1].removeprefix("d.")]
 
 
 @cache
@@ -83,9 +84,14 @@ def is_hook(name: str) -> bool:
 
 
 def is_known(name: str, config: Config) -> bool:
-    """Return whether the table has a name, even if this model lacks the block."""
+    """Return whether this is a stage, the loss or a gradient, even if this model lacks the block."""
     known = names(config.n_layer)
-    return name in known or re.sub(r"\d+", "0", name, count=1) in known
+    likely = re.sub(r"\d+", "0", name, count=1)
+    if name == "loss" or is_parameter(likely, config):
+        return True
+    if name.startswith("d."):  # of log-probabilities, nothing takes a gradient
+        return known.get(name[2:], known.get(likely[2:])) not in (None, "log_probabilities")
+    return name in known or likely in known
 
 
 def canonical(name: str, config: Config) -> tuple[str, bool]:
@@ -94,18 +100,21 @@ def canonical(name: str, config: Config) -> tuple[str, bool]:
     Raises NpgptError for an unknown name.
     """
     known = names(config.n_layer)
-    if name in known:
-        stage = known[name]
-        return stage, is_hook(name) and described(stage).shape == HEADS
+    if name == "loss" or is_parameter(name, config):
+        return name, False
+    mark = "d." if name.startswith("d.") else ""
+    if name.removeprefix(mark) in known and is_known(name, config):
+        stage = known[name.removeprefix(mark)]
+        return mark + stage, is_hook(name) and described(stage).shape == HEADS
     if is_known(name, config):
         blocks = f"the model has {config.n_layer} blocks"
-        if not name.startswith("h."):
+        if not name.removeprefix("d.").startswith("h."):
             raise NpgptError(f"{name}: {blocks}")
         raise NpgptError(f"there is no stage {name}: {blocks}, h.0 to h.{config.n_layer - 1}")
     raise NpgptError(
         f"{name!r:.80} is not a stage that npgpt knows; known are wte, wpe, embedding, h.N, "
         f"{', '.join('h.N.' + local for local in COMPARED if local)}, ln_f, logits, log_probabilities; hidden_states.N "
-        "and attentions.N; and the hooks of TransformerLens"
+        "and attentions.N; and the hooks of TransformerLens; loss; and d.NAME, the gradient of a stage or parameter"
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from ..errors import counted, printable
 from ..pictures.page import in_notebook
+from .backward import is_backward
 from .diagnosis import Diagnosis
 from .difference import Difference, LogitStatistics
 from .rounding import CLEAR, FACTOR
@@ -64,7 +65,9 @@ class Report:
     def verdict(self) -> str:
         """The verdict in one sentence, without capital letter and full stop."""
         if self.matches:
-            behind = f"; no stage after {self.rows[-1].stage} was given" if self.rows[-1].stage not in OUTPUTS else ""
+            last = self.rows[-1].stage
+            whole = last in OUTPUTS or is_backward(last)
+            behind = "" if whole else f"; no stage after {last} was given"
             stages = counted(len(self.rows), "stage")
             return f"matches: rounding in {self.dtype} explains every difference, in {stages}{behind}"
         found, parts = self.diagnosis, list[str]()
@@ -251,15 +254,16 @@ def table(report: Report, width: int = WIDTH) -> Iterator[str]:
     at = rows.index(report.first) if report.first else 0
     begin = max(0, min(at - 3, len(rows) - SHOWN))
     columns = {name: column for name, column in COLUMNS.items() if width >= WIDTH or name not in ("dB", "ulps")}
-    yield f"{'stage':<20}{''.join(f'{name:>{wide}}' for name, (_, wide, _) in columns.items())}  from their input"
+    names = max([20, *(len(row.stage) + 1 for row in rows[begin : begin + SHOWN])])
+    yield f"{'stage':<{names}}{''.join(f'{name:>{wide}}' for name, (_, wide, _) in columns.items())}  from their input"
     if begin:
-        yield _rest(rows[:begin], "before")
+        yield _rest(rows[:begin], "before", names)
     for row in rows[begin : begin + SHOWN]:
         alone = "" if row.alone is None else "matches" if row.alone <= 1 else "differs"
         figures = [f"{getattr(row.difference, field):>{wide}{form}}" for field, wide, form in columns.values()]
-        yield f"{row.stage:<20}{''.join(figures)}  {alone}".rstrip()
+        yield f"{row.stage:<{names}}{''.join(figures)}  {alone}".rstrip()
     if len(rows) > begin + SHOWN:
-        yield _rest(rows[begin + SHOWN :], "after")
+        yield _rest(rows[begin + SHOWN :], "after", names)
     of_rms = "; dB and ulps (units in the last place) compare that rms with ours" if width >= WIDTH else ""
     yield (
         f"1 tolerance is {FACTOR:g} times the largest rms error of reordered models that we ran in {report.dtype}. "
@@ -268,7 +272,7 @@ def table(report: Report, width: int = WIDTH) -> Iterator[str]:
     )
 
 
-def _rest(rows: Sequence[Row], where: str) -> str:
+def _rest(rows: Sequence[Row], where: str, names: int) -> str:
     """Return one line for all rows that are not shown."""
     what = f"… {counted(len(rows), 'stage')} {where}"
-    return f"{what:<20}{max(row.difference.ratio for row in rows):>11.3g} at most"
+    return f"{what:<{names}}{max(row.difference.ratio for row in rows):>11.3g} at most"

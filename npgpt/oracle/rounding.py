@@ -48,7 +48,7 @@ class Redraw:
     blocks: list[dict[str, Order]]
 
     def columns(self, layer: int | None, stage: str) -> Order:
-        """Return the order of a stage's last axis. Stages split into heads count as merged."""
+        """Return the order of a stage's last axis, by local name. Stages split into heads count as merged."""
         return self.channels if layer is None else self.blocks[layer].get(stage, self.channels)
 
     def tensors(self, config: Config, tensors: Mapping[str, Array]) -> dict[str, Array]:
@@ -58,12 +58,16 @@ class Redraw:
             layer, local = located(name)
             part, _, kind = local.rpartition(".")
             array = tensors[name]  # take is four times as fast as indexing
-            if kind == "weight" and part in INPUT:
-                rows = self.columns(layer, INPUT[part])
-                if len(rows) == len(array):  # a single attention part may have another input width
-                    array = array.take(rows, axis=0)
+            if kind == "weight" and (rows := self.rows(layer, part, len(array))) is not None:
+                array = array.take(rows, axis=0)
             found[name] = array.take(self.columns(layer, part), axis=-1)
         return found
+
+    def rows(self, layer: int | None, part: str, count: int) -> Order | None:
+        """Return the order of the rows of a linear map's weight, or None if they keep theirs."""
+        rows = self.columns(layer, INPUT[part]) if part in INPUT else None
+        # a single attention part may have another input width
+        return rows if rows is not None and len(rows) == count else None
 
     def drawn(self, stage: str, array: Array) -> Array:
         """Return a stage of the model in this order. This is the inverse of restored."""
@@ -73,11 +77,17 @@ class Redraw:
     def restored(self, stage: str, array: Array) -> Array:
         """Return a stage of the permuted model in the model's own order."""
         layer, local = located(stage)
+        local = local.removeprefix("d.")  # a gradient has the order of what it belongs to
+        part, _, kind = local.rpartition(".")
+        if kind in ("weight", "bias"):
+            rows = self.rows(layer, part, len(array)) if kind == "weight" else None
+            array = array if rows is None else array.take(rows.argsort(), axis=0)
+            return array.take(self.columns(layer, part).argsort(), axis=-1)
         if local in ("attn.scores", "attn.weights"):
             return array.take(self.columns(layer, "heads").argsort(), axis=1)
         whole = merge(array) if local in SPLIT else array
         columns = self.columns(layer, local)
-        if stage in OUTPUTS or len(columns) != whole.shape[-1]:  # or the input of a single attention part
+        if local in (*OUTPUTS, "loss") or len(columns) != whole.shape[-1]:  # or the input of a single attention part
             return array
         whole = whole.take(columns.argsort(), axis=-1)
         return split(whole, array.shape[1]) if local in SPLIT else whole
@@ -196,7 +206,4 @@ def errors(
 def run_all(book: Textbook, cases: Sequence[Case], known: Sequence[Mapping[str, Array]] = ()) -> list[Pass]:
     """Return a pass for every case. known: stages to take as given, besides those of the case."""
     starts = known or [{}] * len(cases)
-    return [
-        Pass(book, case.token_ids, {**case.given, **start}, case.padding)
-        for case, start in zip(cases, starts, strict=True)
-    ]
+    return [case.run(book, {**case.given, **start}) for case, start in zip(cases, starts, strict=True)]

@@ -21,6 +21,7 @@ from ..config import Config
 from ..erf import erf
 from ..parameters import Array
 from .arithmetic import once
+from .backward import BLOCK_BACKWARD, MODEL_BACKWARD, NORM_BACKWARD
 
 Formula: TypeAlias = "Callable[[Scope], Any]"
 
@@ -137,6 +138,9 @@ BLOCK |= {
     for kind in ("weight", "bias")
 }
 MODEL |= NORM | {name: parameter(name) for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")}
+BLOCK |= BLOCK_BACKWARD
+MODEL |= MODEL_BACKWARD
+NORM |= NORM_BACKWARD
 
 
 @dataclass(frozen=True)
@@ -172,19 +176,27 @@ def at_depth(layer: int, formula: Formula, elsewhere: Formula) -> Formula:
 
 @dataclass
 class Pass:
-    """One forward pass. Indexing by name, such as "h.0.attn.q", computes a stage on first use.
+    """One pass, forward and backward. Indexing by name, such as "h.0.attn.q", computes a stage on first use.
 
-    known: stages to take as given. padding: tokens removed on the left.
+    known: stages to take as given, and all that was computed. padding: tokens removed on the left. targets: for the
+    loss and gradients. asked: by name that was computed, what its formula read, in the order in which they were finished.
     """
 
     book: Textbook
     token_ids: NDArray[np.integer[Any]]  # [B, T]
     known: dict[str, Any] = field(default_factory=dict)
     padding: int = 0
-    asked: set[str] = field(default_factory=set)  # names of everything used so far
+    targets: NDArray[np.integer[Any]] | None = None  # [B, T]
+    asked: dict[str, set[str]] = field(default_factory=dict)
+    given: frozenset[str] = frozenset()  # the first names of known
+    within: list[set[str]] = field(default_factory=list)  # what was read so far by formulas that are not finished
+
+    def __post_init__(self) -> None:
+        self.given = self.given or frozenset(self.known)
 
     def __getitem__(self, name: str) -> Any:
-        self.asked.add(name)
+        if self.within:
+            self.within[-1].add(name)
         if name not in self.known:
             self.known[name] = self.compute(name)
         return self.known[name]
@@ -192,7 +204,27 @@ class Pass:
     def compute(self, name: str) -> Any:
         """Compute a stage from its formula, even if it is known."""
         layer, local = located(name)
-        return (self.book.model if layer is None else self.book.block)[local](Scope(self, layer))
+        formula = (self.book.model if layer is None else self.book.block)[local]
+        self.within.append(set())
+        try:
+            return formula(Scope(self, layer))
+        finally:
+            self.asked.pop(name, None)
+            self.asked[name] = self.within.pop()
+
+    def behind(self, name: str) -> set[str]:
+        """Return the names of everything that a computed stage depends on, up to given ones."""
+        found, left = set[str](), [name]
+        while left:
+            new = self.asked.get(left.pop(), set()) - found
+            found |= new
+            left += new - self.given
+        return found
+
+    def right(self, name: str) -> Any:
+        """Compute a gradient from the formula of the correct model."""
+        layer, local = located(name)
+        return (MODEL if layer is None else BLOCK)[local](Scope(self, layer))
 
     def stream(self, blocks: int) -> Any:
         """Return the residual stream after this many blocks."""
@@ -200,6 +232,14 @@ class Pass:
         for number in range(done, blocks):  # in order, since recursion through gpt2-xl would overflow the stack
             self[f"h.{number}"]
         return self[f"h.{blocks - 1}" if blocks else "embedding"]
+
+    def gradient(self, blocks: int) -> Any:
+        """Return the gradient of the residual stream after this many blocks."""
+        last = len(self.book.layers)
+        done = next((number for number in range(blocks + 1, last) if f"d.h.{number - 1}" in self.known), last)
+        for number in range(done, blocks, -1):  # as above
+            self[f"d.h.{number - 1}"]
+        return self[f"d.h.{blocks}.input" if blocks < last else "d.last"]
 
 
 @dataclass(frozen=True)
@@ -230,16 +270,23 @@ class Scope:
             return self.run.stream(self.block)
         if name == "last":
             return self.run.stream(len(self.run.book.layers))
-        return self.run[f"h.{self.block}.{name}" if self.block is not None and name in BLOCK else name]
+        if self.block is None or name not in BLOCK:
+            return self.run[name]
+        mark = "d." if name.startswith("d.") else ""
+        return self.run[f"{mark}h.{self.block}.{name.removeprefix(mark)}".rstrip(".")]
 
 
 @cache
 def located(name: str) -> tuple[int | None, str]:
-    """Split a name in two: "h.3.attn.q" is (3, "attn.q"), "h.3" is (3, ""), "ln_f" is (None, "ln_f")."""
-    if not name.startswith("h."):
+    """Split a name in two: "h.3.attn.q" is (3, "attn.q"), "h.3" is (3, ""), "ln_f" is (None, "ln_f"); of gradients,
+    "d.h.3.attn.q" is (3, "d.attn.q"), "d.h.3" is (3, "d."), "d.ln_f" is (None, "d.ln_f").
+    """
+    mark = "d." if name.startswith("d.") else ""
+    rest = name.removeprefix(mark)
+    if not rest.startswith("h."):
         return None, name
-    number, _, local = name[2:].partition(".")
-    return int(number), local
+    number, _, local = rest[2:].partition(".")
+    return int(number), mark + local
 
 
 def stages(n_layer: int) -> list[str]:

@@ -12,9 +12,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..config import Config
 from ..errors import NpgptError, numbers
-from ..parameters import Array
+from ..gradients import target_rows
+from ..parameters import Array, schema
+from .backward import IGNORED, is_backward, is_parameter
 from .naming import HEADS, HOOKED, SAME, SPLIT, canonical, described, is_hook, is_known, shape_of
-from .textbook import located
+from .textbook import Pass, Textbook, located
 
 OUTPUTS = ("logits", "log_probabilities")
 SURPLUS = 1024  # most columns by which a vocabulary may be padded
@@ -26,7 +28,7 @@ class Case:
     """Rows of equal length that are run together: ids [B, T] and their stages, each [B, …].
 
     chunks: numbers of tokens run at a time with a cache, if known. padding: tokens removed on the left. given: stages
-    that both sides get as input, as in the check of a part.
+    that both sides get as input, as in the check of a part. targets: [B, T], if there are a loss or gradients.
     """
 
     token_ids: NDArray[np.integer[Any]]
@@ -34,6 +36,11 @@ class Case:
     chunks: tuple[int, ...] = ()
     padding: int = 0
     given: Mapping[str, Array] = field(default_factory=dict)
+    targets: NDArray[np.integer[Any]] | None = None
+
+    def run(self, book: Textbook, known: Mapping[str, Any]) -> Pass:
+        """Return a pass of this model from known stages."""
+        return Pass(book, self.token_ids, dict(known), self.padding, self.targets)
 
     def seen(self, stage: str, array: Array) -> Array:
         """Return a stage [B, T, …] at the positions that theirs has: all, or only the last of an output."""
@@ -86,13 +93,20 @@ class Taken:
             found = array.astype(np.float64)
         if stage in OUTPUTS and (output := self.output(name, stage, found)) is not None:
             return stage, output
+        if stage == "loss" or is_parameter(stage, self.config):
+            expected = (1,) if stage == "loss" else schema(self.config)[stage[2:]]
+            if found.shape != expected and (stage != "loss" or found.size != 1):
+                raise NpgptError(f"{name} has shape {list(array.shape)} and must be {list(expected)}")
+            return stage, found.reshape(expected)
         layer, local = located(stage)
+        mark = "d." if is_backward(stage) else ""
+        local = local.removeprefix(mark)
         usual = HOOKED if heads_last else described(stage).shape
         forms = {usual: stage}  # stage by form, in the order in which they are tried
         if local in SAME:
-            forms |= {HEADS: stage, HOOKED: stage, "B T C": f"h.{layer}.{SAME[local]}"}
+            forms |= {HEADS: stage, HOOKED: stage, "B T C": f"{mark}h.{layer}.{SAME[local]}"}
         elif local in SPLIT:
-            forms |= dict.fromkeys((HEADS, HOOKED), f"h.{layer}.{SPLIT[local]}")
+            forms |= dict.fromkeys((HEADS, HOOKED), f"{mark}h.{layer}.{SPLIT[local]}")
         elif stage == "wpe":
             forms["B T C"] = stage
         for form, meant in forms.items():
@@ -100,8 +114,8 @@ class Taken:
             if found.shape in (sizes, sizes[1:] if sizes[0] == 1 else None):
                 whole = found.reshape(sizes)
                 return meant, whole.transpose(0, 2, 1, 3) if form == HOOKED else whole
-        expected = list(shape_of(usual, self.config, self.judged.shape))
-        raise NpgptError(f"{name} has shape {list(array.shape)}; for these ids and this model it must be {expected}")
+        must = list(shape_of(usual, self.config, self.judged.shape))
+        raise NpgptError(f"{name} has shape {list(array.shape)}; for these ids and this model it must be {must}")
 
     def output(self, name: str, stage: str, found: Array) -> Array | None:
         """Return an output as [B, T, V] from any order of axes, without surplus columns, or None if it does not fit.
@@ -159,11 +173,13 @@ def take(
     ids: NDArray[np.integer[Any]],
     attention_mask: ArrayLike | None,
     chunks: Sequence[int],
+    targets: ArrayLike | None = None,
 ) -> Taken:
     """Check, name and shape their arrays. Padding on either side and unknown names are left out.
 
-    Raises NpgptError for an impossible name or shape, for a mask or chunks that do not fit the ids, and if there is
-    nothing to compare.
+    targets: [B, T] of the loss, −100 where none counts. Raises NpgptError for an impossible name or shape, for a mask,
+    chunks or targets that do not fit the ids, for a loss or gradients without targets and targets without these, and if
+    there is nothing to compare.
     """
     if not arrays:
         raise NpgptError("there is nothing to compare: no logits and no stage")
@@ -175,9 +191,20 @@ def take(
     judged = _judged(attention_mask, ids)
     found = Taken(config, judged, hooks=any(is_hook(name) for name in arrays))
     theirs = found.named(arrays)
+    backward = next((stage for stage in theirs if is_backward(stage)), None)
+    if targets is None and backward is not None:
+        raise NpgptError(f"{backward} depends on the targets of the loss: give targets=")
+    if targets is not None and backward is None:
+        raise NpgptError("targets are for a loss and gradients, but theirs has neither: leave targets out")
+    rows = None if targets is None else target_rows(config, ids, targets, IGNORED)
     if judged.all():
-        found.cases.append(Case(ids, theirs, tuple(chunks)))
+        found.cases.append(Case(ids, theirs, tuple(chunks), targets=rows))
         return found
+    if rows is not None:
+        raise NpgptError(
+            "a loss is one number for all rows, so attention_mask cannot be used with targets: pad on the right, with "
+            f"targets of {IGNORED}, and leave attention_mask out"
+        )
     found.notes.append(f"{(~judged).sum()} of {judged.size} positions are padding and are not compared.")
     for row in range(len(ids)):
         places = np.flatnonzero(judged[row])

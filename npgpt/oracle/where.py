@@ -30,6 +30,8 @@ def where(stage: str, theirs: Sequence[Array], ours: Sequence[Array], tolerance:
     whole = [pair for pair in pairs if pair is not None]
     if len(whole) < len(pairs):
         return "the shapes differ, so the numbers cannot be compared"
+    if stage == "loss" or stage.endswith((".weight", ".bias")):
+        return "; ".join(of_one(stage, *whole[0], tolerance))
     if len({one.shape[1:] for one, _ in whole}) > 1:  # padded rows of different lengths
         bad = [n for n, (one, other) in enumerate(whole) if root(one - other) > tolerance]
         rows = listed("row", bad, len(whole)) if bad else "no single row"
@@ -38,6 +40,33 @@ def where(stage: str, theirs: Sequence[Array], ours: Sequence[Array], tolerance:
     if not np.isfinite(x).all():
         return "; ".join(not_finite(x, y, tolerance))
     return "; ".join([*places(stage, x - y, tolerance, n_head), *relations(x, y, tolerance)])
+
+
+def of_one(stage: str, x: Array, y: Array, tolerance: float) -> Iterator[str]:
+    """Yield where the loss or a parameter's gradient differs, which has neither rows of the batch nor positions."""
+    if stage == "loss":
+        yield f"theirs is {x.item():.7g}, ours {y.item():.7g}, {x.item() / (y.item() or 1.0):.6g} times as much"
+        return
+    if not np.isfinite(x).all():
+        yield f"{int((~np.isfinite(x)).sum())} of {x.size} numbers are NaN or infinite"
+        return
+    gap = x - y
+    for axis, name in enumerate(("row", "column") if x.ndim == 2 else ("number",)):
+        squares = np.square(gap).mean(axis=tuple(a for a in range(gap.ndim) if a != axis))
+        bad = np.flatnonzero(np.sqrt(squares) > tolerance)
+        if 0 < len(bad) < gap.shape[axis]:
+            yield f"only {listed(name, bad, gap.shape[axis])}"
+    factor = float(np.vdot(x, y) / (np.vdot(y, y) or 1.0))
+    room = min(RELATED * tolerance, root(gap) / 4)
+    ways: list[tuple[str, Callable[[], Array]]] = [
+        ("theirs is 0 everywhere: frozen, detached or never computed?", lambda: x),
+        (f"theirs = {factor:.6g} x ours, up to rounding", lambda: (x - factor * y) / max(1.0, abs(factor))),
+        ("transposed", lambda: x.T - y if x.shape == x.T.shape else gap),
+        ("[out, in] written as [in, out]", lambda: x.reshape(x.shape[::-1]).T - y),
+        ("the right rows in a different order", lambda: np.sort(x, axis=0) - np.sort(y, axis=0)),
+        ("the right numbers of each row in a different order", lambda: np.sort(x, axis=-1) - np.sort(y, axis=-1)),
+    ]
+    yield from [text for text, left in ways if root(left()) <= room][:1]
 
 
 def not_finite(x: Array, y: Array, tolerance: float) -> Iterator[str]:
