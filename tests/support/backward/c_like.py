@@ -178,10 +178,5 @@ def run(arrays: Mapping[str, Array], config: Config, ids: Ids, targets: Ids, dty
     a, d = (activations(config, B, T, "float64" if dtype == "float64" else "float32") for _ in range(2))
     loss = gpt2_forward(p, a, config, ids.ravel(), targets.ravel(), B, T, store)
     gpt2_backward(p, g, a, d, config, ids, targets, store)
-    grads = canonical(g, config)
-    return {
-        "loss": np.array([loss], p.wte.dtype),
-        **shown(a, "", config, B, T),
-        **shown(d, "d.", config, B, T),
-        **grads,
-    }
+    stages = shown(a, "", config, B, T) | shown(d, "d.", config, B, T)
+    return {"loss": np.array([loss], p.wte.dtype), **stages, **canonical(g, config)}
