@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import NpgptError
 from ..parameters import Array
+from .derivative import Traced
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # largest relative rounding
 SAMPLED = 4096  # numbers that are checked first
@@ -86,7 +87,9 @@ def as_computed(x: Array, dtype: str) -> Array:
 
 
 def once(function: Callable[[Array], Array], x: Array) -> Array:
-    """Return function(x) computed as one operation, rounded only at its end."""
+    """Return function(x) computed as one operation, rounded only at its end. The only one that is traced is erf."""
+    if isinstance(x, Traced):
+        return x.erf(function)
     return as_computed(function(x.view(np.ndarray)), x.kind) if isinstance(x, Rounded) else function(x)
 
 

@@ -159,7 +159,8 @@ BLOCK_BACKWARD: dict[str, Formula] = {  # in the order of computation
     "d.attn.query": lambda s: in_channels(s["d.attn.q"]),
     "d.attn.key": lambda s: in_channels(s["d.attn.k"]),
     "d.attn.value": lambda s: in_channels(s["d.attn.v"]),
-    "d.attn.c_attn": lambda s: np.concatenate([s["d.attn.query"], s["d.attn.key"], s["d.attn.value"]], axis=-1),
+    "d.attn.thirds": lambda s: [s["d.attn.query"], s["d.attn.key"], s["d.attn.value"]],
+    "d.attn.c_attn": lambda s: np.concatenate(s["d.attn.thirds"], axis=-1),
     **of_linear("attn.c_attn", "ln_1"),
     "d.ln_1": through("attn.c_attn"),
     **of_norm("ln_1", "input"),
@@ -171,6 +172,7 @@ HEAD: dict[str, Formula] = {  # from the loss to the last block
     "aim": one_hot,  # [B, T, V], the distribution that is wanted
     "share": share,
     "loss": lambda s: -((s["log_probabilities"] * s["aim"]).sum(axis=-1) * s["share"]).sum().reshape(1),  # [1]
+    "d.log_probabilities": lambda s: -s["aim"] * s["share"][..., None],
     "d.logits": lambda s: (np.exp(s["log_probabilities"]) - s["aim"]) * s["share"][..., None],
     "d.unembedded": lambda s: s["d.logits"],
     "d.head.part": lambda s: outer(s["d.unembedded"], s["ln_f"]),  # of the head's weight, [V, C]
@@ -202,7 +204,15 @@ BLOCK_BACKWARD |= NORM_BACKWARD | {
     "d.activation": lambda s: gelu_erf_derivative if s.config.activation_function == "gelu" else gelu_derivative,
 }
 MODEL_BACKWARD |= NORM_BACKWARD | {"d.norm": norm}
-UNSEEN = {"d.attn.products", "d.input", *NORM_BACKWARD, "d.softmax", "d.activation"}  # not compared
+UNSEEN = {"d.attn.products", "d.attn.thirds", "d.input", *NORM_BACKWARD, "d.softmax", "d.activation"}  # not compared
+
+
+# What gradients are of, by their names: stages and parameters that formulas of the forward pass read.
+OF_BLOCK = {name: name[2:] for name in BLOCK_BACKWARD if name not in (*NORM_BACKWARD, "d.softmax", "d.activation")}
+OF_MODEL = {name: name[2:] for name in MODEL_BACKWARD if name.startswith("d.")}
+for part in ("d.layer_norm", "d.norm", "d.wte.part", "d.lm_head.weight"):
+    del OF_MODEL[part]
+OF_MODEL |= {"d.head.part": "lm_head.weight"}
 
 
 def is_backward(stage: str) -> bool:
@@ -212,7 +222,17 @@ def is_backward(stage: str) -> bool:
 
 def backward_stages(config: Config) -> list[str]:
     """Return the loss and the gradients that are compared, in the order of computation."""
-    unseen = {"targets", "counting", "aim", "share", "d.unembedded", "d.last", "d.head.part", "d.wte.part"}
+    unseen = {
+        "d.log_probabilities",
+        "targets",
+        "counting",
+        "aim",
+        "share",
+        "d.unembedded",
+        "d.last",
+        "d.head.part",
+        "d.wte.part",
+    }
     unseen |= {"d.lm_head.weight"} if config.tie_word_embeddings else set()
     blocks = [
         f"d.h.{layer}.{name[2:]}".rstrip(".")

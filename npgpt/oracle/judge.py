@@ -137,7 +137,7 @@ class Judge:
     def altered(self, view: View, entry: Mistake, own: frozenset[str]) -> View:
         """Return a view with a mistake, which keeps what this does not change. own: their stages that it drops."""
         found = View(entry.change(view.book), view.dropped | own, changed=set(own))
-        for number, (run, case) in enumerate(zip(view.runs.values(), self.cases, strict=True)):
+        for number, (run, case) in enumerate(zip(view.runs.values(), self.cases, strict=False)):
             for name, reads in run.asked.items():  # in the order in which they were finished
                 if touches(entry, name) or not found.changed.isdisjoint(reads):
                     found.changed.add(name)

@@ -21,7 +21,8 @@ from ..config import Config
 from ..erf import erf
 from ..parameters import Array
 from .arithmetic import once
-from .backward import BLOCK_BACKWARD, MODEL_BACKWARD, NORM_BACKWARD
+from .backward import BLOCK_BACKWARD, MODEL_BACKWARD, NORM_BACKWARD, OF_BLOCK, OF_MODEL
+from .derivative import chained
 
 Formula: TypeAlias = "Callable[[Scope], Any]"
 
@@ -123,6 +124,7 @@ MODEL: dict[str, Formula] = {  # outside the blocks
     "logits": lambda s: s["unembedded"],
     "log_probabilities": lambda s: log_softmax(s["logits"]),
 }
+FORWARD = {*BLOCK, *MODEL} - {"token_ids", "positions", "visible", "attn.scale"}  # stages with a gradient
 COMPARED = tuple(name for name in BLOCK if name not in ("attn.thirds", "attn.scale", "attn.products"))
 NORM: dict[str, Formula] = {  # in every block and for ln_f
     "epsilon": lambda s: s.config.layer_norm_epsilon,
@@ -138,6 +140,7 @@ BLOCK |= {
     for kind in ("weight", "bias")
 }
 MODEL |= NORM | {name: parameter(name) for name in ("wte.weight", "wpe.weight", "ln_f.weight", "ln_f.bias")}
+READERS = {"layer_norm": ("ln_1", "ln_2", "ln_f"), "activation": ("mlp.act",), "softmax": ("attn.weights",)}
 BLOCK |= BLOCK_BACKWARD
 MODEL |= MODEL_BACKWARD
 NORM |= NORM_BACKWARD
@@ -155,6 +158,16 @@ class Textbook:
     model: Mapping[str, Formula] = field(default_factory=lambda: MODEL)
     block: Mapping[str, Formula] = field(default_factory=lambda: BLOCK)
     flips: bool = False
+    changed: frozenset[str] = frozenset()  # stages of the forward pass that are not GPT-2's
+
+    def computed(self, s: Scope, name: str) -> Any:
+        """Compute a stage. A gradient is by the chain rule if its stage is read by one that was changed."""
+        table, right, above = (self.model, MODEL, OF_MODEL) if s.block is None else (self.block, BLOCK, OF_BLOCK)
+        if name in above and table[name] is right[name] and (changed := self.changed & set(above.values())):
+            stages = {stage: gradient for gradient, stage in above.items() if stage in FORWARD}
+            if (found := chained(s, above[name], changed, table, right, stages)) is not None:
+                return found
+        return table[name](s)
 
     def altered(self, formulas: Mapping[str, Formula], layer: int | None = None, flips: bool = False) -> Textbook:
         """Return a copy with some formulas replaced, everywhere or at one depth only.
@@ -166,7 +179,14 @@ class Textbook:
         model = {name: formula for name, formula in formulas.items() if name in MODEL and layer in (None, n_layer)}
         if layer is not None:
             block = {name: at_depth(layer, formula, self.block[name]) for name, formula in block.items()}
-        return replace(self, model={**self.model, **model}, block={**self.block, **block}, flips=self.flips or flips)
+        changed = {stage for name in formulas for stage in READERS.get(name, (name,)) if stage in FORWARD}
+        return replace(
+            self,
+            model={**self.model, **model},
+            block={**self.block, **block},
+            flips=self.flips or flips,
+            changed=self.changed | changed,
+        )
 
 
 def at_depth(layer: int, formula: Formula, elsewhere: Formula) -> Formula:
@@ -204,10 +224,9 @@ class Pass:
     def compute(self, name: str) -> Any:
         """Compute a stage from its formula, even if it is known."""
         layer, local = located(name)
-        formula = (self.book.model if layer is None else self.book.block)[local]
         self.within.append(set())
         try:
-            return formula(Scope(self, layer))
+            return self.book.computed(Scope(self, layer), local)
         finally:
             self.asked.pop(name, None)
             self.asked[name] = self.within.pop()

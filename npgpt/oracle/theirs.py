@@ -113,6 +113,8 @@ class Taken:
             sizes = shape_of(form, self.config, self.judged.shape)
             if found.shape in (sizes, sizes[1:] if sizes[0] == 1 else None):
                 whole = found.reshape(sizes)
+                if mark and local == "attn.weights":  # whatever is in memory for hidden keys, if it is not computed
+                    whole = np.where(np.tri(sizes[-1], dtype=bool) | np.isfinite(whole), whole, 0)
                 return meant, whole.transpose(0, 2, 1, 3) if form == HOOKED else whole
         must = list(shape_of(usual, self.config, self.judged.shape))
         raise NpgptError(f"{name} has shape {list(array.shape)}; for these ids and this model it must be {must}")

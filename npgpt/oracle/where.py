@@ -83,8 +83,8 @@ def not_finite(x: Array, y: Array, tolerance: float) -> Iterator[str]:
 
 def places(stage: str, gap: Array, tolerance: float, n_head: int) -> Iterator[str]:
     """Yield the rows, heads, positions and channels that differ, unless all do."""
-    local = located(stage)[1]
-    axes = ("row", "position", "id" if stage in OUTPUTS else "channel")
+    local = located(stage)[1].removeprefix("d.")
+    axes = ("row", "position", "id" if local in OUTPUTS else "channel")
     if local in BY_HEAD:
         axes = ("row", "head", "position")
     if local in IN_HEADS:
