@@ -15,8 +15,8 @@ import numpy as np
 import npgpt
 from npgpt.config import PUBLISHED
 from npgpt.oracle.arithmetic import plain
-from npgpt.oracle.check import in_float64
 from npgpt.oracle.mistakes import catalogue
+from npgpt.oracle.references import in_float64
 from npgpt.oracle.textbook import Pass, stages, textbook
 
 from . import weights

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from .language_model import forward as forward
     from .language_model import load as load
     from .oracle.check import check as check
-    from .oracle.check import check_greedy as check_greedy
+    from .oracle.greedy import check_greedy as check_greedy
     from .oracle.parts import check_part as check_part
     from .parameters import Parameters as Parameters
     from .pictures.attention import attend as attend
@@ -90,7 +90,7 @@ _HOME = {
     "save": "checkpoints.write",
     "forward": "language_model",
     "check": "oracle.check",
-    "check_greedy": "oracle.check",
+    "check_greedy": "oracle.greedy",
     "check_part": "oracle.parts",
     "Parameters": "parameters",
     "attend": "pictures.attention",

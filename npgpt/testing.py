@@ -7,13 +7,16 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
-from .oracle.check import Prompt, Weights, check, check_greedy
+from .oracle.check import check
+from .oracle.greedy import check_greedy
+from .oracle.references import Prompt, Weights
 
 
 def assert_matches(theirs: Any, prompt: Prompt | None = None, weights: Weights | None = None, **options: Any) -> None:
     """Raise AssertionError with the report if npgpt.check finds a difference that rounding cannot explain.
 
-    The arguments are those of npgpt.check.
+    The arguments are those of npgpt.check: with gradients=True, the loss of the next tokens and all gradients have to
+    match, too; targets= states other ones.
     """
     __tracebackhide__ = True  # pytest then shows the line of the test
     report = check(theirs, prompt, weights, **options)

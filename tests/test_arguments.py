@@ -227,6 +227,8 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
             "n_head": None,
             "attention_mask": None,
             "chunks": (),
+            "targets": None,
+            "gradients": False,
             "shape": (),
             "perturb": True,
             "progress": None,
@@ -260,7 +262,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Mapping[str, Any]]] = {
         },
     ),
     "save": (npgpt.save, {"model": BARE, "folder": PLACE}),
-    "trace": (tracing.trace, {"text": IDS, "model": BARE, "only": ()}),
+    "trace": (tracing.trace, {"text": IDS, "model": BARE, "only": (), "loss": False, "gradients": False}),
     "inspect": (inspect.inspect, {"model": SOURCE, "n_head": None}),
     "attend": (attend, {"text": IDS, "model": BARE, "layer": 0, "head": 0}),
 }
@@ -277,7 +279,7 @@ TEXT = ("'no'", "''", "a zero byte")
 CONFIG_OR_NONE = ("None", "a Config")
 FUNCTIONS = ("a function", "a function that raises", "a type", "a model")
 TAKEN: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("overwrite", "special", "ignore_eos", "keep_last", "perturb"), TRUTH),
+    **dict.fromkeys(("overwrite", "special", "ignore_eos", "keep_last", "perturb", "loss", "gradients"), TRUTH),
     **dict.fromkeys(("dtype", "name_scheme", "cache", "executor"), NONE),
     **dict.fromkeys(("n_head", "context", "stride"), NONE + NUMBER),
     **dict.fromkeys(("vocab_size", "n_positions", "n_layer", "n_inner"), NONE + NUMBER),
@@ -314,6 +316,8 @@ TAKEN: dict[str, tuple[str, ...]] = {
     "Tokenizer.has_text.token_id": ("0", "-1", *NUMBER),
     "skip": (*EMPTY, "{}", "[-1]", "[2**70]", "a range", "a set"),
     "check.theirs": ("a model",),
+    "check.targets": NONE,
+    "check.gradients": (),  # logits have none
     "assert_matches.theirs": ("a model",),
     "theirs": ("a range",),
     "check_part.theirs": ("a type",),

@@ -29,6 +29,7 @@ ASKED = {  # what is typed before the tab key, and what is offered
     "npgpt score ch": {"chapter one.txt", "chapters/"},
     "npgpt score a.txt --html cha": {"chapter one.txt", "chapters/"},
     "npgpt trace hi --to r": {"raw"},
+    "npgpt trace hi --to l": {"llm.c"},
     "npgpt trace hi --to raw we": {"weights/"},
     "npgpt download gpt2-l": {"gpt2-large"},
 }

@@ -152,7 +152,7 @@ def test_two_kinds_of_ids_must_agree(tmp_path: Path) -> None:
         (["--to", "raw", "full"], "--to raw: full exists and is not an empty folder"),
         (["--to", "raw", "file"], "--to raw: file exists and is not an empty folder"),
         (["--to", "raw", "no/d"], "--to raw no/d: there is no folder no"),
-        (["--to", "npz", "d"], "--to writes raw, not 'npz'; for .npz or .safetensors use -o FILE"),
+        (["--to", "npz", "d"], "--to writes raw or llm.c, not 'npz'; for .npz or .safetensors use -o FILE"),
         (["--to", "raw", "d", "--only", "x"], "no intermediate is called 'x'"),
         (["--to", "raw"], "--to"),
         (["--to", "raw", "d", "-o", "x.npz"], "--to"),

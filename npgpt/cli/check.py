@@ -16,7 +16,7 @@ from .progress import bar
 def declare(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.description = (
-        "Compare another implementation's logits or intermediate arrays with GPT-2's, and name the mistake. "
+        "Compare another implementation's logits, intermediate arrays or gradients with GPT-2's, and name the mistake. "
         "Exit codes: 0 matches, 1 differs, 2 could not be compared."
     )
     parser.epilog = 'example: npgpt check theirs.npz --model gpt2 --prompt "Every effort moves you"'
@@ -29,6 +29,12 @@ def declare(parser: argparse.ArgumentParser) -> None:
     add_common(parser, "--model", "--n-head", "--activation")
     argument("--prompt", metavar="TEXT", help="the text that it was run on; - reads standard input")
     argument("--ids", metavar="1,2,3", help="the token ids that it was run on; several rows: 1,2,3;4,5,6")
+    argument(
+        "--targets",
+        metavar="2,3,-100",
+        help="the id that should follow each token, for its loss and gradients; -100 where none counts "
+        "(default: the file's, else the next tokens)",
+    )
     argument(
         "--their-dtype",
         choices=("float32", "float16", "bfloat16", "float64"),
@@ -53,7 +59,8 @@ def run(options: argparse.Namespace) -> int:
     write_page = page_writer(options.html)
     if options.prompt is not None and options.ids is not None:
         raise NpgptError("--prompt and --ids exclude each other: give one of them")
-    prompt = _rows(options.ids) if options.prompt is None else read_text(options.prompt)
+    targets = _rows("--targets", options.targets, "-?[0-9]{1,20}")
+    prompt = _rows("--ids", options.ids) if options.prompt is None else read_text(options.prompt)
     weights = options.model
     if options.activation is not None:
         weights = load(weights, dtype="float64", n_head=options.n_head, activation=options.activation)
@@ -66,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
             n_head=options.n_head,
             shape=_numbers("--shape", options.shape),
             chunks=_numbers("--chunks", options.chunks),
+            targets=targets,
             progress=progress,
         )
     if options.json:
@@ -81,16 +89,16 @@ def run(options: argparse.Namespace) -> int:
     return report.code
 
 
-def _rows(text: str | None) -> list[list[int]] | None:
+def _rows(name: str, text: str | None, form: str = "[0-9]{1,20}") -> list[list[int]] | None:
     """Return the rows of ids in a text, separated by semicolons; None without a text."""
-    return None if text is None else [_numbers("--ids", row) for row in text.split(";")]
+    return None if text is None else [_numbers(name, row, form) for row in text.split(";")]
 
 
-def _numbers(name: str, text: str | None) -> list[int]:
+def _numbers(name: str, text: str | None, form: str = "[0-9]{1,20}") -> list[int]:
     """Return the whole numbers in a text, separated by commas; none without a text."""
     if text is None:
         return []
     parts = text.replace(",", " ").split()
-    if not parts or not all(re.fullmatch(r"[0-9]{1,20}", part) for part in parts):
+    if not parts or not all(re.fullmatch(form, part) for part in parts):
         raise NpgptError(f"{name} must be whole numbers between commas, such as 1,2,3, not {text!r:.80}")
     return [int(part) for part in parts]

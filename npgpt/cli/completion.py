@@ -46,7 +46,7 @@ def _models(prefix: str, **_: Any) -> list[str]:
 
 
 def _form_and_folder(prefix: str, **_: Any) -> list[str]:
-    return ["raw", *_files(prefix)]  # argcomplete does not tell which of the two values it is
+    return ["raw", "llm.c", *_files(prefix)]  # argcomplete does not tell which of the two values it is
 
 
 def _published(**_: Any) -> list[str]:

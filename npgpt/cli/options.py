@@ -76,19 +76,25 @@ def add_text(parser: argparse.ArgumentParser) -> None:
 
 def text_ids(options: argparse.Namespace, model: LanguageModel) -> tuple[str | None, list[int]]:
     """Return the text, or None for --ids, and its ids. Raises NpgptError if they do not fit the context."""
-    given = text_or_ids(options.text, options.ids, "text")
-    if given is None:
-        raise NpgptError("there is no text: give it, or - for standard input, or --ids 1,2,3")
-    if given == "":
-        raise NpgptError('the text is empty, and at least one token is needed: give one, or "<|endoftext|>" --special')
-    text = given if isinstance(given, str) else None
-    ids = given if isinstance(given, list) else model.encode_prompt(given, special=options.special)
+    text, ids = any_text_ids(options, model)
     context = model.config.n_positions
     if len(ids) > context:
         raise NpgptError(
             f"the text has {len(ids)} tokens, the context holds {context}: shorten it by {len(ids) - context}"
         )
     return text, ids
+
+
+def any_text_ids(options: argparse.Namespace, model: LanguageModel) -> tuple[str | None, list[int]]:
+    """Return what text_ids() does, of any length. Raises NpgptError if there is no text."""
+    given = text_or_ids(options.text, options.ids, "text")
+    if given is None:
+        raise NpgptError("there is no text: give it, or - for standard input, or --ids 1,2,3")
+    if given == "":
+        raise NpgptError('the text is empty, and at least one token is needed: give one, or "<|endoftext|>" --special')
+    if isinstance(given, list):
+        return None, given
+    return given, model.encode_prompt(given, special=options.special)
 
 
 def text_or_ids(text: str | None, ids: str | None, kind: str, say: bool = True) -> str | list[int] | None:

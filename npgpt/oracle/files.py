@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from .outputs import as_array
 
 IDS = ("token_ids", "input_ids", "ids", "tokens")
 MASKS = ("attention_mask", "mask")
+TARGETS = ("targets", "target_ids")
 NAMELESS = r"arr_\d+|"  # NumPy's, and that of a tensor alone
 NUMPY = "NumPy's"
 NUMBERS = Kind("list of numbers", 2**31)  # gpt2's logits of a whole context take 1 GB as text
@@ -43,13 +45,14 @@ INTEGERS = {"I64": "int64", "I32": "int32", "I16": "int16", "U8": "uint8", "BOOL
 
 @dataclass(frozen=True)
 class Given:
-    """What a file holds: stages by the names that they have there, ids, a mask, greedy ids."""
+    """What a file holds: stages by the names that they have there, ids, a mask, greedy ids, the targets of a loss."""
 
     path: Path
     arrays: Mapping[str, NDArray[Any]]
     token_ids: NDArray[Any] | None = None
     attention_mask: NDArray[Any] | None = None
     greedy_ids: NDArray[Any] | None = None
+    targets: NDArray[Any] | None = None
     flat: NDArray[Any] | None = None  # logits of a width that only the model tells, and more behind them
     left: tuple[str, ...] = ()  # names of what is no array
     notes: tuple[str, ...] = ()  # what else is to be said of the file
@@ -66,8 +69,10 @@ class Given:
             raise NpgptError(f"{self.path} holds other ids than --prompt or --ids says: {told!r:.200}")
         return found
 
-    def stages(self, config: Config) -> Mapping[str, NDArray[Any]]:
-        """The arrays, flat logits cut out for this model. Raises NpgptError where these are too few."""
+    def stages(self, config: Config) -> Mapping[str, Any]:
+        """The arrays; for a reference state logits, loss and gradients, cut out for this model. Raises NpgptError where
+        the state has another number of them.
+        """
         if self.flat is None or self.token_ids is None:
             return self.arrays
         shape = (*self.token_ids.shape, config.vocab_size)
@@ -75,7 +80,11 @@ class Given:
             raise NpgptError(
                 f"the reference state has {self.flat.size} numbers behind its ids, too few for {prod(shape)} logits"
             )
-        return {"logits": self.flat[: prod(shape)].reshape(shape)}
+        logits, rest = np.split(self.flat, [prod(shape)])
+        found: dict[str, Any] = {"logits": logits.reshape(shape)}
+        if rest.size > 1:
+            found["gradients"] = llmc.cut(rest[1:], config)
+        return found | ({"loss": rest[0]} if rest.size else {})
 
     @property
     def is_greedy(self) -> bool:
@@ -205,9 +214,10 @@ def _sorted(path: Path, arrays: Mapping[str, NDArray[Any]], left: Sequence[str] 
         if meant in found:
             raise NpgptError(f"{name} has no name that says what it is: save it as logits=…, input_ids=…")
         found[meant] = array
-    ids, mask, greedy = (_only(path, found, meaning) for meaning in (IDS, MASKS, GREEDY))
-    rest = {name: array for name, array in found.items() if name not in (*IDS, *MASKS, *GREEDY, METADATA)}
-    return Given(path, rest, ids, mask, greedy, left=tuple(left))
+    meanings = (IDS, MASKS, GREEDY, TARGETS)
+    rest = {name: array for name, array in found.items() if name not in (*chain(*meanings), METADATA)}
+    ids, mask, greedy, targets = (_only(path, found, meaning) for meaning in meanings)
+    return Given(path, rest, ids, mask, greedy, targets, left=tuple(left))
 
 
 def _only(path: Path, arrays: Mapping[str, NDArray[Any]], meaning: Sequence[str]) -> NDArray[Any] | None:
@@ -268,5 +278,5 @@ def _debug_state(path: Path) -> Given:
     begin = 256 + 2 * B * T
     if B < 1 or T < 1 or len(content) < begin:
         raise NpgptError(f"{path} is truncated: its header says [{B}, {T}]")
-    ids = np.array(content[256 : 256 + B * T]).reshape(B, T)
-    return Given(path, {}, ids, flat=content[begin:].view("<f4"))
+    ids, targets = np.array(content[256:begin]).reshape(2, B, T)
+    return Given(path, {}, ids, targets=targets, flat=content[begin:].view("<f4"))

@@ -66,7 +66,8 @@ def places(owners: Mapping[str, Sequence[str]]) -> Iterator[Place]:
 class Firings:
     """What hooks see in one call on ids [B, T]: stages in float64, and how often each part ran, by path.
 
-    Blocks are numbered in the order in which they ran: the second block that runs is h.1, whatever its index.
+    Blocks are numbered in the order in which they ran: the second block that runs is h.1, whatever its index. gradients
+    are those of the stages, by their names, once the loss has been run backwards.
     """
 
     places: Sequence[Place]
@@ -75,6 +76,7 @@ class Firings:
     stages: dict[str, NDArray[Any]] = field(default_factory=dict)
     turns: list[int] = field(default_factory=list)  # the index of each block that ran, in order
     shared: list[list[Place]] = field(default_factory=list)  # places that share one block or one part with tensors
+    gradients: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @contextmanager
     def of(self, module: Any) -> Iterator[None]:
@@ -121,8 +123,24 @@ class Firings:
                     whole = as_array(value).astype(np.float64).reshape(-1, *sizes[-2:])
                     rows = self.shape[0] if stage != "wpe" else len(whole)
                     self.stages[stage] = np.broadcast_to(whole, (rows, *whole.shape[1:]))
+                    self.await_gradient(stage, value)
 
         return before, lambda part, given, output: keep(output, False)
+
+    def await_gradient(self, stage: str, value: Any) -> None:
+        """Have a tensor's gradient kept when the loss is run backwards.
+
+        The hook is the node's that made it: a tensor's own would stay there if the tensor was changed in place before.
+        """
+        node, place = getattr(value, "grad_fn", None), getattr(value, "output_nr", 0)
+
+        def keep(gradients: Any) -> None:
+            if (gradient := gradients[place]) is not None:
+                found = as_array(gradient).astype(np.float64).reshape(-1, *gradient.shape[-2:])
+                self.gradients[stage] = found.sum(axis=0, keepdims=True) if stage == "wpe" else found
+
+        if node is not None:
+            node.register_prehook(untraced(keep))
 
     def told(self) -> tuple[list[str], list[str]]:
         """Return problems and notes. A part that never ran is only noted, since its weights may be used directly."""

@@ -38,12 +38,16 @@ OF_NORMS = dict.fromkeys(("gamma", "gain", "g", "a_2"), "weight") | dict.fromkey
 
 @dataclass(frozen=True)
 class Stored:
-    """Unwrapped tensors by their own names, and the sources of canonical ones. strange: names that GPT-2 lacks."""
+    """Unwrapped tensors by their own names, and the sources of canonical ones. strange: names that GPT-2 lacks.
+
+    head: the source of an output head under a name of its own, which may equal wte nevertheless.
+    """
 
     bare: Mapping[str, Tensor]
     sources: Mapping[str, Source]
     config: Config
     strange: Sequence[str]
+    head: Source | None = None
     note: str = ""  # about a guess
 
     def in_float64(self, name: str) -> Array:
@@ -91,6 +95,23 @@ class Module:
         seen.stages["logits"] = logits_of(output, self.config.vocab_size).astype(np.float64)
         return seen
 
+    def trained(self) -> Module:
+        """Return the module with an untied configuration if its output head is a parameter of its own, equal or not:
+        then each table has its own gradient.
+        """
+        head, held = self.stored.head, dict(self.module.named_parameters(remove_duplicate=False))
+        if head is None or not self.config.tie_word_embeddings:
+            return self
+        one, other = (held.get(self.stored.bare[x.parts[0]].name) for x in (head, self.stored.sources[WTE]))
+        if one is None or one is other:
+            return self
+        stored = replace(
+            self.stored,
+            sources={**self.stored.sources, HEAD: head},
+            config=replace(self.config, tie_word_embeddings=False),
+        )
+        return replace(self, stored=stored, tensors={**self.tensors, HEAD: stored.in_float64(HEAD)})
+
     def perturbed(self) -> tuple[Module, list[str]]:
         """Return the module with other values in parameters that hold one number throughout, and a note on it.
 
@@ -102,7 +123,7 @@ class Module:
         if not changed:
             return self, []
         data = {name: as_array(value) for name, _, value in changed}
-        bare = {key: _tensor(x.path, x.name, data[x.name]) if x.name in data else x for key, x in bare.items()}
+        bare = {key: array_tensor(x.path, x.name, data[x.name]) if x.name in data else x for key, x in bare.items()}
         stored = replace(self.stored, bare=bare)
         moved = [name for name, source in sources.items() if any(bare[part].name in data for part in source.parts)]
         tensors = {**self.tensors, **{name: stored.in_float64(name) for name in moved}}
@@ -127,10 +148,11 @@ def dtype_of(module: Any) -> str:
 def stored_tensors(state: Mapping[str, Any], title: str) -> dict[str, Tensor]:
     """Return arrays of any framework in the form of a file's tensors."""
     arrays = {str(name): as_array(value) for name, value in state.items() if hasattr(value, "shape")}
-    return {name: _tensor(Path(title), name, array) for name, array in arrays.items() if array.dtype.kind == "f"}
+    return {name: array_tensor(Path(title), name, array) for name, array in arrays.items() if array.dtype.kind == "f"}
 
 
-def _tensor(path: Path, name: str, array: NDArray[Any]) -> Tensor:
+def array_tensor(path: Path, name: str, array: NDArray[Any]) -> Tensor:
+    """Return an array in the form of a file's tensor."""
     data = np.ascontiguousarray(array).reshape(-1).data
     return Tensor(path, name, data, str(array.dtype), array.shape, 0)  # type: ignore[arg-type]
 
@@ -149,6 +171,7 @@ def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
     bare = found.tensors
     scheme = names.choose(None, bare, title)
     sources = scheme.translate(bare)
+    own_head = sources.get(HEAD)
     head, wte = (bare[sources[key].parts[0]].stored() if key in sources else None for key in (HEAD, WTE))
     tied = head is None or (wte is not None and np.array_equal(head, wte))
     if tied:
@@ -167,7 +190,7 @@ def stored(theirs: Any, n_head: int | None, config: Config | None) -> Stored:
     left = [bare[part].name for key in strange for part in sources[key].parts]
     left += [tensor.name for tensor in (*found.heads, *found.beside)]
     known_sources = {key: source for key, source in sources.items() if key in known}
-    return Stored(bare, known_sources, config, left, guess(config.activation_function) if guesses else "")
+    return Stored(bare, known_sources, config, left, own_head, guess(config.activation_function) if guesses else "")
 
 
 def state_of(mapping: Mapping[str, Any]) -> Mapping[str, Any]:

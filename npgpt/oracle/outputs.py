@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..checkpoints.tensor import LONGEST_SHAPE
 from ..errors import NpgptError, is_masked
 
-NO_STAGES = ("loss", "past_key_values", "cross_attentions")  # fields of transformers' outputs
+NO_STAGES = ("past_key_values", "cross_attentions")  # fields of transformers' outputs
 # How to get an array from a framework's tensor, in the order in which this is tried.
 WAYS_OUT: tuple[Callable[[Any], Any], ...] = (
     lambda tensor: tensor.numpy(),

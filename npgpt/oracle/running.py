@@ -36,10 +36,16 @@ def untraced(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def invoke(function: Callable[..., Any], given: Any, signature: Callable[..., Any] | None = None) -> Any:
+    """Call a function as called() does, without recording anything for gradients."""
+    torch = sys.modules.get("torch")
+    with nullcontext() if torch is None else torch.no_grad():
+        return called(function, given, signature)
+
+
+def called(function: Callable[..., Any], given: Any, signature: Callable[..., Any] | None = None) -> Any:
     """Call a function with its input, and with None for other required arguments, such as targets; if it raises,
     call it with the input for these. signature: the function whose signature counts, if another.
     """
-    torch = sys.modules.get("torch")
     try:
         parameters = list(inspect.signature(signature or function).parameters.values())
     except (TypeError, ValueError):
@@ -47,13 +53,12 @@ def invoke(function: Callable[..., Any], given: Any, signature: Callable[..., An
     needed = [p for p in parameters if p.default is p.empty]
     more = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in needed) - 1
     names = [p.name for p in needed if p.kind is p.KEYWORD_ONLY]
-    with nullcontext() if torch is None else torch.no_grad():
-        if more < 1 and not names:
-            return function(given)
-        try:
-            return function(given, *[None] * more, **dict.fromkeys(names))
-        except Exception:
-            return function(given, *[given] * more, **dict.fromkeys(names, given))
+    if more < 1 and not names:
+        return function(given)
+    try:
+        return function(given, *[None] * more, **dict.fromkeys(names))
+    except Exception:
+        return function(given, *[given] * more, **dict.fromkeys(names, given))
 
 
 class Kind(NamedTuple):

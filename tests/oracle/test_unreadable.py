@@ -62,7 +62,7 @@ def state(*header: int, tail: bytes = b"") -> bytes:
     return struct.pack("<256i", *header, *[0] * (256 - len(header))) + tail
 
 
-RUN = IDS.astype("<i4").tobytes() * 2 + LOGITS.tobytes() + bytes(8)
+RUN = IDS.astype("<i4").tobytes() * 2 + LOGITS.tobytes() + bytes(4)  # the last is the loss
 KINDS: dict[str, tuple[Callable[[], bytes], tuple[str, ...]]] = {  # a whole file, and the options that it needs
     "npz": (npz, ()),
     "npy": (lambda: npy(LOGITS), ONE),
