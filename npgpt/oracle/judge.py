@@ -62,7 +62,8 @@ class Seen:
 class Judge:
     """The data to compare: their cases, tolerances by stage, and the tensors of the model in float64.
 
-    sizes: root mean squares of the right gradients. computed: the dtype in which stages are computed, float64, or float32, which is twice as fast.
+    sizes: root mean squares of the right
+    gradients. computed: the dtype in which stages are computed, float64, or float32, which is twice as fast.
     """
 
     cases: Sequence[Case]

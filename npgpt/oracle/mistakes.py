@@ -24,7 +24,7 @@ from .block_mistakes import ACTIVATIONS, BIASES, LAYER_NORMS, RESIDUALS, TRANSPO
 from .gradient_mistakes import ATTENTION_BACKWARDS, DERIVATIVES, HEADS_BACKWARDS, NORM_BACKWARDS, RESIDUAL_BACKWARDS
 from .loss_mistakes import EMBEDDINGS_BACKWARD, TIED, losses
 from .model_mistakes import EMBEDDINGS, OUTPUTS, PADDING, ROTARY, ROUNDED, caches, half_precision, inputs
-from .parameter_mistakes import DETACHED, EMBEDDINGS_FROZEN, FROZEN, PARAMETER_GRADIENTS, training
+from .parameter_mistakes import DETACHED, EMBEDDINGS_FROZEN, FROZEN, PARAMETER_GRADIENTS, WITH_HEAD, training
 from .rows import Table
 from .textbook import BLOCK, NORM, Textbook
 
@@ -122,6 +122,7 @@ def backward_catalogue(config: Config, rows: int, ignored: bool, norm: float, la
         *in_blocks(DERIVATIVES | NORM_BACKWARDS, n_layer),
         *in_blocks(ATTENTION_BACKWARDS | (HEADS_BACKWARDS if config.n_head > 1 else {}), n_layer),
         *in_blocks(RESIDUAL_BACKWARDS | PARAMETER_GRADIENTS | FROZEN | DETACHED, n_layer),
+        *entries(WITH_HEAD, n_layer),
         *entries(training(config, norm, largest), n_layer),
     )
     return [entry for entry in found if possible.get(entry.of or entry.name, True)]
