@@ -66,7 +66,9 @@ def test_a_report_is_as_it_is_shown(block: documents.Block, names: dict[str, Any
     assert block.agrees(printed := documents.run(block, tmp_path, names)), printed
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if "npgpt.check(" in block.text and not block.shown], ids=str)
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if "npgpt.check(" in block.text and not block.shown], ids=str
+)
 def test_every_form_of_a_call(
     block: documents.Block, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

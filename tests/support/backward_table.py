@@ -206,7 +206,7 @@ def document(answers: Sequence[Answer], right: Sequence[Answer]) -> Iterator[str
     yield "model of 2 blocks of 3 × 7, untied one of 3 blocks of 2 × 16. Both get 2 rows of 12 tokens; 5 targets are"
     yield "ignored. From parameters: the loss and the parameters' gradients alone. From stages: those of stages and"
     yield "the stages, too. tests/support/program_table.py explains the kinds of answers. Named is the share of the"
-    yield "alterations in the catalogue that show clearly in what was given. Each alteration is tried in some of the columns."
+    yield "alterations in the catalogue that show clearly in what was given. Each alteration is tried in some columns."
     yield ""
     yield from summary(answers)
     yield ""

@@ -83,8 +83,8 @@ def source(text: str) -> str:
     return (FOLDER / f"{text}.py").read_text("utf-8")
 
 
-def load(program: str, edits: tuple[tuple[str, str], ...] = ()) -> ModuleType:
-    """Return a program as a module, with each edit's first text replaced by its second.
+def altered(program: str, edits: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Return a program's texts with each edit's first text replaced by its second.
 
     Raises ValueError unless the first text occurs exactly once.
     """
@@ -94,6 +94,12 @@ def load(program: str, edits: tuple[tuple[str, str], ...] = ()) -> ModuleType:
         if len(places) != 1:
             raise ValueError(f"{program} has {len(places)} places that read {before!r}")
         texts[places[0]] = texts[places[0]].replace(before, after)
+    return texts
+
+
+def load(program: str, edits: tuple[tuple[str, str], ...] = ()) -> ModuleType:
+    """Return a program as a module, with these edits of its text."""
+    texts = altered(program, edits)
     modules = [ModuleType(f"{__name__}.{name}_edited") for name in texts]
     for module, (name, text) in zip(modules, texts.items(), strict=True):
         exec(compile(text, f"{name}.py", "exec"), module.__dict__)
