@@ -330,9 +330,9 @@ def summary(answers: Sequence[Answer]) -> Iterator[str]:
                 yield f"| {what} | {len(some)} | " + " | ".join(str(count[kind]) for kind in kinds) + f" | {share} |"
 
 
-def confused(answers: Sequence[Answer]) -> Iterator[str]:
-    """Yield a sentence for stages and one for logits that say how many entries were named together."""
-    for given in GIVEN:
+def confused(answers: Sequence[Answer], of: Sequence[str] = GIVEN) -> Iterator[str]:
+    """Yield a sentence for each kind of what was given that says how many entries were named together."""
+    for given in of:
         sizes = Counter(a.entries for a in answers if a.given == given and a.kind in ("right", "class", "partly"))
         listed = ", ".join(f"{count} with {size}" for size, count in sorted(sizes.items()) if size > 1)
         yield f"Entries that were named together, from {given}: {sizes[1] + sizes[0]} alone, {listed or 'none more'}."

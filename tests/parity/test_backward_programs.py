@@ -1,0 +1,40 @@
+"""The oracle on two backward passes by hand: it may fail to explain a mistake, but never gives a wrong explanation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support import backward
+from tests.support.thorough import examples
+
+pytestmark = pytest.mark.parity
+pytest.importorskip("torch", reason="extra parity is not installed")
+table = pytest.importorskip("tests.support.backward_table", reason="extra parity is not installed")
+
+# every n-th case and right run; n is prime so that alterations, settings and what is given alternate
+CASES, RIGHT = table.chosen(1)
+TRIED = CASES[:: examples(89, 7)]
+
+
+@pytest.mark.parametrize("program", backward.TEXTS)
+def test_no_altered_backward_pass_is_called_by_another_name_or_overlooked(program: str) -> None:
+    answers = [table.quiet((table.answer, case)) for case in TRIED if case[0].program == program]
+    assert not list(table.faults(answers))
+
+
+def test_most_altered_backward_passes_are_named() -> None:
+    answers = [table.quiet((table.answer, case)) for case in TRIED[::2]]
+    clear = [a for a in answers if a.known and a.kind not in ("unseen", "too small", "refused")]
+    assert sum(a.kind in ("right", "class", "partly") for a in clear) >= 0.9 * len(clear)
+
+
+def test_no_alarm_over_a_right_backward_pass_however_it_is_written() -> None:
+    assert not list(table.faults(table.quiet((table.answer_right, each)) for each in RIGHT[:: examples(17, 1)]))
+
+
+def test_the_committed_table_has_the_alterations() -> None:
+    text = (Path(__file__).parent / "GRADIENTS.md").read_text("utf-8")
+    for each in backward.mistakes():
+        assert f"| {each.program} | {each.truth}" in text
