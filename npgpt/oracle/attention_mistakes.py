@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from ..config import Config
 from ..parameters import Array
+from .functions import masked, softmax
 from .rows import Table, rows
-from .textbook import BLOCK, Formula, Pass, Scope, masked, softmax, textbook
+from .textbook import BLOCK, Formula, Pass, Scope, textbook
 
 SCALES = rows(
     "attention scale missing: scores are not divided by √D (known from: an omission)",

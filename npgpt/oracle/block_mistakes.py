@@ -11,8 +11,9 @@ import numpy as np
 
 from ..config import Config
 from ..parameters import Array
+from .functions import gelu, gelu_erf, layer_norm
 from .rows import Formulas, Table, changed, rows
-from .textbook import MODEL, Formula, gelu, gelu_erf, layer_norm, linear, normalised, parameter
+from .textbook import MODEL, Formula, linear, normalised, parameter
 
 
 def constant(value: Any) -> Formula:

@@ -16,8 +16,9 @@ from .backward import (
     standardised,
     total,
 )
+from .functions import softmax
 from .rows import Formulas, Table, rows
-from .textbook import Formula, Scope, softmax
+from .textbook import Formula, Scope
 
 NORMS = {"ln_1": "input", "ln_2": "attn.residual", "ln_f": "last"}
 
@@ -53,7 +54,7 @@ DERIVATIVES = rows(
     "erf GELU's derivative: the backward pass uses the derivative of GELU's exact form, the forward pass its tanh form "
     "(known from: a backward pass written for torch.nn.GELU())",
     derived(gelu_erf_derivative),
-    "tanh GELU's derivative: the backward pass uses the derivative of GELU's tanh form, the forward pass its exact form "
+    "tanh GELU's derivative: the backward pass uses that of GELU's tanh form, the forward pass GELU's exact form "
     "(known from: a backward pass written for GPT-2)",
     derived(gelu_derivative),
     "GELU's derivative after the activation: the derivative is taken at the output of GELU, not at its input "
@@ -105,11 +106,18 @@ def undivided(dy: Array, x: Array, weight: Array, epsilon: float) -> Array:
     return g - g.mean(axis=-1, keepdims=True) - n * (g * n).mean(axis=-1, keepdims=True)
 
 
-def gain_from(source: Callable[[str, str], str]) -> Formulas:
-    """Return formulas of gain gradients Σ dy x, where source(norm, its input) names the stage x."""
+def unbiased(s: Scope, norm: str, x: str) -> Array:
+    """Return the normalised input of a LayerNorm, with σ computed with C − 1."""
+    n, sigma = standardised(s[x], s["epsilon"])
+    C = n.shape[-1]
+    return n * sigma / np.sqrt((sigma * sigma - s["epsilon"]) * (C / max(1, C - 1)) + s["epsilon"])
+
+
+def gain_from(source: Callable[[Scope, str, str], Array]) -> Formulas:
+    """Return formulas of gain gradients Σ dy · source(scope, norm, its input)."""
 
     def formula(norm: str, x: str) -> Formula:
-        return lambda s: total(s[f"d.{norm}"] * s[source(norm, x)])
+        return lambda s: total(s[f"d.{norm}"] * source(s, norm, x))
 
     return {f"d.{norm}.weight": formula(norm, x) for norm, x in NORMS.items()}
 
@@ -127,6 +135,9 @@ NORM_BACKWARDS = rows(
     norm_back(less=1),
     "LayerNorm's backward with unbiased σ: σ is computed with C − 1, not with C (known from: defaults of torch.std)",
     norm_back(deviation=1),
+    "LayerNorm's backward and gain gradient with unbiased σ: σ is computed with C − 1 for all gradients "
+    "(known from: defaults of torch.std)",
+    norm_back(deviation=1) | gain_from(unbiased),
     "LayerNorm's backward without the gain: what comes back is not multiplied by LayerNorm's weight "
     "(known from: an omission)",
     norm_back(gain=False),
@@ -136,10 +147,10 @@ NORM_BACKWARDS = rows(
     {"d.layer_norm": lambda s: lambda dy, x, weight, epsilon: dy},
     "LayerNorm's gain gradient from the input: the gain's gradient is Σ dy x, with x before LayerNorm "
     "(known from: the wrong buffer)",
-    gain_from(lambda norm, x: x),
+    gain_from(lambda s, norm, x: s[x]),
     "LayerNorm's gain gradient from the output: the gain's gradient is Σ dy y, with y after gain and bias "
     "(known from: the wrong buffer)",
-    gain_from(lambda norm, x: norm),
+    gain_from(lambda s, norm, x: s[norm]),
 )
 
 
@@ -188,7 +199,7 @@ ATTENTION_BACKWARDS: Table = {
         {"d.softmax": lambda s: lambda dy, y: y * (1 - y) * dy},
         "softmax's backward missing: what comes back to the weights is passed on to the visible scores "
         "(known from: an omission)",
-        {"d.softmax": lambda s: lambda dy, y: dy},
+        {"d.attn.scores": lambda s: s["d.attn.weights"] * s["visible"]},
         "attention's backward without the scale: the gradients of q and k lack 1 / √D (known from: an omission)",
         keys_and_queries(dq(0), dk(0)),
         "q's gradient without the scale: the gradient of q lacks 1 / √D (known from: an omission)",
@@ -208,6 +219,8 @@ ATTENTION_BACKWARDS: Table = {
             lambda s: s["d.attn.products"] @ s["attn.q"] * s["attn.scale"],
             lambda s: s["d.attn.products"].swapaxes(2, 3) @ s["attn.k"] * s["attn.scale"],
         ),
+        "gradients of q and k in each other's place: q gets dSᵀ q and k gets dS k (known from: return dk, dq, dv)",
+        keys_and_queries(dk(), dq()),
         "dS not transposed in k's gradient: dk = dS q, not dSᵀ q (known from: an omission)",
         {"d.attn.k": lambda s: s["d.attn.products"] @ s["attn.q"] * s["attn.scale"]},
         "dS transposed in q's gradient: dq = dSᵀ k, not dS k (known from: a mixed-up transposition)",

@@ -15,7 +15,7 @@ from ..parameters import Array
 from .arithmetic import as_computed, plain
 from .backward import is_backward
 from .difference import in_tolerances, rms, root
-from .mistakes import OF_LN_F, Mistake
+from .mistakes import Mistake
 from .rounding import FACTOR, FLIPS, Moved, Progress, errors
 from .textbook import Pass, Textbook, located
 from .theirs import OUTPUTS, Case
@@ -62,7 +62,8 @@ class Seen:
 class Judge:
     """The data to compare: their cases, tolerances by stage, and the tensors of the model in float64.
 
-    sizes: root mean squares of the right gradients. computed: the dtype in which stages are computed, float64, or float32, which is twice as fast.
+    sizes: root mean squares of the right gradients. computed: the dtype in which stages are computed, float64, or
+    float32, which is twice as fast.
     """
 
     cases: Sequence[Case]
@@ -228,6 +229,6 @@ def touches(entry: Mistake, name: str) -> bool:
     layer, local = located(name)
     if layer is not None and ((layer < entry.first and not is_backward(local)) or entry.layer not in (None, layer)):
         return False
-    if layer is None and entry.layer is not None and local not in ("ln_f", *OF_LN_F.values()):
-        return False
+    if layer is None and entry.layer is not None:
+        return local in entry.outside or (bool(entry.outside) and local in entry.stages)
     return local in entry.stages or ("layers" in entry.stages and (layer is not None or local == "ln_f"))

@@ -15,8 +15,9 @@ from ..config import Config
 from ..parameters import Array
 from .arithmetic import once
 from .backward import IGNORED, MODEL_BACKWARD, lines, outer, softmax_backward
+from .functions import log_softmax, softmax
 from .rows import Formulas, Table, rows
-from .textbook import Scope, log_softmax, softmax
+from .textbook import Scope
 
 Ids = NDArray[np.integer[Any]]
 
@@ -114,8 +115,8 @@ def losses(config: Config) -> Table:
         "subtracted (known from: an omission)",
         {"d.logits": lambda s: np.exp(s["log_probabilities"]) * s["share"][..., None]},
     ) | {
-        f"loss divided by {steps}: the loss and its gradients are divided by {steps} (known from: gradient accumulation "
-        f"over {steps} steps, of which one was run)": divided(steps)
+        f"loss divided by {steps}: the loss and its gradients are divided by {steps} "
+        f"(known from: gradient accumulation over {steps} steps, of which one was run)": divided(steps)
         for steps in (2, 4, 8, 16, 32)
     }
 
@@ -139,6 +140,12 @@ def overwritten(first: bool) -> Callable[[Scope], Array]:
         return once(kept, s["d.wte"])
 
     return formula
+
+
+def overwritten_head(s: Scope) -> Array:
+    """Return the head's part of wte's gradient, with the last use in the rows of the batch's ids."""
+    used = np.bincount(s["token_ids"].ravel(), minlength=s.config.vocab_size) > 0
+    return overwritten(first=False)(s) + s["d.head.part"] * ~used[:, None]
 
 
 EMBEDDINGS_BACKWARD = rows(
@@ -173,6 +180,9 @@ TIED = rows(  # one wte for embedding and head
     "wte's gradient without the embedding's part: only the output head's part reaches wte "
     "(known from: an embedding by one-hot rows without gradient, = instead of +=)",
     {"d.wte.weight": lambda s: s["d.head.part"]},
+    "wte's gradient overwritten by the embedding's part: the ids of the batch have only their last use, the others the "
+    "head's part (known from: grad[ids] = dy)",
+    {"d.wte.weight": overwritten_head},
     "head's part of wte's gradient twice: the output head's part is added twice (known from: += in two places)",
     {"d.wte.weight": lambda s: s["d.wte.part"] + s["d.head.part"] * 2},
     "embedding's part of wte's gradient twice: the embedding's part is added twice (known from: += in two places)",

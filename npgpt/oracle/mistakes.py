@@ -24,7 +24,7 @@ from .block_mistakes import ACTIVATIONS, BIASES, LAYER_NORMS, RESIDUALS, TRANSPO
 from .gradient_mistakes import ATTENTION_BACKWARDS, DERIVATIVES, HEADS_BACKWARDS, NORM_BACKWARDS, RESIDUAL_BACKWARDS
 from .loss_mistakes import EMBEDDINGS_BACKWARD, TIED, losses
 from .model_mistakes import EMBEDDINGS, OUTPUTS, PADDING, ROTARY, ROUNDED, caches, half_precision, inputs
-from .parameter_mistakes import DETACHED, EMBEDDINGS_FROZEN, FROZEN, PARAMETER_GRADIENTS, training
+from .parameter_mistakes import DETACHED, EMBEDDINGS_FROZEN, FROZEN, PARAMETER_GRADIENTS, WITH_HEAD, training
 from .rows import Table
 from .textbook import BLOCK, NORM, Textbook
 
@@ -50,6 +50,7 @@ class Mistake:
     stages: tuple[str, ...] = ()
     layer: int | None = None  # the only block that is changed, n_layer for ln_f; None if there are several
     of: str = ""  # if layer is set: name of the same mistake in the whole model
+    outside: frozenset[str] = frozenset()  # if layer is n_layer: the formulas outside the blocks that it replaces
 
 
 def catalogue(config: Config, tokens: int, chunks: Sequence[int] = (), padded: bool = False) -> list[Mistake]:
@@ -122,6 +123,7 @@ def backward_catalogue(config: Config, rows: int, ignored: bool, norm: float, la
         *in_blocks(DERIVATIVES | NORM_BACKWARDS, n_layer),
         *in_blocks(ATTENTION_BACKWARDS | (HEADS_BACKWARDS if config.n_head > 1 else {}), n_layer),
         *in_blocks(RESIDUAL_BACKWARDS | PARAMETER_GRADIENTS | FROZEN | DETACHED, n_layer),
+        *entries(WITH_HEAD, n_layer),
         *entries(training(config, norm, largest), n_layer),
     )
     return [entry for entry in found if possible.get(entry.of or entry.name, True)]
@@ -140,7 +142,8 @@ def in_blocks(table: Table, n_layer: int) -> Iterator[Mistake]:
         yield whole
         stages = tuple(name for name in formulas if name in BLOCK)
         places = {layer: f"block {layer}" for layer in (0, n_layer // 2, n_layer - 1) if n_layer > 1 and stages}
-        last = tuple(dict.fromkeys(OF_LN_F.get(name, "ln_f") for name in formulas if name in BEHIND or name in NORM))
+        outside = [name for name in formulas if name in BEHIND or name in NORM]
+        last = tuple(dict.fromkeys(OF_LN_F.get(name, "ln_f") for name in outside))
         if stages and last:
             places[n_layer] = "ln_f"
         for layer, place in places.items():
@@ -152,6 +155,7 @@ def in_blocks(table: Table, n_layer: int) -> Iterator[Mistake]:
                 stages=last if layer == n_layer else stages,
                 layer=layer,
                 of=whole.name,
+                outside=frozenset(outside if layer == n_layer else ()),
             )
 
 

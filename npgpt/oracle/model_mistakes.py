@@ -13,8 +13,9 @@ from ..config import Config
 from ..parameters import Array
 from .arithmetic import rounded
 from .backward import is_backward
+from .functions import log_softmax, softmax
 from .rows import Formulas, Table, changed, rows
-from .textbook import BLOCK, MODEL, Formula, Scope, log_softmax, softmax
+from .textbook import BLOCK, MODEL, Formula, Scope
 
 
 def coarse(x: Array, dtype: str) -> Array:

@@ -70,6 +70,7 @@ SUMS: dict[str, Callable[[Scope, str, Array], Any]] = {
     "of the last row alone: not summed over the rows of the batch (known from: = instead of +=)": cut(LAST),
     "of the first position alone: not summed over positions (known from: a sum over one axis only)": cut(ALL, FIRST),
     "of the last position alone: not summed over positions (known from: = instead of +=)": cut(ALL, LAST),
+    "of the last token alone: not summed over the tokens of the batch (known from: = instead of +=)": cut(LAST, LAST),
     "averaged over tokens: divided by the number of tokens of the batch (known from: mean instead of sum)": over(
         lambda ids: ids.size
     ),
@@ -78,6 +79,11 @@ SUMS: dict[str, Callable[[Scope, str, Array], Any]] = {
         lambda ids: ids.shape[1]
     ),
 }
+
+
+def with_head(change: Callable[[Scope, str, Array], Any]) -> Formulas:
+    """Return formulas that change the weight gradients of all linear maps, the output head's included."""
+    return altered(change, *WEIGHTS, "head.part")
 
 
 def turned(s: Scope, name: str, gradient: Array) -> Array:
@@ -123,13 +129,23 @@ PARAMETER_GRADIENTS: Table = {
         "c_proj's weight gradient from before the activation: that of mlp.c_proj is computed with the input of GELU, "
         "not with its output (known from: the wrong buffer)",
         reads("mlp.c_proj", lambda s: s["mlp.c_fc"]),
-        "c_proj's weight gradient from the values: that of attn.c_proj is computed with v, not with the weighted values "
+        "c_proj's weight gradient from the values: that of attn.c_proj is computed with v, not with attention's output "
         "(known from: the wrong buffer)",
         reads("attn.c_proj", lambda s: in_channels(s["attn.v"])),
         "c_proj's weight gradient from ln_1: that of attn.c_proj is computed with the output of ln_1 "
         "(known from: the input of attention taken for that of its projection)",
         reads("attn.c_proj", lambda s: s["ln_1"]),
     ),
+}
+
+
+WITH_HEAD: Table = {
+    f"all weight gradients {text}": with_head(change)
+    for text, change in {
+        **SUMS,
+        "transposed: each linear map's and the output head's weight gradient [in, out] is written as [out, in] "
+        "(known from: Conv1D is [in, out], Linear [out, in])": turned,
+    }.items()
 }
 
 
@@ -159,6 +175,15 @@ FROZEN: Table = {
     )
 }
 DETACHED = rows(
+    "attention detached: nothing comes back into attention, only to x in x + attn(ln_1(x)) "
+    "(known from: return dy, None; detach())",
+    {"d.attn.c_proj": nothing("d.attn.c_proj")},
+    "MLP detached: nothing comes back into the MLP, only to x in x + mlp(ln_2(x)) "
+    "(known from: return dy, None; detach())",
+    {"d.mlp.c_proj": nothing("d.mlp.c_proj")},
+    "attention and MLP detached: nothing comes back into either, only to x in x + f(ln(x)) "
+    "(known from: return dy, None; detach())",
+    {"d.attn.c_proj": nothing("d.attn.c_proj"), "d.mlp.c_proj": nothing("d.mlp.c_proj")},
     "attention's weights detached: nothing comes back to queries and keys (known from: a frozen attention pattern)",
     {"d.attn.scores": nothing("d.attn.scores")},
     "queries detached: nothing comes back to the queries (known from: detach())",
@@ -218,9 +243,7 @@ def training(config: Config, norm: float, largest: float) -> Table:
             f"right (known from: zero_grad() missing, {n} backward passes)": times(n, *every)
             for n in words
         },
-        "gradients negated: every parameter's gradient has the opposite sign (known from: updates given as gradients)": (
-            times(-1, *every)
-        ),
+        "gradients negated: every parameter's gradient has the opposite sign (known from: updates)": times(-1, *every),
         **{
             f"gradients clipped to norm {most:g}: all were divided by their common norm over {most:g} "
             "(known from: clip_grad_norm_)": limited(most)
@@ -228,9 +251,7 @@ def training(config: Config, norm: float, largest: float) -> Table:
             if most < norm
         },
         **{
-            f"gradients clipped to ±{most:g}: larger numbers were replaced by ±{most:g} (known from: clip_grad_value_)": (
-                bounded(most)
-            )
+            f"gradients clipped to ±{most:g}: larger ones are ±{most:g} (known from: clip_grad_value_)": bounded(most)
             for most in (0.01, 0.1, 0.5, 1.0)
             if most < largest
         },

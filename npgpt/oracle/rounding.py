@@ -19,7 +19,8 @@ from ..config import Config
 from ..parameters import Array, schema
 from .arithmetic import UNIT, as_computed, plain
 from .difference import rms, root
-from .textbook import Formula, Pass, Scope, Textbook, located, merge, split, textbook
+from .functions import merge, split
+from .textbook import Formula, Pass, Scope, Textbook, located, textbook
 from .theirs import OUTPUTS, Case
 
 DRAWS = 24  # samples of the correct model
