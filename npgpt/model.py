@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from .cache import KVCache
     from .config import Config
-    from .parameters import Array, Block, Kept, Padding, Parameters, Record, StageRecord
+    from .parameters import Array, Block, Padding, Parameters, Record, StageRecord
 
 
 @kernels.by_row
@@ -140,7 +140,7 @@ def forward(
     config: Config,
     token_ids: ArrayLike,
     cache: KVCache | None = None,
-    record: Record | Kept | None = None,
+    record: Record | None = None,
     *,
     logits_from: int = 0,
 ) -> Array:

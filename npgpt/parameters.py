@@ -29,14 +29,18 @@ StageRecord: TypeAlias = Callable[[str, Stage], Any]  # passes a stage on and re
 class Kept(dict[str, Array]):
     """A record of stages as the run has them: not copied, and without those that are computed only if recorded."""
 
+    def __call__(self, name: str, stage: Stage) -> None:
+        """Keep a stage."""
+        if not callable(stage):
+            self[name] = stage
 
-def recorder(record: Record | Kept | None, prefix: str = "") -> StageRecord:
+
+def recorder(record: Record | None, prefix: str = "") -> StageRecord:
     """Return a function that passes a copy of each stage to `record`, if there is one, and returns the stage."""
 
     def observe(name: str, stage: Stage) -> Stage:
         if isinstance(record, Kept):
-            if not callable(stage):
-                record[prefix + name] = stage
+            record(prefix + name, stage)
         elif record is not None:
             record(prefix + name, stage() if callable(stage) else stage.copy())
         return stage

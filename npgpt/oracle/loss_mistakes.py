@@ -160,7 +160,9 @@ EMBEDDINGS_BACKWARD = rows(
     embedded(
         lambda s: (
             MODEL_BACKWARD["d.wte.part"](s)
-            / np.maximum(1, np.bincount(s["token_ids"].ravel(), minlength=s.config.vocab_size))[:, None]
+            / np.maximum(1, np.bincount(s["token_ids"].ravel(), minlength=s.config.vocab_size))[:, None].astype(
+                s["d.wte"].dtype
+            )
         )
     ),
     "wpe's gradient from the first row: only the first row of the batch reaches wpe (known from: an omission)",
