@@ -204,6 +204,7 @@ BLOCK_BACKWARD |= NORM_BACKWARD | {
     "d.activation": lambda s: gelu_erf_derivative if s.config.activation_function == "gelu" else gelu_derivative,
 }
 MODEL_BACKWARD |= NORM_BACKWARD | {"d.norm": norm}
+BACKWARD = {*BLOCK_BACKWARD, *MODEL_BACKWARD}
 UNSEEN = {"d.attn.products", "d.attn.thirds", "d.input", *NORM_BACKWARD, "d.softmax", "d.activation"}  # not compared
 
 

@@ -172,10 +172,12 @@ def moved(move: Callable[..., Any], *inputs: Traced) -> Any:
 
 
 class Tracing:
-    """A scope whose stages are traced. leaves: by name, those that were read; a list where a stage is one."""
+    """A scope whose stages are traced. read: the names of all that was read. leaves: by name, the arrays among it; a
+    list where a stage is one.
+    """
 
     def __init__(self, scope: Scope) -> None:
-        self.scope, self.leaves = scope, dict[str, Any]()
+        self.scope, self.leaves, self.read = scope, dict[str, Any](), set[str]()
         self.run, self.config, self.tensor = scope.run, scope.config, scope.tensor
 
     @property
@@ -184,6 +186,7 @@ class Tracing:
         return self.scope.layer
 
     def __getitem__(self, name: str) -> Any:
+        self.read.add(name)
         if name not in self.leaves:
             found = self.scope[name]
             if isinstance(found, list):
@@ -196,9 +199,18 @@ class Tracing:
 
 
 def traced(formula: Formula, scope: Scope) -> tuple[Any, Mapping[str, Any]]:
-    """Return a formula's result, traced, and the stages that it read, traced."""
-    tracing: Any = Tracing(scope)
-    return formula(tracing), tracing.leaves
+    """Return a formula's result and the stages that it read, both traced. A pass keeps them for its next gradient."""
+    kept = scope.run.traces
+    tracing: Any
+    if (formula, scope.block) in kept:
+        result, tracing = kept[formula, scope.block]
+        for name in tracing.read:
+            scope[name]  # is noted as what this gradient depends on
+    else:
+        tracing = Tracing(scope)
+        result = formula(tracing)
+        kept[formula, scope.block] = result, tracing
+    return result, tracing.leaves
 
 
 def gradients(result: Any, leaves: Mapping[str, Any], dy: Any) -> dict[str, Any]:
@@ -239,7 +251,7 @@ def chained(s: Scope, x: str, changed: Collection[str], table: Table, right: Tab
     table's stages, each with the name of its gradient.
     """
     try:
-        forms = [table[y] for y in changed] + [right[y] for y in changed]
+        forms = [table[y] for y in changed] + [right[y] for y in changed if right[y] is not table[y]]
         if not any(x in traced(form, s)[1] for form in forms):
             return None
         here = s[x]  # what is not read has no effect

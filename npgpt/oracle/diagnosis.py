@@ -16,7 +16,7 @@ import numpy as np
 
 from ..parameters import Array
 from .arithmetic import UNIT, plain
-from .backward import is_backward
+from .backward import BACKWARD, is_backward
 from .difference import in_tolerances, paired, rms
 from .judge import EXPLAIN, Judge, Model, Seen
 from .mistakes import Mistake
@@ -97,7 +97,9 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
     rough = right if judge.dtype == "float64" else replace(judge, computed="float32").right(book)
     # mistakes that would be invisible if present, except those that do not change any given stage
     trials = tried(rough, [entry for entry in rest if entry.layer is None], model.differing())
-    hidden = [t.entry for t in trials if not t.used and 0 <= t.effect < CLEAR]
+    # nor those of the backward pass that do not change a bit, such as a mean over one row
+    slight = [(t.entry, t.effect) for t in trials if not t.used and 0 <= t.effect < CLEAR]
+    hidden = [entry for entry, effect in slight if effect or not BACKWARD.issuperset(entry.stages)]
     while faults := [stage for stage in model.differing() if search and stage not in settled]:
         trials = trials or tried(rough, [entry for entry in rest if entry.layer is None], faults)
         groups, explained = best(model, trials, faults)
@@ -156,7 +158,10 @@ def tried(model: Model, entries: Sequence[Mistake], faults: Sequence[str]) -> li
 
 
 def trial(model: Model, changed: Iterable[tuple[str, Seen]], entry: Mistake, used: bool, at: str) -> Trial:
-    """Compare what a mistake would change with theirs, up to the first stage from `at` on that contradicts it."""
+    """Compare what a mistake would change with theirs, up to the first stage from `at` on that contradicts it.
+
+    If `at` is a gradient, any stage before it that contradicts the mistake ends the trial, too: passes are expensive.
+    """
     judge = model.judge
     explained, against, effect, change = [], False, -1.0, np.zeros(0)
     for stage, then in changed:
@@ -169,8 +174,7 @@ def trial(model: Model, changed: Iterable[tuple[str, Seen]], entry: Mistake, use
             explained.append(stage)
         elif then.ratio > EXPLAIN[judge.computed] and (now.ratio <= 1 or then.gap > WORSE * now.gap):
             against = True
-            # a mistake of the forward pass that this contradicts is none of gradients
-            if judge.stages.index(stage) >= judge.stages.index(at) or is_backward(at) > is_backward(stage):
+            if judge.stages.index(stage) >= judge.stages.index(at) or is_backward(at):
                 break
     return Trial(entry, used, () if against else tuple(explained), math.inf if against else effect, at, change)
 

@@ -87,8 +87,9 @@ class Judge:
 
     def known(self, case: Case, view: View) -> dict[str, Array]:
         """Return their stages that others may be computed from."""
-        left = {*OUTPUTS, "wpe", *view.dropped}
+        left = {*OUTPUTS, "wpe", "loss", *view.dropped}
         given = {**case.given, **case.theirs}
+        left |= {name for name in given if name.startswith("d.") and name.endswith((".weight", ".bias"))}
         return {name: x.astype(self.computed, copy=False) for name, x in given.items() if name not in left}
 
     def seen(self, stage: str, view: View, before: Seen | None = None, first: int = 0) -> Seen:

@@ -253,8 +253,9 @@ def table(report: Report, width: int = WIDTH) -> Iterator[str]:
     rows = report.rows
     at = rows.index(report.first) if report.first else 0
     begin = max(0, min(at - 3, len(rows) - SHOWN))
-    columns = {name: column for name, column in COLUMNS.items() if width >= WIDTH or name not in ("dB", "ulps")}
     names = max([20, *(len(row.stage) + 1 for row in rows[begin : begin + SHOWN])])
+    left = () if width >= WIDTH + names - 20 else ("ulps",) if width >= WIDTH else ("dB", "ulps")
+    columns = {name: column for name, column in COLUMNS.items() if name not in left}
     yield f"{'stage':<{names}}{''.join(f'{name:>{wide}}' for name, (_, wide, _) in columns.items())}  from their input"
     if begin:
         yield _rest(rows[:begin], "before", names)
@@ -264,7 +265,10 @@ def table(report: Report, width: int = WIDTH) -> Iterator[str]:
         yield f"{row.stage:<{names}}{''.join(figures)}  {alone}".rstrip()
     if len(rows) > begin + SHOWN:
         yield _rest(rows[begin + SHOWN :], "after", names)
-    of_rms = "; dB and ulps (units in the last place) compare that rms with ours" if width >= WIDTH else ""
+    of_rms = {
+        (): "; dB and ulps (units in the last place) compare that rms with ours",
+        ("ulps",): "; dB compares that rms with ours",
+    }.get(left, "")
     yield (
         f"1 tolerance is {FACTOR:g} times the largest rms error of reordered models that we ran in {report.dtype}. "
         f"rms and largest describe theirs - ours{of_rms}. "

@@ -162,6 +162,7 @@ class Pass:
     targets: NDArray[np.integer[Any]] | None = None  # [B, T]
     asked: dict[str, set[str]] = field(default_factory=dict)
     given: frozenset[str] = frozenset()  # the first names of known
+    traces: dict[Any, Any] = field(default_factory=dict)  # by formula and block, for the chain rule
     within: list[set[str]] = field(default_factory=list)  # what was read so far by formulas that are not finished
 
     def __post_init__(self) -> None:
