@@ -25,6 +25,12 @@ def test_a_fresh_model() -> None:
     assert_matches(model, [[7, 3, 3, 49, 0, 12]])
 
 
+def test_a_training_step() -> None:
+    """The loss of the next tokens is run backwards: every parameter's gradient is compared, too."""
+    model = gpt.GPT(vocab_size=50, n_positions=16, n_embd=24, n_layer=2, n_head=3)
+    assert_matches(model, [[7, 3, 3, 49, 0, 12]], gradients=True)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The embedded model as Hugging Face would publish it; a real suite would use its own checkpoint."""

@@ -239,6 +239,8 @@ def _text(path: Path) -> Given:
         with _foreign(path, form):
             found = json.loads(text, object_pairs_hook=no_duplicates)
         whole = flat(found) if isinstance(found, dict) else {"logits": found}
+        if type(whole.get("loss")) in (int, float):
+            whole["loss"] = [whole["loss"]]
         lists = {name: _numbers(path, name, value) for name, value in whole.items() if isinstance(value, list)}
         return _sorted(path, lists, [name for name in whole if name not in lists])
     with _foreign(path, form):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -298,6 +299,12 @@ def test_files_state_their_targets(tmp_path: Path, suffix: str) -> None:
     if suffix == "npz":
         with pytest.raises(NpgptError, match=r"step\.npz has other targets than"):
             npgpt.check(path, None, MODEL, targets=IDS)
+
+
+def test_a_loss_in_json_is_a_number(tmp_path: Path) -> None:
+    held = {"input_ids": IDS.tolist(), "targets": TARGETS.tolist(), "loss": float(LOSS[0])}
+    (tmp_path / "a.json").write_text(json.dumps(held))
+    right(npgpt.check(tmp_path / "a.json", None, MODEL), 1)
 
 
 def test_a_file_without_targets_has_the_next_tokens(tmp_path: Path, folder: Path) -> None:
