@@ -18,7 +18,7 @@ from tests.support.models import no_text, random_arrays, random_ids, small
 from tests.support.thorough import examples
 from tests.support.tolerances import relative_error, rounding_bound
 
-CONFIG = small(tie_word_embeddings=False)
+CONFIG = small(n_layer=1, tie_word_embeddings=False)
 ARRAYS = random_arrays(CONFIG)
 TOKENS = random_ids(CONFIG, (2, 10))
 IDS, TARGETS = TOKENS[:, :-1], TOKENS[:, 1:].copy()
@@ -34,7 +34,7 @@ NAMED = (
     "c_fc's weight gradient from ln_1",
     "gradients not reset, twice",
 )
-TRIED = NAMED if examples(0, 1) else NAMED[::3]
+TRIED = NAMED[:: examples(4, 1)]
 
 
 def shown(*edits: tuple[str, str]) -> dict[str, Any]:
@@ -69,11 +69,11 @@ def test_the_right_program_matches() -> None:
 
 @pytest.mark.parametrize("truth", TRIED)
 def test_a_mistake_is_named(truth: str) -> None:
-    edits = next(each.edits for each in backward.mistakes() if each.program == "c_like" and each.truth == truth)
+    edits = next(each.edits for each in backward.read()["c_like"] if each.truth == truth)
     assert report(shown(*edits)).names == [truth]
 
 
-@pytest.mark.parametrize("each", [*backward.mistakes(), *backward.rewrites()], ids=lambda each: each.truth)
-def test_an_edits_old_text_stands_once_in_its_program(each: backward.Alteration) -> None:
-    backward.altered(each.program, each.edits)
-    assert all(before != after for before, after in each.edits)
+def test_an_edits_old_text_stands_once_in_its_program() -> None:
+    for each in [*backward.mistakes(), *backward.rewrites()]:
+        backward.altered(each.program, each.edits)
+        assert all(before != after for before, after in each.edits), each.truth

@@ -85,12 +85,12 @@ class Batch:
 
 @cache
 def batch(setting: str, seed: int = 0) -> Batch:
-    """Return 2 rows of 12 tokens with the next ids as targets; padding, and in the other row a prompt, do not count."""
+    """Return 3 rows of 11 tokens with the next ids as targets; padding, and in another row a prompt, do not count."""
     weights, shape = setting.split()
     config = CONFIGS[shape]
-    tokens = random_ids(config, (2, 13), seed)
+    tokens = random_ids(config, (3, 12), seed)
     targets = tokens[:, 1:].copy()
-    targets[0, 9:] = targets[1, :2] = IGNORED
+    targets[0, 8:] = targets[1, :2] = IGNORED
     return Batch(config, ARRAYS[weights](config, seed), tokens[:, :-1], targets)
 
 
@@ -104,7 +104,7 @@ def usual(program: str, setting: str) -> dict[str, Any]:
 def names(setting: str) -> frozenset[str]:
     """Return the catalogue's names of mistakes in the backward pass."""
     one = batch(setting)
-    return frozenset(each.name for each in backward_catalogue(one.config, len(one.ids), True, np.inf, np.inf))
+    return frozenset(each.name for each in backward_catalogue(one.config, len(one.ids), True, True, np.inf, np.inf))
 
 
 def change(theirs: Mapping[str, Any], right: Mapping[str, Any]) -> float:
@@ -203,7 +203,7 @@ def document(answers: Sequence[Answer], right: Sequence[Answer]) -> Iterator[str
     yield ""
     yield "Made by `python -m tests.support.backward_table`: the two programs of tests/support/backward/, c_like in the"
     yield "manner of llm.c and functions of PyTorch's autograd functions, one alteration of a text at a time. Tied is a"
-    yield "model of 2 blocks of 3 × 7, untied one of 3 blocks of 2 × 16. Both get 2 rows of 12 tokens; 5 targets are"
+    yield "model of 2 blocks of 3 × 7, untied one of 3 blocks of 2 × 16. Both get 3 rows of 11 tokens; 5 targets are"
     yield "ignored. From parameters: the loss and the parameters' gradients alone. From stages: those of stages and"
     yield "the stages, too. tests/support/program_table.py explains the kinds of answers. Named is the share of the"
     yield "alterations in the catalogue that show clearly in what was given. Each alteration is tried in some columns."

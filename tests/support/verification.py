@@ -57,8 +57,9 @@ figure is the largest one of that run. The last digits differ from machine to ma
 - float32 figures stay below a bound derived from the number of roundings (`tests/support/tolerances.py`). The bound is
   small enough to tell GPT-2's GELU from the exact one.
 
-Three more comparisons have files of their own. [PROGRAMS.md](../tests/parity/PROGRAMS.md) and
-[ORACLE.md](../tests/parity/ORACLE.md) list what `npgpt.check` answers for right and for altered programs.
+Four more comparisons have files of their own. [PROGRAMS.md](../tests/parity/PROGRAMS.md),
+[GRADIENTS.md](../tests/parity/GRADIENTS.md) and [ORACLE.md](../tests/parity/ORACLE.md) list what `npgpt.check` answers
+for right and for altered programs.
 [TOKENIZERS.md](../tests/parity/TOKENIZERS.md) lists every setting of a tokenizer's folder.
 
 The ordinary tests need no other package. They compare the error function with `math.erf`, token ids with the textbook
