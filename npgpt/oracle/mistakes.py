@@ -114,6 +114,7 @@ def backward_catalogue(
         "loss averaged row by row": several and ignored,
         "ignored targets in the mean": ignored,
         "targets not shifted at all positions": ignored,
+        "gradients of the negated loss": stages,
         "wte and wpe frozen": stages or config.tie_word_embeddings,
         "output head frozen": not config.tie_word_embeddings,
     }
