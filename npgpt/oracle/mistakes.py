@@ -114,6 +114,8 @@ def backward_catalogue(
         "loss averaged row by row": several and ignored,
         "ignored targets in the mean": ignored,
         "targets not shifted at all positions": ignored,
+        "gradients of the negated loss": stages,
+        "wte and wpe frozen": stages or config.tie_word_embeddings,
         "output head frozen": not config.tie_word_embeddings,
     }
     found = (
@@ -131,7 +133,8 @@ def backward_catalogue(
         """Return whether a mistake is one in this batch, and another one than that of a longer name in one row."""
         return possible.get(name, True) and (several or not name.endswith(OF_ROWS))
 
-    return [entry for entry in found if may_be(entry.of or entry.name)]
+    twin = "LayerNorms frozen in ln_f alone"  # of "ln_f frozen"
+    return [entry for entry in found if may_be(entry.of or entry.name) and entry.name != twin]
 
 
 # What only several rows show. In one row, a token's position is its number.

@@ -176,6 +176,7 @@ FROZEN: Table = {
         names
     )
     for what, text, names in (
+        ("all biases", "every bias, LayerNorms' included", (*BIASES, *(f"{norm}.bias" for norm in LAYER_NORMS))),
         ("biases", "every linear map's bias", BIASES),
         ("LayerNorms", "every LayerNorm's gain and bias", NORM_PARAMETERS),
         ("blocks", "every parameter of a block", (*WEIGHTS, *BIASES, *NORM_PARAMETERS[:4])),

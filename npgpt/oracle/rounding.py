@@ -182,7 +182,7 @@ def tolerances(
 
     def least(stage: str) -> float:  # each number is rounded once, and again when stored
         finite = np.concatenate([x[np.isfinite(x)] for x in exact[stage]])
-        # a sum over n targets, added in pairs, is rounded log₂ n times more; the samples of one number may not show it
+        # a sum over n targets, in pairs, is rounded log₂ n times more, which the samples of one number may not show
         sums = math.log2(sum(case.token_ids.size for case in cases)) if stage == "loss" else 0.0
         return 2 * UNIT[dtype] * root(finite) * (1 + sums) if finite.size else 0.0
 
