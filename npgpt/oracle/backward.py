@@ -245,6 +245,11 @@ def backward_stages(config: Config) -> list[str]:
     return [*head, *blocks, *embedded]
 
 
+def is_last(stage: str) -> bool:
+    """Return whether this is the loss or a parameter's gradient, from which nothing else is computed."""
+    return is_backward(stage) and (stage == "loss" or stage.endswith((".weight", ".bias")))
+
+
 def is_parameter(stage: str, config: Config) -> bool:
     """Return whether this is the gradient of a parameter."""
     return stage.startswith("d.") and stage[2:] in schema(config)

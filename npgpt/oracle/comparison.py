@@ -12,7 +12,7 @@ from ..config import Config
 from ..errors import NpgptError
 from ..parameters import Array, schema
 from .arithmetic import UNIT, known_dtype
-from .backward import IGNORED, backward_stages, is_backward
+from .backward import IGNORED, backward_stages, is_backward, is_parameter
 from .diagnosis import diagnose
 from .difference import Difference, aligned, difference, logit_statistics
 from .judge import Judge, size
@@ -101,7 +101,8 @@ def backward_entries(config: Config, case: Case, run: Pass) -> list[Mistake]:
     assert case.targets is not None
     largest = max(float(np.abs(run[f"d.{name}"]).max()) for name in schema(config))
     ignored = bool((case.targets == IGNORED).any())
-    return backward_catalogue(config, len(case.token_ids), ignored, run["d.norm"], largest)
+    stages = any(name.startswith("d.") and not is_parameter(name, config) for name in case.theirs)
+    return backward_catalogue(config, len(case.token_ids), ignored, stages, run["d.norm"], largest)
 
 
 def experiments(run: Run, ids: Ids, config: Config, judge: Judge) -> list[str]:

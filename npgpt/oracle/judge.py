@@ -13,7 +13,7 @@ import numpy as np
 
 from ..parameters import Array
 from .arithmetic import as_computed, plain
-from .backward import is_backward
+from .backward import is_backward, is_last
 from .difference import in_tolerances, rms, root
 from .mistakes import Mistake
 from .rounding import FACTOR, FLIPS, Moved, Progress, errors
@@ -87,10 +87,9 @@ class Judge:
 
     def known(self, case: Case, view: View) -> dict[str, Array]:
         """Return their stages that others may be computed from."""
-        left = {*OUTPUTS, "wpe", "loss", *view.dropped}
-        given = {**case.given, **case.theirs}
-        left |= {name for name in given if name.startswith("d.") and name.endswith((".weight", ".bias"))}
-        return {name: x.astype(self.computed, copy=False) for name, x in given.items() if name not in left}
+        left = {*OUTPUTS, "wpe", *view.dropped}
+        given = {name: x for name, x in {**case.given, **case.theirs}.items() if name not in left and not is_last(name)}
+        return {name: x.astype(self.computed, copy=False) for name, x in given.items()}
 
     def seen(self, stage: str, view: View, before: Seen | None = None, first: int = 0) -> Seen:
         """Compute a stage from their earlier ones. before: the same stage, whose blocks below `first` are reused."""
@@ -193,6 +192,7 @@ class Model:
         """
         views: dict[View, View] = {}
         own = frozenset(s for s in self.seen if used and touches(entry, s) and "layers" not in entry.stages)
+        own = frozenset(s for s in own if not is_last(s))
         if used and not own:
             return
         for stage, now in self.seen.items():

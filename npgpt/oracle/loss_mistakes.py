@@ -69,6 +69,12 @@ def losses(config: Config) -> Table:
         "gradients of the summed loss: the loss is a mean, but its gradients are those of the sum "
         "(known from: 1/n forgotten where the backward pass begins)",
         {"d.logits": lambda s: MODEL_BACKWARD["d.logits"](s) * max(1, s["counting"].sum())},
+        "gradients of the negated loss: all gradients, of stages too, have the opposite sign "
+        "(known from: the target's 1 minus softmax, (-loss).backward())",
+        {"d.logits": lambda s: -MODEL_BACKWARD["d.logits"](s)},
+        "log-likelihood given as the loss: the loss and all gradients have the opposite sign "
+        "(known from: a sign forgotten in −log p)",
+        shared(lambda s: -MODEL_BACKWARD["share"](s)),
         "loss averaged over rows alone: the sum over the targets is divided by the number of rows "
         "(known from: reduction='batchmean')",
         shared(lambda s: 1 / len(s["counting"])),
@@ -160,7 +166,9 @@ EMBEDDINGS_BACKWARD = rows(
     embedded(
         lambda s: (
             MODEL_BACKWARD["d.wte.part"](s)
-            / np.maximum(1, np.bincount(s["token_ids"].ravel(), minlength=s.config.vocab_size))[:, None]
+            / np.maximum(1, np.bincount(s["token_ids"].ravel(), minlength=s.config.vocab_size))[:, None].astype(
+                s["d.wte"].dtype
+            )
         )
     ),
     "wpe's gradient from the first row: only the first row of the batch reaches wpe (known from: an omission)",

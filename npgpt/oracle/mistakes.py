@@ -99,23 +99,24 @@ def catalogue(config: Config, tokens: int, chunks: Sequence[int] = (), padded: b
     return [entry for entry in found if possible.get(entry.of or entry.name, True)]
 
 
-def backward_catalogue(config: Config, rows: int, ignored: bool, norm: float, largest: float) -> list[Mistake]:
+def backward_catalogue(
+    config: Config, rows: int, ignored: bool, stages: bool, norm: float, largest: float
+) -> list[Mistake]:
     """Return every entry of the backward pass that is possible in a batch of this many rows.
 
-    ignored: whether there are targets that do not count. norm, largest: of all the right gradients together.
+    ignored: whether there are targets that do not count. stages: whether gradients of stages are given, which tell a
+    backward pass that was run twice from gradients that were not reset. norm, largest: of all the right gradients.
     """
     n_layer, exact, several = config.n_layer, config.activation_function == "gelu", rows > 1
     possible = {
         "erf GELU's derivative": not exact,
         "tanh GELU's derivative": exact,
-        "loss averaged over rows alone": several,
         "loss averaged row by row": several and ignored,
         "ignored targets in the mean": ignored,
         "targets not shifted at all positions": ignored,
+        "gradients of the negated loss": stages,
+        "wte and wpe frozen": stages or config.tie_word_embeddings,
         "output head frozen": not config.tie_word_embeddings,
-    }
-    possible |= {
-        f"wpe's gradient {how}": several for how in ("from the first row", "from the last row", "averaged over rows")
     }
     found = (
         *entries(losses(config), n_layer),
@@ -126,7 +127,26 @@ def backward_catalogue(config: Config, rows: int, ignored: bool, norm: float, la
         *entries(WITH_HEAD, n_layer),
         *entries(training(config, norm, largest), n_layer),
     )
-    return [entry for entry in found if possible.get(entry.of or entry.name, True)]
+    possible |= {f"backward pass run {times}": stages for times in ("twice", "three times", "four times")}
+
+    def may_be(name: str) -> bool:
+        """Return whether a mistake is one in this batch, and another one than that of a longer name in one row."""
+        return possible.get(name, True) and (several or not name.endswith(OF_ROWS))
+
+    twin = "LayerNorms frozen in ln_f alone"  # of "ln_f frozen"
+    return [entry for entry in found if may_be(entry.of or entry.name) and entry.name != twin]
+
+
+# What only several rows show. In one row, a token's position is its number.
+OF_ROWS = (
+    " row",
+    " row alone",
+    " token alone",
+    " over rows",
+    " over rows alone",
+    " over positions",
+    " positions alone",
+)
 
 
 def entries(table: Table, n_layer: int = 1, flips: bool = False) -> Iterator[Mistake]:

@@ -91,6 +91,11 @@ def turned(s: Scope, name: str, gradient: Array) -> Array:
     return np.ascontiguousarray(gradient.T).reshape(gradient.shape)
 
 
+def turned_back(s: Scope, name: str, gradient: Array) -> Array:
+    """Return a gradient [in, out] that was written as it is where [out, in] is stored."""
+    return gradient.reshape(gradient.shape[::-1]).T
+
+
 def turned_thirds(s: Scope, name: str, gradient: Array) -> Array:
     """Return the gradient of c_attn's weight with each of its square thirds transposed."""
     return np.concatenate([third.T for third in np.split(gradient, 3, axis=-1)], axis=-1)
@@ -107,6 +112,9 @@ PARAMETER_GRADIENTS: Table = {
         "weight gradients transposed: each linear map's weight gradient [in, out] is written as [out, in] "
         "(known from: Conv1D is [in, out], Linear [out, in])",
         altered(turned, *WEIGHTS),
+        "weight gradients transposed in [out, in]: each linear map's weight is stored as [out, in], its gradient was "
+        "written there as [in, out] (known from: xᵀ dy in the memory of a Linear)",
+        altered(turned_back, *WEIGHTS),
     ),
     **{
         f"{name}'s weight gradient transposed: the gradient of {name}.weight [in, out] is written as [out, in] "
@@ -146,7 +154,11 @@ WITH_HEAD: Table = {
         "transposed: each linear map's and the output head's weight gradient [in, out] is written as [out, in] "
         "(known from: Conv1D is [in, out], Linear [out, in])": turned,
     }.items()
-}
+} | rows(
+    "all weight gradients transposed in [out, in]: each linear map's and the output head's weight is stored as "
+    "[out, in], and its gradient was written there as [in, out] (known from: xᵀ dy in the memory of a Linear)",
+    altered(turned_back, *WEIGHTS) | altered(turned, "head.part"),
+)
 
 
 def zero(names: Sequence[str]) -> Formulas:
@@ -164,6 +176,7 @@ FROZEN: Table = {
         names
     )
     for what, text, names in (
+        ("all biases", "every bias, LayerNorms' included", (*BIASES, *(f"{norm}.bias" for norm in LAYER_NORMS))),
         ("biases", "every linear map's bias", BIASES),
         ("LayerNorms", "every LayerNorm's gain and bias", NORM_PARAMETERS),
         ("blocks", "every parameter of a block", (*WEIGHTS, *BIASES, *NORM_PARAMETERS[:4])),
@@ -241,6 +254,11 @@ def training(config: Config, norm: float, largest: float) -> Table:
         **{
             f"gradients not reset, {words[n]}: every parameter's gradient is {n} times what it should be, stages' are "
             f"right (known from: zero_grad() missing, {n} backward passes)": times(n, *every)
+            for n in words
+        },
+        **{
+            f"backward pass run {words[n]}: the gradients of stages, too, are {n} times what they should be "
+            f"(known from: retain_graph=True, {n} backward passes over one graph)": {"d.logits": scaled(n)}
             for n in words
         },
         "gradients negated: every parameter's gradient has the opposite sign (known from: updates)": times(-1, *every),

@@ -8,6 +8,7 @@ stage is FACTOR times the largest root mean square error of the samples, and at 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -181,7 +182,9 @@ def tolerances(
 
     def least(stage: str) -> float:  # each number is rounded once, and again when stored
         finite = np.concatenate([x[np.isfinite(x)] for x in exact[stage]])
-        return 2 * UNIT[dtype] * root(finite) if finite.size else 0.0
+        # a sum over n targets, in pairs, is rounded log₂ n times more, which the samples of one number may not show
+        sums = math.log2(sum(case.token_ids.size for case in cases)) if stage == "loss" else 0.0
+        return 2 * UNIT[dtype] * root(finite) * (1 + sums) if finite.size else 0.0
 
     found = [drawn(number) for number in range(draws)]
     return {stage: max(FACTOR * max(error[stage] for error in found), least(stage)) for stage in wanted}

@@ -51,11 +51,13 @@ def of_one(stage: str, x: Array, y: Array, tolerance: float) -> Iterator[str]:
         yield f"{int((~np.isfinite(x)).sum())} of {x.size} numbers are NaN or infinite"
         return
     gap = x - y
+    everywhere = True
     for axis, name in enumerate(("row", "column") if x.ndim == 2 else ("number",)):
         squares = np.square(gap).mean(axis=tuple(a for a in range(gap.ndim) if a != axis))
         bad = np.flatnonzero(np.sqrt(squares) > tolerance)
         if 0 < len(bad) < gap.shape[axis]:
             yield f"only {listed(name, bad, gap.shape[axis])}"
+            everywhere = False
     factor = float(np.vdot(x, y) / (np.vdot(y, y) or 1.0))
     room = min(RELATED * tolerance, root(gap) / 4)
     ways: list[tuple[str, Callable[[], Array]]] = [
@@ -66,7 +68,8 @@ def of_one(stage: str, x: Array, y: Array, tolerance: float) -> Iterator[str]:
         ("the right rows in a different order", lambda: np.sort(x, axis=0) - np.sort(y, axis=0)),
         ("the right numbers of each row in a different order", lambda: np.sort(x, axis=-1) - np.sort(y, axis=-1)),
     ]
-    yield from [text for text, left in ways if root(left()) <= room][:1]
+    found = [text for text, left in ways if root(left()) <= room][:1]
+    yield from found or (["everywhere, and by no simple relation"] if everywhere else [])
 
 
 def not_finite(x: Array, y: Array, tolerance: float) -> Iterator[str]:
