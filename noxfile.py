@@ -82,9 +82,9 @@ def parity(session: nox.Session) -> None:
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """Open the attention page in a real browser, which has to be installed (Debian: apt-get install chromium)."""
+    """Open the pages in a real browser, which has to be installed (Debian: apt-get install chromium)."""
     session.install("-e", ".[test]")
-    output = str(session.run("pytest", "-q", "tests/browser", silent=True))
+    output = str(session.run("pytest", "-q", "-m", "browser", silent=True))
     print(output)
     if "skipped" in output:
         session.error("the page was not opened in a browser")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from npgpt import gradients, parameters
@@ -18,6 +18,7 @@ from npgpt.model import forward
 from npgpt.oracle.textbook import Pass, textbook
 from npgpt.parameters import Array, Kept
 from tests.support.models import SHAPES, random_arrays, random_ids, random_parameters, small
+from tests.support.thorough import examples
 
 IGNORED = -100
 
@@ -69,6 +70,7 @@ def cases(draw: st.DrawFn) -> tuple[Config, Any, Any]:
 
 
 @given(cases(), st.integers(0, 2**31))
+@settings(max_examples=examples(15, 60))
 def test_gradients_of_parameters_are_slopes(case: tuple[Config, Any, Any], seed: int) -> None:
     config, ids, targets = case
     arrays, rng = random_arrays(config), np.random.default_rng(seed)
@@ -89,6 +91,7 @@ def test_gradients_of_parameters_are_slopes(case: tuple[Config, Any, Any], seed:
 
 
 @given(cases(), st.integers(0, 2**31))
+@settings(max_examples=examples(15, 60))
 def test_gradients_of_stages_are_slopes(case: tuple[Config, Any, Any], seed: int) -> None:
     """The textbook computes the loss from any stage that is given to it."""
     config, ids, targets = case

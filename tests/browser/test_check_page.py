@@ -13,6 +13,8 @@ from tests.browser.conftest import Visit
 from tests.support.austen import AUSTEN
 from tests.support.devtools import Browser
 
+pytestmark = pytest.mark.browser
+
 
 @pytest.fixture(scope="module")
 def report() -> Report:

@@ -14,6 +14,8 @@ from tests.browser.conftest import Visit
 from tests.support.devtools import Browser, pixels
 from tests.support.thorough import examples
 
+pytestmark = pytest.mark.browser
+
 TEXT = "It is a truth </script> é\n“acknowledged”"
 
 

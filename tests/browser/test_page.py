@@ -16,6 +16,8 @@ from npgpt.pictures.attention import AttentionWeights, attend
 from tests.browser.conftest import Visit
 from tests.support.devtools import Browser, pixels
 
+pytestmark = pytest.mark.browser
+
 ROOT = Path(__file__).parents[2]
 TEXT = "It is a truth </script> é\n“acknowledged”"
 LIGHT = np.array([0.2126, 0.7152, 0.0722])

@@ -17,6 +17,8 @@ from npgpt.scoring.likelihood import Score
 from tests.browser.conftest import Visit
 from tests.support.devtools import Browser
 
+pytestmark = pytest.mark.browser
+
 ROOT = Path(__file__).parents[2]
 TEXT = "It is a truth </script> <b>universally</b> acknowledged, that 語 \\xc3\n\nlarge and certain fortune, \x1b must."
 NUMBER = r"([\d.,e+-]+)"

@@ -12,7 +12,7 @@ import pytest
 
 import npgpt
 from npgpt import parameters
-from npgpt.checkpoints import safetensors
+from npgpt.checkpoints import llmc, safetensors
 from npgpt.cli import main
 from npgpt.errors import NpgptError
 from npgpt.language_model import LanguageModel
@@ -358,11 +358,10 @@ def test_greedy_ids_in_a_file(tmp_path: Path, folder: Path, capsys: pytest.Captu
 def test_llmcs_debug_state(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header = np.zeros(256, np.int32)
     header[:4] = 20240327, 2, 1, 8
-    tail = np.zeros(99, np.float32)
+    loss, gradients = npgpt.loss_and_gradients(MODEL.parameters, MODEL.config, IDS, IDS)
+    path = tmp_path / "state.bin"
     for logits, code in ((USUAL["logits"], 0), (wrong("ReLU")["logits"], 1)):
-        path = tmp_path / "state.bin"
-        ids = IDS.astype(np.int32).tobytes()
-        path.write_bytes(header.tobytes() + ids + ids + single(logits).tobytes() + tail.tobytes())
+        llmc.write_state(path, IDS, IDS, logits, loss, gradients)
         assert main(["check", str(path), "--model", str(folder)]) == code
         assert npgpt.check(path, weights=MODEL).code == code
     capsys.readouterr()

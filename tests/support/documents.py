@@ -59,6 +59,7 @@ ELSEWHERE = {
     "npgpt.check(model": PARITY,
     "print(npgpt.check(model": PARITY,
     "print(npgpt.check(theirs": PARITY,
+    'npgpt trace "It is a truth" --loss --gradients -o step.npz': PARITY,
     "from distributed import Client": PARITY,
 }
 
