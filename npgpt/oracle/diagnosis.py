@@ -70,6 +70,7 @@ class Trial:
 
     effect is −1 if the mistake changes no given stage. If a stage contradicts the mistake, effect is infinite and
     explained is empty. change: what it adds to some numbers of the stage `at`; empty if it does not change that stage.
+    astray: how many wrong gradients it changes and does not explain.
     """
 
     entry: Mistake
@@ -78,6 +79,7 @@ class Trial:
     effect: float
     at: str
     change: Array
+    astray: int = 0
 
 
 Found = tuple[list[list[Trial]], tuple[str, ...]]  # groups of equally good mistakes, and what they explain together
@@ -108,7 +110,12 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
         near = {stage for group in groups for stage in group[0].entry.stages}
         known = {trial.entry.name for trial in trials}
         alone = [entry for entry in rest if entry.layer is not None and entry.name not in known]
-        if wanted := [entry for entry in alone if not clear or near & set(entry.stages)]:
+        fitting = {fit.entry.name for group in groups for fit in group}
+        if wanted := [
+            entry
+            for entry in alone
+            if not clear or near & set(entry.stages) or (entry.of in fitting and BACKWARD.issuperset(entry.stages))
+        ]:
             trials += tried(rough, wanted, faults)
             groups, explained = best(model, trials, faults)
         clear = evidence(model, explained or faults[:1]) >= CLEAR
@@ -163,10 +170,11 @@ def trial(model: Model, changed: Iterable[tuple[str, Seen]], entry: Mistake, use
     If `at` is a gradient, any stage before it that contradicts the mistake ends the trial, too: passes are expensive.
     """
     judge = model.judge
-    explained, against, effect, change = [], False, -1.0, np.zeros(0)
+    explained, against, effect, change, astray = [], False, -1.0, np.zeros(0), 0
     for stage, then in changed:
         now = model.seen[stage]
-        effect = max(effect, in_tolerances(rms(stage, then.ours, now.ours), judge.tolerances[stage]))
+        moved = in_tolerances(rms(stage, then.ours, now.ours), judge.tolerances[stage])
+        effect = max(effect, moved)
         if stage == at:
             before, after = (sampled(np.concatenate([x.ravel() for x in seen.ours])) for seen in (now, then))
             change = after - before if after.shape == before.shape else change
@@ -176,7 +184,9 @@ def trial(model: Model, changed: Iterable[tuple[str, Seen]], entry: Mistake, use
             against = True
             if judge.stages.index(stage) >= judge.stages.index(at) or is_backward(at):
                 break
-    return Trial(entry, used, () if against else tuple(explained), math.inf if against else effect, at, change)
+        elif now.ratio > 1 and is_backward(stage) and moved > 1:
+            astray += 1
+    return Trial(entry, used, () if against else tuple(explained), math.inf if against else effect, at, change, astray)
 
 
 def sampled(x: Array) -> Array:
@@ -188,7 +198,7 @@ def best(model: Model, trials: Sequence[Trial], faults: Sequence[str]) -> Found:
     """Return the mistakes that explain the most stages without contradiction; on a tie, the earliest stages.
 
     Trials come from a rough model; the best are repeated with this one. A mistake in a single block is dropped in
-    favour of the same mistake in all blocks.
+    favour of the same mistake in all blocks, unless this would change wrong gradients without explaining them.
     """
 
     def order(trial: Trial) -> tuple[int, int]:
@@ -202,6 +212,8 @@ def best(model: Model, trials: Sequence[Trial], faults: Sequence[str]) -> Found:
     while fits := top(trials):
         trials = [t for t in trials if t.explained != fits[0].explained]
         if fits := top([trial(model, model.changed(t.entry, t.used), t.entry, t.used, faults[0]) for t in fits]):
+            alone = {(t.entry.of, t.used): t.astray for t in fits}  # which may leave the other blocks' mistakes alone
+            fits = [t for t in fits if alone.get((t.entry.name, t.used), t.astray) >= t.astray]
             names, values = {t.entry.name for t in fits}, {t.entry.name for t in fits if not t.used}
             fits = [t for t in fits if t.entry.of not in names and not (t.used and t.entry.name in values)]
             return [fits], fits[0].explained
