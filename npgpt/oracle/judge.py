@@ -121,6 +121,9 @@ class Judge:
             if number not in view.runs:
                 view.runs[number] = case.run(view.book, self.known(case, view))
         ours = [computed(run, stage, case) for run, case in zip(view.runs.values(), having, strict=True)]
+        for run in view.runs.values():
+            for part in ("d.wte.part", "d.head.part"):  # as large as wte, and seldom read again
+                run.known.pop(part, None)
         gap = rms(stage, [case.theirs[stage] for case in having], ours)
         # rounding is in proportion to what comes from above, and theirs may be 65536 times what it should be
         larger = size(ours) / (self.sizes[stage] or 1.0)
