@@ -84,7 +84,7 @@ def parity(session: nox.Session) -> None:
 def browser(session: nox.Session) -> None:
     """Open the pages in a real browser, which has to be installed (Debian: apt-get install chromium)."""
     session.install("-e", ".[test]")
-    output = str(session.run("pytest", "-q", "-m", "browser", silent=True))
+    output = str(session.run("pytest", "-q", "-m", "browser", "tests/browser", silent=True))
     print(output)
     if "skipped" in output:
         session.error("the page was not opened in a browser")
