@@ -21,7 +21,7 @@ CASES, RIGHT = table.chosen(1)
 
 @pytest.fixture(scope="module")
 def answers() -> list[Any]:
-    return [quiet((table.answer, case)) for case in CASES[:: examples(89, 7)]]
+    return [quiet((table.answer, case)) for case in CASES[:: examples(113, 7)]]
 
 
 def test_no_altered_backward_pass_is_called_by_another_name_or_overlooked(answers: list[Any]) -> None:
@@ -34,7 +34,7 @@ def test_nearly_every_altered_backward_pass_is_named(answers: list[Any]) -> None
 
 
 def test_no_alarm_over_a_right_backward_pass_however_it_is_written() -> None:
-    assert not list(table.faults(quiet((table.answer_right, each)) for each in RIGHT[:: examples(17, 1)]))
+    assert not list(table.faults(quiet((table.answer_right, each)) for each in RIGHT[:: examples(29, 1)]))
 
 
 def test_the_committed_table_has_the_alterations() -> None:
