@@ -13,6 +13,7 @@ from tests.support.thorough import examples
 pytestmark = pytest.mark.parity
 pytest.importorskip("torch", reason="extra parity is not installed")
 table = pytest.importorskip("tests.support.backward_table", reason="extra parity is not installed")
+quiet = pytest.importorskip("tests.support.program_table", reason="extra parity is not installed").quiet
 
 # every n-th case and right run; n is prime so that alterations, settings and what is given alternate
 CASES, RIGHT = table.chosen(1)
@@ -20,7 +21,7 @@ CASES, RIGHT = table.chosen(1)
 
 @pytest.fixture(scope="module")
 def answers() -> list[Any]:
-    return [table.quiet((table.answer, case)) for case in CASES[:: examples(89, 7)]]
+    return [quiet((table.answer, case)) for case in CASES[:: examples(113, 7)]]
 
 
 def test_no_altered_backward_pass_is_called_by_another_name_or_overlooked(answers: list[Any]) -> None:
@@ -33,7 +34,7 @@ def test_nearly_every_altered_backward_pass_is_named(answers: list[Any]) -> None
 
 
 def test_no_alarm_over_a_right_backward_pass_however_it_is_written() -> None:
-    assert not list(table.faults(table.quiet((table.answer_right, each)) for each in RIGHT[:: examples(17, 1)]))
+    assert not list(table.faults(quiet((table.answer_right, each)) for each in RIGHT[:: examples(29, 1)]))
 
 
 def test_the_committed_table_has_the_alterations() -> None:
