@@ -114,7 +114,7 @@ def test_every_entry_changes_a_gradient_and_no_forward_stage() -> None:
         entries = entries_of(config)
         assert len({entry.name for entry in entries}) == len(entries)
         assert all(entry.explanation and entry.source for entry in entries)
-        for entry in entries[:: examples(23, 1)]:
+        for entry in entries[:: examples(23, 4)]:
             wrong = run_of(entry.change(book), config)
             differs = {name for name in names if not np.allclose(wrong[name], right[name], 1e-9, 1e-12)}
             assert differs, entry.name
@@ -122,7 +122,7 @@ def test_every_entry_changes_a_gradient_and_no_forward_stage() -> None:
             assert all(np.shape(wrong[name]) == np.shape(right[name]) for name in names), entry.name
 
 
-@pytest.mark.parametrize("entry", catalogue(ODD, TOKENS)[:: examples(97, 1)], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", catalogue(ODD, TOKENS)[:: examples(97, 8)], ids=lambda entry: entry.name)
 def test_gradients_of_a_wrong_forward_pass_are_its_own(entry: Mistake) -> None:
     """By central differences along a random direction: with steps of 1e-5, their error is about 1e-9 of the loss."""
     if {"token_ids", "layers"} & set(entry.stages) or entry.name.startswith(("softmax in", "LayerNorm in")):
@@ -144,13 +144,13 @@ def parameters_of(config: Config) -> list[str]:
 NAMED = [entry for entry in entries_of(ODD) if entry.layer is None and not {"loss"} >= set(entry.stages)]
 
 
-@pytest.mark.parametrize("entry", NAMED[:: examples(len(NAMED), 1)], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", NAMED[:: examples(len(NAMED), 10)], ids=lambda entry: entry.name)
 def test_named_from_the_gradients_of_parameters(entry: Mistake) -> None:
     run = run_of(entry.change(textbook(ODD, random_arrays(ODD))), ODD, "float32")
     assert_named(entry, judged(run, ODD, parameters_of(ODD)))
 
 
-@pytest.mark.parametrize("entry", NAMED[:: examples(len(NAMED), 1)], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", NAMED[:: examples(len(NAMED), 10)], ids=lambda entry: entry.name)
 def test_named_from_the_gradients_of_stages(entry: Mistake) -> None:
     run = run_of(entry.change(textbook(ODD, random_arrays(ODD))), ODD, "float32")
     assert_named(entry, judged(run, ODD, ["logits", *backward_stages(ODD)]))
