@@ -1,8 +1,7 @@
 """Train a small GPT-2 on text files: python examples/train.py novels/*.txt --out weights/mine
 
 AdamW with npgpt's gradients and a cosine schedule. The model has the embedded one's sizes and vocabulary. The last 4 %
-of every text are held out. The run is in DIR.npz: the same command goes on from there after any interruption, and ends
-with the same numbers as without it.
+of every text are held out. The run is in DIR.npz: the same command goes on from there, and ends with the same numbers.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from npgpt.checkpoints.atomic import check_new, writing
+from npgpt.cli.options import read_file
 from npgpt.parameters import Array, Parameters, from_arrays, schema, to_arrays
 
 Ids = np.typing.NDArray[np.int64]
@@ -58,8 +58,7 @@ def adamw(
     """
     m += (1 - beta1) * (g - m)
     v += (1 - beta2) * (g * g - v)
-    w -= rate * decay * w
-    w -= rate / (1 - beta1**t) * m / (np.sqrt(v / (1 - beta2**t)) + 1e-8)
+    w -= rate * (decay * w + m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + 1e-8))
 
 
 def masks(weights: dict[str, Array], drop: float, rng: np.random.Generator) -> dict[str, Array]:
@@ -86,9 +85,9 @@ def held_out_loss(model: Parameters, config: npgpt.Config, ids: Ids) -> float:
     return sum(npgpt.loss(model, config, x[i : i + 8], y[i : i + 8]) * len(x[i : i + 8]) for i in range(0, n, 8)) / n
 
 
-def read(paths: list[Path], model: npgpt.LanguageModel) -> tuple[Ids, Ids]:
+def read(paths: list[str], model: npgpt.LanguageModel) -> tuple[Ids, Ids]:
     """Return the ids to train on and those held out. Raises NpgptError if they are not enough for two windows."""
-    texts = [np.array([*model.begin_ids, *model.tokenizer.encode(path.read_text("utf-8"))]) for path in paths]
+    texts = [np.array([*model.begin_ids, *model.tokenizer.encode(read_file(path))]) for path in paths]
     trained, held_out = zip(*(np.split(ids, [len(ids) * 24 // 25]) for ids in texts), strict=True)
     if min(sum(map(len, trained)) // 2, sum(map(len, held_out))) <= model.config.n_positions:
         raise npgpt.NpgptError(f"{sum(map(len, texts))} tokens of text are too few to train on and to hold out")
@@ -97,8 +96,8 @@ def read(paths: list[Path], model: npgpt.LanguageModel) -> tuple[Ids, Ids]:
 
 def train(options: argparse.Namespace) -> None:
     """Train, or go on where DIR.npz ends, and write the model. Raises NpgptError if DIR.npz has other settings."""
-    if options.steps < 1 or options.rows < 1 or not 0 <= options.drop <= 0.9:
-        raise npgpt.NpgptError("--steps and --rows must be at least 1, and --drop from 0 to 0.9")
+    if min(options.steps, options.rows, options.every) < 1 or not 0 <= options.drop <= 0.9:
+        raise npgpt.NpgptError("--steps, --rows and --every must be at least 1, and --drop from 0 to 0.9")
     check_new(options.out)
     base, file = npgpt.load(), options.out.with_name(f"{options.out.name}.npz")
     config = replace(base.config, n_layer=options.layers)
@@ -107,10 +106,9 @@ def train(options: argparse.Namespace) -> None:
     state = {f"w.{name}": w for name, w in initial(config, np.random.default_rng(options.seed)).items()}
     state |= {f"{kind}.{name}": np.zeros(shape, np.float32) for kind in "mv" for name, shape in schema(config).items()}
     state |= {"losses": np.zeros(0), "held_out": np.zeros((0, 2)), "seconds": np.zeros(1), "settings": np.array(told)}
-    if file.exists():
-        state = dict(np.load(file))
-        if (before := str(state.get("settings"))) != told:
-            raise npgpt.NpgptError(f"{file} was begun with {before}, and not with {told}: give another --out")
+    state = dict(np.load(file)) if file.exists() else state
+    if (before := str(state.get("settings"))) != told:
+        raise npgpt.NpgptError(f"{file} was begun with {before}, and not with {told}: give another --out")
     w, m, v = ({name: state[f"{kind}.{name}"] for name in schema(config)} for kind in "wmv")
     losses, begun = state["losses"].tolist(), time.perf_counter() - float(state["seconds"][0])
     rows = itertools.islice(windows(ids, config.n_positions, options.seed), len(losses) * options.rows, None)
@@ -125,6 +123,8 @@ def train(options: argparse.Namespace) -> None:
         for name, g in gradients.items():
             adamw(w[name], g * factor, m[name], v[name], step, rate, 0.9, 0.98, 0.1 if g.ndim == 2 else 0.0)
         losses.append(loss)
+        if not math.isfinite(loss):
+            raise npgpt.NpgptError(f"the loss of step {step} is {loss}: begin again with a lower --rate")
         speed = batch[:, 1:].size * step / (time.perf_counter() - begun)
         bar = f"[{'#' * (30 * step // options.steps):30}] {step} of {options.steps}"
         print(f"\r{bar}, loss {loss:.3f}, {speed:,.0f} tokens/s ", end="", file=sys.stderr, flush=True)
@@ -140,7 +140,7 @@ def train(options: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("texts", nargs="+", type=Path, metavar="TEXT", help="text files in UTF-8")
+    parser.add_argument("texts", nargs="+", metavar="TEXT", help="text files in UTF-8")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the finished model")
     for name, value in SETTINGS.items():
         parser.add_argument(f"--{name}", type=type(value), default=value, help=f"{value} by default")

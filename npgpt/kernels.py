@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextvars import copy_context
 from functools import wraps
 from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -59,25 +59,21 @@ def elementwise(formula: Callable[[Array], Array]) -> Callable[[Array], Array]:
     return run
 
 
-def by_row(formula: Callable[..., Array]) -> Callable[..., Array]:
-    """Decorate a formula of arrays [B, …], and of numbers, so that rows of a large batch are computed in threads."""
+def by_row(formula: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Decorate a formula over the last axis of x [B, …, n] so that rows of a large batch are computed in threads."""
 
     @wraps(formula)
-    def run(*arguments: Any) -> Array:
-        first, threads = arguments[0], thread_count()
-        if threads == 1 or first.ndim < 3 or len(first) == 1 or first.size < 2 * PIECE:
-            return formula(*arguments)
+    def run(x: Array) -> Array:
+        if x.ndim < 3 or len(x) == 1 or x.size < 2 * PIECE or thread_count() == 1:
+            return formula(x)
+        first = formula(x[:1])
+        y = np.empty((len(x), *first.shape[1:]), x.dtype)
+        y[:1] = first
 
-        def row(b: int) -> Array:
-            return formula(*(x[b : b + 1] if isinstance(x, np.ndarray) else x for x in arguments))
+        def row(b: int) -> None:
+            y[b : b + 1] = formula(x[b : b + 1])
 
-        def fill(b: int) -> None:
-            y[b : b + 1] = row(b)
-
-        begun = row(0)
-        y = np.empty((len(first), *begun.shape[1:]), begun.dtype)
-        y[:1] = begun
-        in_threads(threads, fill, range(1, len(first)))
+        in_threads(thread_count(), row, range(1, len(x)))
         return y
 
     return run
@@ -107,7 +103,6 @@ def attention_by_tiles(q: Array, k: Array, v: Array, scale: float) -> Array:
     (B, H, T, D), S = q.shape, k.shape[2]
     heads = np.empty((B, T, H, D), q.dtype).transpose(0, 2, 1, 3)  # laid out in memory as merge_heads returns them
     threads = thread_count() if B * T * S >= MIN_SHARED_SCORES else 1
-    share = -(-H // threads)
     queries = max(1, min(TILE_QUERIES, MAX_SMALL_PRODUCT // (TILE_KEYS * D)))
 
     def run(job: tuple[int, slice]) -> None:
@@ -131,7 +126,7 @@ def attention_by_tiles(q: Array, k: Array, v: Array, scale: float) -> Array:
                 sums = (scores @ values[h : h + step, :last]).sum(axis=1)
                 np.divide(sums, total, out=out[h : h + step, start:stop])
 
-    in_threads(threads, run, [(b, slice(h, h + share)) for b in range(B) for h in range(0, H, share)])
+    in_threads(threads, run, _shares(B, H, threads))
     return heads
 
 
@@ -146,8 +141,8 @@ def _tiles(x: Array) -> Array:
 def tiled_backward(attention_backward: Callable[..., QKV]) -> Callable[..., QKV]:
     """Decorate attention_backward(dy, q, k, v, scale) to be computed for a few queries at a time, in threads.
 
-    dy, q, k, v [B, H, T, D] → dq, dk, dv. Keys after the last of some queries get no gradient from them; those before
-    get the sum of all.
+    dy, q, k, v [B, H, T, D] → dq, dk, dv. A few queries give a gradient to the keys up to the last of them; a key's
+    gradient is the sum over all queries.
     """
 
     @wraps(attention_backward)
@@ -166,7 +161,8 @@ def tiled_backward(attention_backward: Callable[..., QKV]) -> Callable[..., QKV]
                 dk[b, heads, seen] += dk_some
                 dv[b, heads, seen] += dv_some
 
-        in_threads(thread_count(), some_heads, _shares(B, H))
+        threads = thread_count()
+        in_threads(threads, some_heads, _shares(B, H, threads))
         return dq, dk, dv
 
     return run
@@ -192,7 +188,8 @@ def by_queries(hidden: float) -> Callable[[Formula], Formula]:
                     queries, seen = slice(start, start + FEW_QUERIES), slice(S - T + min(start + FEW_QUERIES, T))
                     y[job][:, queries, seen] = formula(q[job][None, :, queries], k[job][None, :, seen], scale)[0]
 
-            in_threads(thread_count(), some_heads, _shares(B, H))
+            threads = thread_count()
+            in_threads(threads, some_heads, _shares(B, H, threads))
             return y
 
         return run
@@ -200,9 +197,9 @@ def by_queries(hidden: float) -> Callable[[Formula], Formula]:
     return decorate
 
 
-def _shares(B: int, H: int) -> list[tuple[int, slice]]:
+def _shares(B: int, H: int, threads: int) -> list[tuple[int, slice]]:
     """Return for every row of a batch its heads in as many shares as there are threads."""
-    share = -(-H // thread_count())
+    share = -(-H // threads)
     return [(b, slice(h, h + share)) for b in range(B) for h in range(0, H, share)]
 
 

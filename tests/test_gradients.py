@@ -70,7 +70,7 @@ def cases(draw: st.DrawFn) -> tuple[Config, Any, Any]:
 
 
 @given(cases(), st.integers(0, 2**31))
-@settings(max_examples=examples(15, 60))
+@settings(max_examples=examples(8, 60))
 def test_gradients_of_parameters_are_slopes(case: tuple[Config, Any, Any], seed: int) -> None:
     config, ids, targets = case
     arrays, rng = random_arrays(config), np.random.default_rng(seed)
@@ -91,7 +91,7 @@ def test_gradients_of_parameters_are_slopes(case: tuple[Config, Any, Any], seed:
 
 
 @given(cases(), st.integers(0, 2**31))
-@settings(max_examples=examples(15, 60))
+@settings(max_examples=examples(8, 60))
 def test_gradients_of_stages_are_slopes(case: tuple[Config, Any, Any], seed: int) -> None:
     """The textbook computes the loss from any stage that is given to it."""
     config, ids, targets = case

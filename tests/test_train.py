@@ -108,7 +108,7 @@ def test_the_last_part_of_every_text_is_held_out(tmp_path: Path) -> None:
     for text, word in zip(texts, (" the", " and"), strict=True):
         text.write_text(word * 8000)
     model = npgpt.load()
-    trained, held_out = train.read(texts, model)
+    trained, held_out = train.read([str(text) for text in texts], model)
     the, end = model.tokenizer.encode(" the and")
     assert trained.tolist() == [4095, *[the] * 7679, 4095, *[end] * 7679]
     assert held_out.tolist() == [the] * 321 + [end] * 321
@@ -196,8 +196,9 @@ def written_since(folder: Path, pattern: str, begun: int) -> list[Path]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, "--steps and --rows must be at least 1"),
-        ({"rows": 0}, "--steps and --rows must be at least 1"),
+        ({"steps": 0}, "--steps, --rows and --every must be at least 1"),
+        ({"rows": 0}, "--rows"),
+        ({"every": 0}, "--every must be at least 1"),
         ({"drop": 1.0}, "--drop from 0 to 0.9"),
         ({"drop": math.nan}, "--drop from 0 to 0.9"),
         ({"layers": 0}, "n_layer"),
@@ -206,14 +207,32 @@ def written_since(folder: Path, pattern: str, begun: int) -> list[Path]:
 )
 def test_what_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("It is a truth")
-    given = Namespace(**train.SETTINGS | options, texts=[tmp_path / "text"], out=tmp_path / "out")
+    given = Namespace(**train.SETTINGS | options, texts=[str(tmp_path / "text")], out=tmp_path / "out")
     with pytest.raises(npgpt.NpgptError, match=message):
         train.train(given)
 
 
+def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+    given = Namespace(
+        **train.SETTINGS | {"layers": 1, "rate": math.inf}, texts=[str(text(tmp_path))], out=tmp_path / "o"
+    )
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(npgpt.NpgptError, match="the loss of step 2 is nan: begin again with"),
+    ):
+        train.train(given)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_text_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text").write_bytes(b"caf\xe9")
+    with pytest.raises(npgpt.NpgptError, match="text"):
+        train.read([str(tmp_path / "text")], npgpt.load())
+
+
 def test_another_run_is_not_continued(tmp_path: Path) -> None:
     np.savez(tmp_path / "out.npz", settings="--steps 5")
-    given = Namespace(**train.SETTINGS | {"layers": 1}, texts=[text(tmp_path)], out=tmp_path / "out")
+    given = Namespace(**train.SETTINGS | {"layers": 1}, texts=[str(text(tmp_path))], out=tmp_path / "out")
     with pytest.raises(npgpt.NpgptError, match=r"out.npz was begun with --steps 5, and not with \d+ ids"):
         train.train(given)
 

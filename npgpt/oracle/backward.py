@@ -206,6 +206,8 @@ BLOCK_BACKWARD |= NORM_BACKWARD | {
 MODEL_BACKWARD |= NORM_BACKWARD | {"d.norm": norm}
 BACKWARD = {*BLOCK_BACKWARD, *MODEL_BACKWARD}
 UNSEEN = {"d.attn.products", "d.attn.thirds", "d.input", *NORM_BACKWARD, "d.softmax", "d.activation"}  # not compared
+UNSEEN |= {"targets", "counting", "aim", "share", "d.log_probabilities", "d.unembedded", "d.last"}
+UNSEEN |= {"d.head.part", "d.wte.part"}
 
 
 # What gradients are of, by their names: stages and parameters that formulas of the forward pass read.
@@ -223,23 +225,12 @@ def is_backward(stage: str) -> bool:
 
 def backward_stages(config: Config) -> list[str]:
     """Return the loss and the gradients that are compared, in the order of computation."""
-    unseen = {
-        "d.log_probabilities",
-        "targets",
-        "counting",
-        "aim",
-        "share",
-        "d.unembedded",
-        "d.last",
-        "d.head.part",
-        "d.wte.part",
-    }
-    unseen |= {"d.lm_head.weight"} if config.tie_word_embeddings else set()
+    unseen = UNSEEN | ({"d.lm_head.weight"} if config.tie_word_embeddings else set())
     blocks = [
         f"d.h.{layer}.{name[2:]}".rstrip(".")
         for layer in reversed(range(config.n_layer))
         for name in BLOCK_BACKWARD
-        if name not in UNSEEN
+        if name not in unseen
     ]
     head, embedded = ([name for name in table if name not in unseen] for table in (HEAD, EMBEDDED))
     return [*head, *blocks, *embedded]

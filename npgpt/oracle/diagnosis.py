@@ -18,7 +18,7 @@ from ..parameters import Array
 from .arithmetic import UNIT, plain
 from .backward import BACKWARD, is_backward
 from .difference import in_tolerances, paired, rms
-from .judge import EXPLAIN, Judge, Model, Seen
+from .judge import EXPLAIN, Judge, Model, Seen, touches
 from .mistakes import Mistake
 from .rounding import CLEAR, WIDE, run_all
 from .textbook import Textbook, stages
@@ -130,7 +130,7 @@ def diagnose(judge: Judge, right: Model, entries: Sequence[Mistake], search: boo
         for group in groups:
             fits = tuple(fit.entry for fit in group)
             findings.append(Finding(explained[0], fits, before, decide(judge, book, fits), group[0].used, explained))
-            rest = [entry for entry in rest if entry.name not in [fit.name for fit in fits]]
+            rest = [entry for entry in rest if not any(entry == fit or entry.replaces(fit) for fit in fits)]
             model, rough = (each.with_it(group[0].entry, group[0].used) for each in (model, rough))
         trials = []
     for finding in findings:  # if later stages that read these are unexplained, the match may be a coincidence
@@ -170,7 +170,7 @@ def trial(model: Model, changed: Iterable[tuple[str, Seen]], entry: Mistake, use
     If `at` is a gradient, any stage before it that contradicts the mistake ends the trial, too: passes are expensive.
     """
     judge = model.judge
-    explained, against, effect, change, astray = [], False, -1.0, np.zeros(0), 0
+    explained, against, effect, change, astray, other = [], False, -1.0, np.zeros(0), 0, 0
     for stage, then in changed:
         now = model.seen[stage]
         moved = in_tolerances(rms(stage, then.ours, now.ours), judge.tolerances[stage])
@@ -186,6 +186,9 @@ def trial(model: Model, changed: Iterable[tuple[str, Seen]], entry: Mistake, use
                 break
         elif now.ratio > 1 and is_backward(stage) and moved > 1:
             astray += 1
+            other += touches(entry, stage)
+    # most of what it replaces is wrong in another way
+    against = against or other > sum(touches(entry, stage) for stage in explained)
     return Trial(entry, used, () if against else tuple(explained), math.inf if against else effect, at, change, astray)
 
 

@@ -196,7 +196,7 @@ class Model:
         views: dict[View, View] = {}
         own = frozenset(s for s in self.seen if used and touches(entry, s) and "layers" not in entry.stages)
         own = frozenset(s for s in own if not is_last(s))
-        if used and not own:
+        if used and (not own or any(self.seen[s].ratio > 1 for s in own if is_backward(s))):
             return
         for stage, now in self.seen.items():
             if stage in own:

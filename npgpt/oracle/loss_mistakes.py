@@ -62,7 +62,7 @@ def of_probabilities(s: Scope) -> Array:
 
 def losses(config: Config) -> Table:
     """Return mistakes of the loss and of the targets."""
-    end = config.vocab_size - 1 if config.vocab_size != 50304 else 50256
+    end = config.vocab_size - 1 if config.vocab_size != 50304 else 50256  # nanoGPT pads GPT-2's 50257 ids
     return rows(
         "loss summed: the loss is the sum over the targets, not their mean (known from: reduction='sum')",
         shared(lambda s: 1.0),

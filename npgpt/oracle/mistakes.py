@@ -52,6 +52,11 @@ class Mistake:
     of: str = ""  # if layer is set: name of the same mistake in the whole model
     outside: frozenset[str] = frozenset()  # if layer is n_layer: the formulas outside the blocks that it replaces
 
+    def replaces(self, other: Mistake) -> bool:
+        """Return whether this is of the backward pass and would take the place of another mistake's formulas."""
+        shared, apart = {*self.stages} & {*other.stages}, None not in (self.layer, other.layer)
+        return any(map(is_backward, shared)) and not (apart and self.layer != other.layer)
+
 
 def catalogue(config: Config, tokens: int, chunks: Sequence[int] = (), padded: bool = False) -> list[Mistake]:
     """Return every entry that is possible in a model of this shape with this number of tokens.

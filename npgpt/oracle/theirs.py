@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..config import Config
 from ..errors import NpgptError, numbers
-from ..gradients import target_rows
 from ..parameters import Array, schema
 from .backward import IGNORED, is_backward, is_parameter
 from .naming import HEADS, HOOKED, SAME, SPLIT, canonical, described, is_hook, is_known, shape_of
@@ -175,13 +174,13 @@ def take(
     ids: NDArray[np.integer[Any]],
     attention_mask: ArrayLike | None,
     chunks: Sequence[int],
-    targets: ArrayLike | None = None,
+    targets: NDArray[np.integer[Any]] | None = None,
 ) -> Taken:
     """Check, name and shape their arrays. Padding on either side and unknown names are left out.
 
-    targets: [B, T] of the loss, −100 where none counts. Raises NpgptError for an impossible name or shape, for a mask,
-    chunks or targets that do not fit the ids, for a loss or gradients without targets and targets without these, and if
-    there is nothing to compare.
+    targets: [B, T] of the loss, −100 where none counts, as targets_of returns them. Raises NpgptError for an impossible
+    name or shape, for a mask or chunks that do not fit the ids, for a loss or gradients without targets, and if there
+    is nothing to compare.
     """
     if not arrays:
         raise NpgptError("there is nothing to compare: no logits and no stage")
@@ -196,13 +195,10 @@ def take(
     backward = next((stage for stage in theirs if is_backward(stage)), None)
     if targets is None and backward is not None:
         raise NpgptError(f"{backward} depends on the targets of the loss: give targets=")
-    if targets is not None and backward is None:
-        raise NpgptError("targets are for a loss and gradients, but theirs has neither: leave targets out")
-    rows = None if targets is None else target_rows(config, ids, targets, IGNORED)
     if judged.all():
-        found.cases.append(Case(ids, theirs, tuple(chunks), targets=rows))
+        found.cases.append(Case(ids, theirs, tuple(chunks), targets=targets))
         return found
-    if rows is not None:
+    if targets is not None:
         raise NpgptError(
             "a loss is one number for all rows, so attention_mask cannot be used with targets: pad on the right, with "
             f"targets of {IGNORED}, and leave attention_mask out"

@@ -122,11 +122,17 @@ def test_every_entry_changes_a_gradient_and_no_forward_stage() -> None:
             assert all(np.shape(wrong[name]) == np.shape(right[name]) for name in names), entry.name
 
 
-@pytest.mark.parametrize("entry", catalogue(ODD, TOKENS)[:: examples(97, 8)], ids=lambda entry: entry.name)
+# not those of other tokens, which have other targets, of other layers, and of rounding, which has no derivative
+DIFFERENTIABLE = [
+    entry
+    for entry in catalogue(ODD, TOKENS)
+    if not {"token_ids", "layers"} & set(entry.stages) and not entry.name.startswith(("softmax in", "LayerNorm in"))
+]
+
+
+@pytest.mark.parametrize("entry", DIFFERENTIABLE[:: examples(97, 8)], ids=lambda entry: entry.name)
 def test_gradients_of_a_wrong_forward_pass_are_its_own(entry: Mistake) -> None:
     """By central differences along a random direction: with steps of 1e-5, their error is about 1e-9 of the loss."""
-    if {"token_ids", "layers"} & set(entry.stages) or entry.name.startswith(("softmax in", "LayerNorm in")):
-        pytest.skip("other tokens have other targets, other layers other gradients, and rounding has no derivative")
     book = entry.change(textbook(ODD, random_arrays(ODD)))
     run, rng = run_of(book, ODD), np.random.default_rng(0)
     for name in ("h.0.ln_1", "h.1.attn.q", "h.0.attn.residual", "h.0.attn.c_attn.weight", "ln_f.weight", "wte.weight"):
@@ -193,8 +199,6 @@ def test_targets_and_gradients_belong_together() -> None:
     ids, targets = batch(ODD)
     with pytest.raises(NpgptError, match="loss depends on the targets of the loss: give targets="):
         take({"loss": 1.0}, ODD, ids, None, ())
-    with pytest.raises(NpgptError, match="theirs has neither"):
-        take({"ln_f": np.zeros((2, TOKENS, 12))}, ODD, ids, None, (), targets)
     with pytest.raises(NpgptError, match="pad on the right"):
         take({"loss": 1.0}, ODD, ids, np.tri(2, TOKENS, TOKENS - 2), (), targets)
     with pytest.raises(NpgptError, match=r"d\.ln_f\.bias has shape \[3\] and must be \[12\]"):

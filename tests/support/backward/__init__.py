@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from tests.support.programs.alterations import paragraphs
+
 FOLDER = Path(__file__).parent
 TEXTS = {"c_like": ("c_kernels", "c_like"), "functions": ("functions",)}  # of each program, the last one has run
 RIGHT = ", still right"
@@ -45,15 +47,10 @@ def read() -> dict[str, list[Alteration]]:
     right answers; then, for each edit, the old text ("-") and the new ("+"), exactly.
     """
     found: dict[str, list[Alteration]] = {}
-    heading = ""
-    for part in (FOLDER / "ALTERATIONS.txt").read_text("utf-8").split("\n\n"):
-        truth, *lines = part.strip("\n").split("\n")
-        if truth.startswith("# "):
-            heading = truth[2:]
-        elif truth:
-            also = tuple(line[1:].strip() for line in lines if line[0] == "=")
-            edits = tuple(edits_of([line for line in lines if line[0] in "-+"]))
-            found.setdefault(heading, []).append(Alteration(heading.removesuffix(RIGHT), truth, edits, also))
+    for heading, truth, lines in paragraphs(FOLDER / "ALTERATIONS.txt"):
+        also = tuple(line[1:].strip() for line in lines if line[0] == "=")
+        edits = tuple(edits_of([line for line in lines if line[0] in "-+"]))
+        found.setdefault(heading, []).append(Alteration(heading.removesuffix(RIGHT), truth, edits, also))
     return found
 
 

@@ -32,20 +32,26 @@ class Alteration:
         return {self.truth, *self.also}
 
 
-@cache
-def read() -> dict[str, list[Alteration]]:
-    """Return the file's alterations by heading."""
-    found: dict[str, list[Alteration]] = {}
+def paragraphs(path: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield each alteration of a file as its heading, its truth, and its other lines."""
     heading = ""
-    for part in (Path(__file__).parent / "ALTERATIONS.txt").read_text("utf-8").split("\n\n"):
+    for part in path.read_text("utf-8").split("\n\n"):
         truth, *lines = part.strip("\n").split("\n")
         if truth.startswith("# "):
             heading = truth[2:]
         elif truth:
-            also, before, after = ([line[1:] for line in lines if line[0] == mark] for mark in "=-+")
-            program = heading.removesuffix(BESIDE)
-            names = tuple(name.strip() for name in also)
-            found.setdefault(heading, []).append(Alteration(program, truth, "\n".join(before), "\n".join(after), names))
+            yield heading, truth, lines
+
+
+@cache
+def read() -> dict[str, list[Alteration]]:
+    """Return the file's alterations by heading."""
+    found: dict[str, list[Alteration]] = {}
+    for heading, truth, lines in paragraphs(Path(__file__).parent / "ALTERATIONS.txt"):
+        also, before, after = ([line[1:] for line in lines if line[0] == mark] for mark in "=-+")
+        program = heading.removesuffix(BESIDE)
+        names = tuple(name.strip() for name in also)
+        found.setdefault(heading, []).append(Alteration(program, truth, "\n".join(before), "\n".join(after), names))
     return found
 
 
