@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from ..errors import counted, printable
 from ..pictures.page import in_notebook
-from .backward import is_backward
+from .backward import is_backward, is_last
 from .diagnosis import Diagnosis
 from .difference import Difference, LogitStatistics
 from .rounding import CLEAR, FACTOR
@@ -206,7 +206,7 @@ def said(report: Report) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         several = f"At {finding.stage}, one of these mistakes, which this data cannot tell apart:"
         yield several if len(finding.mistakes) > 1 else "", below
     if found.unexplained is not None and not found.faint:
-        yield f"No known mistake explains {found.unexplained}. {sign(report)}", []
+        yield f"No known mistake explains {found.unexplained}. {sign(report)}".rstrip(), []
 
 
 def remarks(report: Report) -> Iterator[str]:
@@ -226,6 +226,9 @@ def remarks(report: Report) -> Iterator[str]:
 def sign(report: Report) -> str:
     """Return what the first unexplained stage suggests, else the two most useful experiments unless they were run."""
     stage = report.diagnosis.unexplained
+    if stage is not None and is_backward(stage):
+        whole = any(is_backward(row.stage) and not is_last(row.stage) for row in report.rows)
+        return "" if whole else "The gradients of stages, d.NAME, would show where it begins."
     if stage in ("wte", "wpe", "embedding"):
         return "The embeddings themselves differ: are these the same weights, and the same ids?"
     if stage in OUTPUTS and any(row.stage == "ln_f" and row.difference.ratio <= 1 for row in report.rows):

@@ -195,6 +195,19 @@ def test_where_a_gradient_differs() -> None:
     }
 
 
+@pytest.mark.parametrize("names", [["d.h.1.ln_2"], []])
+def test_an_unknown_mistake_asks_for_stages_that_are_missing(names: list[str]) -> None:
+    theirs = run_of(textbook(ODD, random_arrays(ODD)), ODD)
+    ids, targets = batch(ODD)
+    given = {name: plain(theirs[name]) for name in ("loss", "d.h.0.ln_1.weight", *names)}
+    given["d.h.0.ln_1.weight"] = given["d.h.0.ln_1.weight"] + np.arange(12)
+    report = compare(ODD, random_arrays(ODD), take(given, ODD, ids, None, (), targets).cases, "float32")
+    text = " ".join(str(report).split())
+    assert "No known mistake explains d.h.0.ln_1.weight." in text
+    assert ("would show where it begins" in text) != bool(names)
+    assert "experiments" not in text
+
+
 def test_targets_and_gradients_belong_together() -> None:
     ids, targets = batch(ODD)
     with pytest.raises(NpgptError, match="loss depends on the targets of the loss: give targets="):
