@@ -29,8 +29,8 @@ def markdown(results: list[dict[str, Any]], chart_name: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def heading(result: dict[str, Any]) -> Iterator[str]:
-    """Yield the report's heading: machine, versions, settings."""
+def circumstances(result: dict[str, Any]) -> Iterator[str]:
+    """Yield the command of a run, the machine and the versions."""
     where = result["environment"]
     yield f"`{result['command']}`, {result['day']}, {result['threads']} threads, {result['rounds']} rounds."
     yield ""
@@ -38,6 +38,11 @@ def heading(result: dict[str, Any]) -> Iterator[str]:
     yield f"- NumPy's BLAS: {where['blas']}"
     yield f"- {where['packages']}"
     yield ""
+
+
+def heading(result: dict[str, Any]) -> Iterator[str]:
+    """Yield the report's heading: machine, versions, settings."""
+    yield from circumstances(result)
     yield (
         "Random weights of the true shape, float32 unless said otherwise. Every engine runs in a fresh process of its "
         "own in every round, in turn; figures are medians over the rounds, of medians within a process after one call "

@@ -115,7 +115,7 @@ def layer_norm_backward(dy: Array, x: Array, weight: Array, epsilon: float) -> t
 def linear_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Linear]:
     """Return dx = dy weightᵀ [..., in], and the gradients xᵀ dy [in, out] and Σ dy [out] of weight and bias."""
     tokens, d_tokens = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    return kernels.product(dy, weight.T), Linear(tokens.T @ d_tokens, d_tokens.sum(axis=0))
+    return kernels.product(dy, weight.T), Linear(tokens.T @ d_tokens, np.ones(len(tokens), dy.dtype) @ d_tokens)
 
 
 def split_heads_backward(dy: Array) -> Array:
@@ -141,8 +141,8 @@ def attention_backward(dy: Array, q: Array, k: Array, v: Array, scale: float) ->
     The weights are computed again from q and k, since they would be most of what is kept.
     """
     weights = attention_weights(q, k, scale)
-    d_scores = softmax_backward(attention_weights_backward(dy, v), weights)
-    return scale * d_scores @ k, scale * d_scores.swapaxes(2, 3) @ q, weights.swapaxes(2, 3) @ dy
+    d_products = scale * softmax_backward(attention_weights_backward(dy, v), weights)
+    return d_products @ k, d_products.swapaxes(2, 3) @ q, weights.swapaxes(2, 3) @ dy
 
 
 def block_backward(

@@ -47,33 +47,36 @@ def elementwise(formula: Callable[[Array], Array]) -> Callable[[Array], Array]:
     def run(x: Array) -> Array:
         if x.size < 2 * PIECE:
             return formula(x)
-        flat = x.reshape(-1)
-        y = np.empty_like(flat)
+        y = np.empty(x.shape, x.dtype)
+        flat, results = x.reshape(-1), y.reshape(-1)
 
         def piece(start: int) -> None:
-            y[start : start + PIECE] = formula(flat[start : start + PIECE])
+            results[start : start + PIECE] = formula(flat[start : start + PIECE])
 
         in_threads(thread_count(), piece, range(0, x.size, PIECE))
-        return y.reshape(x.shape)
+        return y
 
     return run
 
 
 def by_row(formula: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """Decorate a formula over the last axis of x [B, …, n] so that rows of a large batch are computed in threads."""
+    """Decorate a formula over the last axis of x [B, …, n] so that a large batch is computed in pieces, in threads."""
 
     @wraps(formula)
     def run(x: Array) -> Array:
         if x.ndim < 3 or len(x) == 1 or x.size < 2 * PIECE or thread_count() == 1:
             return formula(x)
-        first = formula(x[:1])
-        y = np.empty((len(x), *first.shape[1:]), x.dtype)
-        y[:1] = first
+        lines = x.reshape(-1, x.shape[-1])
+        step = max(1, PIECE // x.shape[-1])
+        first = formula(lines[:step])
+        y = np.empty((*x.shape[:-1], first.shape[-1]), x.dtype)
+        results = y.reshape(len(lines), -1)
+        results[:step] = first
 
-        def row(b: int) -> None:
-            y[b : b + 1] = formula(x[b : b + 1])
+        def piece(start: int) -> None:
+            results[start : start + step] = formula(lines[start : start + step])
 
-        in_threads(thread_count(), row, range(1, len(x)))
+        in_threads(thread_count(), piece, range(step, len(lines), step))
         return y
 
     return run
@@ -198,8 +201,8 @@ def by_queries(hidden: float) -> Callable[[Formula], Formula]:
 
 
 def _shares(B: int, H: int, threads: int) -> list[tuple[int, slice]]:
-    """Return for every row of a batch its heads in as many shares as there are threads."""
-    share = -(-H // threads)
+    """Return for every row of a batch all its heads, or in fewer rows than threads as many shares as threads."""
+    share = -(-H // threads) if threads > B else H
     return [(b, slice(h, h + share)) for b in range(B) for h in range(0, H, share)]
 
 
@@ -217,7 +220,8 @@ def product(x: Array, weight: Array) -> Array:
     rows = x.reshape(-1, x.shape[-1])  # of all sequences together; in 3-D NumPy would compute B products
     large = weight.size >= MIN_SHARED_WEIGHTS and weight.flags.f_contiguous
     if not 1 < len(rows) <= (MAX_SHARED_ROWS if large and thread_count() > 1 else MAX_SERIAL_ROWS):
-        y: Array = rows @ weight
+        y = np.empty((*x.shape[:-1], weight.shape[1]), x.dtype)  # no view, so that NumPy adds a bias in place
+        np.matmul(rows, weight, out=y.reshape(-1, weight.shape[1]))
     elif large:
         y = _by_outputs(rows, weight.T)
     else:

@@ -94,5 +94,5 @@ def once(function: Callable[[Array], Array], x: Array) -> Array:
 
 
 def plain(x: Any) -> NDArray[np.float64]:
-    """Return any array as a plain float64 array."""
-    return np.asarray(x).view(np.ndarray).astype(np.float64)
+    """Return any array as a plain float64 array, itself if it is one."""
+    return np.asarray(x).view(np.ndarray).astype(np.float64, copy=False)

@@ -14,8 +14,8 @@ from ..parameters import Array, schema
 from .arithmetic import UNIT, known_dtype
 from .backward import IGNORED, backward_stages, is_backward, is_parameter
 from .diagnosis import diagnose
-from .difference import Difference, aligned, difference, logit_statistics
-from .judge import Judge, size
+from .difference import Difference, aligned, difference, logit_statistics, root
+from .judge import Judge
 from .mistakes import Mistake, backward_catalogue, catalogue
 from .report import Report, Row
 from .rounding import CLEAR, Progress, run_all, tolerances
@@ -67,7 +67,7 @@ def compare(
         said.insert(0, f"The numbers are {dtype}, but were judged in {coarser}, {why}.")
         dtype = coarser
     allowed = {stage: each.tolerance for stage, each in found.items()}
-    sizes = {stage: size([run[stage] for run in reference]) for stage in judged if is_backward(stage)}
+    sizes = {stage: root(*(run[stage] for run in reference)) for stage in judged if is_backward(stage)}
     judge = Judge(given, judged, allowed, tensors, dtype, progress=progress, sizes=sizes)
     alone = judge.right(book)
     statistics = None

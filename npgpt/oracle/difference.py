@@ -78,9 +78,9 @@ def paired(stage: str, theirs: Sequence[Array], expected: Sequence[Array]) -> tu
     return one, other
 
 
-def root(x: Array) -> float:
-    """Return the root mean square, infinite if there is a NaN."""
-    found = math.sqrt(float(np.square(x).mean()))
+def root(*arrays: Array) -> float:
+    """Return the root mean square of all numbers, infinite if there is a NaN, and 0 if there is no number."""
+    found = math.sqrt(sum(float(np.vdot(x, x)) for x in arrays) / max(1, sum(x.size for x in arrays)))
     return math.inf if math.isnan(found) else found
 
 
@@ -92,8 +92,8 @@ def in_tolerances(rms: float, tolerance: float) -> float:
 @np.errstate(invalid="ignore", over="ignore")
 def rms(stage: str, theirs: Sequence[Array], expected: Sequence[Array]) -> float:
     """Return the root mean square of the differences, infinite if there is a NaN or they cannot be compared."""
-    pair = paired(stage, theirs, expected)
-    return math.inf if pair is None else root(pair[0] - pair[1])
+    pairs = [aligned(stage, a, b) for a, b in zip(theirs, expected, strict=True)]
+    return math.inf if None in pairs else root(*(a - b for a, b in filter(None, pairs)))
 
 
 @np.errstate(invalid="ignore", over="ignore")

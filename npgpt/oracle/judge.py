@@ -126,7 +126,7 @@ class Judge:
                 run.known.pop(part, None)
         gap = rms(stage, [case.theirs[stage] for case in having], ours)
         # rounding is in proportion to what comes from above, and theirs may be 65536 times what it should be
-        larger = size(ours) / (self.sizes[stage] or 1.0)
+        larger = root(*ours) / (self.sizes[stage] or 1.0)
         scale = max(1.0, larger) if math.isfinite(larger) else 1.0
         return Seen(view, ours, frozenset(), frozenset(), [], gap, in_tolerances(gap, self.tolerances[stage] * scale))
 
@@ -220,12 +220,6 @@ def computed(run: Pass, stage: str, case: Case) -> Array:
         return case.seen(stage, plain(run.compute(stage)))
     except (ValueError, IndexError):  # ids of another number than theirs, or a block that is not there
         return np.zeros((0, 0, 0))
-
-
-def size(arrays: Sequence[Array]) -> float:
-    """Return the root mean square of all numbers."""
-    numbers = np.concatenate([array.ravel() for array in arrays])
-    return root(numbers) if numbers.size else 0.0
 
 
 def touches(entry: Mistake, name: str) -> bool:
