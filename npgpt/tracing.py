@@ -137,10 +137,11 @@ def write_llmc(
         raise NpgptError(f"llm.c's files hold float32, and {model.name} is {model.parameters.wte.weight.dtype}")
     if config.n_positions < T:
         raise NpgptError(f"--length {T} is longer than the context of {config.n_positions}: give at most that")
-    if B * T * config.vocab_size >= 2**31:  # test_gpt2.c multiplies them as int
-        logits_wanted = f"--batch {B} × --length {T} × {config.vocab_size} ids"
+    largest = B * T * max(llmc.padded_size(config.vocab_size), config.n_head * T)  # logits, or attention weights
+    if largest >= 2**31:
         raise NpgptError(
-            f"{logits_wanted} are 2³¹ logits or more, which test_gpt2.c cannot count: give a smaller --batch"
+            f"--batch {B} × --length {T} make an array of {largest:,} numbers, and llm.c counts them as int, up to "
+            "2³¹ − 1: give a smaller --batch"
         )
     ids = numbers("token ids", token_ids)
     if ids.size < B * T + 1:

@@ -136,7 +136,7 @@ def test_check_reads_the_state(tmp_path: Path, bare: Path) -> None:
         ([], "the text has 4 tokens, and --batch 4 × --length 64 takes 257, the last one as a target"),
         (["--batch", "1", "--length", "4"], "the text has 4 tokens, and --batch 1 × --length 4 takes 5"),
         (["--length", "257"], "--length 257 is longer than the context of 256: give at most that"),
-        (["--batch", "8192"], "--batch 8192 × --length 64 × 4096 ids are 2³¹ logits or more"),
+        (["--batch", "8192"], "--batch 8192 × --length 64 make an array of 2,147,483,648 numbers"),
         (["--activation", "gelu"], "its activation_function is gelu, and llm.c has gelu_new alone; --to raw DIR"),
     ],
 )
@@ -152,6 +152,18 @@ def test_ids_and_a_folder_that_do_not_fit(tmp_path: Path) -> None:
     (tmp_path / "d" / "mine").touch()
     assert "d exists and is not an empty folder" in refused("trace", "--ids", "1,2,3", *form, *sizes, cwd=tmp_path)
     assert listed(tmp_path / "d") == ["mine"]
+    (tmp_path / "d" / "mine").unlink()
+    at = ("trace", "--ids", "1,2,3", "--to")  # a shell would be left in a folder that is gone
+    for arguments in ((*at, "llm.c", ".", *sizes), (*at, "raw", "../d")):
+        assert "d is the current folder" in refused(*arguments, cwd=tmp_path / "d").replace(": . is", ": d is")
+
+
+@pytest.mark.parametrize(("batch", "length", "count"), [(2**23, 2, 2**31), (2**23, 6, 2**23 * 6 * 128)])
+def test_an_array_that_llmc_cannot_count(tmp_path: Path, batch: int, length: int, count: int) -> None:
+    """It counts logits with their padding, as int."""
+    model = npgpt.LanguageModel("a", small(), random_parameters(small(), dtype="float32"))
+    with pytest.raises(NpgptError, match=f"an array of {count:,} numbers"):
+        tracing.write_llmc(tmp_path / "d", model, [1, 2, 3], batch, length)
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,11 @@ def writing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def check_new(path: Path) -> None:
-    """Raise NpgptError if a path exists and is not an empty folder."""
+    """Raise NpgptError if a path exists and is not an empty folder, or is the current one, which nothing replaces."""
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise NpgptError(f"{path} exists and is not an empty folder: choose another place for the output")
+    if path.resolve() == Path.cwd():
+        raise NpgptError(f"{path} is the current folder, and the output is a folder of its own: give it a name")
 
 
 @contextmanager
