@@ -18,14 +18,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from npgpt.config import PUBLISHED, Config
 from npgpt.process import THREAD_VARIABLES, tune_process
-
-from .machine import environment
-from .report import circumstances
 
 SMALL = Config(vocab_size=4096, n_positions=256, n_embd=192, n_layer=6, n_head=6)  # the embedded model's
 STEPS = [("embedded", SMALL, 4, 64), ("embedded", SMALL, 16, 256), ("gpt2", PUBLISHED["gpt2"], 4, 64)]
@@ -74,6 +72,9 @@ def main() -> None:
         name, number = options.worker
         print(json.dumps(ENGINES[name](*STEPS[int(number)][1:], options)))
         return
+    from .machine import environment  # here, because it imports NumPy, before which npgpt's worker is tuned
+    from .report import circumstances
+
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)), HF_HUB_OFFLINE="1")
     engines = [name for name in ENGINES if options.llmc or name != "llm.c"]
     against = [f"npgpt against {name}" for name in engines[1:]]
@@ -158,15 +159,16 @@ def npgpt_step(config: Config, rows: int, tokens: int, threads: int) -> Step:
     import numpy as np
     from train import adamw  # type: ignore[import-not-found]
 
-    from npgpt import gradients, parameters
+    from npgpt import gradients, kernels, parameters
 
+    settings = {"lr": RATE, "beta1": BETAS[0], "beta2": BETAS[1], "decay": DECAY}
     w, x, y = start(config, rows, tokens)
     m, v = ({name: np.zeros_like(array) for name, array in w.items()} for _ in range(2))
 
     def step(t: int) -> float:
         loss, found = gradients.loss_and_gradients(parameters.from_arrays(config, w), config, x, y)
         for name, g in parameters.to_arrays(found).items():
-            adamw(w[name], g, m[name], v[name], t, RATE, *BETAS, DECAY)
+            kernels.in_pieces(partial(adamw, t=t, **settings), w[name], g, m[name], v[name])
         return loss
 
     return step
@@ -193,7 +195,7 @@ def torch_step(config: Config, rows: int, tokens: int, threads: int) -> Step:
         loss = torch.nn.functional.cross_entropy(model(x).logits.flatten(0, 1), y.flatten())
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return step
 

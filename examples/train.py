@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import npgpt
@@ -25,6 +26,7 @@ import numpy as np
 
 from npgpt.checkpoints.atomic import check_new, writing
 from npgpt.cli.options import read_file
+from npgpt.kernels import in_pieces
 from npgpt.parameters import Array, Parameters, from_arrays, schema, to_arrays
 
 Ids = np.typing.NDArray[np.int64]
@@ -48,9 +50,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * step / warm_up if step <= warm_up else peak * 0.5 * (1 + math.cos(angle))
 
 
-def adamw(
-    w: Array, g: Array, m: Array, v: Array, t: int, rate: float, beta1: float, beta2: float, decay: float
-) -> None:
+def adamw(w: Array, g: Array, m: Array, v: Array, t: int, lr: float, beta1: float, beta2: float, decay: float) -> None:
     """Update a weight and its two moments in place; t counts the steps from 1.
 
     m and v are running means of g and g². Divided by 1 − βᵗ they are unbiased, though they begin at 0. Loshchilov &
@@ -58,15 +58,14 @@ def adamw(
     """
     m += (1 - beta1) * (g - m)
     v += (1 - beta2) * (g * g - v)
-    w -= rate * (decay * w + m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + 1e-8))
+    w -= lr * (decay * w + m / (1 - beta1**t) / (np.sqrt(v / (1 - beta2**t)) + 1e-8))
 
 
-def masks(weights: dict[str, Array], drop: float, rng: np.random.Generator) -> dict[str, Array]:
+def masks(w: dict[str, Array], drop: float, rng: np.random.Generator) -> dict[str, Array]:
     """Return 0 or 1 / (1 − drop) for each number of the blocks' matrices, else 1 (DropConnect, Wan et al. 2013)."""
-    dropped = {name: round(256 * drop) * (w.ndim == 2 and name.startswith("h.")) for name, w in weights.items()}
+    counts = {k: round(256 * drop) * (x.ndim == 2 and k.startswith("h.")) for k, x in w.items()}  # of 256
     return {
-        name: np.float32(256 / (256 - count)) * (rng.integers(0, 256, weights[name].shape, np.uint8) >= count)
-        for name, count in dropped.items()  # of 256
+        k: np.float32(256 / (256 - n)) * (rng.integers(0, 256, w[k].shape, np.uint8) >= n) for k, n in counts.items()
     }
 
 
@@ -121,7 +120,8 @@ def train(options: argparse.Namespace) -> None:
         norm = math.sqrt(sum(float(np.vdot(g, g)) for g in gradients.values()))
         rate, factor = learning_rate(step, options.steps, options.rate), min(1.0, 1.0 / norm)  # clipped to a norm of 1
         for name, g in gradients.items():
-            adamw(w[name], g * factor, m[name], v[name], step, rate, 0.9, 0.98, 0.1 if g.ndim == 2 else 0.0)
+            update = partial(adamw, t=step, lr=rate, beta1=0.9, beta2=0.98, decay=0.1 if g.ndim == 2 else 0.0)
+            in_pieces(update, w[name], g * factor, m[name], v[name])
         losses.append(loss)
         if not math.isfinite(loss):
             raise npgpt.NpgptError(f"the loss of step {step} is {loss}: begin again with a lower --rate")

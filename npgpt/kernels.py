@@ -48,15 +48,21 @@ def elementwise(formula: Callable[[Array], Array]) -> Callable[[Array], Array]:
         if x.size < 2 * PIECE:
             return formula(x)
         y = np.empty(x.shape, x.dtype)
-        flat, results = x.reshape(-1), y.reshape(-1)
-
-        def piece(start: int) -> None:
-            results[start : start + PIECE] = formula(flat[start : start + PIECE])
-
-        in_threads(thread_count(), piece, range(0, x.size, PIECE))
+        in_pieces(lambda some, results: np.copyto(results, formula(some)), x, y)
         return y
 
     return run
+
+
+def in_pieces(run: Callable[..., object], *arrays: Array) -> None:
+    """Call run on the same piece of each of these arrays, for every piece, in threads; run may write to its pieces.
+
+    The arrays are of one size. Those that are written to are contiguous.
+    """
+    flat = [x.reshape(-1) for x in arrays]
+    size, threads = flat[0].size, thread_count()
+    step = min(PIECE, max(PIECE // 4, -(-size // threads)))
+    in_threads(threads, lambda start: run(*(x[start : start + step] for x in flat)), range(0, size, step))
 
 
 def by_row(formula: Callable[[Array], Array]) -> Callable[[Array], Array]:
