@@ -25,7 +25,7 @@ MICROFORMER = "microformer-mgm==0.5.8"  # a GPT-2 that others trained, as torch.
 # of the extra bench, those that need no compiler
 ENGINES = ("matplotlib", "threadpoolctl", "onnx", "onnxruntime", "ctranslate2", "openvino-genai")
 BEGINNING = "It is a truth universally acknowledged"
-GREEDY = f"{BEGINNING}, and I am sure I should not have been so much in the world"
+GREEDY = f"{BEGINNING}, and I am sure I should not have been able to see you again"
 
 
 @nox.session

@@ -21,7 +21,7 @@ import pytest
 import npgpt
 from npgpt import cli
 from npgpt.checkpoints import configs, inspect, safetensors
-from tests.support.austen import CARD_GREEDY, CARD_IDS, CARD_PROMPT
+from tests.support.austen import CARD_GREEDY, CARD_IDS, CARD_PROMPT, CARD_SHA256
 from tests.support.command import COMMAND, ROOT, here, refused, run
 from tests.support.models import random_arrays, small, store
 from tests.support.thorough import examples
@@ -101,17 +101,17 @@ def test_an_empty_prompt_and_the_special_token() -> None:
     assert 4095 not in json.loads(out)["prompt_ids"]
 
 
-SAMPLES = ("--samples", "3", "--seed", "10", "--max-tokens", "20", "--stop", " that", "--dtype", "float64")
+SAMPLES = ("--samples", "3", "--seed", "12", "--max-tokens", "20", "--stop", " the", "--dtype", "float64")
 
 
 def test_samples() -> None:
     """Each sample equals the one from its own seed alone, and they are printed in order, though the first ends last."""
     code, out, error = here("generate", "It is a truth", *SAMPLES)
     alone = [
-        here("generate", "It is a truth", *SAMPLES, "--samples", "1", "--seed", str(seed))[1] for seed in (10, 11, 12)
+        here("generate", "It is a truth", *SAMPLES, "--samples", "1", "--seed", str(seed))[1] for seed in (12, 13, 14)
     ]
     assert (code, error) == (0, "")
-    assert out == "".join(f"--- sample {n} of 3, seed {n + 9} ---\n{text}" for n, text in enumerate(alone, 1))
+    assert out == "".join(f"--- sample {n} of 3, seed {n + 11} ---\n{text}" for n, text in enumerate(alone, 1))
     assert all(text.startswith("It is a truth") for text in alone)
     assert len(set(alone)) == 3
 
@@ -120,7 +120,7 @@ def test_samples_as_json_are_a_line_each() -> None:
     code, out, error = here("generate", "It is a truth", *SAMPLES, "--json", "-v")
     reports = [json.loads(line) for line in out.splitlines()]
     assert code == 0
-    assert [(report["sample"], report["seed"]) for report in reports] == [(1, 10), (2, 11), (3, 12)]
+    assert [(report["sample"], report["seed"]) for report in reports] == [(1, 12), (2, 13), (3, 14)]
     assert [report["finish"] for report in reports] == ["length", "stop", "stop"]
     assert len(reports[0]["token_ids"]) > len(reports[2]["token_ids"]) > len(reports[1]["token_ids"])
     for report in reports:
@@ -132,7 +132,7 @@ def test_samples_as_json_are_a_line_each() -> None:
             assert single[key] == report[key]
         assert single["sample"] == 1
     counts = ", ".join(f"{len(report['token_ids'])} generated ({report['finish']})" for report in reports)
-    assert error.startswith(f"npgpt: 4 prompt tokens, {counts}, seed 10 to 12; 0.")
+    assert error.startswith(f"npgpt: 4 prompt tokens, {counts}, seed 12 to 14; 0.")
     assert error.splitlines()[0].endswith(" tokens/s")
 
 
@@ -157,8 +157,8 @@ def test_repetition_penalty() -> None:
 
 
 def test_stop() -> None:
-    code, out, _ = here("generate", CARD_PROMPT, "--temperature", "0", "--stop", "not here", "--stop", " much in")
-    assert (code, out) == (0, CARD_GREEDY[: CARD_GREEDY.index(" much in")] + "\n")
+    code, out, _ = here("generate", CARD_PROMPT, "--temperature", "0", "--stop", "not here", "--stop", " able to")
+    assert (code, out) == (0, CARD_GREEDY[: CARD_GREEDY.index(" able to")] + "\n")
 
 
 def test_the_contexts_end_is_said() -> None:
@@ -210,7 +210,7 @@ def test_inspect() -> None:
         "192 = 6 heads × 32",
         "6 blocks",
         "786,432   22.4%",
-        "eb46f3475b614bc0f1f3e11eb525ff15d30107b9afe3dc677c03cc11463e8595",
+        CARD_SHA256,
         "7,016,832 bytes",
         "76 float16; converted to float32 at load",
         "all finite",
@@ -455,7 +455,7 @@ def test_inspect_as_json(tmp_path: Path) -> None:
         6,
     )
     (file,) = found["files"]
-    assert file["sha256"] == "eb46f3475b614bc0f1f3e11eb525ff15d30107b9afe3dc677c03cc11463e8595"
+    assert file["sha256"] == CARD_SHA256
     assert (file["bytes"], Path(file["path"]).name, found["path"]) == (7016832, "model.safetensors", file["path"])
     assert (found["non_finite"], found["dtypes"], sum(found["counts"].values())) == ({}, {"float16": 76}, 3_505_152)
     arrays = random_arrays(small(), dtype="float32")

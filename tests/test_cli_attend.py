@@ -16,26 +16,26 @@ TEXT = "It is a truth universally"
 
 
 def test_a_layer() -> None:
-    code, out, error = here("attend", TEXT, "--layer", "3", COLUMNS="80")
+    code, out, error = here("attend", TEXT, "--layer", "5", COLUMNS="80")
     lines = out.splitlines()
     assert (code, error) == (0, "")
     assert lines[:4] == [
-        "austen, layer 3: weights [1, 6, 7, 7], a map for each head (--head H for one",
+        "austen, layer 5: weights [1, 6, 7, 7], a map for each head (--head H for one",
         "alone, --html FILE for a page)",
         "Rows are queries, columns are keys; softmax over the keys: each row sums to 1.",
         "Later keys are masked: ·.",
     ]
     heads = [number for number, line in enumerate(lines) if line.startswith("head ")]
     assert [lines[number] for number in heads] == [
-        "head 0",
-        "head 1: even 0.93",
-        "head 2: previous token 0.41",
-        "head 3",
-        "head 4",
-        "head 5: even 0.94",
+        "head 0: own token 0.41",
+        "head 1",
+        "head 2",
+        "head 3: even 0.95",
+        "head 4: previous token 0.46",
+        "head 5: own token 0.40",
     ]
     for head, start in enumerate(heads):
-        alone = here("attend", TEXT, "--layer", "3", "--head", str(head), COLUMNS="80")[1].splitlines()
+        alone = here("attend", TEXT, "--layer", "5", "--head", str(head), COLUMNS="80")[1].splitlines()
         alone = alone[alone.index("") + 1 : -2]  # without the title, the axes and the scale
         height = len(alone)
         assert lines[start - 1] == ""
@@ -47,7 +47,7 @@ def test_a_layer() -> None:
 def test_a_head_of_the_first_layer() -> None:
     code, out, _ = here("attend", "-", "--head", "5", stdin=TEXT.encode(), COLUMNS="80")
     assert code == 0
-    assert out.startswith("austen, layer 0, head 5 (even 0.97): weights [7, 7] out of [1, 6, 7, 7]\n")
+    assert out.startswith("austen, layer 0, head 5 (even 0.92): weights [7, 7] out of [1, 6, 7, 7]\n")
     assert "0 It     ██· · · · · ·\n1 ␣is    " in out
 
 

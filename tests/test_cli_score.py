@@ -87,8 +87,8 @@ def test_top_tells_what_the_model_would_rather_have_said(folder: Path) -> None:
     rows = out.splitlines()
     assert rows[0].split() == ["byte", "rank", "bits", "token"]
     assert [row.split()[0] for row in rows[1:4]] == ["0", "2", "5"]
-    assert rows[2].split()[1] == "1"  # " is" after "It"
-    assert rows[2].split("%")[0].count("' is'") == 2
+    assert rows[3].split()[1] == "1"  # " a" after "It is"
+    assert rows[3].split("%")[0].count("' a'") == 2
 
 
 def on_a_terminal(*arguments: str, cwd: Path) -> str:

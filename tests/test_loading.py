@@ -18,7 +18,7 @@ from npgpt.checkpoints.open import Checkpoint, open_checkpoint
 from npgpt.config import PUBLISHED, Config
 from npgpt.errors import NpgptError
 from npgpt.text import vocabularies
-from tests.support.austen import CARD_GREEDY, CARD_IDS, CARD_PROMPT, CARD_TOP5
+from tests.support.austen import CARD_GREEDY, CARD_IDS, CARD_PROMPT, CARD_SHA256, CARD_TOP5
 from tests.support.models import SHAPES, put, random_arrays, random_ids, small, store
 
 
@@ -56,7 +56,7 @@ def test_the_embedded_model_does_what_its_card_says(dtype: str, within: float) -
 
 def test_the_embedded_model_in_short() -> None:
     found = inspect()
-    assert found.files[found.path][1] == "eb46f3475b614bc0f1f3e11eb525ff15d30107b9afe3dc677c03cc11463e8595"
+    assert found.files[found.path][1] == CARD_SHA256
     assert sum(found.counts.values()) == 3_505_152
     assert (found.dtypes, found.non_finite, found.unknown_keys, found.published_name) == ({"float16": 76}, {}, [], None)
 

@@ -11,6 +11,7 @@ import pytest
 from npgpt.cli import VERBS
 from npgpt.errors import nearest, reason
 from npgpt.scoring.windows import DEFAULTS
+from tests.support.austen import CARD_SHA256
 from tests.support.command import here, refused
 from tests.support.models import small, store
 
@@ -142,8 +143,7 @@ def test_notes_break_between_words_on_a_terminal_alone(tmp_path: Path) -> None:
 def test_the_lines_of_inspect_are_indented_behind_their_label() -> None:
     lines = here("inspect", terminal=True, COLUMNS="80")[1].splitlines()
     assert "  mlp             192 → 768 → 192, gelu_new" in lines
-    digest = "eb46f3475b614bc0f1f3e11eb525ff15d30107b9afe3dc677c03cc11463e8595"
-    assert lines[lines.index("  sha256") + 1] == " " * 16 + digest
+    assert lines[lines.index("  sha256") + 1] == " " * 16 + CARD_SHA256
     lines = here("inspect", terminal=True, COLUMNS="44")[1].splitlines()
     at = lines.index("  tensors         76 float16; converted to")
     assert lines[at + 1] == " " * 18 + "float32 at load"
