@@ -29,7 +29,7 @@ SMALL = Config(vocab_size=4096, n_positions=256, n_embd=192, n_layer=6, n_head=6
 STEPS = [("embedded", SMALL, 4, 64), ("embedded", SMALL, 16, 256), ("gpt2", PUBLISHED["gpt2"], 4, 64)]
 AGREE = 1e-4  # of a loss: AdamW's first update is the gradient's sign, so rounding moves some weights by the whole rate
 RATE, BETAS, DECAY = 1e-4, (0.9, 0.98), 0.1
-FLAGS = ["-Ofast", "-march=native", "-fno-finite-math-only", "-fopenmp", "-DOMP"]  # of llm.c's Makefile
+FLAGS = ["-Ofast", "-march=native", "-fopenmp", "-DOMP"]  # of llm.c's Makefile
 PROGRAM = """
 #define TESTING
 #include "train_gpt2.c"

@@ -16,6 +16,7 @@ import pytest
 from npgpt.checkpoints import formats, names
 from npgpt.errors import NpgptError
 from npgpt.oracle import block_mistakes, mistakes
+from tests import conftest
 
 ROOT = Path(__file__).parent.parent
 
@@ -60,6 +61,16 @@ def test_no_test_imports_from_another() -> None:
                 module = getattr(node, "module", None) or ""
                 names = [f"{module}.{alias.name}" for alias in node.names]
                 assert not [name for name in names if re.search(r"(^|\.)tests\..*\btest_", name)], (path, names)
+
+
+def test_folders_that_are_deselected_are_not_imported() -> None:
+    """Their packages take seconds to import, in each run of the plain tests."""
+    given = re.search(r'-m "(.*?)"', settings()["tool:pytest"]["addopts"])
+    assert given is not None
+    for expression, expected in ((given[1], ["parity", "browser"]), ("parity", []), ("", [])):
+        config: Any = SimpleNamespace(option=SimpleNamespace(markexpr=expression))
+        folders = ("parity", "browser", "oracle", "tests")
+        assert [name for name in folders if conftest.pytest_ignore_collect(Path(name), config)] == expected
 
 
 def examples() -> list[str]:
