@@ -47,8 +47,8 @@ def types(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the plain tests on every Python that is installed."""
-    session.install("-e", ".[test,completion]")
-    session.run("pytest", "-q", *session.posargs)
+    session.install("-e", ".[test,completion]", "pytest-xdist==3.8.0")
+    session.run("pytest", "-q", *PARALLEL, *session.posargs, env=ONE_THREAD)
 
 
 @nox.session

@@ -170,7 +170,7 @@ def tiled_backward(attention_backward: Callable[..., QKV]) -> Callable[..., QKV]
                 dk[b, heads, seen] += dk_some
                 dv[b, heads, seen] += dv_some
 
-        threads = thread_count()
+        threads = _threads(FEW_QUERIES, T, D)
         in_threads(threads, some_heads, _shares(B, H, threads))
         return dq, dk, dv
 
@@ -187,7 +187,7 @@ def by_queries(hidden: float) -> Callable[[Formula], Formula]:
     def decorate(formula: Formula) -> Formula:
         @wraps(formula)
         def run(q: Array, k: Array, scale: float, padding: Padding = 0) -> Array:
-            (B, H, T, _), S = q.shape, k.shape[2]
+            (B, H, T, D), S = q.shape, k.shape[2]
             if T <= MAX_WHOLE_QUERIES or np.any(padding):
                 return formula(q, k, scale, padding)
             y = np.full((B, H, T, S), hidden, q.dtype)
@@ -197,13 +197,18 @@ def by_queries(hidden: float) -> Callable[[Formula], Formula]:
                     queries, seen = slice(start, start + FEW_QUERIES), slice(S - T + min(start + FEW_QUERIES, T))
                     y[job][:, queries, seen] = formula(q[job][None, :, queries], k[job][None, :, seen], scale)[0]
 
-            threads = thread_count()
+            threads = _threads(FEW_QUERIES, S, D)
             in_threads(threads, some_heads, _shares(B, H, threads))
             return y
 
         return run
 
     return decorate
+
+
+def _threads(queries: int, keys: int, width: int) -> int:
+    """Return how many threads may multiply queries by keys: one if OpenBLAS itself divides so large a product."""
+    return thread_count() if queries * keys * width <= MAX_SMALL_PRODUCT else 1
 
 
 def _shares(B: int, H: int, threads: int) -> list[tuple[int, slice]]:
