@@ -31,7 +31,7 @@ def read(path: Path) -> tuple[Points, Points]:
         losses, held_out = run["losses"], run["held_out"]
     share = -(-len(losses) // 100)
     groups = [losses[start : start + share] for start in range(0, len(losses), share)]
-    training = [(start * share + (share + 1) / 2, float(group.mean())) for start, group in enumerate(groups)]
+    training = [(start * share + (len(group) + 1) / 2, float(group.mean())) for start, group in enumerate(groups)]
     return training, [(step, loss) for step, loss in held_out.tolist()]
 
 

@@ -231,8 +231,7 @@ def product(x: Array, weight: Array) -> Array:
     rows = x.reshape(-1, x.shape[-1])  # of all sequences together; in 3-D NumPy would compute B products
     large = weight.size >= MIN_SHARED_WEIGHTS and weight.flags.f_contiguous
     if not 1 < len(rows) <= (MAX_SHARED_ROWS if large and thread_count() > 1 else MAX_SERIAL_ROWS):
-        y = np.empty((*x.shape[:-1], weight.shape[1]), x.dtype)  # no view, so that NumPy adds a bias in place
-        np.matmul(rows, weight, out=y.reshape(-1, weight.shape[1]))
+        y: Array = rows @ weight
     elif large:
         y = _by_outputs(rows, weight.T)
     else:

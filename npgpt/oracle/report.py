@@ -227,8 +227,8 @@ def sign(report: Report) -> str:
     """Return what the first unexplained stage suggests, else the two most useful experiments unless they were run."""
     stage = report.diagnosis.unexplained
     if stage is not None and is_backward(stage):
-        whole = any(is_backward(row.stage) and not is_last(row.stage) for row in report.rows)
-        return "" if whole else "The gradients of stages, d.NAME, would show where it begins."
+        of_stages = any(is_backward(row.stage) and not is_last(row.stage) for row in report.rows)
+        return "" if of_stages else "The gradients of stages, d.NAME, would show where it begins."
     if stage in ("wte", "wpe", "embedding"):
         return "The embeddings themselves differ: are these the same weights, and the same ids?"
     if stage in OUTPUTS and any(row.stage == "ln_f" and row.difference.ratio <= 1 for row in report.rows):
