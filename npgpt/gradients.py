@@ -115,6 +115,7 @@ def layer_norm_backward(dy: Array, x: Array, weight: Array, epsilon: float) -> t
 def linear_backward(dy: Array, x: Array, weight: Array) -> tuple[Array, Linear]:
     """Return dx = dy weightᵀ [..., in], and the gradients xᵀ dy [in, out] and Σ dy [out] of weight and bias."""
     tokens, d_tokens = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    # the sum over tokens is a product with ones, which BLAS computes in several threads
     return kernels.product(dy, weight.T), Linear(tokens.T @ d_tokens, np.ones(len(tokens), dy.dtype) @ d_tokens)
 
 
